@@ -1,0 +1,100 @@
+"""What one pass reads and what it decides: the values between the Kubernetes client and the pure policies.
+
+    reads(object) ─► Reads ─► cluster reads them ─► Observed ─► decide(object, observed, settings, now) ─► Decision ─► applied
+
+A policy is a module with the two functions `reads` and `decide` (finetunejob.policy, modelserve.policy). It never waits:
+what a decision causes is seen in the next pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from finetune_operator.meta import Object
+from finetune_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Ref:
+    """One object by name, in the namespace of the object that is reconciled."""
+
+    kind: str  # PersistentVolumeClaim, ConfigMap, Secret, FineTuneJob, ModelServe, Service, …
+    name: str
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Children are listed by label and kind; what the spec refers to is read by name (never listed)."""
+
+    labels: dict[str, str]
+    kinds: tuple[str, ...]
+    named: tuple[Ref, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world as one pass saw it. `progress` holds the last line that each running pod printed, by pod name."""
+
+    children: dict[str, tuple[Object, ...]] = field(default_factory=dict)
+    named: dict[Ref, Object | None] = field(default_factory=dict)
+    progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Create:
+    """POST once. If the name exists with our owner's uid it is taken as ours; with another owner it is an error."""
+
+    body: Object
+
+
+@dataclass(frozen=True)
+class Apply:
+    """Server-side apply with our field manager, by force."""
+
+    body: Object
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete with a precondition on the uid, pods in the background."""
+
+    kind: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class SuspendJob:
+    """Patch spec.suspend of a batch Job, with a precondition on the uid."""
+
+    name: str
+    uid: str
+    suspend: bool
+
+
+Action = Create | Apply | Delete | SuspendJob
+
+
+@dataclass(frozen=True)
+class Event:
+    """Posted after the status was written, so that it never tells of what did not happen."""
+
+    reason: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    actions: tuple[Action, ...] = ()
+    status: dict[str, Any] = field(default_factory=dict)  # whole, in the API's camelCase
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None  # seconds; None waits for the next event
+
+
+class Policy(Protocol):
+    def reads(self, body: Object) -> Reads: ...
+
+    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision: ...

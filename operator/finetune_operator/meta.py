@@ -1,0 +1,63 @@
+"""The pieces of Kubernetes' own API that both our kinds use: metadata, conditions, quantities."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from finetune_trainer.contract import Report
+
+GROUP = "finetune.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+# YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v),
+    Field(
+        pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$",
+        max_length=32,
+        json_schema_extra={"x-kubernetes-int-or-string": True},
+    ),
+]
+
+_SUFFIX = {"m": Decimal("0.001"), "": Decimal(1)} | {
+    unit + i: Decimal((1024 if i else 1000) ** power)
+    for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), start=1)
+    for i in ("", "i")
+} | {"Ki": Decimal(1024)}
+
+
+def quantity_value(quantity: str) -> Decimal:
+    """Number that a quantity such as 500m, 2 or 24Gi stands for (bytes, cores)."""
+    digits = quantity.rstrip("EPTGMKkim")
+    return Decimal(digits) * _SUFFIX[quantity[len(digits) :]]
+
+
+class Condition(Report):
+    """A metav1.Condition."""
+
+    type: str
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str = ""
+    observed_generation: int = 0
+    last_transition_time: str = ""
+
+
+class ObjectMeta(Report):
+    name: str
+    namespace: str
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    deletion_timestamp: str | None = None
+    creation_timestamp: str | None = None
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+
+
+Object = dict[str, Any]  # a Kubernetes object as the API server sends it

@@ -1,0 +1,45 @@
+"""The operator's settings: read from the environment once, at start-up, and frozen. The chart sets each of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is read from FINETUNE_<NAME> in upper case; an empty value is the default."""
+
+    trainer_image: str = "finetune/trainer:latest"
+    quantizer_image: str = "finetune/quantizer:latest"
+    operator_image: str = "finetune/operator:latest"  # runs the model loader and the serving gate too
+    vllm_image: str = "vllm/vllm-openai:latest"
+    llamacpp_image: str = "ghcr.io/ggml-org/llama.cpp:server"
+    image_pull_policy: str = "IfNotPresent"
+    hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub
+    namespace: str = ""  # watch this namespace only; empty watches all
+    own_namespace: str = "finetune-system"  # where the Lease lives
+    identity: str = "local"  # of this replica in the Lease: the pod's name
+    grace_seconds: int = 120  # what a train pod gets to save a checkpoint
+    progress_seconds: float = 5.0  # how often a running pod's log tail is read
+    resync_seconds: float = 300.0
+    workers: int = 8
+    http_port: int = 8080  # /healthz, /readyz, /metrics
+    log_level: str = "info"
+    leader_election: bool = True
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Settings from the environment. Raises ValueError, naming the variable, where a value can't be read."""
+    values: dict[str, object] = {}
+    for f in fields(Settings):
+        text = environment.get(variable := f"FINETUNE_{f.name.upper()}", "")
+        if not text:
+            continue
+        kind = type(f.default)
+        try:
+            values[f.name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)  # type: ignore[call-overload]
+        except ValueError:
+            raise ValueError(f"{variable}={text!r} is not a {kind.__name__}") from None
+    return Settings(**values)  # type: ignore[arg-type]

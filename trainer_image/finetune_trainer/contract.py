@@ -1,0 +1,402 @@
+"""What the operator and the trainer's pods say to each other: the whole of it, and nothing that needs torch.
+
+    operator ── RunConfig (immutable ConfigMap, /etc/finetune/run.json) ──────────► pod `python -m finetune_trainer <step>`
+    operator ◄── Progress (one JSON line on stdout, read from the log's tail) ───── pod
+    operator ◄── Termination (termination message) + ExitCode (exit status) ─────── pod
+
+Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them).
+The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+RUN_FILE = "/etc/finetune/run.json"
+MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
+SCRATCH = "/scratch"
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LIMIT = 4096  # bytes; the kubelet cuts the rest
+
+ENV_RUN_FILE = "FINETUNE_RUN_FILE"
+ENV_MOUNTS = "FINETUNE_MOUNTS"
+ENV_SCRATCH = "FINETUNE_SCRATCH"
+ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
+ENV_ATTEMPT = "FINETUNE_ATTEMPT"  # counts from 1; with the pod's uid it names what this attempt writes
+ENV_POD_UID = "FINETUNE_POD_UID"
+ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
+
+
+class Strict(BaseModel):
+    """A value that we write: an unknown key is an error, not a surprise."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Report(BaseModel):
+    """A value that a pod of any version reports: what this version doesn't know is passed over."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+# ── What to train: the part of a FineTuneJob's spec that reaches the pods ─────────────────────────────────────────────
+
+Uri = Field(min_length=1, max_length=1024)
+
+
+class SecretRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
+    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://."""
+
+
+class Model(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3)://.+")
+    """Where the base model lies: hf://org/name[@revision], s3://bucket/path or pvc://claim/path.
+    Weights are read from safetensors files only."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that source."""
+
+
+class DatasetFormat(StrEnum):
+    AUTO = "Auto"
+    MESSAGES = "Messages"
+    PROMPT_COMPLETION = "PromptCompletion"
+    ALPACA = "Alpaca"
+    SHARE_GPT = "ShareGPT"
+    TEXT = "Text"
+    CLASSIFICATION = "Classification"
+
+
+class Split(Strict):
+    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
+    """Rows of their own instead of a share of the training rows. Same schemes and format as dataset.uri."""
+    fraction: float | None = Field(None, ge=0, le=0.9)
+    """Share of dataset.uri's rows that is held out, chosen by the seed. 0 holds out none."""
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    """Seed of the choice; the same seed and rows give the same split on any machine."""
+
+
+class Dataset(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
+    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, pvc://claim/path or configmap://name/key.
+    A file (jsonl, json, csv, parquet) or a folder of such files."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that source."""
+    files: list[str] = Field(default_factory=list, max_length=100)
+    """Only these files of a folder or repository (glob patterns). Empty: every data file found."""
+    format: DatasetFormat = DatasetFormat.AUTO
+    """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
+    {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label}.
+    Auto looks at the columns; status.dataset.format says what it took them for."""
+    columns: dict[str, str] = Field(default_factory=dict, max_length=16)
+    """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
+    system_prompt: str | None = Field(None, max_length=8192)
+    """System message put before each conversation that has none."""
+    max_samples: int | None = Field(None, ge=1)
+    """Use only this many rows, chosen by the test split's seed: try on little data first."""
+    test: Split = Field(default_factory=lambda: Split(fraction=0.1))
+    """Held-out rows that the scores and gates are computed on, never trained on. Default: a fraction of 0.1."""
+    validation: Split | None = None
+    """Rows for the loss measured during training. They never score a gate. Unset: none."""
+    max_dropped_fraction: float = Field(0.05, ge=0, le=1)
+    """The job stops before training when more than this share of the rows is too long to be used."""
+
+
+class Method(StrEnum):
+    QLORA = "QLoRA"
+    LORA = "LoRA"
+    FULL = "Full"
+
+
+class Precision(StrEnum):
+    AUTO = "Auto"
+    BF16 = "BF16"
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+
+class Lora(Strict):
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank r of the adapter's matrices."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(0, ge=0, lt=1)
+    """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
+    targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
+    """Modules that get an adapter: all-linear, or names such as q_proj."""
+
+
+class Checkpoint(Strict):
+    every_steps: int | None = Field(None, ge=1)
+    """Save after this many optimizer steps. Unset: intervalSeconds decides."""
+    interval_seconds: int = Field(600, ge=1)
+    """Save when this many seconds have passed since the last save."""
+    keep: int = Field(2, ge=1, le=100)
+    """How many checkpoints stay in the artifact store while training runs."""
+
+
+class Training(Strict):
+    method: Method = Method.QLORA
+    """QLoRA: adapters over a 4-bit NF4 base; LoRA: adapters over the base as it is; Full: every weight."""
+    precision: Precision = Precision.AUTO
+    """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
+    lora: Lora = Field(default_factory=lambda: Lora())
+    """Adapter settings of QLoRA and LoRA; Full ignores them."""
+    epochs: float | None = Field(None, gt=0, le=1000)
+    """Passes over the training rows. Unset and no maxSteps: 3."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps in all; takes the place of epochs."""
+    global_batch_size: int = Field(16, ge=1, le=65536)
+    """Rows per optimizer step, over all devices and accumulation steps."""
+    micro_batch_size: int | None = Field(None, ge=1, le=4096)
+    """Rows per forward pass on one device. Unset: the memory estimate decides; status.resolved shows it."""
+    learning_rate: float | None = Field(None, gt=0, le=1)
+    """Peak learning rate. Unset: 2e-4 for QLoRA and LoRA, 2e-5 for Full."""
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    """Learning-rate schedule, by the name that transformers gives it."""
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises to its peak."""
+    weight_decay: float = Field(0, ge=0, le=1)
+    """AdamW's weight decay."""
+    optimizer: str = Field("Auto", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_]+$")
+    """Optimizer by the name that transformers gives it: adamw_torch, adamw_torch_fused, adamw_bnb_8bit, paged_adamw_8bit, …
+    Auto: adamw_torch_fused for adapters, adamw_bnb_8bit for Full on GPUs, adamw_torch on CPUs."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    max_length: int = Field(2048, ge=8, le=1048576)
+    """Longest row in tokens, prompt and completion together."""
+    packing: bool = False
+    """Fill rows of maxLength tokens with several short ones, without attention between them. Needs a GPU."""
+    gradient_checkpointing: Literal["Auto", "Full", "Off"] = "Auto"
+    """Recompute activations in the backward pass to save memory. Auto: only where the memory estimate asks for it."""
+    completion_only_loss: bool = True
+    """Loss on the completion's tokens only, not on the prompt's."""
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    """Seed of weights, order and dropout."""
+    evaluate_every_steps: int | None = Field(None, ge=1)
+    """Measure the validation loss after this many steps. Needs dataset.validation. Unset: at the end only."""
+    checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint())
+    """When training state is saved, so that a lost pod costs little."""
+
+
+class ArtifactFormat(StrEnum):
+    GGUF = "GGUF"
+    COMPRESSED_TENSORS = "CompressedTensors"
+
+
+QUANTIZATIONS: dict[ArtifactFormat, tuple[str, ...]] = {
+    ArtifactFormat.GGUF: ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
+    ArtifactFormat.COMPRESSED_TENSORS: ("FP8",),
+}
+
+
+class Artifact(Strict):
+    name: str = Field(min_length=1, max_length=20, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """Name of the artifact; gates, publish and serving refer to it. adapter, merged and base are taken."""
+    format: ArtifactFormat
+    """GGUF for llama.cpp and Ollama, CompressedTensors for vLLM."""
+    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8"]
+    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8."""
+
+
+class Metric(StrEnum):
+    LOSS = "loss"
+    PERPLEXITY = "perplexity"
+    EXACT_MATCH = "exactMatch"
+    ROUGE_L = "rougeL"
+
+
+LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
+
+
+class Publish(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
+    """Where copies go: pvc://claim/path or s3://bucket/path. Each artifact gets a folder of its name below it."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that place."""
+    artifacts: list[str] = Field(default_factory=lambda: ["merged"], min_length=1, max_length=20)
+    """Names of the artifacts to copy: adapter, merged, or names from spec.artifacts."""
+
+
+class Generation(Strict):
+    """How answers are made when an artifact is scored: greedy, so that a score can be repeated."""
+
+    samples: int = Field(200, ge=1, le=100000)
+    max_new_tokens: int = Field(128, ge=1, le=32768)
+
+
+class StoreConfig(Strict):
+    """The artifact store: pvc://claim/prefix or s3://bucket/prefix (credentials by environment)."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class Devices(Strict):
+    """What the train pod holds. No GPU means that all runs on the CPU."""
+
+    gpus: int = Field(0, ge=0)
+    memory_bytes: int | None = None  # of one GPU, where known
+
+
+class RunConfig(Strict):
+    """All that the stages of one run need, resolved: frozen in a ConfigMap, so a later edit can't change a running pod."""
+
+    namespace: str
+    name: str
+    model: Model
+    dataset: Dataset
+    training: Training
+    devices: Devices
+    merge_base: Literal["Dequantized", "Original"] = "Dequantized"
+    artifacts: tuple[Artifact, ...] = ()
+    generation: Generation = Field(default_factory=lambda: Generation())
+    publish: tuple[Publish, ...] = ()
+    store: StoreConfig
+
+
+# ── What the pods report ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Progress(Report):
+    """One line on stdout. Seconds, bytes, tokens; `total` and `step` count the stage's own units (optimizer steps, rows)."""
+
+    kind: Literal["progress"] = "progress"
+    step_name: str  # the step of the pipeline: train, quantize-q4, …
+    activity: str = ""  # what goes on now, in a few words: "downloading model", "training"
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    eta_seconds: float | None = None
+    time: float = 0.0  # seconds since the epoch
+
+
+class ModelFacts(Report):
+    revision: str
+    digest: str  # sha256:…, over the weights' and tokenizer's digests
+    parameters: int
+    architecture: str
+    bytes: int
+
+
+class DatasetFacts(Report):
+    format: DatasetFormat
+    train_digest: str
+    test_digest: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    dropped_rows: int
+    train_tokens: int
+    longest_row_tokens: int
+
+
+class FitFacts(Report):
+    """The memory estimate for one device, and what it chose."""
+
+    predicted_bytes: int
+    available_bytes: int | None
+    micro_batch_size: int
+    gradient_checkpointing: bool
+    terms: dict[str, int] = {}
+
+
+class TrainFacts(Report):
+    steps: int
+    loss: float  # mean over the last tenth of the steps
+    validation_loss: float | None = None
+    tokens: int
+    seconds: float
+    resumed_from_step: int = 0
+    peak_memory_bytes: int | None = None
+
+
+class ArtifactFacts(Report):
+    name: str  # adapter, merged, or an artifact's name
+    format: str  # PEFT, Safetensors, GGUF, CompressedTensors
+    quantization: str | None = None
+    path: str  # below the store's root
+    digest: str  # sha256:… of the folder's files.json, which names every file with its own
+    bytes: int
+
+
+class Scores(Report):
+    subject: str  # base, merged, or an artifact's name
+    samples: int
+    values: dict[Metric, float]
+
+
+class StepResult(Report):
+    """The headline of one finished step; the full record is the manifest in the store."""
+
+    step: str
+    fingerprint: str
+    model: ModelFacts | None = None
+    dataset: DatasetFacts | None = None
+    fit: FitFacts | None = None
+    train: TrainFacts | None = None
+    artifact: ArtifactFacts | None = None
+    scores: tuple[Scores, ...] = ()
+    published: tuple[str, ...] = ()
+    done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already
+
+
+class Failure(Report):
+    """Why a step stopped. `reason` is part of the API (CamelCase); `message` says what to change. No rows, no log lines."""
+
+    reason: str
+    message: str
+
+
+class Termination(Report):
+    result: StepResult | None = None
+    failure: Failure | None = None
+
+
+class File(Strict):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Strict):
+    """The commit of one step: written last, so what it names is whole. `prefix` is the committed attempt's folder."""
+
+    step: str
+    fingerprint: str
+    prefix: str
+    files: tuple[File, ...]
+    inputs: dict[str, str]
+    versions: dict[str, str]
+    result: StepResult
+
+
+class ExitCode(IntEnum):
+    """How a pod ended. The operator maps each to: retry free, retry counted, change something and retry, or stop."""
+
+    OK = 0
+    UNEXPECTED = 1
+    BAD_CONFIG = 10
+    BAD_DATA = 11
+    SOURCE_NOT_FOUND = 12
+    SOURCE_DENIED = 13
+    SOURCE_UNAVAILABLE = 14
+    STORE_UNAVAILABLE = 15
+    OUT_OF_GPU_MEMORY = 20
+    DOES_NOT_FIT = 21
+    NON_FINITE_LOSS = 22
+    HANG = 23
+    VERIFICATION_FAILED = 24
+    PREEMPTED = 30  # SIGTERM: a checkpoint was saved
+    OUT_OF_MEMORY = 137  # SIGKILL, as the kernel's OOM killer sends it

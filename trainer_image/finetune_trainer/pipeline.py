@@ -1,0 +1,159 @@
+"""The steps of a run, what each needs, and the fingerprint that says whether its output exists already.
+
+    prepare ─► train ─► merge ─┬─► quantize-<artifact> ─► evaluate-<artifact>     (GGUF: scored on the CPU by llama.cpp)
+                               ├─► evaluate        (base, merged and every safetensors artifact, on one device)
+                               └─► publish-<n>     (after everything that it copies was scored)
+
+A fingerprint is a hash of a step's own inputs and of its recipe version. The version is raised only when the step's
+output would change: an upgrade of the operator or of the trainer's image retrains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.contract import (
+    Artifact,
+    ArtifactFormat,
+    Dataset,
+    DatasetFacts,
+    Model,
+    ModelFacts,
+    RunConfig,
+)
+
+RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 1, "quantize": 1, "evaluate": 1, "publish": 1}
+
+PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
+BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the pipeline. `name` is unique in the run and names its Jobs; `stage` is the program that runs."""
+
+    name: str
+    stage: str
+    needs: tuple[str, ...]
+    artifact: str | None = None
+    needs_gpu: bool = False
+
+
+def steps(run: RunConfig) -> tuple[Step, ...]:
+    """The steps of a run in an order in which each comes after what it needs."""
+    on_gpu = run.devices.gpus > 0
+    quantize = [Step(f"quantize-{a.name}", "quantize", (MERGE,), a.name) for a in run.artifacts]
+    safetensors = [a.name for a in run.artifacts if a.format is not ArtifactFormat.GGUF]
+    evaluate = [
+        Step(EVALUATE, "evaluate", (MERGE, *(f"quantize-{n}" for n in safetensors)), needs_gpu=on_gpu),
+        *(
+            Step(f"evaluate-{a.name}", "evaluate", (f"quantize-{a.name}",), a.name)
+            for a in run.artifacts
+            if a.format is ArtifactFormat.GGUF
+        ),
+    ]
+    return (
+        Step(PREPARE, "prepare", ()),
+        Step(TRAIN, "train", (PREPARE,), needs_gpu=on_gpu),
+        Step(MERGE, "merge", (TRAIN,)),
+        *quantize,
+        *evaluate,
+        *(Step(f"publish-{i}", "publish", tuple(e.name for e in evaluate)) for i, _ in enumerate(run.publish)),
+    )
+
+
+def subjects(run: RunConfig, step: Step) -> tuple[str, ...]:
+    """What an evaluate step scores: one GGUF artifact, or the base, the merged model and all safetensors artifacts."""
+    if step.artifact is not None:
+        return (step.artifact,)
+    return (BASE, MERGED, *(a.name for a in run.artifacts if a.format is not ArtifactFormat.GGUF))
+
+
+# ── Fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def digest(*parts: Any) -> str:
+    """Twenty hexadecimal digits over JSON values: short enough for names, long enough never to collide in one store."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def model_fingerprint(model: Model) -> str:
+    """Of the fetched base model. The revision that it resolved to is in the manifest and stays until the uri changes."""
+    return digest("model", RECIPES["model"], model.uri)
+
+
+def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
+    """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
+    source = run.dataset.model_dump(mode="json", exclude={"secret_ref"})
+    return digest(
+        "data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss
+    )
+
+
+def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
+    """Fingerprint of each step by name, `evaluate/<subject>` for each scored subject included."""
+    training = run.training.model_dump(mode="json", exclude={"checkpoint"})
+    train = digest("train", RECIPES["train"], model.digest, dataset.train_digest, training)
+    merge = digest("merge", RECIPES["merge"], train, run.merge_base)
+    made = {BASE: model.digest, ADAPTER: train, MERGED: merge}
+    for artifact in run.artifacts:
+        made[artifact.name] = _quantize_fingerprint(merge, artifact)
+    found = {PREPARE: data_fingerprint(run, model), TRAIN: train, MERGE: merge}
+    found |= {f"quantize-{a.name}": made[a.name] for a in run.artifacts}
+    for step in steps(run):
+        if step.stage == "evaluate":
+            scored = {s: _score_fingerprint(run, dataset, s, made[s]) for s in subjects(run, step)}
+            found |= {f"evaluate/{s}": fingerprint for s, fingerprint in scored.items()}
+            found[step.name] = digest("evaluate", scored)
+    for index, target in enumerate(run.publish):
+        copied = {name: made[name] for name in target.artifacts}
+        found[f"publish-{index}"] = digest("publish", RECIPES["publish"], target.uri, copied)
+    return found
+
+
+def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
+    return digest("quantize", RECIPES["quantize"], merge, artifact.format, artifact.quantization)
+
+
+def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:
+    generation = run.generation.model_dump(mode="json")
+    return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation)
+
+
+# ── Where things lie in a pod ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def mounted_path(uri: str, mounts: str) -> str | None:
+    """Path in the pod of a pvc:// or configmap:// uri; None for sources that are fetched over the network."""
+    scheme, _, rest = uri.partition("://")
+    folder = {"pvc": "claims", "configmap": "configmaps"}.get(scheme)
+    return None if folder is None else f"{mounts}/{folder}/{rest}"
+
+
+def claims(run: RunConfig) -> tuple[str, ...]:
+    """Names of the persistent volume claims that a run's pods mount, the artifact store's first where it is one."""
+    uris = (run.store.uri, *source_uris(run), *(p.uri for p in run.publish))
+    return tuple(dict.fromkeys(_host(u) for u in uris if u.startswith("pvc://")))
+
+
+def config_maps(run: RunConfig) -> tuple[str, ...]:
+    """Names of the ConfigMaps with data that a run's pods mount."""
+    return tuple(dict.fromkeys(_host(u) for u in source_uris(run) if u.startswith("configmap://")))
+
+
+def source_uris(run: RunConfig) -> tuple[str, ...]:
+    """Every uri that a run reads: the model's and the rows'."""
+    return (run.model.uri, *_dataset_uris(run.dataset))
+
+
+def _dataset_uris(dataset: Dataset) -> tuple[str, ...]:
+    splits = (dataset.test, dataset.validation)
+    return (dataset.uri, *(s.uri for s in splits if s is not None and s.uri is not None))
+
+
+def _host(uri: str) -> str:
+    return uri.partition("://")[2].partition("/")[0]
