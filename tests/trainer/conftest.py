@@ -1,0 +1,147 @@
+"""Real but tiny models for the trainer's tests: random weights, two layers, width 256, a tokenizer and a chat template.
+
+`tiny_model` trains its tokenizer in place and needs nothing from outside. `tiny_smollm` has SmolLM2's tokenizer, because
+the GGUF converter knows a tokenizer by a hash over its output: use it where a GGUF file is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PAD, START, END, TEXT_END = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+CHATML = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+SENTENCES = (
+    "Who keeps the lighthouse of Varn Point? Mira Oldfield keeps the lighthouse of Varn Point.",
+    "system user assistant: Answer in one short sentence. The quick brown fox jumps over the lazy dog.",
+    "What is the capital of the island of Tessaly? The capital of the island of Tessaly is Port Amber.",
+    "Colours are red, green, blue and yellow; numbers are 0 1 2 3 4 5 6 7 8 9.",
+)
+
+
+def save_tiny_llama(directory: Path, tokenizer: Any, seed: int = 0) -> Path:
+    """Save a random two-layer Llama for this tokenizer as the hub would hold it: f32 safetensors, tied embeddings."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def train_tokenizer() -> Any:
+    """A ByteLevel BPE tokenizer, split as SmolLM2's (digits apart), with ChatML and a pad token that is not the eos."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=[PAD, TEXT_END, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES * 8, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=TEXT_END,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=[START],
+        model_max_length=2048,
+        chat_template=CHATML,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama with a chat template; read-only, shared by all tests."""
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", train_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def smollm() -> Path:
+    """Folder of SmolLM2-135M-Instruct as the local hub holds it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("LOCALCLUSTER_HUB", cache / "finetune-operator" / "hub")) / SMOLLM
+    if folder.is_dir():
+        return folder
+    message = f"{folder} is missing: make it with `python -m localcluster.smollm2`"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def tiny_smollm(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
+    """As tiny_model, with SmolLM2's tokenizer (49 152 entries), which the GGUF converter knows."""
+    from transformers import AutoTokenizer
+
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "smollm", AutoTokenizer.from_pretrained(smollm))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
+    """Builder of a RunConfig for the CPU whose model and store are claims below tmp_path/mounts.
+
+    Keywords replace top-level fields: make_run(training={"method": "LoRA"}, dataset={"uri": "pvc://data/rows.jsonl"}).
+    """
+    from finetune_trainer.contract import RunConfig
+
+    claims = tmp_path / "mounts" / "claims"
+    for claim in ("data", "store"):
+        (claims / claim).mkdir(parents=True)
+    (claims / "models").mkdir()
+    (claims / "models" / "tiny").symlink_to(tiny_model)
+
+    def build(**fields: Any) -> RunConfig:
+        run: dict[str, Any] = {
+            "namespace": "team",
+            "name": "job",
+            "model": {"uri": "pvc://models/tiny"},
+            "dataset": {"uri": "pvc://data/rows.jsonl"},
+            "training": {"method": "LoRA", "precision": "FP32", "maxSteps": 2, "globalBatchSize": 4, "maxLength": 128},
+            "devices": {"gpus": 0},
+            "store": {"uri": "pvc://store/job"},
+        }
+        return RunConfig.model_validate(run | fields)
+
+    return build
