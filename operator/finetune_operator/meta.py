@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -16,12 +17,13 @@ API_VERSION = f"{GROUP}/{VERSION}"
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
 Quantity = Annotated[
     str,
-    BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v),
     Field(
         pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$",
         max_length=32,
         json_schema_extra={"x-kubernetes-int-or-string": True},
     ),
+    # After the Field, so that the schema keeps its bounds.
+    BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v),
 ]
 
 _SUFFIX = {"m": Decimal("0.001"), "": Decimal(1)} | {
@@ -61,3 +63,12 @@ class ObjectMeta(Report):
 
 
 Object = dict[str, Any]  # a Kubernetes object as the API server sends it
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must hold between fields, in CEL: the API server refuses an object that breaks it, with this message."""
+
+    at: str  # path of the value that is `self`, [] for each item of a list
+    must: str
+    message: str  # names the field and says what to write instead

@@ -42,7 +42,9 @@ class Strict(BaseModel):
 class Report(BaseModel):
     """A value that a pod of any version reports: what this version doesn't know is passed over."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
 
 
 # ── What to train: the part of a FineTuneJob's spec that reaches the pods ─────────────────────────────────────────────

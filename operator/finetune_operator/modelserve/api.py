@@ -42,7 +42,9 @@ class EngineType(StrEnum):
 
 class EnvVar(Strict):
     name: str = Field(min_length=1, max_length=256)
+    """Name of the variable."""
     value: str = Field("", max_length=4096)
+    """Its value."""
 
 
 class Engine(Strict):

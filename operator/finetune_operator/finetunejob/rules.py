@@ -1,0 +1,117 @@
+"""What must hold between the fields of a FineTuneJob. Bounds of single fields are in api.py and the contract."""
+
+from __future__ import annotations
+
+from finetune_operator.meta import Rule
+
+_STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+
+
+def compute_only(at: str) -> Rule:
+    """A Resources value that names no GPUs."""
+    names = "['cpu', 'memory', 'ephemeral-storage']"
+    return Rule(
+        at,
+        f"(!has(self.requests) || self.requests.all(r, r in {names}))"
+        f" && (!has(self.limits) || self.limits.all(r, r in {names}))",
+        f"{at}.requests and .limits take cpu, memory and ephemeral-storage only; ask for GPUs in spec.parallelism",
+    )
+
+
+def _split(at: str) -> Rule:
+    return Rule(
+        at,
+        "has(self.uri) != has(self.fraction)",
+        f"{at} takes exactly one of uri (rows of their own) and fraction (a share of dataset.uri's rows)",
+    )
+
+
+RULES = (
+    _split("spec.dataset.test"),
+    _split("spec.dataset.validation"),
+    Rule(
+        "spec.dataset",
+        "!has(self.validation) || !has(self.validation.fraction) || !has(self.test.fraction)"
+        " || self.validation.fraction + self.test.fraction < 1.0",
+        "spec.dataset.test.fraction and validation.fraction leave no rows to train on; make their sum less than 1",
+    ),
+    Rule(
+        "spec.training",
+        "!(has(self.epochs) && has(self.maxSteps))",
+        "spec.training takes epochs or maxSteps, not both; remove one of them",
+    ),
+    Rule(
+        "spec.training",
+        "!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+        "spec.training.globalBatchSize must be a multiple of microBatchSize; change one, or leave microBatchSize out",
+    ),
+    Rule(
+        "spec",
+        "!has(self.training.evaluateEverySteps) || has(self.dataset.validation)",
+        "spec.training.evaluateEverySteps needs validation rows; set spec.dataset.validation.uri or .fraction",
+    ),
+    Rule(
+        "spec",
+        "!self.training.packing || self.parallelism.gpusPerNode > 0",
+        "spec.training.packing needs a GPU; set it to false, or spec.parallelism.gpusPerNode to 1",
+    ),
+    Rule(
+        "spec",
+        "self.training.precision != 'FP16' || self.parallelism.gpusPerNode > 0",
+        "spec.training.precision FP16 needs a GPU; use Auto or FP32 where spec.parallelism.gpusPerNode is 0",
+    ),
+    Rule(
+        "spec.artifacts[]",
+        "!(self.name in ['adapter', 'merged', 'base'])",
+        "spec.artifacts[].name can't be adapter, merged or base: those are always there; choose another name",
+    ),
+    Rule(
+        "spec.artifacts[]",
+        "(self.format == 'CompressedTensors') == (self.quantization == 'FP8')",
+        "spec.artifacts[].quantization does not go with its format; use FP8 with CompressedTensors, and"
+        " Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
+    ),
+    Rule(
+        "spec.evaluation.gates[]",
+        "[has(self.min), has(self.max), has(self.minImprovementOverBase), has(self.maxRegressionFromMerged)]"
+        ".filter(given, given).size() == 1",
+        "spec.evaluation.gates[] takes exactly one of min, max, minImprovementOverBase and maxRegressionFromMerged;"
+        " write one gate for each bound",
+    ),
+    Rule(
+        "spec.evaluation.gates[]",
+        "!has(self.maxRegressionFromMerged) || self.artifact != 'merged'",
+        "spec.evaluation.gates[].maxRegressionFromMerged compares an artifact with the merged model;"
+        " set artifact to a name from spec.artifacts",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || self.evaluation.gates.all(g, g.artifact == 'merged'"
+        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == g.artifact)))",
+        "spec.evaluation.gates[].artifact is not made by this job; use merged or a name from spec.artifacts",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || self.evaluation.gates.size() == 0"
+        " || !has(self.dataset.test.fraction) || self.dataset.test.fraction > 0.0",
+        "spec.evaluation.gates need test rows; set spec.dataset.test.uri, or spec.dataset.test.fraction above 0",
+    ),
+    Rule(
+        "spec",
+        "!has(self.publish) || self.publish.all(p, p.artifacts.all(n, n in ['adapter', 'merged']"
+        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == n))))",
+        "spec.publish[].artifacts has one that is not made by this job; use adapter, merged or names from spec.artifacts",
+    ),
+    Rule(
+        "spec",
+        "!has(self.serving) || !has(self.serving.artifact) || self.serving.artifact == 'merged'"
+        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == self.serving.artifact))",
+        "spec.serving.artifact is not made by this job; use merged or a name from spec.artifacts",
+    ),
+    Rule(
+        "spec.storage.artifacts",
+        "(!has(self.endpoint) && !has(self.region)) || (has(self.uri) && self.uri.startsWith('s3://'))",
+        "spec.storage.artifacts.endpoint and .region go with an s3:// uri only; set uri, or remove them",
+    ),
+    *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
+)

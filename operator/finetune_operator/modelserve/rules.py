@@ -1,0 +1,35 @@
+"""What must hold between the fields of a ModelServe. Bounds of single fields are in api.py."""
+
+from __future__ import annotations
+
+from finetune_operator.finetunejob.rules import compute_only
+from finetune_operator.meta import Rule
+
+RULES = (
+    Rule(
+        "spec.model",
+        "has(self.jobRef) != has(self.uri)",
+        "spec.model takes exactly one of jobRef (an artifact of a FineTuneJob) and uri (a model folder)",
+    ),
+    Rule(
+        "spec.model",
+        "has(self.uri) || !(has(self.digest) || has(self.secretRef) || has(self.endpoint) || has(self.region))",
+        "spec.model.digest, .secretRef, .endpoint and .region go with uri; remove them, the jobRef's job knows them",
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.uri) || self.uri.startsWith('s3://') || !(has(self.endpoint) || has(self.region))",
+        "spec.model.endpoint and .region go with an s3:// uri only; remove them",
+    ),
+    Rule(
+        "spec",
+        "self.engine.type == 'VLLM' || self.parallelism.tensor == 1",
+        "spec.parallelism.tensor above 1 needs spec.engine.type VLLM; set one or the other",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.gpus || self.parallelism.tensor == 1",
+        "spec.parallelism.tensor counts GPUs; set it to 1 where spec.parallelism.gpus is false",
+    ),
+    compute_only("spec.resources"),
+)
