@@ -1,6 +1,6 @@
 """Real but tiny models for the trainer's tests: random weights, two layers, width 256, a tokenizer and a chat template.
 
-`tiny_model` trains its tokenizer in place and needs nothing from outside. `tiny_smollm` has SmolLM2's tokenizer, because
+`tiny_model` trains its tokenizer in place and needs nothing from outside. `tiny_smollm` has SmolLM2's tokenizer, as
 the GGUF converter knows a tokenizer by a hash over its output: use it where a GGUF file is made.
 """
 

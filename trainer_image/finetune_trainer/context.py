@@ -1,0 +1,171 @@
+"""What a stage gets: the run, its step, the artifact store, and where the outputs of earlier steps lie."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from finetune_trainer import contract, pipeline
+from finetune_trainer.contract import DatasetFacts, ExitCode, Manifest, ModelFacts, Progress, RunConfig, StepResult
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.pipeline import Step
+from finetune_trainer.store import Store, open_store
+
+T = TypeVar("T")
+
+MODEL, DATA = "model", "data"  # the two entries that prepare makes
+KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
+RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "finetune-operator")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One attempt of one step. `scratch` is the only folder to write to; `attempt` names what it commits."""
+
+    run: RunConfig
+    step: Step
+    store: Store
+    scratch: Path
+    mounts: str
+    attempt: str
+    report: Callable[[Progress], None]
+
+    def model(self) -> tuple[ModelFacts, Path]:
+        """The base model as prepare checked it, and the local folder with its files."""
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+        facts = _required(manifest.result.model)
+        mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
+        return facts, Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
+
+    def data(self) -> tuple[DatasetFacts, Path]:
+        """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
+        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
+        manifest = self._entry(DATA, pipeline.data_fingerprint(self.run, facts))
+        return _required(manifest.result.dataset), self._fetch(DATA, manifest)
+
+    def prepared(self) -> StepResult:
+        """What prepare reported for these rows: facts of model and data, and the fit."""
+        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
+        return self._entry(DATA, pipeline.data_fingerprint(self.run, facts)).result
+
+    def fingerprint(self, name: str) -> str:
+        """Fingerprint of a step of this run by name, or of evaluate/<subject>."""
+        prepared = self.prepared()
+        return pipeline.fingerprints(self.run, _required(prepared.model), _required(prepared.dataset))[name]
+
+    def output(self, name: str) -> tuple[Manifest, Path]:
+        """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""
+        kind = kind_of(next(s for s in pipeline.steps(self.run) if s.name == name))
+        manifest = self._entry(kind, self.fingerprint(name))
+        return manifest, self._fetch(kind, manifest)
+
+    def committed(self) -> StepResult | None:
+        """What this step reported when it was finished before; a stage that finds this only reports it again."""
+        manifest = self.store.read(kind_of(self.step), self.fingerprint(self.step.name))
+        return None if manifest is None else manifest.result
+
+    def commit(self, folder: Path, result: StepResult, inputs: Mapping[str, str]) -> StepResult:
+        """Keep `folder` as this step's output; returns the result that counts, with the artifact's path and digest."""
+        return self.store.commit(
+            kind_of(self.step),
+            result.fingerprint,
+            self.attempt,
+            folder,
+            step=self.step.name,
+            inputs=inputs,
+            versions=self.versions(),
+            result=result,
+        ).result
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what makes the output, for the manifest."""
+        found = {"python": platform.python_version()}
+        for name in RECORDED:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
+
+    def progress(self, activity: str, step: int = 0, total: int = 0) -> None:
+        """Report what goes on now."""
+        self.report(Progress(step_name=self.step.name, activity=activity, step=step, total=total))
+
+    def _entry(self, kind: str, fingerprint: str) -> Manifest:
+        manifest = self.store.read(kind, fingerprint)
+        if manifest is None:
+            raise StepFailed(
+                ExitCode.STORE_UNAVAILABLE,
+                "InputMissing",
+                f"{self.store.uri}/{kind}/{fingerprint} is not in the artifact store, or files of it are missing",
+            )
+        return manifest
+
+    def _fetch(self, kind: str, manifest: Manifest) -> Path:
+        """A download appears under its name only when it is whole, so a second call finds it."""
+        whole = self.scratch / "inputs" / kind / f"{manifest.fingerprint}-{manifest.prefix}"
+        if whole.is_dir():
+            return whole
+        part = whole.with_name(whole.name + ".part")
+        found = self.store.fetch(kind, manifest, part)
+        return found if found != part else part.rename(whole)
+
+
+def kind_of(step: Step) -> str:
+    """The kind of store entry that a step commits."""
+    return KINDS.get(step.stage, step.stage)
+
+
+def open_context(step_name: str, report: Callable[[Progress], None]) -> Context:
+    """The context of this process, from the run file and the environment that contract.py names."""
+    run = read_run(Path(os.environ.get(contract.ENV_RUN_FILE, contract.RUN_FILE)))
+    steps = {step.name: step for step in pipeline.steps(run)}
+    if step_name not in steps:
+        raise StepFailed(
+            ExitCode.BAD_CONFIG, "StepUnknown", f"{step_name} is no step of this run; its steps are {', '.join(steps)}"
+        )
+    mounts = os.environ.get(contract.ENV_MOUNTS, contract.MOUNTS)
+    scratch = Path(os.environ.get(contract.ENV_SCRATCH, contract.SCRATCH)) / step_name
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    pod = os.environ.get(contract.ENV_POD_UID) or uuid.uuid4().hex
+    return Context(
+        run=run,
+        step=steps[step_name],
+        store=open_store(run.store, mounts),
+        scratch=scratch,
+        mounts=mounts,
+        attempt=f"{os.environ.get(contract.ENV_ATTEMPT, '1')}-{pod.replace('-', '')[:12]}",
+        report=report,
+    )
+
+
+def read_run(path: Path) -> RunConfig:
+    """The frozen configuration of this run. Raises StepFailed(BAD_CONFIG) with the first thing wrong with it."""
+    from pydantic import ValidationError
+
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StepFailed(ExitCode.BAD_CONFIG, "RunConfigUnreadable", f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise StepFailed(ExitCode.BAD_CONFIG, "RunConfigInvalid", f"{path}: {where}: {first['msg']}") from error
+
+
+def _required(value: T | None) -> T:
+    if value is None:
+        raise StepFailed(
+            ExitCode.STORE_UNAVAILABLE,
+            "EntryIncomplete",
+            "an entry in the artifact store lacks the facts that prepare writes: remove it, so that it is made again",
+        )
+    return value

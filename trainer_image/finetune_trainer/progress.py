@@ -1,0 +1,80 @@
+"""Progress lines on stdout, which the operator reads from the log's tail, and the same figures for Prometheus."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from finetune_trainer.contract import Progress
+
+ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
+GAUGES = ("step", "total", "loss", "learning_rate", "tokens_per_second", "memory_bytes", "eta_seconds")
+
+Report = Callable[[Progress], None]
+
+
+class Reporter:
+    """Prints one line each `seconds` at most, but always a new activity and the last unit. Silent on ranks but 0.
+
+    Every reading reaches `on_reading` (the metrics), also those that are not printed.
+    """
+
+    def __init__(
+        self,
+        seconds: float = 2.0,
+        stream: TextIO = sys.stdout,
+        clock: Callable[[], float] = time.time,
+        on_reading: Report | None = None,
+    ) -> None:
+        self._seconds = seconds
+        self._stream = stream
+        self._clock = clock
+        self._on_reading = on_reading
+        self._printed: Progress | None = None
+        self._silent = os.environ.get("RANK", "0") != "0"
+
+    def __call__(self, reading: Progress) -> None:
+        if self._silent:
+            return
+        reading = reading.model_copy(update={"time": round(reading.time or self._clock(), 3)})
+        if self._on_reading is not None:
+            self._on_reading(reading)
+        if self._is_due(reading):
+            self._printed = reading
+            line = reading.model_dump(mode="json", by_alias=True, exclude_none=True)
+            print(json.dumps(line, separators=(",", ":")), file=self._stream, flush=True)
+
+    def _is_due(self, reading: Progress) -> bool:
+        last = self._printed
+        return (
+            last is None
+            or (reading.step_name, reading.activity) != (last.step_name, last.activity)
+            or reading.time - last.time >= self._seconds
+            or (0 < reading.total == reading.step != last.step)
+        )
+
+
+def serve_metrics(port: int) -> Report:
+    """Serve finetune_* gauges on /metrics and return the function that sets them."""
+    from prometheus_client import CollectorRegistry, Gauge, start_http_server
+
+    registry = CollectorRegistry()
+    gauges = {n: Gauge(f"finetune_{n}", f"{n} of the running step", ["step_name"], registry=registry) for n in GAUGES}
+    start_http_server(port, registry=registry)
+
+    def record(reading: Progress) -> None:
+        values: dict[str, Any] = reading.model_dump(include=set(GAUGES), exclude_none=True)
+        for name, value in values.items():
+            gauges[name].labels(reading.step_name).set(value)
+
+    return record
+
+
+def make_reporter() -> Reporter:
+    """The reporter of this process; serves metrics where FINETUNE_METRICS_PORT names a port."""
+    port = os.environ.get(ENV_METRICS_PORT)
+    return Reporter(on_reading=serve_metrics(int(port)) if port else None)
