@@ -175,3 +175,11 @@ def _read_record(directory: Path, name: str) -> Record | None:
         return Record(**json.loads((directory / "run" / f"{name}.json").read_text()))
     except FileNotFoundError:
         return None
+
+
+def leads_session(pid: int) -> bool:
+    """Whether `pid` was started by `Process` itself: containerd's shims and hooks lead no session."""
+    try:
+        return os.getsid(pid) == pid
+    except ProcessLookupError:
+        return False

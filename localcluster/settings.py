@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NODE_NAME = "node-1"
-NODE_ADDRESS = "198.18.255.1"  # on a dummy link of our own: the API server, the kubelet and the hub listen here
+NODE_ADDRESS = "198.18.255.1"  # on a link of our own: the API server, the kubelet and the hub listen here
 POD_RANGE = "198.18.0.0/20"
 SERVICE_RANGE = "198.19.0.0/16"
 KUBERNETES_SERVICE = "198.19.0.1"  # the first address of the range goes to the Service `kubernetes`

@@ -1,0 +1,133 @@
+"""The whole cluster: what is started in which order, and how all of it is taken away."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from localcluster import cgroup, control_plane, debian, dns, footprint, hub, kubelet, network, ownership, processes, registry, storage, toolchain
+from localcluster.api import Api
+from localcluster.containerd import Containerd
+from localcluster.pki import Authority
+from localcluster.settings import NODE_ADDRESS, Settings
+
+API_PORT = 6443  # on the node's own address, where nothing else listens
+PARTS = (*control_plane.PARTS, "containerd", "kubelet", "kube-proxy", "coredns", "registry", "storage", "hub")
+STOP_FIRST = ("kubelet", "kube-controller-manager", "kube-scheduler", "storage")  # they would start pods again
+
+
+def up(settings: Settings) -> None:
+    """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash."""
+    _check_machine()
+    with ownership.exclusively(settings.directory):
+        ownership.claim(settings.directory)
+        _end_unrecorded(settings.directory)
+        with _step("packages"):
+            debian.ensure_tools()
+            runtime = debian.runtime(settings.cache)
+        with _step("programs"):
+            for program in ("kubernetes", "pause", "registry", "coredns"):
+                toolchain.binary(settings.cache, program)
+        with _step("network"):
+            footprint.remember(settings.directory)
+            cgroup.ensure()
+            network.ensure(settings.directory)
+        with _step("registry"):
+            registry.ensure(settings)
+        with _step("control plane"):
+            endpoint = control_plane.Endpoint(NODE_ADDRESS, API_PORT, for_pods=True)
+            plane = control_plane.start(settings.directory, endpoint, settings.cache)
+        _start_node(settings, runtime, Api.from_kubeconfig(plane.kubeconfig))
+    print(f"kubeconfig: {settings.kubeconfig}\nregistry:   {settings.registry_address}\nmodel hub:  {settings.hub_url}")
+
+
+def _start_node(settings: Settings, runtime: debian.Runtime, api: Api) -> None:
+    server = f"https://{NODE_ADDRESS}:{API_PORT}"
+    with _step("dns"):
+        dns.ensure(settings, api, server)
+    with _step("storage class, model hub"):
+        storage.ensure(settings, api, server)
+        hub.ensure(settings)
+    with _step("service proxy"):
+        identity = Authority(settings.directory / "pki").issue("kube-proxy", "system:kube-proxy")
+        kubeconfig = identity.write_kubeconfig(settings.directory / "kube-proxy.kubeconfig", server)
+        network.start_proxy(settings.directory, settings.cache, kubeconfig)
+    with _step("containerd"):
+        containerd = Containerd(settings, runtime)
+        containerd.ensure()
+    with _step("node"):
+        kubelet.Kubelet(settings, containerd.socket).ensure(api, server)
+
+
+def down(settings: Settings) -> None:
+    """End every process and remove every trace but the cache. Works from any half-made or half-removed state."""
+    directory = settings.directory
+    if not directory.exists():
+        network.remove()
+        cgroup.remove()
+        print("nothing runs")
+        return
+    with ownership.exclusively(directory):
+        ownership.claim(directory)
+        with _step("pods"):
+            for part in STOP_FIRST:
+                processes.stop(directory, part)
+            cgroup.kill()
+        with _step("processes"):
+            for part in reversed(PARTS):
+                processes.stop(directory, part)
+            processes.end(processes.strays(directory))
+            cgroup.kill()
+        with _step("mounts"):
+            for point in ownership.mounts_below(directory):
+                subprocess.run(["umount", "--lazy", str(point)], check=True)
+        with _step("network, control groups, kernel parameters"):
+            network.remove()
+            cgroup.remove()
+            footprint.put_back(directory)
+        with _step(f"{directory}"):
+            ownership.remove(directory)
+
+
+def up_control_plane(settings: Settings) -> None:
+    """Start the control plane alone, on free loopback ports; no root is needed."""
+    with _step("programs"):
+        toolchain.binary(settings.cache, "kubernetes")
+    with _step("control plane"):
+        plane = control_plane.start(settings.directory, cache=settings.cache)
+    print(f"kubeconfig: {plane.kubeconfig}")
+
+
+def states(settings: Settings) -> list[tuple[str, str, str]]:
+    """(part, state, detail) of each part, in starting order; a part is Running, Down or NotReady."""
+    rows = []
+    for part in PARTS:
+        pid = processes.pid_of(settings.directory, part)
+        rows.append((part, "Running" if pid else "Down", f"pid {pid}" if pid else ""))
+    if settings.kubeconfig.exists():
+        api = Api.from_kubeconfig(settings.kubeconfig)
+        rows.append(("api", "Ready" if api.is_ready() else "NotReady", f"https://{NODE_ADDRESS}:{API_PORT}"))
+        rows.append(("node", "Ready" if kubelet.is_ready(api) else "NotReady", NODE_ADDRESS))
+    return rows
+
+
+def _check_machine() -> None:
+    if os.geteuid() != 0:
+        raise SystemExit("pods need root: run this as root, or start only the control plane (`up --control-plane-only`)")
+
+
+def _end_unrecorded(directory: Path) -> None:
+    """End parts that an `up` started but was killed before it could write them down: they hold our ports."""
+    recorded = {processes.pid_of(directory, part) for part in PARTS}
+    lost = [pid for pid in processes.strays(directory) if pid not in recorded and processes.leads_session(pid)]
+    processes.end(lost)
+
+
+@contextmanager
+def _step(name: str) -> Iterator[None]:
+    begin = time.monotonic()
+    print(f"{name} ...", flush=True)
+    yield
+    print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)

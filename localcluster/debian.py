@@ -1,0 +1,106 @@
+"""What comes from the machine's own package archive (Debian, Ubuntu).
+
+containerd, runc and the CNI plugins are unpacked into the cache, not installed: installing them would start a system
+containerd, or on a machine with Docker remove Docker's.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+# command -> package; installed by apt-get where the command is missing
+INSTALLED = {
+    "ip": "iproute2",
+    "nft": "nftables",
+    "conntrack": "conntrack",
+    "openssl": "openssl",
+    "mount": "mount",
+    "buildah": "buildah",
+    "debootstrap": "debootstrap",
+}
+LIBRARIES = ("libseccomp2", "ca-certificates")
+# command -> package; unpacked where the command is missing
+UNPACKED = {"containerd": "containerd", "runc": "runc"}
+PLUGINS = ("loopback", "ptp", "host-local")
+PLUGIN_PACKAGE = "containernetworking-plugins"
+PLUGIN_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The container runtime's programs."""
+
+    containerd: Path
+    runc: Path
+    plugins: Path  # folder of the CNI plugins
+
+    @property
+    def search_path(self) -> str:
+        """PATH under which containerd finds its shim and runc."""
+        return f"{self.containerd.parent}:{self.runc.parent}:{SYSTEM_PATH}"
+
+
+def ensure_tools() -> list[str]:
+    """Install the missing command line tools; returns the packages that were installed."""
+    missing = [package for command, package in INSTALLED.items() if shutil.which(command, path=SYSTEM_PATH) is None]
+    missing += [library for library in LIBRARIES if not _is_installed(library)]
+    if missing:
+        print(f"installing {' '.join(missing)} (apt-get)", flush=True)
+        _apt("install", "--yes", "--no-install-recommends", *missing)
+    return missing
+
+
+def runtime(cache: Path) -> Runtime:
+    """containerd, runc and the CNI plugins: the machine's own binaries where they are, else unpacked packages."""
+    unpacked = cache / "tools" / "debian"
+    found = {}
+    for command, package in UNPACKED.items():
+        installed = shutil.which(command, path=SYSTEM_PATH)
+        found[command] = Path(installed) if installed else _find(unpacked, command, package)
+    for folder in PLUGIN_FOLDERS:
+        if all((Path(folder) / plugin).exists() for plugin in PLUGINS):
+            return Runtime(found["containerd"], found["runc"], Path(folder))
+    return Runtime(found["containerd"], found["runc"], _find(unpacked, PLUGINS[0], PLUGIN_PACKAGE).parent)
+
+
+def _find(unpacked: Path, command: str, package: str) -> Path:
+    target = unpacked / package
+    if not target.exists():
+        _unpack(package, target)
+    for folder in ("usr/bin", "usr/sbin", "usr/lib/cni", "opt/cni/bin"):
+        if (target / folder / command).exists():
+            return target / folder / command
+    raise SystemExit(f"the package {package} of this machine's archive holds no {command}: install one by hand and try again")
+
+
+def _unpack(package: str, target: Path) -> None:
+    print(f"fetching the package {package} (unpacked into the cache, not installed)", flush=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        Path(scratch).chmod(0o755)  # apt fetches as a user of its own
+        _apt("download", package, folder=scratch)
+        (archive,) = Path(scratch).glob("*.deb")
+        content = Path(scratch) / "content"
+        subprocess.run(["dpkg-deb", "--extract", str(archive), str(content)], check=True)
+        content.rename(target)
+
+
+def _is_installed(package: str) -> bool:
+    told = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True, check=False)
+    return told.stdout.strip() == "installed"
+
+
+def _apt(*arguments: str, folder: str | None = None) -> None:
+    """Run apt-get, with fresh package lists if it fails with the old ones."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for attempt in ("as is", "updated"):
+        if attempt == "updated":
+            subprocess.run(["apt-get", "update", "--quiet"], env=environment, capture_output=True, check=False)
+        done = subprocess.run(["apt-get", *arguments], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+    raise SystemExit(f"apt-get {' '.join(arguments)} failed: {done.stderr.strip()}\nInstall these packages by hand and try again.")

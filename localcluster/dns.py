@@ -1,0 +1,92 @@
+"""Cluster DNS: CoreDNS as a process of the host behind the Service `kube-dns`."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from localcluster import kubelet, toolchain
+from localcluster.api import Api
+from localcluster.pki import Authority
+from localcluster.processes import Process
+from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, Settings
+
+PORT = 10053  # 53 and 5353 may be taken on every address of the machine
+READY_URL = f"http://{NODE_ADDRESS}:10054/ready"
+USER = "finetune-localcluster:dns"
+CONFIGURATION = """\
+.:{port} {{
+    bind {address}
+    errors
+    ready {address}:10054
+    kubernetes cluster.local in-addr.arpa ip6.arpa {{
+        kubeconfig {kubeconfig}
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 5
+    }}
+    {forward}
+    cache 5 {{
+        denial 1000 1
+    }}
+}}
+"""
+
+
+def ensure(settings: Settings, api: Api, server: str) -> None:
+    """Apply the Service and its endpoint, start CoreDNS and return when it has read the cluster's Services."""
+    identity = Authority(settings.directory / "pki").issue("dns", USER)
+    kubeconfig = identity.write_kubeconfig(settings.directory / "dns.kubeconfig", server)
+    _apply_objects(api)
+    resolver = kubelet.RESOLVED if kubelet.RESOLVED.exists() else Path("/etc/resolv.conf")
+    has_servers = resolver.exists() and "nameserver" in resolver.read_text()
+    forward = f"forward . {resolver}" if has_servers else ""
+    file = settings.directory / "Corefile"
+    file.write_text(CONFIGURATION.format(port=PORT, address=NODE_ADDRESS, kubeconfig=kubeconfig, forward=forward))
+    process = Process(settings.directory, "coredns", [str(toolchain.binary(settings.cache, "coredns")), "-conf", str(file)])
+    process.ensure()
+    process.wait(answers)
+
+
+def answers() -> bool:
+    try:
+        with urllib.request.urlopen(READY_URL, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _apply_objects(api: Api) -> None:
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    readable = [{"apiGroups": [""], "resources": ["services", "pods", "namespaces", "endpoints"], "verbs": ["list", "watch"]}]
+    readable += [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}]
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": USER}, "rules": readable}
+    binding = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": USER},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": USER},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
+    }
+    api.apply(f"{rbac}/clusterroles/{USER}", role)
+    api.apply(f"{rbac}/clusterrolebindings/{USER}", binding)
+    labels = {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}
+    protocols = ("UDP", "TCP")
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "kube-dns", "labels": labels},
+        "spec": {
+            "clusterIP": DNS_SERVICE,
+            "ports": [{"name": f"dns-{p.lower()}", "port": 53, "targetPort": PORT, "protocol": p} for p in protocols],
+        },
+    }
+    endpoint = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "kube-dns-host", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [NODE_ADDRESS], "conditions": {"ready": True}}],
+        "ports": [{"name": f"dns-{p.lower()}", "port": PORT, "protocol": p} for p in protocols],
+    }
+    api.apply("/api/v1/namespaces/kube-system/services/kube-dns", service)
+    api.apply("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices/kube-dns-host", endpoint)

@@ -1,0 +1,262 @@
+"""A model hub that speaks the Hugging Face Hub's protocol, for machines that cannot reach the real one.
+
+It serves directories: `ORG/NAME` is a model, `datasets/ORG/NAME` a dataset. The stock `huggingface_hub` client works
+against it with HF_ENDPOINT set. A repository has one commit, named by its content; any branch name stands for it.
+
+A file `.gated` in a repository makes it gated: it lists, one a line, the tokens that are let in.
+
+    python -m localcluster.hub DIRECTORY ADDRESS PORT
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from localcluster.processes import Process
+from localcluster.settings import NODE_ADDRESS, Settings
+
+GATED = ".gated"
+LFS_BYTES = 10_000_000  # larger files are described by their sha256, as the hub does with Git LFS
+POINTER_BYTES = 134  # what Git keeps of such a file
+ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
+API_PATH = re.compile(rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?")
+FILE_PATH = re.compile(rf"/(?P<kind>datasets/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
+
+
+def ensure(settings: Settings) -> None:
+    """Start the hub on the node's address and return when it answers."""
+    settings.hub_directory.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "localcluster.hub", str(settings.hub_directory), NODE_ADDRESS, str(settings.hub_port)]
+    source = str(Path(__file__).parent.parent)
+    process = Process(settings.directory, "hub", command, {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"})
+    process.ensure()
+    process.wait(lambda: _answers(settings.hub_url))
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url + "/healthz", timeout=5) as response:
+            return bool(response.status == HTTPStatus.OK)
+    except OSError:
+        return False
+
+
+class Refused(Exception):  # noqa: N818 - an answer of the protocol, not a fault of the server
+    """An error as the hub reports it: a status, a code for programs and a sentence for people."""
+
+    def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+@dataclass(frozen=True)
+class Repository:
+    """One directory, seen as a repository with one commit."""
+
+    id: str
+    path: Path
+
+    def files(self) -> list[Path]:
+        """Paths relative to the repository, sorted; hidden ones are not part of it."""
+        found = (Path(folder, name).relative_to(self.path) for folder, _, names in os.walk(self.path) for name in names)
+        return sorted(path for path in found if not _is_hidden(path))
+
+    def file(self, path: str) -> Path:
+        """The file at `path`, Refused if there is none."""
+        relative = Path(path)
+        file = self.path / relative
+        if _is_hidden(relative) or ".." in relative.parts or not file.is_file():
+            raise Refused(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{self.id} has no file {path}")
+        return file
+
+    @property
+    def commit(self) -> str:
+        """Named by the content: it changes when a file does."""
+        digest = hashlib.sha1(usedforsecurity=False)
+        for path in self.files():
+            digest.update(f"{path}\0{etag(self.path / path)}\n".encode())
+        return digest.hexdigest()
+
+    def check_revision(self, revision: str) -> None:
+        if revision not in ("main", self.commit):
+            raise Refused(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"{self.id} has no revision {revision}, only main")
+
+    def check_access(self, token: str | None) -> None:
+        """A gated repository describes itself to everybody and gives its files to those on the list."""
+        gate = self.path / GATED
+        if not gate.exists() or token in gate.read_text().split():
+            return
+        if token:
+            raise Refused(HTTPStatus.UNAUTHORIZED, "", "Invalid credentials in Authorization header")
+        raise Refused(HTTPStatus.FORBIDDEN, "GatedRepo", f"Access to {self.id} is restricted: ask its authors and send a token")
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "_id": self.commit[:24],
+            "id": self.id,
+            "author": self.id.rpartition("/")[0] or None,
+            "sha": self.commit,
+            "private": False,
+            "gated": "manual" if (self.path / GATED).exists() else False,
+            "disabled": False,
+            "tags": [],
+            "downloads": 0,
+            "likes": 0,
+            "siblings": [{"rfilename": str(path)} for path in self.files()],
+        }
+
+    def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
+        """Entries below `folder` as the API lists them, sub-folders first."""
+        inside = [path for path in self.files() if Path(folder) in path.parents]
+        if not inside and folder:
+            raise Refused(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{self.id} has no folder {folder}")
+        folders = {parent for path in inside for parent in path.parents if Path(folder) in parent.parents}
+        chosen = [path for path in (*sorted(folders), *inside) if recursive or path.parent == Path(folder)]
+        return [self.entry(path) for path in chosen]
+
+    def entry(self, path: Path) -> dict[str, object]:
+        file = self.path / path
+        if file.is_dir():
+            return {"type": "directory", "path": str(path), "oid": hashlib.sha1(str(path).encode()).hexdigest(), "size": 0}
+        size, digest = file.stat().st_size, etag(file)
+        lfs = {"lfs": {"oid": digest, "size": size, "pointerSize": POINTER_BYTES}} if size > LFS_BYTES else {}
+        return {"type": "file", "path": str(path), "oid": digest, "size": size, **lfs}
+
+
+def etag(file: Path) -> str:
+    """A large file's sha256, a small file's Git blob id: what the hub sends and the client keys its cache by."""
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(file: Path, size: int, _modified: int) -> str:
+    with file.open("rb") as stream:
+        if size > LFS_BYTES:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha1(b"blob %d\0" % size + stream.read(), usedforsecurity=False).hexdigest()
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") and part not in (".gitattributes",) for part in path.parts)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is sent: JSON, or bytes of a file from `start` on."""
+
+    status: HTTPStatus = HTTPStatus.OK
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    file: Path | None = None
+    start: int = 0
+    length: int | None = None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+
+    def do_HEAD(self) -> None:  # noqa: N802 - the name is http.server's
+        self._send(self._answer())
+
+    do_GET = do_POST = do_HEAD  # noqa: N815
+
+    def _answer(self) -> Answer:
+        url = urlsplit(self.path)
+        form = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        try:
+            if url.path == "/healthz":
+                return Answer(body=b"ok")
+            if match := API_PATH.fullmatch(url.path):
+                return self._answer_api(match, parse_qs(url.query), parse_qs(form))
+            if match := FILE_PATH.fullmatch(url.path):
+                return self._answer_file(match)
+            raise Refused(HTTPStatus.NOT_FOUND, "", f"this hub has no {url.path}")
+        except Refused as refused:
+            headers = {"X-Error-Code": refused.code, "X-Error-Message": str(refused)}
+            return _json({"error": str(refused)}, refused.status, {name: value for name, value in headers.items() if value})
+
+    def _answer_api(self, match: re.Match[str], query: Mapping[str, list[str]], form: Mapping[str, list[str]]) -> Answer:
+        repository = self._repository(match["kind"] == "datasets", match["id"])
+        if match["revision"]:
+            repository.check_revision(unquote(match["revision"]))
+        folder = unquote(match["path"] or "")
+        if match["call"] == "tree":
+            recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+            return _json(repository.tree(folder, recursive))
+        if match["call"] == "paths-info":
+            wanted: Iterable[str] = form.get("paths", [])
+            return _json([repository.entry(Path(path)) for path in wanted if (repository.path / path).exists() and not _is_hidden(Path(path))])
+        return _json(repository.describe())
+
+    def _answer_file(self, match: re.Match[str]) -> Answer:
+        repository = self._repository(bool(match["kind"]), match["id"])
+        repository.check_revision(unquote(match["revision"]))
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        repository.check_access(token if scheme.lower() == "bearer" else None)
+        file = repository.file(unquote(match["path"]))
+        size, tag = file.stat().st_size, etag(file)
+        headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        if size > LFS_BYTES:
+            headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(size)}
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if span is None:
+            return Answer(headers=headers, file=file, length=size)
+        first, last = int(span[1]), min(int(span[2] or size - 1), size - 1)
+        if first > last:
+            return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers={"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        return Answer(HTTPStatus.PARTIAL_CONTENT, headers=headers, file=file, start=first, length=last - first + 1)
+
+    def _repository(self, is_dataset: bool, name: str) -> Repository:
+        path = self.root / ("datasets" if is_dataset else "") / name
+        if ".." in Path(name).parts or _is_hidden(Path(name)) or not path.is_dir():
+            raise Refused(HTTPStatus.NOT_FOUND, "RepoNotFound", f"this hub has no {'dataset' if is_dataset else 'model'} {name}")
+        return Repository(name, path)
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(answer.body) if answer.length is None else answer.length))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if answer.file is None:
+            self.wfile.write(answer.body)
+            return
+        with answer.file.open("rb") as stream:
+            self._copy(stream, answer.start, answer.length or 0)
+
+    def _copy(self, stream: BinaryIO, start: int, length: int) -> None:
+        self.connection.sendfile(stream, start, length or None)
+
+
+def _json(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Answer:
+    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    Handler.root = Path(sys.argv[1])
+    server = ThreadingHTTPServer((sys.argv[2], int(sys.argv[3])), Handler)
+    server.daemon_threads = True
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which directory is ours to fill and to delete, and who may do so now."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+STAMP = ".finetune-localcluster"
+
+
+def claim(directory: Path) -> None:
+    """Make `directory` ours; raises if somebody else's files are in it, for it will be deleted some day."""
+    directory.mkdir(parents=True, exist_ok=True)
+    stamp = directory / STAMP
+    if stamp.exists():
+        return
+    if any(directory.iterdir()):
+        raise SystemExit(f"{directory} holds files that the local cluster did not make: set LOCALCLUSTER_DIR to an empty directory")
+    stamp.touch()
+
+
+def remove(directory: Path) -> None:
+    """Delete `directory` if it is ours; one that is not there is no error."""
+    if not directory.exists():
+        return
+    if any(directory.iterdir()) and not (directory / STAMP).exists():
+        raise SystemExit(f"{directory} was not made by the local cluster, so it is not deleted")
+    if any(mounts_below(directory)):
+        raise SystemExit(f"{directory} still has something mounted, so it is not deleted: {next(mounts_below(directory))}")
+    stamp = directory / STAMP
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry != stamp:
+            entry.unlink()
+    stamp.unlink(missing_ok=True)  # last: a deletion that was cut off can be taken up again
+    directory.rmdir()
+
+
+def mounts_below(directory: Path) -> Iterator[Path]:
+    """Mount points inside `directory`, the innermost first."""
+    points = [Path(line.split()[4].encode().decode("unicode_escape")) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    yield from (point for point in reversed(points) if directory in point.parents)
+
+
+@contextlib.contextmanager
+def exclusively(directory: Path) -> Iterator[None]:
+    """Hold `directory` against another `up` or `down`; waits for its turn."""
+    while True:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if directory.exists() and directory.stat().st_ino == os.fstat(handle).st_ino:
+                yield
+                return  # else the one before us deleted it: lock the new one
+        finally:
+            os.close(handle)

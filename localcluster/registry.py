@@ -1,0 +1,46 @@
+"""The OCI registry (CNCF Distribution) on loopback: `buildah push` fills it, containerd pulls changed layers from it.
+
+Its content lies in the cache, so a cluster made anew finds the images of the old one.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from localcluster import toolchain
+from localcluster.processes import Process
+from localcluster.settings import Settings
+
+
+def ensure(settings: Settings) -> None:
+    """Start the registry and return when it answers."""
+    directory = settings.directory
+    configuration = directory / "registry.json"
+    configuration.write_text(json.dumps(_configuration(settings), indent=2))
+    command = [str(toolchain.binary(settings.cache, "registry")), "serve", str(configuration)]
+    process = Process(directory, "registry", command, {"OTEL_TRACES_EXPORTER": "none"})
+    process.ensure()
+    process.wait(lambda: answers(settings))
+
+
+def answers(settings: Settings) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{settings.registry_address}/v2/", timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def storage(settings: Settings) -> Path:
+    """Where the images lie; kept by `down`."""
+    return settings.cache / "registry"
+
+
+def _configuration(settings: Settings) -> dict[str, object]:
+    return {
+        "version": "0.1",
+        "log": {"level": "warn", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": str(storage(settings))}, "delete": {"enabled": True}},
+        "http": {"addr": f"127.0.0.1:{settings.registry_port}"},
+    }
