@@ -9,7 +9,7 @@ from pathlib import Path
 
 from localcluster import cgroup, control_plane, debian, dns, footprint, hub, kubelet, network, ownership, processes, registry, storage, toolchain
 from localcluster.api import Api
-from localcluster.containerd import Containerd
+from localcluster.containerd import Containerd, remove_shim_sockets, sandboxes
 from localcluster.pki import Authority
 from localcluster.settings import NODE_ADDRESS, Settings
 
@@ -80,13 +80,14 @@ def down(settings: Settings) -> None:
                 processes.stop(directory, part)
             processes.end(processes.strays(directory))
             cgroup.kill()
+            remove_shim_sockets(directory)
         with _step("mounts"):
             for point in ownership.mounts_below(directory):
                 subprocess.run(["umount", "--lazy", str(point)], check=True)
         with _step("network, control groups, kernel parameters"):
             network.remove()
             cgroup.remove()
-            footprint.put_back(directory)
+            footprint.put_back(directory, sandboxes(directory))
         with _step(f"{directory}"):
             ownership.remove(directory)
 

@@ -49,6 +49,7 @@ runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
 SystemdCgroup = false
 BinaryName = "{runc}"
+Root = "{directory}/runc"
 
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{plugins}"
@@ -57,6 +58,8 @@ conf_dir = "{directory}/cni"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "{directory}/registries"
 """
+# containerd puts the sockets of its shims here whatever its state directory is.
+SHIM_SOCKETS = Path("/run/containerd/s")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,20 @@ class Containerd:
         if done.returncode:
             raise RuntimeError(f"ctr {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done.stdout
+
+
+def sandboxes(directory: Path) -> set[str]:
+    """The ids of all pod sandboxes whose files lie in the cluster's directory."""
+    folders = directory.glob("containerd*/io.containerd.grpc.v1.cri/sandboxes/*")
+    return {folder.name for folder in folders}
+
+
+def remove_shim_sockets(directory: Path) -> None:
+    """Delete the sockets of shims that were killed; those of another containerd lie beside them."""
+    for address in directory.glob("containerd-state/io.containerd.runtime.v2.task/*/*/address"):
+        socket = Path(address.read_text().removeprefix("unix://"))
+        if socket.parent == SHIM_SOCKETS:
+            socket.unlink(missing_ok=True)
 
 
 def write_image(archive: Path, name: str, program: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from localcluster.settings import OWNER
@@ -23,7 +24,7 @@ KERNEL_PARAMETERS = (
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
 )
-SHARED_FOLDERS = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/var/run/netns", "/var/run/kubernetes", "/run/containerd")
+SHARED_FOLDERS = ("/var/lib/kubelet", "/var/lib/cni", "/var/log/containers", "/run/containerd", "/opt/containerd")
 CNI_RESULTS = Path("/var/lib/cni/results")
 LOG_LINKS = Path("/var/log/containers")
 
@@ -40,7 +41,7 @@ def remember(directory: Path) -> None:
     _parameter("net/ipv4/ip_forward").write_text("1")
 
 
-def put_back(directory: Path) -> None:
+def put_back(directory: Path, sandboxes: Iterable[str]) -> None:
     """Restore kernel parameters and remove our entries from shared folders, and the folders that we made."""
     file = directory / "footprint.json"
     if not file.exists():
@@ -49,8 +50,10 @@ def put_back(directory: Path) -> None:
     for name, value in before["parameters"].items():
         if _parameter(name).read_text().strip() != value:
             _parameter(name).write_text(value)
-    for result in CNI_RESULTS.glob(f"{OWNER}-*"):
-        result.unlink()
+    ours = {result.name.removeprefix(f"{OWNER}-").rpartition("-")[0] for result in CNI_RESULTS.glob(f"{OWNER}-*")}
+    for sandbox in ours | set(sandboxes):
+        for result in (CNI_RESULTS / f"{OWNER}-{sandbox}-eth0", CNI_RESULTS / f"cni-loopback-{sandbox}-lo"):
+            result.unlink(missing_ok=True)
     for link in LOG_LINKS.glob("*.log"):
         if link.is_symlink() and Path(os.readlink(link)).is_relative_to(directory):
             link.unlink()

@@ -20,7 +20,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from localcluster.processes import Process
@@ -30,7 +29,7 @@ GATED = ".gated"
 LFS_BYTES = 10_000_000  # larger files are described by their sha256, as the hub does with Git LFS
 POINTER_BYTES = 134  # what Git keeps of such a file
 ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
-API_PATH = re.compile(rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?)?")
+API_PATH = re.compile(rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?|/auth-check)?")
 FILE_PATH = re.compile(rf"/(?P<kind>datasets/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
@@ -192,6 +191,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer_api(self, match: re.Match[str], query: Mapping[str, list[str]], form: Mapping[str, list[str]]) -> Answer:
         repository = self._repository(match["kind"] == "datasets", match["id"])
+        if match[0].endswith("/auth-check"):
+            repository.check_access(self._token())
+            return _json({})
         if match["revision"]:
             repository.check_revision(unquote(match["revision"]))
         folder = unquote(match["path"] or "")
@@ -206,8 +208,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer_file(self, match: re.Match[str]) -> Answer:
         repository = self._repository(bool(match["kind"]), match["id"])
         repository.check_revision(unquote(match["revision"]))
-        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        repository.check_access(token if scheme.lower() == "bearer" else None)
+        repository.check_access(self._token())
         file = repository.file(unquote(match["path"]))
         size, tag = file.stat().st_size, etag(file)
         headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
@@ -221,6 +222,10 @@ class Handler(BaseHTTPRequestHandler):
             return Answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, headers={"Content-Range": f"bytes */{size}"})
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         return Answer(HTTPStatus.PARTIAL_CONTENT, headers=headers, file=file, start=first, length=last - first + 1)
+
+    def _token(self) -> str | None:
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        return token if scheme.lower() == "bearer" else None
 
     def _repository(self, is_dataset: bool, name: str) -> Repository:
         path = self.root / ("datasets" if is_dataset else "") / name
@@ -239,11 +244,9 @@ class Handler(BaseHTTPRequestHandler):
         if answer.file is None:
             self.wfile.write(answer.body)
             return
-        with answer.file.open("rb") as stream:
-            self._copy(stream, answer.start, answer.length or 0)
-
-    def _copy(self, stream: BinaryIO, start: int, length: int) -> None:
-        self.connection.sendfile(stream, start, length or None)
+        if answer.length:  # sendfile takes 0 for "all of it"
+            with answer.file.open("rb") as stream:
+                self.connection.sendfile(stream, answer.start, answer.length)
 
 
 def _json(value: object, status: HTTPStatus = HTTPStatus.OK, headers: Mapping[str, str] | None = None) -> Answer:
