@@ -1,0 +1,157 @@
+"""The memory estimate: against published and measured figures, and what it chooses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import Training
+from finetune_trainer.memory import GIB, DoesNotFit, Setting, Shape, divisors, estimate, fit, shape_of
+
+MISTRAL_CONFIG: dict[str, Any] = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+MISTRAL = shape_of(MISTRAL_CONFIG, 7_241_732_096)
+LLAMA_8B = shape_of(MISTRAL_CONFIG | {"vocab_size": 128256}, 8_030_261_248)
+SMOLLM = shape_of(
+    {
+        "num_hidden_layers": 30,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    },
+    134_515_008,
+)
+
+
+def training(**fields: Any) -> Training:
+    return Training.model_validate({"globalBatchSize": 16} | fields)
+
+
+def test_parameters_are_told_apart() -> None:
+    assert MISTRAL.linear == 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert MISTRAL.adapter(16) == 41_943_040
+    assert SMOLLM.linear == 134_515_008 - 49152 * 576 - 61 * 576
+
+
+def test_activations_match_what_was_measured_on_mistrals_shape() -> None:
+    terms = estimate(MISTRAL, training(precision="BF16"), Setting(1, False), 1, on_gpu=True)
+    assert terms["activations"] / 32 / 1024 == pytest.approx(180.4, rel=0.005)  # KiB per layer and token
+
+
+def test_weights_of_a_4_bit_mistral() -> None:
+    terms = estimate(MISTRAL, training(), Setting(1, False), 1, on_gpu=True)
+    assert terms["weights"] / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fields", "rows", "length", "checkpointing", "published_gib", "tolerance"),
+    [
+        ("8B QLoRA on a 4090, 2 x 2048", LLAMA_8B, {"lora": {"rank": 8}}, 2, 2048, True, 7.4, 0.2),
+        ("8B LoRA on a 4090, 2 x 2048", LLAMA_8B, {"method": "LoRA", "lora": {"rank": 8}}, 2, 2048, True, 16.2, 0.2),
+    ],
+)
+def test_peaks_that_torchtune_publishes(
+    name: str,
+    shape: Shape,
+    fields: dict[str, Any],
+    rows: int,
+    length: int,
+    checkpointing: bool,
+    published_gib: float,
+    tolerance: float,
+) -> None:
+    terms = estimate(shape, training(precision="BF16", **fields), Setting(rows, checkpointing), length, on_gpu=True)
+    allocated = sum(terms.values()) - terms["fixed"]  # what torch's allocator counts, as torchtune does
+    assert allocated / GIB == pytest.approx(published_gib, rel=tolerance), (name, terms)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "available_gib", "expected"),
+    [
+        ("80 GB: no checkpointing", {}, 80, (4, False)),
+        ("24 GB: one row without beats more rows with checkpointing", {}, 24, (1, False)),
+        ("12 GB: only with checkpointing", {}, 12, (4, True)),
+        ("asked for", {"microBatchSize": 4, "gradientCheckpointing": "Full"}, 80, (4, True)),
+        ("bf16 base", {"method": "LoRA"}, 24, (2, True)),
+    ],
+)
+def test_choice_for_mistral_with_rows_of_2048(
+    name: str, fields: dict[str, Any], available_gib: int, expected: tuple[int, bool]
+) -> None:
+    facts = fit(MISTRAL, training(**fields), 2048, available_gib * GIB, on_gpu=True)
+    assert (facts.micro_batch_size, facts.gradient_checkpointing) == expected, (name, facts)
+    assert facts.predicted_bytes == sum(facts.terms.values()) <= available_gib * GIB
+
+
+def test_the_choice_divides_the_global_batch_and_prefers_small_ones_that_cost_nothing() -> None:
+    facts = fit(SMOLLM, training(globalBatchSize=12), 4096, 80 * GIB, on_gpu=True)
+    assert 12 % facts.micro_batch_size == 0
+    assert facts.micro_batch_size < 12
+    assert facts.gradient_checkpointing is False
+
+
+def test_unknown_memory_refuses_nothing() -> None:
+    facts = fit(MISTRAL, training(method="Full"), 2048, None, on_gpu=True)
+    assert facts.available_bytes is None
+    assert (facts.micro_batch_size, facts.gradient_checkpointing) == (1, True)
+
+
+def test_packing_counts_full_rows() -> None:
+    assert fit(SMOLLM, training(packing=True, maxLength=2048), 100, None, on_gpu=True).predicted_bytes > (
+        fit(SMOLLM, training(packing=False, maxLength=2048, microBatchSize=1), 100, None, on_gpu=True).predicted_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "row", "available_gib", "remedy"),
+    [
+        ({"microBatchSize": 16}, 2048, 10, "gradientCheckpointing: Auto and without microBatchSize"),
+        ({"gradientCheckpointing": "Off"}, 2048, 10, "gradientCheckpointing: Auto and without microBatchSize"),
+        ({"maxLength": 131072}, 131072, 24, "spec.training.maxLength: "),
+        ({"method": "LoRA"}, 2048, 12, "spec.training.method: QLoRA"),
+        ({"method": "Full"}, 2048, 24, "spec.training.method: LoRA"),
+        ({"method": "Full"}, 2048, 2, "more memory or a smaller model"),
+    ],
+)
+def test_what_does_not_fit_is_told_what_would(
+    fields: dict[str, Any], row: int, available_gib: int, remedy: str
+) -> None:
+    with pytest.raises(DoesNotFit, match=r"needs \d+\.\d GiB, the device has") as caught:
+        fit(MISTRAL, training(**fields), row, available_gib * GIB, on_gpu=True)
+    assert remedy in str(caught.value)
+
+
+def test_the_length_that_is_named_fits() -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        fit(MISTRAL, training(maxLength=131072), 131072, 24 * GIB, on_gpu=True)
+    length = int(str(caught.value).rsplit(": ", 1)[1])
+    assert fit(MISTRAL, training(maxLength=length), length, 24 * GIB, on_gpu=True)
+    with pytest.raises(DoesNotFit):
+        fit(MISTRAL, training(maxLength=length + 64), length + 64, 24 * GIB, on_gpu=True)
+
+
+def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of 1, 2, 4, 8, 16"):
+        fit(MISTRAL, training(microBatchSize=3), 100, None, on_gpu=True)
+
+
+def test_a_cpu_counts_four_bytes_and_whole_logits() -> None:
+    on_cpu = estimate(SMOLLM, training(), Setting(4, False), 64, on_gpu=False)
+    assert on_cpu["lossHead"] == 12 * 4 * 64 * 49152
+    on_gpu = estimate(SMOLLM, training(), Setting(4, False), 64, on_gpu=True)
+    assert on_cpu["activations"] == 2 * on_gpu["activations"]
+
+
+def test_divisors() -> None:
+    assert divisors(12) == [1, 2, 3, 4, 6, 12]

@@ -1,0 +1,228 @@
+"""How many bytes training takes on one device, term by term, and the fastest setting that fits. No torch, no I/O.
+
+With T tokens per micro-step, L layers, hidden size h, feed-forward size f, k = key-value heads x head size, rank r and
+w bytes per number of the compute type, the saved activations of one layer are, per token,
+
+    w (4f + 8h + 2k + 7r)   without checkpointing (measured on Mistral's shape in bf16: 180.4 KiB against 180.2 here)
+    w h                     with full checkpointing, and one layer at a time as above while it is computed again
+
+The fixed part (CUDA context, workspaces) and the share lost to fragmentation are rules of thumb; the trainer measures
+the peak and reports it beside this estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.contract import FitFacts, Method, Precision, Training
+
+GIB = 1 << 30
+NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
+GPU_FIXED = int(1.25 * GIB)  # CUDA context, cuBLAS and Triton workspaces
+CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
+FRAGMENTATION = 0.05  # of what is allocated step by step, with expandable segments
+HEAD_TILE = 2 * 4096 * 32768  # bytes: TRL computes the loss on GPUs in tiles, so logits never exist as a whole
+ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
+
+# Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
+# fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
+RECOMPUTE = 1.5
+OVERHEAD_TOKENS = {Method.QLORA: 256, Method.LORA: 96, Method.FULL: 96}
+GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a decoder-only transformer decides its memory."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    key_value: int  # key-value heads x head size
+    query: int  # heads x head size
+    vocabulary: int
+    tied: bool
+    parameters: int
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of input embedding and output head, which no method quantizes."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def linear(self) -> int:
+        """Parameters of the layers' linear modules, those that NF4 stores in 4 bits."""
+        norms = (2 * self.layers + 1) * self.hidden
+        return max(0, self.parameters - self.embedding - norms)
+
+    def adapter(self, rank: int) -> int:
+        """Parameters of a LoRA adapter of this rank over every linear module of the layers."""
+        query_output = 2 * (self.hidden + self.query)
+        key_value = 2 * (self.hidden + self.key_value)
+        return self.layers * rank * (query_output + key_value + 3 * (self.hidden + self.feed_forward))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the estimate may choose."""
+
+    micro_batch_size: int
+    checkpointing: bool
+
+
+class DoesNotFit(Exception):  # noqa: N818 (an answer, not a fault)
+    """No allowed setting fits. The message names the smallest and what would fit instead."""
+
+
+def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
+    """Shape from a model's config.json and its count of parameters. Raises KeyError for a field that isn't there."""
+    text = config.get("text_config", config)
+    hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+    head = int(text.get("head_dim") or hidden // heads)
+    return Shape(
+        layers=int(text["num_hidden_layers"]),
+        hidden=hidden,
+        feed_forward=int(text.get("intermediate_size") or 4 * hidden),
+        heads=heads,
+        key_value=int(text.get("num_key_value_heads") or heads) * head,
+        query=heads * head,
+        vocabulary=int(text["vocab_size"]),
+        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        parameters=parameters,
+    )
+
+
+def estimate(shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool) -> dict[str, int]:
+    """Bytes by term for one device; their sum is the predicted peak. `row_tokens` is the longest row's length."""
+    width = number_bytes(training.precision, on_gpu)
+    tokens = setting.micro_batch_size * row_tokens
+    rank = 0 if training.method is Method.FULL else training.lora.rank
+    layer = width * tokens * (4 * shape.feed_forward + 8 * shape.hidden + 2 * shape.key_value + 7 * rank)
+    if training.lora.dropout > 0 and rank:
+        layer = int(layer * 1.6)  # each adapted module keeps its own dropped-out copy of its input
+    stepwise = {
+        "activations": int(width * tokens * shape.layers * shape.hidden + 1.6 * layer)
+        if setting.checkpointing
+        else shape.layers * layer,
+        "lossHead": HEAD_TILE + 4 * width * tokens * shape.hidden if on_gpu else 12 * tokens * shape.vocabulary,
+        "buffers": 4 * width * tokens * shape.feed_forward,
+    }
+    weights = _weights(shape, training, width, on_gpu)
+    reserve = int(FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0)))
+    return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
+
+
+def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict[str, int]:
+    """What doesn't depend on the batch: weights, gradients, optimizer state, and the largest weight in full."""
+    if training.method is Method.FULL:
+        eight_bit = "8bit" in training.optimizer or (training.optimizer == "Auto" and on_gpu)
+        return {
+            "weights": 4 * shape.parameters,
+            "gradients": 4 * shape.parameters,
+            "optimizer": (2 if eight_bit else 8) * shape.parameters,
+            "castWeights": width * shape.linear if width < 4 else 0,  # autocast keeps them until the step ends
+        }
+    adapter = shape.adapter(training.lora.rank)
+    quantized = training.method is Method.QLORA
+    trained = width if quantized and training.precision is not Precision.FP16 else 4
+    frozen = NF4_BYTES if quantized else width
+    largest = shape.hidden * max(shape.feed_forward, shape.query)
+    return {
+        "weights": int(frozen * shape.linear) + width * (shape.parameters - shape.linear),
+        "adapter": trained * adapter,
+        "gradients": trained * adapter,
+        "optimizer": 2 * trained * adapter,
+        "expandedWeight": 2 * width * largest if quantized else 0,
+    }
+
+
+def number_bytes(precision: Precision, on_gpu: bool) -> int:
+    """Bytes of one number of the compute type."""
+    if precision is Precision.AUTO:
+        return 2 if on_gpu else 4
+    return 4 if precision is Precision.FP32 else 2
+
+
+def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool) -> FitFacts:
+    """The fastest allowed setting whose estimate stays within `available` bytes of one device.
+
+    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
+    ValueError where microBatchSize doesn't divide globalBatchSize.
+    """
+    given = training.micro_batch_size
+    if given is not None and training.global_batch_size % given:
+        raise ValueError(
+            f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
+            f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
+        )
+    row = training.max_length if training.packing else row_tokens
+    limit = available if available is not None else ASSUMED_GPU
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training)}
+    fitting = [s for s in needs if sum(needs[s].values()) <= limit]
+    smallest = min(needs, key=lambda s: sum(needs[s].values()))
+    if not fitting and available is not None:
+        raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
+    chosen = _fastest(fitting, training.method, row) if fitting else smallest
+    return FitFacts(
+        predicted_bytes=sum(needs[chosen].values()),
+        available_bytes=available,
+        micro_batch_size=chosen.micro_batch_size,
+        gradient_checkpointing=chosen.checkpointing,
+        terms=needs[chosen],
+    )
+
+
+def _settings(training: Training) -> Iterator[Setting]:
+    sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
+    modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
+    return (Setting(size, mode) for size in sizes for mode in modes)
+
+
+def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
+    def cost(setting: Setting) -> float:
+        shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
+        return shared * (RECOMPUTE if setting.checkpointing else 1)
+
+    best = min(cost(s) for s in settings)
+    return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
+
+
+def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:
+    """What the smallest allowed setting needs, and the least change that would fit."""
+    needed = sum(estimate(shape, training, smallest, row, on_gpu).values())
+    said = (
+        f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
+        f" {_gib(needed)}, the device has {_gib(available)}"
+    )
+    least = Setting(1, True)
+    loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
+    if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
+        return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
+    length = _longest(shape, loosened, row, available, on_gpu)
+    if length is not None:
+        return f"{said}; it fits with spec.training.maxLength: {length}"
+    for method in (Method.LORA, Method.QLORA):
+        other = loosened.model_copy(update={"method": method})
+        if method is not training.method and sum(estimate(shape, other, least, row, on_gpu).values()) <= available:
+            return f"{said}; it fits with spec.training.method: {method.value}"
+    return f"{said}; take a device with more memory or a smaller model"
+
+
+def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool) -> int | None:
+    """Longest row, a multiple of 64 tokens, with which one row at a time fits."""
+    lengths = range(row // 64 * 64, 127, -64)
+    return next(
+        (n for n in lengths if sum(estimate(shape, training, Setting(1, True), n, on_gpu).values()) <= available), None
+    )
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"
