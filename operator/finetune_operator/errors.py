@@ -1,0 +1,59 @@
+"""What can go wrong between the operator and the API server, by what follows from it.
+
+    ClusterError
+    ├── NotFound       the object, or the kind, is not there
+    ├── Conflict       somebody else was faster, or the name belongs to another owner: look again
+    │   └── AlreadyExists
+    ├── Refused        the server says no and will go on saying no: the user or an administrator must change something
+    │   ├── Invalid    the object breaks the schema or a rule (400, 422)
+    │   └── Forbidden  a quota, Pod Security or our own Role is in the way (401, 403)
+    └── Unavailable    no answer, or "not now" (429, 5xx): try again later
+    InvalidSpec        a spec that this version can't read, though the API server let it in
+    NotLeader          another replica acts now
+"""
+
+from __future__ import annotations
+
+
+class ClusterError(Exception):
+    """The API server's answer, with its own sentence."""
+
+
+class NotFound(ClusterError):
+    """404."""
+
+
+class Conflict(ClusterError):
+    """409."""
+
+
+class AlreadyExists(Conflict):
+    """409 with reason AlreadyExists."""
+
+
+class Refused(ClusterError):
+    """The same request will be refused again until somebody changes something."""
+
+
+class Invalid(Refused):
+    """400 or 422."""
+
+
+class Forbidden(Refused):
+    """401 or 403."""
+
+
+class Unavailable(ClusterError):
+    """Worth another try; `retry_after` is the server's own wish in seconds, where it has one."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class InvalidSpec(Exception):
+    """A spec that can't be read: the message names the field."""
+
+
+class NotLeader(Exception):
+    """The lease ran out: nothing may be written any more."""

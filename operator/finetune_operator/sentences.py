@@ -1,0 +1,48 @@
+"""Validation errors as sentences for people: one for each wrong field, with the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+
+def sentences(error: ValidationError, at: str) -> list[str]:
+    """One sentence for each wrong field. `at` is the path of the value that was validated, such as spec."""
+    found = [_sentence(dict(e), at) for e in error.errors(include_url=False)]
+    return list(dict.fromkeys(found))
+
+
+def _sentence(error: dict[str, Any], at: str) -> str:
+    path = at
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    path = path.removeprefix(".")
+    context, given = error.get("ctx", {}), _shown(error.get("input"))
+    match error["type"]:
+        case "missing":
+            return f"{path} is required; add it"
+        case "extra_forbidden":
+            return f"{path} is not a field; remove it or correct its name"
+        case "enum" | "literal_error":
+            return f"{path} is {given}; it takes {context['expected']}"
+        case "string_pattern_mismatch":
+            return f"{path} is {given}; it must match {context['pattern']}"
+        case "greater_than" | "greater_than_equal":
+            word, bound = ("above", context.get("gt")) if "gt" in context else ("at least", context.get("ge"))
+            return f"{path} is {given}; it must be {word} {bound}"
+        case "less_than" | "less_than_equal":
+            word, bound = ("below", context.get("lt")) if "lt" in context else ("at most", context.get("le"))
+            return f"{path} is {given}; it must be {word} {bound}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"{path} is {given}; it takes a mapping of fields"
+        case "list_type":
+            return f"{path} is {given}; it takes a list"
+    return f"{path} is {given}; {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'}"
+    text = "empty" if value is None or value == "" else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
