@@ -308,7 +308,7 @@ class FitFacts(Report):
     """The memory estimate for one device, and what it chose."""
 
     predicted_bytes: int
-    available_bytes: int | None
+    available_bytes: int | None = None
     micro_batch_size: int
     gradient_checkpointing: bool
     terms: dict[str, int] = {}

@@ -1,0 +1,63 @@
+"""The model card: a README.md in each folder that leaves the pipeline, so that it explains itself wherever it is copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_trainer.contract import Artifact, Method, TrainFacts
+from finetune_trainer.context import Context
+
+
+def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
+    """Write README.md into a finished folder; the front matter is what model hubs read."""
+    (folder / "README.md").write_text(text(context, train, artifact))
+
+
+def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) -> str:
+    """The card: what it is, from what it was made, how it was trained, and the digests of its inputs."""
+    run, prepared = context.run, context.prepared()
+    assert prepared.model is not None
+    assert prepared.dataset is not None
+    model, data, training = prepared.model, prepared.dataset, run.training
+    what = context.step.stage if artifact is None else f"{artifact.format} {artifact.quantization}"
+    kind = {"train": "adapter" if training.method is not Method.FULL else "model", "merge": "merged model"}.get(what, what)
+    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"
+    lines = [
+        "---",
+        f"base_model: {run.model.uri}",
+        "pipeline_tag: text-generation",
+        "tags: [finetune-operator, " + training.method.lower() + "]",
+        "---",
+        f"# {run.name}: {kind}",
+        "",
+        f"Made by finetune-operator from the FineTuneJob `{run.namespace}/{run.name}`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base model | {run.model.uri}, revision {model.revision}, {model.parameters:,} parameters, {model.architecture} |",
+        f"| base digest | `{model.digest}` |",
+        f"| rows | {data.train_rows:,} to train on ({data.train_tokens:,} tokens, {data.format}), {data.test_rows:,} to test, "
+        f"{data.dropped_rows:,} dropped as too long |",
+        f"| rows digest | train `{data.train_digest}`, test `{data.test_digest}` |",
+        f"| method | {_method(context)} |",
+        f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {_rate(context)}, "
+        f"{training.schedule}, seed {training.seed} |",
+        f"| result | loss {train.loss:.4g} after {train.steps:,} steps |",
+    ]
+    if artifact is not None or context.step.stage == "merge":
+        lines.append(f"| adapter merged into | the {run.merge_base.lower()} base |")
+    return "\n".join(lines) + "\n"
+
+
+def _method(context: Context) -> str:
+    training = context.run.training
+    if training.method is Method.FULL:
+        return "every weight"
+    lora = training.lora
+    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {', '.join(lora.targets)}"
+
+
+def _rate(context: Context) -> str:
+    training = context.run.training
+    default = 2e-5 if training.method is Method.FULL else 2e-4
+    return f"{training.learning_rate or default:g}"

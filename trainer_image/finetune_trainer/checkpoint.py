@@ -1,0 +1,127 @@
+"""Training state in the artifact store: saved by step, by time and on SIGTERM; read back from the newest that is whole.
+
+A checkpoint is the folder that transformers' Trainer writes (trained weights, optimizer, schedule, random generators,
+trainer_state.json), so a resumed run repeats the unbroken one step by step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_trainer.contract import Checkpoint
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.preemption import Preemption, preempted
+from finetune_trainer.store import Store
+
+DAMAGED = "CheckpointDamaged"
+
+
+def restore(store: Store, fingerprint: str, into: Path) -> Path | None:
+    """The newest checkpoint that verifies, copied below `into`; None where there is none. Damaged ones are passed over."""
+    for step in store.checkpoints(fingerprint):
+        folder = into / f"checkpoint-{step}"
+        try:
+            return store.load_checkpoint(fingerprint, step, folder)
+        except StepFailed as failure:
+            if failure.reason != DAMAGED:
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            print(f"the checkpoint of step {step} is damaged: taking the one before", flush=True)
+    return None
+
+
+class SaveCheckpoints(TrainerCallback):
+    """Tells the Trainer when to save, and moves what it saved into the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        fingerprint: str,
+        attempt: str,
+        plan: Checkpoint,
+        preemption: Preemption,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._fingerprint, self._attempt, self._plan = store, fingerprint, attempt, plan
+        self._preemption = preemption
+        self._clock = clock
+        self._last_save = clock()
+        self._generators: dict[str, Any] = {}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self._generators = generator_states()
+        control.should_save = self._is_due(state.global_step)
+        if self._preemption.requested:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Between two micro-batches of a step: leave it unfinished, since the rest of it may outlast the grace period."""
+        if self._preemption.requested:
+            raise preempted(f"within step {state.global_step + 1}")
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The Trainer has written its folder: keep it, and no more of the older ones than asked for."""
+        assert args.output_dir is not None
+        self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+
+    def save_unfinished(self, trainer: Any) -> None:
+        """Save the state after the last whole step, once a step was left between two micro-batches."""
+        if self._generators:  # none: not one step was finished since the start, so the store has all there is
+            restore_generator_states(self._generators)
+            trainer._save_checkpoint(trainer.model, trial=None)
+            self.on_save(trainer.args, trainer.state, trainer.control)
+
+    def keep(self, folder: Path, step: int) -> None:
+        """Move one checkpoint folder into the store and drop the older ones that nobody needs."""
+        self._store.save_checkpoint(self._fingerprint, step, folder, self._attempt)
+        self._store.drop_checkpoints(self._fingerprint, self._plan.keep)
+        shutil.rmtree(folder)
+        self._last_save = self._clock()
+
+    def _is_due(self, step: int) -> bool:
+        if self._plan.every_steps is not None:
+            return step % self._plan.every_steps == 0
+        return self._clock() - self._last_save >= self._plan.interval_seconds
+
+
+def generator_states() -> dict[str, Any]:
+    """State of each random generator that training draws from."""
+    import random
+
+    import numpy
+    import torch
+
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_generator_states(states: dict[str, Any]) -> None:
+    """Put the random generators back to where `generator_states` saw them."""
+    import random
+
+    import numpy
+    import torch
+
+    random.setstate(states["python"])
+    numpy.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,66 @@
+"""What the model libraries must be told before they are first imported: no network, no telemetry, no chatter, few threads.
+
+A stage that calls `quieten` reads from disk only; prepare, which fetches, doesn't call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "USE_HUB_KERNELS": "0",  # else transformers and bitsandbytes ask the hub for compiled kernels
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths fragment the allocator otherwise
+}
+CHATTY = ("bitsandbytes", "kernels", "accelerate", "trl", "datasets", "peft", "torch.distributed", "llmcompressor")
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota µs or max> <period µs>"
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")  # cgroup v1: µs, -1 for no limit
+CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+
+
+def quieten() -> None:
+    """Set the libraries' environment, silence their loggers and bars, and use as many threads as the pod may run."""
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Deprecations inside pinned libraries are nothing that a user can act on; the tests' own filter shows them to us.
+    warnings.simplefilter("ignore")
+    import datasets
+    import torch
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(threads())
+
+
+def threads() -> int:
+    """CPUs that this process may use: the cgroup's limit rounded up, or every CPU of its affinity where there is none.
+
+    torch counts the node's CPUs; under a limit of 2 on a node of 64, its 64 threads would throttle each other.
+    """
+    available = len(os.sched_getaffinity(0))
+    limit = cpu_limit()
+    return available if limit is None else max(1, min(available, math.ceil(limit)))
+
+
+def cpu_limit() -> float | None:
+    """The cgroup's CPU limit in CPUs, None for no limit."""
+    if CPU_MAX.is_file():
+        quota, _, period = CPU_MAX.read_text().strip().partition(" ")
+    elif CPU_QUOTA.is_file():
+        quota, period = CPU_QUOTA.read_text().strip(), CPU_PERIOD.read_text().strip()
+    else:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period or 100_000)

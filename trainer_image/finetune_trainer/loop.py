@@ -1,0 +1,126 @@
+"""TRL's SFTTrainer as this project uses it: rows are tokenized already, a bad loss stops it, every step is reported."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTTrainer
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract import ExitCode, Progress
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.model import peak_memory
+
+IGNORED = -100  # torch's cross entropy leaves positions with this label out
+
+
+def rows(path: Path) -> Dataset | None:
+    """Tokens and labels of the rendered rows; None where the file is missing or empty.
+
+    The labels are made here: TRL passes over a completion_mask unless it has seen prompt and completion columns.
+    """
+    if not path.is_file():
+        return None
+    with path.open() as lines:
+        read = [json.loads(line) for line in lines]
+    if not read:
+        return None
+    return Dataset.from_dict({"input_ids": [row["input_ids"] for row in read], "labels": [labels(row) for row in read]})
+
+
+def labels(row: dict[str, Any]) -> list[int]:
+    """The tokens that the loss is computed on, and IGNORED for all others."""
+    pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
+    return [token if counts else IGNORED for token, counts in pairs]
+
+
+class Loop(SFTTrainer):  # type: ignore[misc]
+    """One training run. The loss of a step is the mean over the tokens of all its micro-batches."""
+
+    def set_trained_type(self, dtype: torch.dtype) -> None:
+        """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+
+    def set_warmup(self, ratio: float) -> None:
+        """Share of the steps over which the rate rises, rounded down: a run of few steps must not spend them at rate 0."""
+        total: int = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self.args.warmup_steps = int(ratio * total)
+
+    def losses(self) -> list[float]:
+        """Training loss of each step from the first on, those before a resume included."""
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+    def validation_loss(self) -> float | None:
+        """Loss over the validation rows as the model is now; None without such rows."""
+        if self.eval_dataset is None:
+            return None
+        return float(self.evaluate()["eval_loss"])
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._check_finite("loss", float(loss))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work
+            self._check_finite("gradient norm", float(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop before the optimizer writes it into the weights: the last checkpoint stays good."""
+        if not math.isfinite(value):
+            raise StepFailed(
+                ExitCode.NON_FINITE_LOSS,
+                "NonFiniteLoss",
+                f"{what} {value} at step {self.state.global_step + 1}: lower training.learningRate, raise warmupRatio, "
+                "or set precision BF16 or FP32; the checkpoint before it is kept",
+            )
+
+
+class ReportProgress(TrainerCallback):
+    """One progress reading a step: loss, learning rate, non-padding tokens per second, memory, seconds to go."""
+
+    def __init__(self, context: Context, loop: Loop) -> None:
+        self._context, self._loop = context, loop
+        self._started, self._first_step, self._first_tokens = 0.0, 0, 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first_step = time.monotonic(), state.global_step
+        self._first_tokens = state.num_input_tokens_seen
+        self._context.progress("training", state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        seconds = max(time.monotonic() - self._started, 1e-6)
+        steps = max(state.global_step - self._first_step, 1)
+        self._context.report(
+            Progress(
+                step_name=self._context.step.name,
+                activity="training",
+                step=state.global_step,
+                total=state.max_steps,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                tokens_per_second=round((state.num_input_tokens_seen - self._first_tokens) / seconds, 1),
+                memory_bytes=peak_memory(self._loop.args.device.type),
+                eta_seconds=round((state.max_steps - state.global_step) * seconds / steps, 1),
+            )
+        )

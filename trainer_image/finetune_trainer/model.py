@@ -1,0 +1,142 @@
+"""The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
+
+    method   frozen weights        trained weights           compute
+    QLoRA    NF4, double-quantized adapters (BF16: in BF16)  bf16 · fp16 · fp32
+    LoRA     compute type          adapters in float32       bf16 · fp16 · fp32
+    Full     -                     all, in float32           the same, by autocast on GPUs
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.contract import Devices, ExitCode, Method, Precision, Training
+from finetune_trainer.failures import StepFailed
+
+AMPERE = (8, 0)  # compute capability from which on a GPU has bf16
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where a model runs and in which type it multiplies."""
+
+    device: str  # "cuda" or "cpu"
+    dtype: torch.dtype
+
+
+def compute_for(precision: Precision, devices: Devices) -> Compute:
+    """Resolve `training.precision` on this machine.
+
+    Raises StepFailed BadConfig for a type that the device can't train in, and when GPUs were promised and none is there.
+    """
+    if devices.gpus == 0:
+        if precision is Precision.FP16:
+            raise _refused("training.precision: CPUs can't train in FP16; set FP32 or Auto")
+        return Compute("cpu", torch.bfloat16 if precision is Precision.BF16 else torch.float32)
+    if not torch.cuda.is_available():
+        raise _refused("the pod was promised a GPU but CUDA finds none: check the device plugin and the image's CUDA")
+    has_bf16 = torch.cuda.get_device_capability() >= AMPERE
+    if precision is Precision.BF16 and not has_bf16:
+        name = torch.cuda.get_device_name()
+        raise _refused(f"training.precision: {name} has no BF16; set FP16 or Auto")
+    auto = torch.bfloat16 if has_bf16 else torch.float16
+    wanted = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
+    return Compute("cuda", wanted.get(precision, auto))
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The model's tokenizer with a pad token that isn't its end token, where its vocabulary has one to spare.
+
+    Nothing is added to the vocabulary: the embedding would have to grow, and every later format with it. The loss never
+    depends on this, because its mask comes with the rows; serving programs, though, take pad = end for "never stop".
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        spare = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t != tokenizer.eos_token]
+        tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(folder: Path, method: Method, compute: Compute) -> Any:
+    """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.float32 if method is Method.FULL else compute.dtype
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": compute.device}}
+    if method is Method.QLORA:
+        options["quantization_config"] = nf4(compute.dtype)
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+    _keep_layout(model)
+    return model
+
+
+def _keep_layout(model: Any) -> None:
+    """Forbid bitsandbytes to repack 4-bit weights for BF16 inference, as it does in place on CPUs with AVX512-BF16.
+
+    Repacked weights multiply in BF16 whatever the compute type, pass no gradient on (a validation pass within training
+    would end the training), and can't be dequantized for the merge.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def nf4(dtype: torch.dtype) -> Any:
+    """The 4-bit storage that QLoRA trains on: NF4 with double quantization, expanded to `dtype` for each product."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def add_adapters(model: Any, training: Training) -> Any:
+    """PEFT model with fresh adapters; the seed decides their weights.
+
+    Raises StepFailed BadConfig when `training.lora.targets` names no module of this model.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    lora = training.lora
+    targets: str | list[str] = "all-linear" if lora.targets == ["all-linear"] else lora.targets
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(training.seed)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        message = f"training.lora.targets: {', '.join(lora.targets)} not in this model; its linear modules: {known}"
+        raise _refused(message) from error
+
+
+def trained_weights_type(method: Method, compute: Compute) -> torch.dtype:
+    """BF16 for QLoRA's adapters in BF16, as the QLoRA paper has it; float32 for all else, lest small updates round away."""
+    return torch.bfloat16 if method is Method.QLORA and compute.dtype is torch.bfloat16 else torch.float32
+
+
+def peak_memory(device: str) -> int:
+    """Most bytes held so far: of the GPU's memory, or resident on a CPU."""
+    if device == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _refused(message: str) -> StepFailed:
+    return StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)

@@ -1,0 +1,213 @@
+"""Train: fine-tune the base model on the rendered rows. A resumed run repeats the unbroken one, step by step.
+
+Commits an adapter in PEFT's format (QLoRA, LoRA) or the whole model in BF16 (Full).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, TrainFacts, Training
+from finetune_trainer.context import Context
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.libraries import quieten
+from finetune_trainer.pipeline import ADAPTER, PREPARE
+from finetune_trainer.preemption import Activity, Preemption, preempted
+
+ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an order of magnitude apart
+DEFAULT_EPOCHS = 3.0
+
+
+def run(context: Context) -> StepResult:
+    """Train and commit. Raises StepFailed: BadConfig, NonFiniteLoss, VerificationFailed, Preempted."""
+    done = context.committed()
+    if done is not None:
+        return done
+    preemption = Preemption()
+    preemption.install()
+    try:
+        return _train(context, preemption)
+    finally:
+        preemption.restore()
+
+
+def _train(context: Context, preemption: Preemption) -> StepResult:
+    quieten()
+    from transformers import PrinterCallback
+
+    from finetune_trainer import card, checkpoint, model, verify
+    from finetune_trainer.loop import Loop, ReportProgress, rows
+
+    training, fingerprint = context.run.training, context.fingerprint(context.step.name)
+    compute = model.compute_for(training.precision, context.run.devices)
+    if training.packing and compute.device == "cpu":
+        raise _refused("training.packing needs a GPU's attention kernel to keep packed rows apart: set it to false")
+    fit = _fit(context)
+    arguments = _arguments(training, fit, compute, context.scratch / "train")
+
+    context.progress("loading the base model")
+    _, model_folder = context.model()
+    _, data_folder = context.data()
+    tokenizer = model.load_tokenizer(model_folder)
+    network = model.load_base(model_folder, training.method, compute)
+    if training.method is not Method.FULL:
+        network = model.add_adapters(network, training)
+
+    saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training.checkpoint, preemption)
+    loop = Loop(
+        model=network,
+        args=arguments,
+        train_dataset=rows(data_folder / "train.jsonl"),
+        eval_dataset=rows(data_folder / "validation.jsonl"),
+        processing_class=tokenizer,
+        callbacks=[saving],
+    )
+    loop.remove_callback(PrinterCallback)
+    loop.add_callback(ReportProgress(context, loop))
+    loop.set_trained_type(model.trained_weights_type(training.method, compute))
+    loop.set_warmup(training.warmup_ratio)
+    before = verify.trace(network)
+    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir))
+
+    started = time.monotonic()
+    preemption.activity = Activity.TRAINING
+    try:
+        loop.train(resume_from_checkpoint=None if resume is None else str(resume))
+    except StepFailed as failure:
+        if failure.exit_code is ExitCode.PREEMPTED:
+            saving.save_unfinished(loop)
+        raise
+    if loop.state.global_step < loop.state.max_steps:
+        raise preempted(f"after step {loop.state.global_step}")
+    preemption.activity = Activity.COMMITTING
+
+    verify.check_trained(before, network, loop.state.global_step)
+    facts = TrainFacts(
+        steps=loop.state.global_step,
+        loss=_mean_of_last_tenth(loop.losses()),
+        validation_loss=loop.validation_loss(),
+        tokens=int(loop.state.num_input_tokens_seen),
+        seconds=round(time.monotonic() - started, 3),
+        resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
+        peak_memory_bytes=model.peak_memory(compute.device),
+    )
+    context.progress("saving", facts.steps, facts.steps)
+    folder = _save(network, tokenizer, context, training.method)
+    card.write(folder, context, facts)
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=_made(training))
+    committed = context.commit(folder, result, {PREPARE: context.fingerprint(PREPARE)})
+    context.store.drop_checkpoints(fingerprint, keep=0)
+    return committed
+
+
+# ── What the run asks for, in TRL's words ─────────────────────────────────────────────────────────────────────────────
+
+
+def micro_batch(global_batch: int, wanted: int) -> int:
+    """Rows per forward pass: the largest divisor of the global batch that is not above `wanted`.
+
+    A step then always sees exactly globalBatchSize rows, whatever the memory allows at a time.
+    """
+    return max(d for d in range(1, min(global_batch, wanted) + 1) if global_batch % d == 0)
+
+
+def _fit(context: Context) -> FitFacts:
+    """Prepare's estimate, with the micro-batch and checkpointing that the user may have set instead."""
+    training, fit = context.run.training, context.prepared().fit
+    if fit is None:
+        raise StepFailed(
+            ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", "the prepared rows come without a memory estimate: prepare again"
+        )
+    wanted = training.micro_batch_size or fit.micro_batch_size
+    auto = training.gradient_checkpointing == "Auto"
+    return fit.model_copy(
+        update={
+            "micro_batch_size": micro_batch(training.global_batch_size, wanted),
+            "gradient_checkpointing": fit.gradient_checkpointing if auto else training.gradient_checkpointing == "Full",
+        }
+    )
+
+
+def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) -> Any:
+    import torch
+    from transformers.training_args import OptimizerNames
+    from trl import SFTConfig
+
+    optimizer = _optimizer(training, compute.device)
+    known = {name.value for name in OptimizerNames}
+    if optimizer not in known:
+        raise _refused(f"training.optimizer: transformers knows no {optimizer}; Auto, or one of {', '.join(sorted(known))}")
+    full = training.method is Method.FULL
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=fit.micro_batch_size,
+        per_device_eval_batch_size=fit.micro_batch_size,
+        gradient_accumulation_steps=training.global_batch_size // fit.micro_batch_size,
+        num_train_epochs=training.epochs or DEFAULT_EPOCHS,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=optimizer,
+        seed=training.seed,
+        bf16=compute.dtype is torch.bfloat16,
+        fp16=compute.dtype is torch.float16,
+        use_cpu=compute.device == "cpu",
+        gradient_checkpointing=fit.gradient_checkpointing,
+        max_length=training.max_length,
+        packing=training.packing,
+        eval_packing=False,
+        eval_strategy="steps" if training.evaluate_every_steps else "no",
+        eval_steps=training.evaluate_every_steps,
+        save_strategy="no",  # SaveCheckpoints decides
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the steps before
+        include_num_input_tokens_seen="non_padding",
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=compute.device == "cuda",
+    )
+
+
+def _optimizer(training: Training, device: str) -> str:
+    if training.optimizer != "Auto":
+        return training.optimizer
+    if device == "cpu":
+        return "adamw_torch"
+    return "adamw_bnb_8bit" if training.method is Method.FULL else "adamw_torch_fused"
+
+
+# ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _save(network: Any, tokenizer: Any, context: Context, method: Method) -> Path:
+    """Adapter or model as it will be committed. The base is named by its uri, not by a path of this pod."""
+    import torch
+
+    folder = context.scratch / "output"
+    if method is Method.FULL:
+        network.to(torch.bfloat16).save_pretrained(folder)
+    else:
+        for config in network.peft_config.values():
+            config.base_model_name_or_path = context.run.model.uri
+        network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _made(training: Training) -> ArtifactFacts:
+    made = "Safetensors" if training.method is Method.FULL else "PEFT"
+    return ArtifactFacts(name=ADAPTER, format=made, path="", digest="", bytes=0)  # the store fills the rest in
+
+
+def _mean_of_last_tenth(losses: list[float]) -> float:
+    last = losses[-max(1, math.ceil(len(losses) / 10)) :]
+    return sum(last) / len(last)
+
+
+def _refused(message: str) -> StepFailed:
+    return StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)

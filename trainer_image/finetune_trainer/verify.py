@@ -1,0 +1,67 @@
+"""Proof that a step made what it should have: trained weights moved, merged models answer as the trained one does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune_trainer.contract import ExitCode
+from finetune_trainer.failures import StepFailed
+
+FROZEN_SAMPLE = 4096  # elements looked at of each frozen tensor: enough to see an optimizer that holds it by mistake
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A tensor's sum, which a training step changes; of a frozen one, the sum over a few elements."""
+
+    trained: bool
+    total: float
+
+
+def trace(model: Any) -> dict[str, Trace]:
+    """One Trace for each parameter, to be compared after training."""
+    return {name: _trace(parameter) for name, parameter in model.named_parameters()}
+
+
+def _trace(parameter: torch.nn.Parameter) -> Trace:
+    values = parameter.detach().flatten()
+    if not parameter.requires_grad:
+        values = values[:: max(1, values.numel() // FROZEN_SAMPLE)]
+    # Squares: adapters start at zero mean, and a change of sign must show as well, so the plain sum is added.
+    values = values.double()
+    return Trace(parameter.requires_grad, float(values.square().sum() + values.sum()))
+
+
+def check_trained(before: dict[str, Trace], model: Any, steps: int) -> None:
+    """Every trained tensor moved, no frozen one did, and no adapter's B is all zero (it would be a no-op).
+
+    An adapter's A has no gradient until B has moved, so after a single step it may still be where it was.
+    Raises StepFailed VerificationFailed with the first few names.
+    """
+    after = trace(model)
+    frozen = [n for n, t in after.items() if not t.trained and t != before[n]]
+    still = [n for n, t in after.items() if t.trained and t == before[n] and not (steps == 1 and "lora_A" in n)]
+    dead = [n for n, p in model.named_parameters() if "lora_B" in n and not bool(p.detach().any())]
+    for what, names in (("frozen weights changed", frozen), ("weights did not train", still), ("adapters are zero", dead)):
+        if names:
+            raise _failed(f"{what}: {len(names)} tensors, such as {', '.join(names[:3])}")
+
+
+def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
+    """Mean over positions of KL(reference || other), in nats; logits of shape (positions, vocabulary)."""
+    expected = torch.log_softmax(reference.double(), dim=-1)
+    found = torch.log_softmax(other.double(), dim=-1)
+    return float((expected.exp() * (expected - found)).sum(-1).mean())
+
+
+def check_divergence(what: str, value: float, limit: float) -> None:
+    """Raises StepFailed VerificationFailed above the limit, or for a value that is no number."""
+    if not value <= limit:
+        raise _failed(f"{what} differs from the model it was made of: mean KL divergence {value:.2g}, at most {limit:.2g}")
+
+
+def _failed(message: str) -> StepFailed:
+    return StepFailed(ExitCode.VERIFICATION_FAILED, "VerificationFailed", message)
