@@ -1,15 +1,15 @@
 """What can go wrong between the operator and the API server, by what follows from it.
 
-    ClusterError
-    ├── NotFound       the object, or the kind, is not there
-    ├── Conflict       somebody else was faster, or the name belongs to another owner: look again
-    │   └── AlreadyExists
-    ├── Refused        the server says no and will go on saying no: the user or an administrator must change something
-    │   ├── Invalid    the object breaks the schema or a rule (400, 422)
-    │   └── Forbidden  a quota, Pod Security or our own Role is in the way (401, 403)
-    └── Unavailable    no answer, or "not now" (429, 5xx): try again later
-    InvalidSpec        a spec that this version can't read, though the API server let it in
-    NotLeader          another replica acts now
+ClusterError
+├── NotFound       the object, or the kind, is not there
+├── Conflict       somebody else was faster, or the name belongs to another owner: look again
+│   └── AlreadyExists
+├── Refused        the server says no and will go on saying no: the user or an administrator must change something
+│   ├── Invalid    the object breaks the schema or a rule (400, 422)
+│   └── Forbidden  a quota, Pod Security or our own Role is in the way (401, 403)
+└── Unavailable    no answer, or "not now" (429, 5xx): try again later
+InvalidSpec        a spec that this version can't read, though the API server let it in
+NotLeader          another replica acts now
 """
 
 from __future__ import annotations

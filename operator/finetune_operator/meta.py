@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -26,11 +26,15 @@ Quantity = Annotated[
     BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v),
 ]
 
-_SUFFIX = {"m": Decimal("0.001"), "": Decimal(1)} | {
-    unit + i: Decimal((1024 if i else 1000) ** power)
-    for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), start=1)
-    for i in ("", "i")
-} | {"Ki": Decimal(1024)}
+_SUFFIX = (
+    {"m": Decimal("0.001"), "": Decimal(1)}
+    | {
+        unit + i: Decimal((1024 if i else 1000) ** power)
+        for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), start=1)
+        for i in ("", "i")
+    }
+    | {"Ki": Decimal(1024)}
+)
 
 
 def quantity_value(quantity: str) -> Decimal:
@@ -58,11 +62,22 @@ class ObjectMeta(Report):
     resource_version: str = ""
     deletion_timestamp: str | None = None
     creation_timestamp: str | None = None
-    labels: dict[str, str] = {}
-    annotations: dict[str, str] = {}
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
 
 
 Object = dict[str, Any]  # a Kubernetes object as the API server sends it
+
+
+class Key(NamedTuple):
+    """What is reconciled: one of our objects by name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True)

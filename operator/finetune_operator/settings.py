@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         text = environment.get(variable := f"FINETUNE_{f.name.upper()}", "")
         if not text:
             continue
-        kind = type(f.default)
+        kind: Any = type(f.default)
         try:
-            values[f.name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)  # type: ignore[call-overload]
+            values[f.name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         except ValueError:
             raise ValueError(f"{variable}={text!r} is not a {kind.__name__}") from None
     return Settings(**values)  # type: ignore[arg-type]

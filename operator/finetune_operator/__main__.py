@@ -1,0 +1,156 @@
+"""Start: settings, logs, probes and metrics; then wait to be the leader; then Kopf, workers, progress and resync.
+
+standby (probes answer) ──► leader ──► SIGTERM: no new keys, running passes end, lease released, exit 0
+                               └─────► lease lost, a watch or a loop dead: exit at once, a fresh process repairs it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn
+
+import kopf
+import structlog
+
+from finetune_operator import handlers, logs, metrics, probes
+from finetune_operator.cluster import Cluster
+from finetune_operator.controller import Controller
+from finetune_operator.leader import Elector
+from finetune_operator.meta import Key
+from finetune_operator.progress_reader import ProgressReader
+from finetune_operator.reconcile import Kind
+from finetune_operator.settings import Settings, read_settings
+from finetune_operator.workqueue import WorkQueue
+
+DRAIN_SECONDS = 10.0  # what running passes get after SIGTERM
+
+log = structlog.get_logger("operator")
+
+
+def die(reason: str) -> NoReturn:
+    """End at once: whatever still runs must not write any more."""
+    log.error("died", reason=reason)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
+    """The operator's life, until SIGTERM."""
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    electors: list[Elector] = []  # one, or none where there is no election
+
+    def fence() -> None:
+        for elector in electors:
+            elector.check()
+
+    cluster = await Cluster.connect(fence, settings.identity)
+    server = await probes.serve(settings.http_port)
+    try:
+        if settings.leader_election:
+            electors.append(Elector(cluster, settings.own_namespace, settings.identity, die))
+            log.info("standing by", identity=settings.identity)
+            await _until(electors[0].acquire(), stop)
+        if not stop.is_set():
+            await lead(cluster, electors, settings, kinds, stop)
+        for elector in electors:
+            await elector.release()
+        log.info("stopped")
+    finally:
+        await server.cleanup()
+        await cluster.close()
+
+
+async def lead(
+    cluster: Cluster, electors: list[Elector], settings: Settings, kinds: dict[str, Kind], stop: asyncio.Event
+) -> None:
+    """Act until told to stop. A part that ends before that ends the process."""
+    log.info("leading", identity=settings.identity, namespace=settings.namespace or "all")
+    queue: WorkQueue[Key] = WorkQueue()
+    progress = ProgressReader(cluster)
+    seen = handlers.Seen()
+    metrics.ConditionCounts(seen.counts)
+    metrics.MAX_WORKERS.set(settings.workers)
+    controller = Controller(kinds, cluster, queue, progress, seen, settings)
+    # Kopf cancels, when it ends, what was started after it: so these come first.
+    workers = [_vital(controller.work(), stop) for _ in range(settings.workers)]
+    others = [_vital(part, stop) for part in (controller.read_progress(), controller.resync())]
+    others += [_vital(elector.hold(), stop) for elector in electors]
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the process
+    await _watch(handlers.registry(handlers.Events(queue.add, seen, progress)), settings, stop)
+    queue.shut_down()
+    await asyncio.wait(workers, timeout=DRAIN_SECONDS)
+    for part in (*workers, *others):
+        part.cancel()
+
+
+def _vital(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> asyncio.Task[None]:
+    """A task without which there is no operator."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (not stop.is_set() or task.exception() is not None):
+            die(f"{task.get_name()} ended: {task.exception()!r}")
+
+    task = asyncio.create_task(part, name=getattr(part, "__qualname__", "a part"))
+    task.add_done_callback(ended)
+    return task
+
+
+async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: asyncio.Event) -> None:
+    """Kopf until `stop`. It takes the signals when it starts, so they are taken back when it is ready."""
+    ready = asyncio.Event()
+    watching = asyncio.create_task(
+        kopf.operator(
+            registry=registry,
+            settings=handlers.kopf_settings(),
+            standalone=True,
+            clusterwide=not settings.namespace,
+            namespaces=[settings.namespace] if settings.namespace else [],
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+    )
+    waiting = asyncio.create_task(ready.wait())
+    await asyncio.wait([watching, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    _stop_on_signals(stop)
+    await watching
+    if not stop.is_set():
+        die("Kopf ended")
+
+
+async def _until(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> None:
+    """Run the part to its end, or until `stop`."""
+    tasks = [asyncio.create_task(part), asyncio.create_task(stop.wait())]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    for task in done:
+        task.result()
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+
+def main() -> None:
+    """Entry point of `python -m finetune_operator`."""
+    try:
+        settings = read_settings()
+        logs.configure(settings.log_level)
+    except ValueError as error:
+        sys.exit(str(error))
+    from finetune_operator.kinds import KINDS
+
+    asyncio.run(run(settings, KINDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""The only Kubernetes client: plain dicts in and out, one field manager, errors by what follows from them.
+
+Every read goes to the API server, so a pass never decides on an old view. `fence` is called before every write but the
+Lease's and raises where this replica may not act any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from finetune_operator import metrics
+from finetune_operator.decision import Event
+from finetune_operator.errors import (
+    AlreadyExists,
+    ClusterError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
+from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.names import FIELD_MANAGER
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client.api_client import ApiClient
+
+TIMEOUT_SECONDS = 30.0
+LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+LOG_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Where objects of a kind live in the API."""
+
+    api_version: str
+    plural: str
+
+    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
+        """Path of the collection, of one object, or of its subresource; an empty namespace is all of them."""
+        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
+        parts = (f"namespaces/{namespace}" if namespace else "", self.plural, name, subresource)
+        return "/".join((root, *(p for p in parts if p)))
+
+
+RESOURCES = {
+    "ConfigMap": Resource("v1", "configmaps"),
+    "PersistentVolumeClaim": Resource("v1", "persistentvolumeclaims"),
+    "Pod": Resource("v1", "pods"),
+    "Secret": Resource("v1", "secrets"),
+    "Service": Resource("v1", "services"),
+    "Job": Resource("batch/v1", "jobs"),
+    "Deployment": Resource("apps/v1", "deployments"),
+    "Lease": Resource("coordination.k8s.io/v1", "leases"),
+    "Event": Resource("events.k8s.io/v1", "events"),
+    "FineTuneJob": Resource(API_VERSION, "finetunejobs"),
+    "ModelServe": Resource(API_VERSION, "modelserves"),
+}
+
+
+class Cluster:
+    """The API server. Methods raise the errors of errors.py."""
+
+    def __init__(self, client: ApiClient, fence: Callable[[], None], identity: str) -> None:
+        self._client = client
+        self._fence = fence
+        self._identity = identity
+
+    @classmethod
+    async def connect(cls, fence: Callable[[], None], identity: str) -> Cluster:
+        """A client by $KUBECONFIG, else by the pod's service account, else by ~/.kube/config."""
+        from kubernetes.aio import config
+        from kubernetes.aio.client.api_client import ApiClient
+        from kubernetes.aio.client.configuration import Configuration
+
+        configuration = Configuration()
+        if "KUBECONFIG" not in os.environ and os.path.exists(SERVICE_ACCOUNT):
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(client_configuration=configuration)
+        return cls(ApiClient(configuration), fence, identity)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        """One object, or None where there is none."""
+        timeout = LEASE_TIMEOUT_SECONDS if kind == "Lease" else TIMEOUT_SECONDS
+        try:
+            found: Object = await self._json("GET", RESOURCES[kind].path(namespace, name), timeout=timeout)
+        except NotFound:
+            return None
+        return found
+
+    async def list(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> tuple[Object, ...]:
+        """All objects of a kind with these labels. An empty namespace is all of them."""
+        resource = RESOURCES[kind]
+        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in labels.items())} if labels else {}
+        found = await self._json("GET", resource.path(namespace), query)
+        return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
+
+    async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
+        """The last lines that a pod with one container printed."""
+        query = {"tailLines": str(lines), "limitBytes": str(LOG_BYTES)}
+        return await self._request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query)
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create(self, body: Object) -> Object:
+        """POST. Raises AlreadyExists."""
+        metadata = body["metadata"]
+        timeout = self._fenced(body)
+        return await self._json("POST", RESOURCES[body["kind"]].path(metadata["namespace"]), body=body, timeout=timeout)
+
+    async def replace(self, body: Object) -> Object:
+        """PUT of what was read; raises Conflict where somebody wrote in between."""
+        metadata = body["metadata"]
+        timeout = self._fenced(body)
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._json("PUT", path, body=body, timeout=timeout)
+
+    async def apply(self, body: Object) -> Object:
+        """Server-side apply by force: the fields in the body become ours and as the body says."""
+        return await self._apply(body, "")
+
+    async def apply_status(self, owner: Object, status: dict[str, Any]) -> Object:
+        """Apply the whole status of one of our objects; raises Conflict if another object has its name by now."""
+        metadata = {k: owner["metadata"][k] for k in ("name", "namespace", "uid")}
+        body = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": metadata, "status": status}
+        return await self._apply(body, "status")
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
+        self._fence()
+        body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._json("DELETE", RESOURCES[kind].path(namespace, name), body=body)
+        except (NotFound, Conflict):
+            return
+
+    async def suspend(self, namespace: str, name: str, uid: str, suspend: bool) -> Object:
+        """Suspend or resume just this Job; raises Conflict if another has its name by now."""
+        self._fence()
+        body = {"metadata": {"uid": uid}, "spec": {"suspend": suspend}}
+        path = RESOURCES["Job"].path(namespace, name)
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._json("PATCH", path, query, body, content_type="application/merge-patch+json")
+
+    async def post_event(self, regarding: Object, event: Event) -> None:
+        """An events.k8s.io/v1 Event that `kubectl describe` shows."""
+        self._fence()
+        metadata = regarding["metadata"]
+        body = {
+            "apiVersion": RESOURCES["Event"].api_version,
+            "kind": "Event",
+            "metadata": {"generateName": f"{metadata['name'][:40]}.", "namespace": metadata["namespace"]},
+            "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "reportingController": "finetune.dev/operator",
+            "reportingInstance": self._identity[:128],
+            "action": "Reconcile",
+            "reason": event.reason,
+            "note": event.message[:1000],
+            "type": "Warning" if event.warning else "Normal",
+            "regarding": {
+                "apiVersion": regarding["apiVersion"],
+                "kind": regarding["kind"],
+                **{k: metadata[k] for k in ("name", "namespace", "uid")},
+            },
+        }
+        await self._json("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body)
+
+    def _fenced(self, body: Object) -> float:
+        """Seconds that a write of this body may take; the Lease is what the fence stands on, so it has none."""
+        if body["kind"] == "Lease":
+            return LEASE_TIMEOUT_SECONDS
+        self._fence()
+        return TIMEOUT_SECONDS
+
+    async def _apply(self, body: Object, subresource: str) -> Object:
+        self._fence()
+        metadata = body["metadata"]
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"], subresource)
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+
+    # ── one request ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _json(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Object | None = None,
+        *,
+        content_type: str = "application/json",
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> Object:
+        text = await self._request(method, path, query, body, content_type=content_type, timeout=timeout)
+        found: Object = json.loads(text)
+        return found
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Object | None = None,
+        *,
+        content_type: str = "application/json",
+        timeout: float = TIMEOUT_SECONDS,
+    ) -> str:
+        call = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": "application/json, */*", "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.call_api(*call, _request_timeout=timeout)
+            content: bytes = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            metrics.API_REQUESTS.labels(method, "none").inc()
+            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
+        metrics.API_REQUESTS.labels(method, str(response.status)).inc()
+        text = content.decode(errors="replace")
+        if response.status >= 300:
+            raise _error(response.status, text, response.getheader("Retry-After"))
+        return text
+
+
+def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
+    """The error for an answer that is none of ours to read further: the server's own sentence, typed."""
+    try:
+        answer = json.loads(text)
+        message, reason = str(answer["message"]), answer.get("reason")
+    except (ValueError, KeyError, TypeError):
+        message, reason = text[:300] or f"HTTP {code}", None
+    if reason == "AlreadyExists":
+        return AlreadyExists(message)
+    kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
+    if (kind := kinds.get(code)) is not None:
+        return kind(message)
+    return Unavailable(message, float(retry_after) if retry_after and retry_after.isdigit() else None)

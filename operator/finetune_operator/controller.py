@@ -1,0 +1,138 @@
+"""The loops around reconcile: workers that take keys, the progress of running pods, and the resync that trusts nothing.
+
+events ─► queue ─► work (N workers) ─► reconcile ─┬─► done: again after requeue_after
+             ▲                                    └─► failed: again after a backoff
+             ├── read_progress, every few seconds
+             └── resync, every few minutes: all objects listed anew
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+
+from finetune_operator import metrics
+from finetune_operator.cluster import Cluster
+from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
+from finetune_operator.handlers import KINDS, Seen
+from finetune_operator.meta import Key
+from finetune_operator.progress_reader import ProgressReader
+from finetune_operator.reconcile import Kind, Outcome, reconcile
+from finetune_operator.settings import Settings
+from finetune_operator.workqueue import ShutDown, WorkQueue
+
+log = structlog.get_logger("reconcile")
+
+
+class WatchDied(Exception):
+    """Objects changed a whole resync ago and no event has told of it."""
+
+
+@dataclass(frozen=True)
+class Controller:
+    """All that the loops share."""
+
+    kinds: Mapping[str, Kind]
+    cluster: Cluster
+    queue: WorkQueue[Key]
+    progress: ProgressReader
+    seen: Seen
+    settings: Settings
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+    async def work(self) -> None:
+        """One worker, until the queue is shut down. Raises NotLeader, after which nothing may be written."""
+        while True:
+            try:
+                key = await self.queue.get()
+            except ShutDown:
+                return
+            try:
+                with metrics.ACTIVE_WORKERS.track_inprogress(), metrics.RECONCILE_SECONDS.labels(key.kind).time():
+                    await self._one_pass(key)
+            finally:
+                self.queue.done(key)
+
+    async def _one_pass(self, key: Key) -> None:
+        begin = time.monotonic()
+        try:
+            outcome = await reconcile(
+                key, self.kinds[key.kind], self.cluster, self.progress.of, self.settings, self.now()
+            )
+        except NotLeader:
+            raise
+        except ClusterError as error:
+            self._failed(key, error, begin)
+        except Exception as error:  # a policy's own fault must not stop the other objects
+            metrics.RECONCILE_ERRORS.labels(key.kind).inc()
+            self._failed(key, error, begin, fault=True)
+        else:
+            self._passed(key, outcome, begin)
+
+    def _passed(self, key: Key, outcome: Outcome, begin: float) -> None:
+        self.queue.forget(key)
+        if outcome.requeue_after is not None:
+            self.queue.add_after(key, outcome.requeue_after)
+        result = "success" if outcome.requeue_after is None else "requeue_after"
+        metrics.RECONCILES.labels(key.kind, result).inc()
+        line = log.info if outcome.writes else log.debug
+        line(
+            outcome.result,
+            key=str(key),
+            generation=outcome.generation,
+            writes=outcome.writes,
+            seconds=round(time.monotonic() - begin, 3),
+        )
+
+    def _failed(self, key: Key, error: Exception, begin: float, *, fault: bool = False) -> None:
+        wish = error.retry_after if isinstance(error, Unavailable) else None
+        delay = self.queue.add_failed(key, wish or 0.0)
+        metrics.RECONCILES.labels(key.kind, "requeue" if isinstance(error, Conflict) else "error").inc()
+        log.error(
+            "failed",
+            key=str(key),
+            error=f"{type(error).__name__}: {error}",
+            again_in=round(delay, 1),
+            seconds=round(time.monotonic() - begin, 3),
+            exc_info=error if fault else None,
+        )
+
+    async def read_progress(self) -> None:
+        """Wake the owners of pods that have something new to tell, for ever."""
+        while True:
+            for key in await self.progress.read_all():
+                self.queue.add(key)
+            await self.sleep(self.settings.progress_seconds)
+
+    async def resync(self) -> None:
+        """List everything anew and wake all of it, for ever. Raises WatchDied where the events have stopped."""
+        before: dict[Key, int] = {}
+        while True:
+            await self.sleep(self.settings.resync_seconds)
+            try:
+                listed = await self._list()
+            except ClusterError as error:
+                log.warning("resync put off", error=str(error))
+                continue
+            missed = [k for k in before if k in listed and self.seen.versions.get(k, 0) < before[k]]
+            if missed:
+                raise WatchDied(f"no event told of {missed[0]} since the last resync")
+            for key in set(self.seen.versions) - set(listed):
+                self.seen.drop(key)
+            for key in listed:
+                self.queue.add(key)
+            before = listed
+
+    async def _list(self) -> dict[Key, int]:
+        found: dict[Key, int] = {}
+        for kind in KINDS:
+            for body in await self.cluster.list(kind, self.settings.namespace):
+                metadata = body["metadata"]
+                found[Key(kind, metadata["namespace"], metadata["name"])] = int(metadata["resourceVersion"])
+        return found

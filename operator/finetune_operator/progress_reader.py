@@ -1,0 +1,82 @@
+"""What running pods last said of their progress: the tail of their logs, read every few seconds, outside of any pass.
+
+    pod events ─ watch, forget ─► pods that run ─ read_all (throttled) ─► last progress line by pod ─► owner is woken
+
+It is kept in memory only. A pod whose log can't be read keeps its last line, which grows stale and is shown as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Protocol
+
+from finetune_operator.errors import ClusterError, NotFound
+from finetune_operator.meta import Key
+
+TAIL_LINES = 20
+AT_ONCE = 8  # logs that are read side by side: each is a connection from the API server to a kubelet
+
+
+class Logs(Protocol):
+    """The one call of the Cluster that is needed here."""
+
+    async def log_tail(self, namespace: str, pod: str, lines: int) -> str: ...
+
+
+class ProgressReader:
+    """The pods that run a step, whom they belong to, and the last progress line of each."""
+
+    def __init__(self, logs: Logs) -> None:
+        self._logs = logs
+        self._owners: dict[tuple[str, str], Key] = {}
+        self._lines: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def watch(self, namespace: str, pod: str, owner: Key) -> None:
+        """This pod runs a step of that owner."""
+        self._owners[namespace, pod] = owner
+
+    def forget(self, namespace: str, pod: str) -> None:
+        """This pod runs no more."""
+        self._owners.pop((namespace, pod), None)
+        self._lines.pop((namespace, pod), None)
+
+    def of(self, owner: Key) -> dict[str, dict[str, Any]]:
+        """The last progress line of each running pod of this owner, by the pod's name."""
+        pods = [pod for pod, key in self._owners.items() if key == owner]
+        return {name: self._lines[namespace, name] for namespace, name in pods if (namespace, name) in self._lines}
+
+    async def read_all(self) -> set[Key]:
+        """Read each running pod's tail once. Returns the owners that have something new."""
+        gate = asyncio.Semaphore(AT_ONCE)
+        pods = list(self._owners)
+        changed = await asyncio.gather(*(self._read(pod, gate) for pod in pods))
+        return {self._owners[pod] for pod, new in zip(pods, changed, strict=True) if new and pod in self._owners}
+
+    async def _read(self, pod: tuple[str, str], gate: asyncio.Semaphore) -> bool:
+        try:
+            async with gate:
+                line = last_progress(await self._logs.log_tail(*pod, TAIL_LINES))
+        except NotFound:
+            self.forget(*pod)
+            return False
+        except ClusterError:
+            return False  # the container is starting, or its node does not answer: the next round reads again
+        if line is None or line == self._lines.get(pod) or pod not in self._owners:
+            return False
+        self._lines[pod] = line
+        return True
+
+
+def last_progress(tail: str) -> dict[str, Any] | None:
+    """The last line that is a progress report (contract.Progress); None where there is none."""
+    for text in reversed(tail.splitlines()):
+        if not text.startswith("{"):
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and line.get("kind") == "progress":
+            return line
+    return None

@@ -1,0 +1,105 @@
+"""Keys that wait for a pass: each once, never two passes of one key at a time, slower after failures."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+from finetune_operator import metrics
+
+K = TypeVar("K", bound=Hashable)
+
+FIRST_DELAY = 0.5  # seconds after the first failure; doubled by each further one
+LONGEST_DELAY = 300.0
+
+
+class ShutDown(Exception):
+    """The queue gives out no more keys."""
+
+
+class WorkQueue(Generic[K]):
+    """`get` hands out a key, `done` gives it back; a key added in between is handed out once more, after `done`.
+
+    `clock` gives seconds; `jitter` a number from 0 to 1, which spreads the retries of many keys by up to a half.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self._clock = clock
+        self._jitter = jitter
+        self._ready: dict[K, None] = {}  # in the order in which they came
+        self._due: dict[K, float] = {}
+        self._busy: set[K] = set()
+        self._failures: dict[K, int] = {}
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def add(self, key: K) -> None:
+        """Hand the key out as soon as a worker asks."""
+        if key not in self._ready:
+            metrics.QUEUE_ADDS.inc()
+        self._due.pop(key, None)
+        self._ready[key] = None
+        self._wake()
+
+    def add_after(self, key: K, seconds: float) -> None:
+        """Hand the key out after so many seconds, unless it is asked for earlier. The earliest time wins."""
+        if key not in self._ready:
+            self._due[key] = min(self._clock() + seconds, self._due.get(key, float("inf")))
+            self._wake()
+
+    def add_failed(self, key: K, at_least: float = 0.0) -> float:
+        """Hand the key out again after a delay that doubles with each failure. Returns the delay in seconds."""
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        metrics.QUEUE_RETRIES.inc()
+        delay = min(FIRST_DELAY * 2.0 ** min(failures - 1, 30), LONGEST_DELAY) * (1 + self._jitter() / 2)
+        self.add_after(key, max(delay, at_least))
+        return max(delay, at_least)
+
+    def forget(self, key: K) -> None:
+        """A pass went well: the next failure counts as the first."""
+        self._failures.pop(key, None)
+
+    async def get(self) -> K:
+        """The next key, when there is one. Raises ShutDown after `shut_down`."""
+        while not self._closed:
+            if (key := self._next()) is not None:
+                return key
+            self._changed.clear()
+            # A wait that times out is how a key whose time has come is found.
+            try:
+                await asyncio.wait_for(self._changed.wait(), self._until_due())
+            except TimeoutError:
+                continue
+        raise ShutDown
+
+    def done(self, key: K) -> None:
+        """The pass is over, however it ended."""
+        self._busy.discard(key)
+        self._wake()
+
+    def shut_down(self) -> None:
+        """Give out nothing more; passes that run may end."""
+        self._closed = True
+        self._wake()
+
+    def _next(self) -> K | None:
+        now = self._clock()
+        for due in [k for k, when in self._due.items() if when <= now]:
+            self.add(due)
+        key = next((k for k in self._ready if k not in self._busy), None)
+        if key is not None:
+            del self._ready[key]
+            self._busy.add(key)
+        metrics.QUEUE_DEPTH.set(len(self._ready))
+        return key
+
+    def _until_due(self) -> float | None:
+        return max(0.0, min(self._due.values()) - self._clock()) if self._due else None
+
+    def _wake(self) -> None:
+        self._changed.set()
