@@ -1,0 +1,124 @@
+"""The fast paths compute what the plain ones do: same loss, same gradients, in float32 on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from finetune_trainer.fused_lora import fuse, projection
+from finetune_trainer.swiglu import swiglu, swiglu_backward
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 101,
+}
+IDS = torch.arange(48).view(3, 16) * 7 % 101
+
+
+def adapted(model: torch.nn.Module, **lora: Any) -> Any:
+    network = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **lora)
+    )
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:  # PEFT starts B at zero, which would hide every mistake in A's gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def in_nf4(model: torch.nn.Module) -> torch.nn.Module:
+    """Replace each linear layer but the head by its NF4 form with double quantization."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                small = Linear4bit(
+                    layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
+                )
+                small.weight = Params4bit(
+                    layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+                )
+                setattr(parent, name, small.to("cpu"))
+    return model
+
+
+def loss_and_gradients(network: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    network.zero_grad()
+    loss = network(input_ids=IDS, labels=IDS, use_cache=False).loss
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in network.named_parameters() if p.requires_grad}
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+
+def qwen_with_biases() -> Any:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+
+
+@pytest.mark.parametrize("make", [llama, qwen_with_biases, lambda: in_nf4(llama())], ids=["dense", "biases", "nf4"])
+def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any) -> None:
+    network = adapted(make())
+    loss, gradients = loss_and_gradients(network)
+    assert fuse(network) == 14  # seven linear layers in each of two blocks
+
+    fused_loss, fused = loss_and_gradients(network)
+
+    assert fused_loss == pytest.approx(loss, rel=1e-6)
+    assert gradients.keys() == fused.keys()
+    for name, gradient in gradients.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_fused_lora_works_under_gradient_checkpointing() -> None:
+    network = adapted(llama())
+    _, gradients = loss_and_gradients(network)
+    fuse(network)
+    network.enable_input_require_grads()
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    network.train()
+
+    _, fused = loss_and_gradients(network)
+
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_a_disabled_adapter_gives_the_base_model() -> None:
+    base = llama()
+    want = base(input_ids=IDS, use_cache=False).logits.detach()
+    network = adapted(base)
+    fuse(network)
+
+    with torch.no_grad(), network.disable_adapter():
+        torch.testing.assert_close(network(input_ids=IDS, use_cache=False).logits, want)
+
+
+@pytest.mark.parametrize("lora", [{"lora_dropout": 0.1}, {"use_dora": True}], ids=["dropout", "dora"])
+def test_what_the_fused_path_does_not_do_is_left_to_peft(lora: dict[str, Any]) -> None:
+    network = adapted(llama(), **lora)
+    assert fuse(network) == 0
+    assert projection(network.get_base_model().model.layers[0].mlp.up_proj) is None
+
+
+def test_swiglu_backward_is_the_gradient() -> None:
+    torch.manual_seed(0)
+    gate, up, grad = (torch.randn(5, 8, dtype=torch.float64, requires_grad=i < 2) for i in range(3))
+    swiglu(gate, up).backward(grad)
+    with torch.no_grad():
+        hidden, dgate, dup = swiglu_backward(gate, up, grad.clone())
+
+    torch.testing.assert_close(hidden, swiglu(gate, up))
+    torch.testing.assert_close(dgate, gate.grad)
+    torch.testing.assert_close(dup, up.grad)
