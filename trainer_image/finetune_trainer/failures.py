@@ -5,7 +5,7 @@ from __future__ import annotations
 from finetune_trainer.contract import ExitCode
 
 
-class StepFailed(Exception):  # noqa: N818 (it is not the program's error, but how a step ended)
+class StepFailed(Exception):
     """A step can't go on. `reason` (CamelCase) is part of the API; `message` says in one sentence what to change.
 
     The message holds no dataset rows, credentials or log lines: it ends up in the status of the FineTuneJob.

@@ -73,7 +73,7 @@ class Setting:
     checkpointing: bool
 
 
-class DoesNotFit(Exception):  # noqa: N818 (an answer, not a fault)
+class DoesNotFit(Exception):
     """No allowed setting fits. The message names the smallest and what would fit instead."""
 
 
