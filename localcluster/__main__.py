@@ -5,8 +5,7 @@ import sys
 from dataclasses import replace
 
 from localcluster import cluster, control_plane, settings, toolchain
-from localcluster.processes import ProcessFailed
-from localcluster.toolchain import BuildFailed
+from localcluster.errors import LocalclusterError
 
 
 def main() -> int:
@@ -17,7 +16,7 @@ def main() -> int:
         chosen = replace(chosen, directory=chosen.directory.with_name(chosen.directory.name + "-control-plane"))
     try:
         return _run(arguments, chosen)
-    except (BuildFailed, ProcessFailed) as error:
+    except LocalclusterError as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -63,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(control_plane_only=False)
         if name in ("up", "down", "kubeconfig"):
-            command.add_argument("--control-plane-only", action="store_true", help="etcd, API server, controllers and scheduler; no node, no root")
+            meaning = "etcd, API server, controllers and scheduler; no node, no root"
+            command.add_argument("--control-plane-only", action="store_true", help=meaning)
         if name == "kubeconfig":
             command.add_argument("--content", action="store_true", help="print the file itself")
     return parser

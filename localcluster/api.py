@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 FIELD_MANAGER = "finetune-localcluster"
 TIMEOUT_SECONDS = 10
+JSON = "application/json"
 Object = dict[str, Any]
 
 
@@ -56,12 +57,12 @@ class Api:
             return False
         return True
 
-    def request(self, method: str, path: str, body: Object | None = None, content_type: str = "application/json") -> Object:
+    def request(self, method: str, path: str, body: Object | None = None, content_type: str = JSON) -> Object:
         """One call; raises ApiError for a refusal and OSError where there is no server. Text answers come as {}."""
         connection = http.client.HTTPSConnection(self.host, self.port, context=self.context, timeout=TIMEOUT_SECONDS)
         try:
             payload = None if body is None else json.dumps(body)
-            connection.request(method, path, payload, {"Content-Type": content_type, "Accept": "application/json"})
+            connection.request(method, path, payload, {"Content-Type": content_type, "Accept": JSON})
             response = connection.getresponse()
             content = response.read()
         finally:

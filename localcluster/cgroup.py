@@ -1,22 +1,29 @@
 """The control group that all pods live under, in each hierarchy (v1) or in the one (v2)."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from localcluster.errors import ProcessFailed
 from localcluster.settings import OWNER
 
 V2_CONTROLLERS = "+cpuset +cpu +io +memory +pids"
 PATIENCE_SECONDS = 10
 
 
-def ensure() -> None:
+def name(directory: Path) -> str:
+    """The group's name; it differs with the cluster's directory, so that `down` of one never ends pods of another."""
+    return f"{OWNER}-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
+
+
+def ensure(directory: Path) -> None:
     """Make the group; the kubelet wants it to be there with every controller."""
     for mount, kind in _hierarchies():
-        group = mount / OWNER
+        group = mount / name(directory)
         group.mkdir(exist_ok=True)
         if kind == "cgroup2":
             for controller in V2_CONTROLLERS.split():
@@ -29,22 +36,22 @@ def ensure() -> None:
                 file.write_text((mount / setting).read_text())
 
 
-def kill() -> None:
+def kill(directory: Path) -> None:
     """SIGKILL to every process of every pod; returns when none is left."""
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while pids := set(_processes()):
+    while pids := set(_processes(directory)):
         if time.monotonic() > deadline:
-            raise SystemExit(f"pod processes {sorted(pids)} do not end, not even by SIGKILL: a disk or mount hangs")
+            raise ProcessFailed(f"pod processes {sorted(pids)} do not end, not even by SIGKILL: a disk or mount hangs")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
 
 
-def remove() -> None:
+def remove(directory: Path) -> None:
     """Delete the group with all below it."""
     for mount, _ in _hierarchies():
-        for folder, _, _ in os.walk(mount / OWNER, topdown=False):
+        for folder, _, _ in os.walk(mount / name(directory), topdown=False):
             _remove_one(Path(folder))
 
 
@@ -63,9 +70,9 @@ def _remove_one(folder: Path) -> None:
             return
 
 
-def _processes() -> Iterator[int]:
+def _processes(directory: Path) -> Iterator[int]:
     for mount, _ in _hierarchies():
-        for folder, _, _ in os.walk(mount / OWNER):
+        for folder, _, _ in os.walk(mount / name(directory)):
             with contextlib.suppress(OSError):
                 yield from (int(pid) for pid in (Path(folder) / "cgroup.procs").read_text().split())
 

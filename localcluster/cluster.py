@@ -7,9 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from localcluster import cgroup, control_plane, debian, dns, footprint, hub, kubelet, network, ownership, processes, registry, storage, toolchain
+from localcluster import (
+    cgroup,
+    control_plane,
+    debian,
+    dns,
+    footprint,
+    hub,
+    kubelet,
+    network,
+    ownership,
+    processes,
+    registry,
+    storage,
+    toolchain,
+)
 from localcluster.api import Api
 from localcluster.containerd import Containerd, remove_shim_sockets, sandboxes
+from localcluster.errors import LocalclusterError
 from localcluster.pki import Authority
 from localcluster.settings import NODE_ADDRESS, Settings
 
@@ -32,8 +47,8 @@ def up(settings: Settings) -> None:
                 toolchain.binary(settings.cache, program)
         with _step("network"):
             footprint.remember(settings.directory)
-            cgroup.ensure()
             network.ensure(settings.directory)
+            cgroup.ensure(settings.directory)
         with _step("registry"):
             registry.ensure(settings)
         with _step("control plane"):
@@ -65,8 +80,8 @@ def down(settings: Settings) -> None:
     """End every process and remove every trace but the cache. Works from any half-made or half-removed state."""
     directory = settings.directory
     if not directory.exists():
-        network.remove()
-        cgroup.remove()
+        network.remove(directory)
+        cgroup.remove(directory)
         print("nothing runs")
         return
     with ownership.exclusively(directory):
@@ -74,19 +89,19 @@ def down(settings: Settings) -> None:
         with _step("pods"):
             for part in STOP_FIRST:
                 processes.stop(directory, part)
-            cgroup.kill()
+            cgroup.kill(directory)
         with _step("processes"):
             for part in reversed(PARTS):
                 processes.stop(directory, part)
             processes.end(processes.strays(directory))
-            cgroup.kill()
+            cgroup.kill(directory)
             remove_shim_sockets(directory)
         with _step("mounts"):
             for point in ownership.mounts_below(directory):
                 subprocess.run(["umount", "--lazy", str(point)], check=True)
         with _step("network, control groups, kernel parameters"):
-            network.remove()
-            cgroup.remove()
+            network.remove(directory)
+            cgroup.remove(directory)
             footprint.put_back(directory, sandboxes(directory))
         with _step(f"{directory}"):
             ownership.remove(directory)
@@ -116,7 +131,7 @@ def states(settings: Settings) -> list[tuple[str, str, str]]:
 
 def _check_machine() -> None:
     if os.geteuid() != 0:
-        raise SystemExit("pods need root: run this as root, or start only the control plane (`up --control-plane-only`)")
+        raise LocalclusterError("pods need root: run this as root, or `up --control-plane-only`, which needs none")
 
 
 def _end_unrecorded(directory: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from localcluster import kubelet, toolchain
 from localcluster.debian import Runtime
+from localcluster.errors import CommandFailed
 from localcluster.processes import Process
 from localcluster.settings import Settings
 
@@ -76,14 +77,15 @@ class Containerd:
     def ensure(self) -> None:
         """Write the configuration, start containerd and give it the pause image."""
         directory = self.settings.directory
-        values = {"directory": directory, "pause": PAUSE_IMAGE, "runc": self.runtime.runc, "plugins": self.runtime.plugins}
+        programs = {"runc": self.runtime.runc, "plugins": self.runtime.plugins}
         configuration = directory / "containerd.toml"
-        configuration.write_text(CONFIGURATION.format(**values))
+        configuration.write_text(CONFIGURATION.format(directory=directory, pause=PAUSE_IMAGE, **programs))
         hosts = directory / "registries" / self.settings.registry_address
         hosts.mkdir(parents=True, exist_ok=True)
         (hosts / "hosts.toml").write_text(f'server = "http://{self.settings.registry_address}"\n')
         command = [str(self.runtime.containerd), "--config", str(configuration)]
-        process = Process(directory, "containerd", command, {"PATH": self.runtime.search_path})
+        environment = {"PATH": self.runtime.search_path}
+        process = Process(directory, "containerd", command, environment, configuration=(configuration,))
         process.ensure()
         process.wait(self._answers)
         if not self._ctr("images", "list", "--quiet", f"name=={PAUSE_IMAGE}").strip():
@@ -107,7 +109,7 @@ class Containerd:
     def _ctr(self, *arguments: str) -> str:
         done = subprocess.run(self._ctr_command(*arguments), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(f"ctr {' '.join(arguments)} failed: {done.stderr.strip()}")
+            raise CommandFailed(f"ctr {' '.join(arguments)} failed: {done.stderr.strip()}")
         return done.stdout
 
 
@@ -152,7 +154,8 @@ def write_image(archive: Path, name: str, program: Path) -> None:
     )
     described = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
     described["annotations"] = {"io.containerd.image.name": name}
-    files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json({"schemaVersion": 2, "manifests": [described]})}
+    index = _json({"schemaVersion": 2, "manifests": [described]})
+    files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": index}
     for blob in (layer.getvalue(), config, manifest):
         files["blobs/" + _digest(blob).replace(":", "/")] = blob
     with tarfile.open(archive, "w") as tar:
@@ -172,4 +175,3 @@ def _digest(blob: bytes) -> str:
 
 def _json(value: object) -> bytes:
     return json.dumps(value).encode()
-

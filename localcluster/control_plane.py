@@ -9,18 +9,22 @@ the test makes of them. The full cluster starts the same four on its own node ad
 """
 
 import json
-import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import settings, toolchain
-from localcluster.api import Api
+from localcluster import ownership, settings, toolchain
+from localcluster.api import Api, ApiError
 from localcluster.pki import Authority
 from localcluster.processes import Process, end, stop, strays
 
-PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+PARTS = toolchain.CONTROL_PLANE
+SERVICE_NAME = "kubernetes.default.svc.cluster.local"
+API_SERVER_NAMES = (
+    *("kubernetes", "kubernetes.default", "kubernetes.default.svc", SERVICE_NAME, "localhost"),
+    *("127.0.0.1", settings.KUBERNETES_SERVICE, settings.NODE_ADDRESS),
+)
 START_SECONDS = 120  # a busy two-core machine needs 10 to 20
 
 
@@ -36,7 +40,7 @@ class ControlPlane:
         for part in reversed(PARTS):
             stop(self.directory, part)
         end(strays(self.directory))
-        shutil.rmtree(self.directory, ignore_errors=True)
+        ownership.remove(self.directory)
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class Endpoint:
 def start(directory: Path | str, endpoint: Endpoint | None = None, cache: Path | None = None) -> ControlPlane:
     """Start what does not run yet and return when the API server is ready and has its namespaces.
 
-    Raises ProcessFailed with the log's last lines if a part does not start.
+    `directory` is empty or one that an earlier call filled. Raises ProcessFailed with the log's last lines if a
+    part does not start.
     """
     directory = Path(directory).absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    ownership.claim(directory)
     endpoint = endpoint or Endpoint()
     plane = _Parts(directory, cache or settings.read().cache, endpoint, _ports(directory, endpoint))
     plane.write_identities()
@@ -93,9 +98,7 @@ class _Parts:
     def write_identities(self) -> None:
         authority = self.authority
         authority.ensure()
-        names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"]
-        addresses = ["127.0.0.1", settings.KUBERNETES_SERVICE, settings.NODE_ADDRESS]
-        authority.issue("apiserver", "kube-apiserver", addresses=[*names, *addresses])
+        authority.issue("apiserver", "kube-apiserver", addresses=API_SERVER_NAMES)
         authority.issue("etcd", "etcd", addresses=["127.0.0.1", "localhost"])
         authority.issue("etcd-client", "kube-apiserver-etcd-client")
         authority.issue("kubelet-client", "kube-apiserver-kubelet-client", "system:masters")
@@ -112,8 +115,6 @@ class _Parts:
     def etcd(self) -> Process:
         pki = self.authority.directory
         peer = f"https://127.0.0.1:{self.ports['etcd-peer']}"
-        tls = ["--cert-file", f"{pki}/etcd.crt", "--key-file", f"{pki}/etcd.key", "--trusted-ca-file", f"{pki}/ca.crt", "--client-cert-auth"]
-        peer_tls = [f"--peer-cert-file={pki}/etcd.crt", f"--peer-key-file={pki}/etcd.key", f"--peer-trusted-ca-file={pki}/ca.crt"]
         return self._process(
             "etcd",
             [
@@ -125,8 +126,14 @@ class _Parts:
                 f"--initial-cluster=default={peer}",
                 "--unsafe-no-fsync",  # what a power cut loses here is a test cluster
                 "--log-level=warn",
-                *tls,
-                *peer_tls,
+                f"--cert-file={pki}/etcd.crt",
+                f"--key-file={pki}/etcd.key",
+                f"--trusted-ca-file={pki}/ca.crt",
+                "--client-cert-auth",
+                f"--peer-cert-file={pki}/etcd.crt",
+                f"--peer-key-file={pki}/etcd.key",
+                f"--peer-trusted-ca-file={pki}/ca.crt",
+                "--peer-client-cert-auth",
             ],
         )
 
@@ -212,8 +219,6 @@ def _ports(directory: Path, endpoint: Endpoint) -> dict[str, int]:
 
 
 def _exists(api: Api, path: str) -> bool:
-    from localcluster.api import ApiError
-
     try:
         api.request("GET", path)
     except (OSError, ApiError):

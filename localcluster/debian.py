@@ -11,6 +11,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster.errors import CommandFailed
+
 # command -> package; installed by apt-get where the command is missing
 INSTALLED = {
     "ip": "iproute2",
@@ -74,7 +76,7 @@ def _find(unpacked: Path, command: str, package: str) -> Path:
     for folder in ("usr/bin", "usr/sbin", "usr/lib/cni", "opt/cni/bin"):
         if (target / folder / command).exists():
             return target / folder / command
-    raise SystemExit(f"the package {package} of this machine's archive holds no {command}: install one by hand and try again")
+    raise CommandFailed(f"the package {package} holds no {command}: install {command} by hand and try again")
 
 
 def _unpack(package: str, target: Path) -> None:
@@ -90,8 +92,8 @@ def _unpack(package: str, target: Path) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    told = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Status}", package], capture_output=True, text=True, check=False)
-    return told.stdout.strip() == "installed"
+    query = ["dpkg-query", "-W", "-f", "${db:Status-Status}", package]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() == "installed"
 
 
 def _apt(*arguments: str, folder: str | None = None) -> None:
@@ -100,7 +102,8 @@ def _apt(*arguments: str, folder: str | None = None) -> None:
     for attempt in ("as is", "updated"):
         if attempt == "updated":
             subprocess.run(["apt-get", "update", "--quiet"], env=environment, capture_output=True, check=False)
-        done = subprocess.run(["apt-get", *arguments], env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        command = ["apt-get", *arguments]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
-    raise SystemExit(f"apt-get {' '.join(arguments)} failed: {done.stderr.strip()}\nInstall these packages by hand and try again.")
+    raise CommandFailed(f"{' '.join(command)} failed, install these packages by hand: {done.stderr.strip()}")

@@ -1,18 +1,20 @@
 """Cluster DNS: CoreDNS as a process of the host behind the Service `kube-dns`."""
 
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from localcluster import kubelet, toolchain
-from localcluster.api import Api
+from localcluster import access, kubelet, toolchain
+from localcluster.api import Api, Object
 from localcluster.pki import Authority
-from localcluster.processes import Process
+from localcluster.processes import Process, answers
 from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, Settings
 
 PORT = 10053  # 53 and 5353 may be taken on every address of the machine
 READY_URL = f"http://{NODE_ADDRESS}:10054/ready"
 USER = "finetune-localcluster:dns"
+RULES: list[Object] = [
+    {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+]
 CONFIGURATION = """\
 .:{port} {{
     bind {address}
@@ -36,39 +38,20 @@ def ensure(settings: Settings, api: Api, server: str) -> None:
     """Apply the Service and its endpoint, start CoreDNS and return when it has read the cluster's Services."""
     identity = Authority(settings.directory / "pki").issue("dns", USER)
     kubeconfig = identity.write_kubeconfig(settings.directory / "dns.kubeconfig", server)
-    _apply_objects(api)
+    access.grant(api, USER, RULES)
+    _apply_service(api)
     resolver = kubelet.RESOLVED if kubelet.RESOLVED.exists() else Path("/etc/resolv.conf")
     has_servers = resolver.exists() and "nameserver" in resolver.read_text()
     forward = f"forward . {resolver}" if has_servers else ""
     file = settings.directory / "Corefile"
     file.write_text(CONFIGURATION.format(port=PORT, address=NODE_ADDRESS, kubeconfig=kubeconfig, forward=forward))
-    process = Process(settings.directory, "coredns", [str(toolchain.binary(settings.cache, "coredns")), "-conf", str(file)])
+    command = [str(toolchain.binary(settings.cache, "coredns")), "-conf", str(file)]
+    process = Process(settings.directory, "coredns", command, configuration=(file,))
     process.ensure()
-    process.wait(answers)
+    process.wait(lambda: answers(READY_URL))
 
 
-def answers() -> bool:
-    try:
-        with urllib.request.urlopen(READY_URL, timeout=5) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def _apply_objects(api: Api) -> None:
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    readable = [{"apiGroups": [""], "resources": ["services", "pods", "namespaces", "endpoints"], "verbs": ["list", "watch"]}]
-    readable += [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]}]
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": USER}, "rules": readable}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": USER},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": USER},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
-    }
-    api.apply(f"{rbac}/clusterroles/{USER}", role)
-    api.apply(f"{rbac}/clusterrolebindings/{USER}", binding)
+def _apply_service(api: Api) -> None:
     labels = {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}
     protocols = ("UDP", "TCP")
     service = {

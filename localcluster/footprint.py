@@ -33,7 +33,8 @@ def remember(directory: Path) -> None:
     """Write down what is there before anything is changed, once; then switch IP forwarding on for the pods."""
     file = directory / "footprint.json"
     if not file.exists():
-        parameters = {name: _parameter(name).read_text().strip() for name in KERNEL_PARAMETERS if _parameter(name).exists()}
+        present = [name for name in KERNEL_PARAMETERS if _parameter(name).exists()]
+        parameters = {name: _parameter(name).read_text().strip() for name in present}
         folders = [folder for folder in SHARED_FOLDERS if Path(folder).exists()]
         partial = file.with_suffix(".partial")
         partial.write_text(json.dumps({"parameters": parameters, "folders": folders}, indent=2))

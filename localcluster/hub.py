@@ -13,8 +13,7 @@ import json
 import os
 import re
 import sys
-import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
@@ -22,36 +21,30 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from localcluster.processes import Process
+from localcluster.processes import Process, answers
 from localcluster.settings import NODE_ADDRESS, Settings
 
 GATED = ".gated"
 LFS_BYTES = 10_000_000  # larger files are described by their sha256, as the hub does with Git LFS
 POINTER_BYTES = 134  # what Git keeps of such a file
 ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
-API_PATH = re.compile(rf"/api/(?P<kind>models|datasets)/{ID}(?:/(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?|/auth-check)?")
+CALL = r"(?P<call>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+))?"
+API_PATH = re.compile(rf"/api/(?P<kind>models|datasets)/{ID}(?:/{CALL}|/auth-check)?")
 FILE_PATH = re.compile(rf"/(?P<kind>datasets/)?{ID}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 
 
 def ensure(settings: Settings) -> None:
     """Start the hub on the node's address and return when it answers."""
     settings.hub_directory.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "localcluster.hub", str(settings.hub_directory), NODE_ADDRESS, str(settings.hub_port)]
-    source = str(Path(__file__).parent.parent)
-    process = Process(settings.directory, "hub", command, {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"})
+    arguments = [str(settings.hub_directory), NODE_ADDRESS, str(settings.hub_port)]
+    command = [sys.executable, "-m", "localcluster.hub", *arguments]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
+    process = Process(settings.directory, "hub", command, environment, configuration=(Path(__file__),))
     process.ensure()
-    process.wait(lambda: _answers(settings.hub_url))
+    process.wait(lambda: answers(f"{settings.hub_url}/healthz"))
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url + "/healthz", timeout=5) as response:
-            return bool(response.status == HTTPStatus.OK)
-    except OSError:
-        return False
-
-
-class Refused(Exception):  # noqa: N818 - an answer of the protocol, not a fault of the server
+class Refused(Exception):
     """An error as the hub reports it: a status, a code for programs and a sentence for people."""
 
     def __init__(self, status: HTTPStatus, code: str, message: str) -> None:
@@ -70,6 +63,12 @@ class Repository:
         """Paths relative to the repository, sorted; hidden ones are not part of it."""
         found = (Path(folder, name).relative_to(self.path) for folder, _, names in os.walk(self.path) for name in names)
         return sorted(path for path in found if not _is_hidden(path))
+
+    def paths(self) -> list[Path]:
+        """Files and the folders that they are in."""
+        files = self.files()
+        folders = {parent for file in files for parent in file.parents if parent != Path()}
+        return [*sorted(folders), *files]
 
     def file(self, path: str) -> Path:
         """The file at `path`, Refused if there is none."""
@@ -98,7 +97,9 @@ class Repository:
             return
         if token:
             raise Refused(HTTPStatus.UNAUTHORIZED, "", "Invalid credentials in Authorization header")
-        raise Refused(HTTPStatus.FORBIDDEN, "GatedRepo", f"Access to {self.id} is restricted: ask its authors and send a token")
+        raise Refused(
+            HTTPStatus.FORBIDDEN, "GatedRepo", f"Access to {self.id} is restricted: send a token that is let in"
+        )
 
     def describe(self) -> dict[str, object]:
         return {
@@ -117,17 +118,16 @@ class Repository:
 
     def tree(self, folder: str, recursive: bool) -> list[dict[str, object]]:
         """Entries below `folder` as the API lists them, sub-folders first."""
-        inside = [path for path in self.files() if Path(folder) in path.parents]
+        top = Path(folder)
+        inside = [path for path in self.paths() if top in path.parents]
         if not inside and folder:
             raise Refused(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{self.id} has no folder {folder}")
-        folders = {parent for path in inside for parent in path.parents if Path(folder) in parent.parents}
-        chosen = [path for path in (*sorted(folders), *inside) if recursive or path.parent == Path(folder)]
-        return [self.entry(path) for path in chosen]
+        return [self.entry(path) for path in inside if recursive or path.parent == top]
 
     def entry(self, path: Path) -> dict[str, object]:
         file = self.path / path
         if file.is_dir():
-            return {"type": "directory", "path": str(path), "oid": hashlib.sha1(str(path).encode()).hexdigest(), "size": 0}
+            return {"type": "directory", "path": str(path), "oid": self.commit, "size": 0}
         size, digest = file.stat().st_size, etag(file)
         lfs = {"lfs": {"oid": digest, "size": size, "pointerSize": POINTER_BYTES}} if size > LFS_BYTES else {}
         return {"type": "file", "path": str(path), "oid": digest, "size": size, **lfs}
@@ -151,6 +151,9 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") and part not in (".gitattributes",) for part in path.parts)
 
 
+Form = Mapping[str, list[str]]  # of a query or a POST
+
+
 @dataclass(frozen=True)
 class Answer:
     """What is sent: JSON, or bytes of a file from `start` on."""
@@ -169,7 +172,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     root: Path
 
-    def do_HEAD(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_HEAD(self) -> None:
         self._send(self._answer())
 
     do_GET = do_POST = do_HEAD  # noqa: N815
@@ -186,10 +189,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer_file(match)
             raise Refused(HTTPStatus.NOT_FOUND, "", f"this hub has no {url.path}")
         except Refused as refused:
-            headers = {"X-Error-Code": refused.code, "X-Error-Message": str(refused)}
-            return _json({"error": str(refused)}, refused.status, {name: value for name, value in headers.items() if value})
+            code = {"X-Error-Code": refused.code} if refused.code else {}
+            return _json({"error": str(refused)}, refused.status, {"X-Error-Message": str(refused), **code})
 
-    def _answer_api(self, match: re.Match[str], query: Mapping[str, list[str]], form: Mapping[str, list[str]]) -> Answer:
+    def _answer_api(self, match: re.Match[str], query: Form, form: Form) -> Answer:
         repository = self._repository(match["kind"] == "datasets", match["id"])
         if match[0].endswith("/auth-check"):
             repository.check_access(self._token())
@@ -201,8 +204,8 @@ class Handler(BaseHTTPRequestHandler):
             recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
             return _json(repository.tree(folder, recursive))
         if match["call"] == "paths-info":
-            wanted: Iterable[str] = form.get("paths", [])
-            return _json([repository.entry(Path(path)) for path in wanted if (repository.path / path).exists() and not _is_hidden(Path(path))])
+            wanted = {Path(path) for path in form.get("paths", [])}
+            return _json([repository.entry(path) for path in repository.paths() if path in wanted])
         return _json(repository.describe())
 
     def _answer_file(self, match: re.Match[str]) -> Answer:
@@ -211,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
         repository.check_access(self._token())
         file = repository.file(unquote(match["path"]))
         size, tag = file.stat().st_size, etag(file)
-        headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        headers = {"X-Repo-Commit": repository.commit, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
         if size > LFS_BYTES:
             headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(size)}
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -230,7 +233,8 @@ class Handler(BaseHTTPRequestHandler):
     def _repository(self, is_dataset: bool, name: str) -> Repository:
         path = self.root / ("datasets" if is_dataset else "") / name
         if ".." in Path(name).parts or _is_hidden(Path(name)) or not path.is_dir():
-            raise Refused(HTTPStatus.NOT_FOUND, "RepoNotFound", f"this hub has no {'dataset' if is_dataset else 'model'} {name}")
+            kind = "dataset" if is_dataset else "model"
+            raise Refused(HTTPStatus.NOT_FOUND, "RepoNotFound", f"this hub has no {kind} {name}")
         return Repository(name, path)
 
     def _send(self, answer: Answer) -> None:

@@ -5,13 +5,14 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import settings, toolchain
+from localcluster import cgroup, toolchain
 from localcluster.api import Api, ApiError
 from localcluster.pki import Authority
 from localcluster.processes import Process
-from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, NODE_NAME, OWNER, Settings
+from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, NODE_NAME, Settings
 
 READY_SECONDS = 120
+DISK_SIGNALS = ("nodefs.available", "nodefs.inodesFree", "imagefs.available")
 RESOLVED = Path("/run/systemd/resolve/resolv.conf")  # the real servers behind systemd-resolved's loopback address
 
 
@@ -43,6 +44,7 @@ class Kubelet:
                 f"--hostname-override={NODE_NAME}",
                 f"--node-ip={NODE_ADDRESS}",
             ],
+            configuration=(file,),
         )
         process.ensure()
         process.wait(lambda: is_ready(api), READY_SECONDS)
@@ -71,7 +73,7 @@ class Kubelet:
             "volumePluginDir": f"{directory}/kubelet-volume-plugins",
             "staticPodPath": "",
             "cgroupDriver": "cgroupfs",
-            "cgroupRoot": f"/{OWNER}",
+            "cgroupRoot": f"/{cgroup.name(directory)}",
             "failCgroupV1": False,
             "failSwapOn": False,
             "enforceNodeAllocatable": ["pods"],
@@ -81,7 +83,7 @@ class Kubelet:
             # A developer's disk is often nearly full: neither images nor pods are thrown out before it really is.
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
-            "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%", "nodefs.inodesFree": "1%"},
+            "evictionHard": {"memory.available": "100Mi", **dict.fromkeys(DISK_SIGNALS, "1%")},
             "evictionPressureTransitionPeriod": "30s",
             "nodeStatusUpdateFrequency": "10s",
             "containerLogMaxSize": "50Mi",

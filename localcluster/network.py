@@ -14,6 +14,7 @@ from pathlib import Path
 
 from localcluster import settings, toolchain
 from localcluster.debian import SYSTEM_PATH
+from localcluster.errors import CommandFailed, NotOurs
 from localcluster.processes import Process
 from localcluster.settings import LINK, NODE_ADDRESS, OWNER, POD_RANGE, SERVICE_RANGE
 
@@ -32,8 +33,14 @@ table ip {OWNER} {{
 
 def ensure(directory: Path) -> None:
     """The link with the node address, the route that keeps Service addresses here, masquerading, CNI configuration."""
-    if not (Path("/sys/class/net") / LINK).exists():
-        _run("ip", "link", "add", LINK, "type", "bridge")  # without ports: a `dummy` link needs a module that some kernels lack
+    if owner() not in (None, directory):
+        raise NotOurs(
+            f"a local cluster in {owner()} uses this machine's network: take it down first"
+        )
+    if owner() is None:
+        # A bridge without ports, because a `dummy` link needs a module that some kernels lack.
+        _run("ip", "link", "add", LINK, "type", "bridge")
+        _run("ip", "link", "set", LINK, "alias", str(directory))
     _run("ip", "address", "replace", f"{NODE_ADDRESS}/32", "dev", LINK)
     _run("ip", "link", "set", LINK, "up")
     _run("ip", "route", "replace", SERVICE_RANGE, "dev", LINK)
@@ -42,6 +49,12 @@ def ensure(directory: Path) -> None:
     folder = directory / "cni"
     folder.mkdir(exist_ok=True)
     (folder / "10-pods.conflist").write_text(json.dumps(_cni_network(directory), indent=2))
+
+
+def owner() -> Path | None:
+    """The directory of the cluster that the network belongs to; None if there is no network."""
+    alias = Path("/sys/class/net") / LINK / "ifalias"
+    return Path(alias.read_text().strip()) if alias.exists() else None
 
 
 def _cni_network(directory: Path) -> dict[str, object]:
@@ -97,26 +110,29 @@ def start_proxy(directory: Path, cache: Path, kubeconfig: Path) -> Process:
     return process
 
 
-def remove() -> None:
-    """Take away all of the above, whichever part of it is there."""
+def remove(directory: Path) -> None:
+    """Take away all of the above, whichever part of it is there, unless another directory's cluster uses it."""
+    if owner() not in (None, directory):
+        return
     for family, table in (*PROXY_TABLES, ("ip", OWNER)):
         subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
     for rule in _dropping_rules():
         subprocess.run(["iptables", "-D", *rule], capture_output=True, check=False)
     for link in _pod_links():
         subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
-    if (Path("/sys/class/net") / LINK).exists():
+    if owner():
         _run("ip", "link", "delete", LINK)
 
 
 def _pod_links() -> list[str]:
     """Host ends of pods whose network namespace somebody keeps open; they are known by the gateway's address."""
     gateway = POD_RANGE.partition("/")[0].rpartition(".")[0] + ".1"
-    told = subprocess.run(["ip", "-json", "address", "show", "to", f"{gateway}/32"], capture_output=True, text=True, check=True)
+    show = ["ip", "-json", "address", "show", "to", f"{gateway}/32"]
+    told = subprocess.run(show, capture_output=True, text=True, check=True)
     return [link["ifname"] for link in json.loads(told.stdout or "[]") if link.get("ifname")]
 
 
 def _run(*command: str, text: str | None = None) -> None:
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr.strip()}")
+        raise CommandFailed(f"{' '.join(command)} failed: {done.stderr.strip()}")

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from localcluster.errors import NotOurs
+
 STAMP = ".finetune-localcluster"
 
 
@@ -17,7 +19,7 @@ def claim(directory: Path) -> None:
     if stamp.exists():
         return
     if any(directory.iterdir()):
-        raise SystemExit(f"{directory} holds files that the local cluster did not make: set LOCALCLUSTER_DIR to an empty directory")
+        raise NotOurs(f"{directory} holds files of somebody else: set LOCALCLUSTER_DIR to an empty directory")
     stamp.touch()
 
 
@@ -26,9 +28,9 @@ def remove(directory: Path) -> None:
     if not directory.exists():
         return
     if any(directory.iterdir()) and not (directory / STAMP).exists():
-        raise SystemExit(f"{directory} was not made by the local cluster, so it is not deleted")
-    if any(mounts_below(directory)):
-        raise SystemExit(f"{directory} still has something mounted, so it is not deleted: {next(mounts_below(directory))}")
+        raise NotOurs(f"{directory} was not made by the local cluster, so it is not deleted")
+    if mounted := list(mounts_below(directory)):
+        raise NotOurs(f"{mounted[0]} is still mounted, so {directory} is not deleted")
     stamp = directory / STAMP
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
@@ -41,8 +43,10 @@ def remove(directory: Path) -> None:
 
 def mounts_below(directory: Path) -> Iterator[Path]:
     """Mount points inside `directory`, the innermost first."""
-    points = [Path(line.split()[4].encode().decode("unicode_escape")) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    yield from (point for point in reversed(points) if directory in point.parents)
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        point = Path(line.split()[4].encode().decode("unicode_escape"))
+        if directory in point.parents:
+            yield point
 
 
 @contextlib.contextmanager

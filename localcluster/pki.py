@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster.errors import CommandFailed
+
 DAYS = "3650"
 
 
@@ -33,7 +35,9 @@ class Authority:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
         partial = self.directory / "ca.partial"
-        _openssl("req", "-x509", *_EC_KEY, "-keyout", str(self.key), "-out", str(partial), "-days", DAYS, "-subj", "/CN=finetune-localcluster")
+        subject = ["-subj", "/CN=finetune-localcluster"]
+        files = ["-keyout", str(self.key), "-out", str(partial)]
+        _openssl("req", "-x509", *_EC_KEY, *files, "-days", DAYS, *subject)
         partial.rename(self.certificate)
 
     def issue(self, name: str, user: str, group: str = "", addresses: Sequence[str] = ()) -> "Identity":
@@ -51,7 +55,8 @@ class Authority:
         _openssl("req", "-new", *_EC_KEY, "-keyout", str(identity.key), "-out", str(request), "-subj", subject)
         partial = self.directory / f"{name}.partial"
         signed_by = ["-CA", str(self.certificate), "-CAkey", str(self.key), "-CAcreateserial"]
-        _openssl("x509", "-req", "-in", str(request), *signed_by, "-out", str(partial), "-days", DAYS, "-extfile", str(extensions))
+        files = ["-in", str(request), "-out", str(partial), "-extfile", str(extensions)]
+        _openssl("x509", "-req", *files, *signed_by, "-days", DAYS)
         partial.rename(identity.certificate)
         for left_over in (request, extensions):
             left_over.unlink()
@@ -109,4 +114,4 @@ def _embedded(path: Path) -> str:
 def _openssl(*arguments: str) -> None:
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"openssl {arguments[0]} failed: {done.stderr.strip()}")
+        raise CommandFailed(f"openssl {arguments[0]} failed: {done.stderr.strip()}")

@@ -6,22 +6,22 @@ whose record was never written, because `up` itself was killed.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from localcluster.errors import ProcessFailed
+
 MARKER = "FINETUNE_LOCALCLUSTER"
 POLL_SECONDS = 0.1
 _children: list[subprocess.Popen[bytes]] = []  # held, because Python warns when it forgets a child that still runs
-
-
-class ProcessFailed(RuntimeError):  # noqa: N818 - it names what happened, as subprocess.CalledProcessError does
-    """A part ended or did not become ready; the message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Record:
     pid: int
     start_time: int | None
     command: Sequence[str]
+    configuration: str = ""  # digest of the files that it read when it started
 
     def is_alive(self) -> bool:
         return self.start_time is not None and start_time(self.pid) == self.start_time
@@ -44,16 +45,17 @@ class Process:
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] | None = None
+    configuration: Sequence[Path] = ()  # files that the program reads once: when they change it is started again
 
     @property
     def log(self) -> Path:
         return self.directory / "logs" / f"{self.name}.log"
 
     def ensure(self) -> bool:
-        """Start the program unless it already runs with this very command; True if it was started now."""
+        """Start the program unless it runs with this very command and configuration; True if it was started now."""
         record = _read_record(self.directory, self.name)
         if record and record.is_alive():
-            if record.command == list(self.command):
+            if (record.command, record.configuration) == (list(self.command), self._digest()):
                 return False
             stop(self.directory, self.name)
         self._start()
@@ -82,7 +84,8 @@ class Process:
             )
         _children.append(child)
         partial = run / f".{self.name}.json"
-        partial.write_text(json.dumps(asdict(Record(child.pid, start_time(child.pid), list(self.command)))))
+        record = Record(child.pid, start_time(child.pid), list(self.command), self._digest())
+        partial.write_text(json.dumps(asdict(record)))
         partial.rename(run / f"{self.name}.json")
 
     def wait(self, ready: Callable[[], bool], seconds: float = 60) -> None:
@@ -90,14 +93,26 @@ class Process:
         deadline = time.monotonic() + seconds
         while not ready():
             if not is_running(self.directory, self.name):
-                raise ProcessFailed(f"{self.name} ended while it was starting; its log {self.log} ends with:\n{self._tail()}")
+                raise ProcessFailed(f"{self.name} ended while it was starting; {self._tail()}")
             if time.monotonic() > deadline:
-                raise ProcessFailed(f"{self.name} is not ready after {seconds:.0f} s; its log {self.log} ends with:\n{self._tail()}")
+                raise ProcessFailed(f"{self.name} is not ready after {seconds:.0f} s; {self._tail()}")
             time.sleep(POLL_SECONDS)
+
+    def _digest(self) -> str:
+        return hashlib.sha256(b"\0".join(file.read_bytes() for file in self.configuration)).hexdigest()[:16]
 
     def _tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-15:]
-        return "\n".join(f"    {line[:300]}" for line in lines)
+        return "\n".join([f"its log {self.log} ends with:", *(f"    {line[:300]}" for line in lines)])
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of `url` is answered with 200: the readiness of a part that speaks HTTP."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:  # urllib's own errors are of this kind too
+        return False
 
 
 def start_time(pid: int) -> int | None:

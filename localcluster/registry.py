@@ -4,12 +4,10 @@ Its content lies in the cache, so a cluster made anew finds the images of the ol
 """
 
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from localcluster import toolchain
-from localcluster.processes import Process
+from localcluster.processes import Process, answers
 from localcluster.settings import Settings
 
 
@@ -19,17 +17,9 @@ def ensure(settings: Settings) -> None:
     configuration = directory / "registry.json"
     configuration.write_text(json.dumps(_configuration(settings), indent=2))
     command = [str(toolchain.binary(settings.cache, "registry")), "serve", str(configuration)]
-    process = Process(directory, "registry", command, {"OTEL_TRACES_EXPORTER": "none"})
+    process = Process(directory, "registry", command, {"OTEL_TRACES_EXPORTER": "none"}, configuration=(configuration,))
     process.ensure()
-    process.wait(lambda: answers(settings))
-
-
-def answers(settings: Settings) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://{settings.registry_address}/v2/", timeout=5) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
+    process.wait(lambda: answers(f"http://{settings.registry_address}/v2/"))
 
 
 def storage(settings: Settings) -> Path:

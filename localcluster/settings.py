@@ -32,7 +32,7 @@ class Settings:
 
     @property
     def registry_address(self) -> str:
-        """The registry as `buildah push` and a pod's `image:` both name it; containerd speaks plain HTTP to localhost."""
+        """The registry as `buildah push` and a pod's `image:` both name it; it speaks plain HTTP."""
         return f"localhost:{self.registry_port}"
 
     @property

