@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -10,11 +11,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune_trainer import contract, pipeline
 from finetune_trainer.contract import DatasetFacts, ExitCode, Manifest, ModelFacts, Progress, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.fit import fit_for
 from finetune_trainer.pipeline import Step
 from finetune_trainer.store import Store, open_store
 
@@ -44,21 +46,38 @@ class Context:
         mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
         return facts, Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
 
+    def model_config(self) -> dict[str, Any]:
+        """The model's config.json, without fetching its weights."""
+        mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
+        if mounted is not None:
+            content = (Path(mounted) / "config.json").read_bytes()
+        else:
+            manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+            content = self.store.objects.read(f"{self.store.path(MODEL, manifest)}/config.json") or b"{}"
+        config: dict[str, Any] = json.loads(content)
+        return config
+
     def data(self) -> tuple[DatasetFacts, Path]:
         """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
-        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
-        manifest = self._entry(DATA, pipeline.data_fingerprint(self.run, facts))
+        manifest = self._data()
         return _required(manifest.result.dataset), self._fetch(DATA, manifest)
 
     def prepared(self) -> StepResult:
-        """What prepare reported for these rows: facts of model and data, and the fit."""
-        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
-        return self._entry(DATA, pipeline.data_fingerprint(self.run, facts)).result
+        """What prepare reports for this run: facts of model and data, and the fit as of now.
+
+        Rows are shared by runs that train on them differently, so the estimate is made anew; prepare alone refuses.
+        """
+        result = self._data().result
+        try:
+            fit = fit_for(self.run, _required(result.model), _required(result.dataset), self.model_config())
+        except StepFailed:
+            fit = result.fit
+        return result.model_copy(update={"fit": fit})
 
     def fingerprint(self, name: str) -> str:
         """Fingerprint of a step of this run by name, or of evaluate/<subject>."""
-        prepared = self.prepared()
-        return pipeline.fingerprints(self.run, _required(prepared.model), _required(prepared.dataset))[name]
+        result = self._data().result
+        return pipeline.fingerprints(self.run, _required(result.model), _required(result.dataset))[name]
 
     def output(self, name: str) -> tuple[Manifest, Path]:
         """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""
@@ -97,6 +116,10 @@ class Context:
     def progress(self, activity: str, step: int = 0, total: int = 0) -> None:
         """Report what goes on now."""
         self.report(Progress(step_name=self.step.name, activity=activity, step=step, total=total))
+
+    def _data(self) -> Manifest:
+        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
+        return self._entry(DATA, pipeline.data_fingerprint(self.run, facts))
 
     def _entry(self, kind: str, fingerprint: str) -> Manifest:
         manifest = self.store.read(kind, fingerprint)
