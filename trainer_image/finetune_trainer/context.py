@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from finetune_trainer import contract, pipeline
-from finetune_trainer.contract import DatasetFacts, ExitCode, Manifest, ModelFacts, Progress, RunConfig, StepResult
+from finetune_trainer.contract import (
+    DatasetFacts,
+    ExitCode,
+    FitFacts,
+    Manifest,
+    ModelFacts,
+    Progress,
+    RunConfig,
+    StepResult,
+)
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.fit import fit_for
 from finetune_trainer.pipeline import Step
@@ -69,7 +78,9 @@ class Context:
         """
         result = self._data().result
         try:
-            fit = fit_for(self.run, _required(result.model), _required(result.dataset), self.model_config())
+            fit: FitFacts | None = fit_for(
+                self.run, _required(result.model), _required(result.dataset), self.model_config()
+            )
         except StepFailed:
             fit = result.fit
         return result.model_copy(update={"fit": fit})

@@ -246,7 +246,7 @@ class Devices(Strict):
     """What the train pod holds. No GPU means that all runs on the CPU."""
 
     gpus: int = Field(0, ge=0)
-    memory_bytes: int | None = None  # of one GPU, where known
+    memory_bytes: int | None = None  # of one GPU, or the train pod's limit where it has none; unset: not known
 
 
 class RunConfig(Strict):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer import memory
-from finetune_trainer.contract import DatasetFacts, ExitCode, FitFacts, ModelFacts, RunConfig
+from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, ModelFacts, RunConfig
 from finetune_trainer.failures import StepFailed
 
 MEMORY_LIMITS = (
@@ -30,7 +31,7 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, config: Ma
         raise StepFailed(
             ExitCode.BAD_CONFIG,
             "ModelUnsupported",
-            f"spec.model: {model.architecture} is no decoder-only transformer that is known here: its config.json has no"
+            f"spec.model: {model.architecture} is no decoder-only transformer known here: its config.json lacks"
             f" {error.args[0]}",
         ) from error
     except ValueError as error:
@@ -40,14 +41,20 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, config: Ma
 
 
 def available_memory(run: RunConfig) -> int | None:
-    """Bytes that training may use on one device: as the run says, else what this machine gives where there is no GPU."""
+    """Bytes that training may use on one device: as the run says, else, where there is no GPU, the machine's."""
     if run.devices.memory_bytes is not None:
         return run.devices.memory_bytes
     return machine_memory() if run.devices.gpus == 0 else None
 
 
 def machine_memory() -> int:
-    """Bytes of the machine's memory, or of this process's control group where that has less."""
+    """Bytes of this machine's memory; outside of a pod no more than the limit of this process's control group.
+
+    In a pod that limit is prepare's own, not train's, which the run would have named if it had one.
+    """
     kibibytes = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:")).split()[1]
+    total = int(kibibytes) * 1024
+    if ENV_POD_UID in os.environ:
+        return total
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
-    return min(int(kibibytes) * 1024, *(int(limit) for limit in limits if limit != "max"), 1 << 62)
+    return min([total, *(int(limit) for limit in limits if limit != "max")])
