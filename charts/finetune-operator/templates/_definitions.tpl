@@ -1,0 +1,68 @@
+{{- define "finetune.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{- define "finetune.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "finetune.labels" -}}
+{{ include "finetune.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end }}
+
+{{- define "finetune.serviceAccount" -}}
+{{- .Values.serviceAccount.name | default (include "finetune.name" .) }}
+{{- end }}
+
+{{- /* An image as it was given; without a tag or digest it is the one that was released with this chart. */ -}}
+{{- define "finetune.image" -}}
+{{- $last := last (splitList "/" .image) -}}
+{{- if or (contains ":" $last) (contains "@" $last) }}{{ .image }}{{ else }}{{ .image }}:{{ .root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- /* All that the operator does, and nothing else: tests/integration runs it with exactly these and counts refusals. */ -}}
+{{- define "finetune.rules" -}}
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs]
+  verbs: [get, list, watch]
+- apiGroups: [finetune.dev]
+  resources: [modelserves]            # handed over to by a FineTuneJob: server-side apply creates, too
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/status, modelserves/status]
+  verbs: [patch]
+- apiGroups: [finetune.dev]
+  resources: [finetunejobs/finalizers, modelserves/finalizers]   # owner references that block deletion, where the cluster checks them
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [secrets]                # by name, to tell of a missing one before a pod waits for it; never listed
+  verbs: [get]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create]
+{{- end }}
