@@ -6,22 +6,12 @@ against the plain one, and docs/training-speed.md has what each gains.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from finetune_trainer.model import Compute
-
-
-@dataclass(frozen=True)
-class Acceleration:
-    """What is switched on; prepare's memory estimate and the model card say the same."""
-
-    varlen: bool = False  # rows are concatenated instead of padded, with torch's variable-length flash attention
-    kernels: bool = False  # Liger's RMSNorm and rotary embedding
-    fused_layers: int = 0  # linear layers on the fused LoRA path
 
 
 def uses_varlen(compute: Compute) -> bool:
@@ -42,26 +32,25 @@ def attention(compute: Compute) -> str:
     return register_varlen()
 
 
-def accelerate(network: Any, compute: Compute) -> Acceleration:
+def accelerate(network: Any, compute: Compute) -> None:
     """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is."""
     if compute.device != "cuda":
-        return Acceleration()
+        return
     from finetune_trainer.fused_lora import fuse
 
-    fused = fuse(network)
-    return Acceleration(uses_varlen(compute), _liger(network), fused)
+    _liger(network)
+    fuse(network)
 
 
-def _liger(network: Any) -> bool:
+def _liger(network: Any) -> None:
     """Liger's kernels where it knows the architecture. The loss head is TRL's own, the MLP is the fused path's."""
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     inner = network.get_base_model() if hasattr(network, "get_base_model") else network
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(inner.config.model_type)
     if apply is None:
-        return False
+        return
     wanted = {"rope": True, "rms_norm": True, "swiglu": False, "cross_entropy": False}
     wanted["fused_linear_cross_entropy"] = False
     known = apply.__code__.co_varnames[: apply.__code__.co_argcount]
     apply(model=inner, **{name: on for name, on in wanted.items() if name in known})
-    return True

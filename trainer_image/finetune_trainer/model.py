@@ -1,13 +1,14 @@
 """The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
 
-    method   frozen weights        trained weights           compute
-    QLoRA    NF4, double-quantized adapters (BF16: in BF16)  bf16 · fp16 · fp32
-    LoRA     compute type          adapters in float32       bf16 · fp16 · fp32
-    Full     -                     all, in float32           the same, by autocast on GPUs
+method   frozen weights        trained weights           compute
+QLoRA    NF4, double-quantized adapters (BF16: in BF16)  bf16 · fp16 · fp32
+LoRA     compute type          adapters in float32       bf16 · fp16 · fp32
+Full     -                     all, in float32           the same, by autocast on GPUs
 """
 
 from __future__ import annotations
 
+import json
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer import acceleration
 from finetune_trainer.contract import Devices, ExitCode, Method, Precision, Training
 from finetune_trainer.failures import StepFailed
 
@@ -64,12 +66,21 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:
+    """Token ids that end an answer: the tokenizer's, and those that the model's generation settings add."""
+    settings = folder / "generation_config.json"
+    named = json.loads(settings.read_text()).get("eos_token_id") if settings.is_file() else None
+    more = named if isinstance(named, list) else [named]
+    return tuple({t for t in (tokenizer.eos_token_id, *more) if t is not None})
+
+
 def load_base(folder: Path, method: Method, compute: Compute) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run."""
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if method is Method.FULL else compute.dtype
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": compute.device}}
+    options["attn_implementation"] = acceleration.attention(compute)
     if method is Method.QLORA:
         options["quantization_config"] = nf4(compute.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
@@ -134,7 +145,9 @@ def trained_weights_type(method: Method, compute: Compute) -> torch.dtype:
 def peak_memory(device: str) -> int:
     """Most bytes held so far: of the GPU's memory, or resident on a CPU."""
     if device == "cuda":
-        return int(torch.cuda.max_memory_reserved())
+        free, total = torch.cuda.mem_get_info()
+        outside = total - free - torch.cuda.memory_reserved()  # the CUDA context and what libraries take for themselves
+        return int(torch.cuda.max_memory_reserved() + outside)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

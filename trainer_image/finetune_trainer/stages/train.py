@@ -38,7 +38,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
     quieten()
     from transformers import PrinterCallback
 
-    from finetune_trainer import card, checkpoint, model, verify
+    from finetune_trainer import acceleration, card, checkpoint, model, verify
     from finetune_trainer.loop import Loop, ReportProgress, rows
 
     training, fingerprint = context.run.training, context.fingerprint(context.step.name)
@@ -55,6 +55,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
     network = model.load_base(model_folder, training.method, compute)
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
+    acceleration.accelerate(network, compute)
 
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training.checkpoint, preemption)
     loop = Loop(
@@ -136,6 +137,8 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
     from transformers.training_args import OptimizerNames
     from trl import SFTConfig
 
+    from finetune_trainer.acceleration import uses_varlen
+
     optimizer = _optimizer(training, compute.device)
     known = {name.value for name in OptimizerNames}
     if optimizer not in known:
@@ -158,8 +161,9 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
         fp16=compute.dtype is torch.float16,
         use_cpu=compute.device == "cpu",
         gradient_checkpointing=fit.gradient_checkpointing,
-        max_length=training.max_length,
+        max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
         packing=training.packing,
+        padding_free=uses_varlen(compute),
         eval_packing=False,
         eval_strategy="steps" if training.evaluate_every_steps else "no",
         eval_steps=training.evaluate_every_steps,
