@@ -4,6 +4,7 @@ With T tokens per micro-step, L layers, hidden size h, feed-forward size f, k = 
 w bytes per number of the compute type, the saved activations of one layer are, per token,
 
     w (4f + 8h + 2k + 7r)   without checkpointing (measured on Mistral's shape in bf16: 180.4 KiB against 180.2 here)
+    w (2f + 6h + 2k + 2r)   on the fused LoRA path (fused_lora.py), which the trainer takes on GPUs: measured on an H100
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
 
 The fixed part (CUDA context, workspaces) and the share lost to fragmentation are rules of thumb; the trainer measures
@@ -20,16 +21,18 @@ from finetune_trainer.contract import FitFacts, Method, Precision, Training
 
 GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
-GPU_FIXED = int(1.25 * GIB)  # CUDA context, cuBLAS and Triton workspaces
+GPU_FIXED = int(0.75 * GIB)  # CUDA context, cuBLAS and Triton workspaces
 CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
-FRAGMENTATION = 0.05  # of what is allocated step by step, with expandable segments
+FRAGMENTATION = 0.05  # of what is allocated step by step
+GPU_FRAGMENTATION = 0.01  # the same with CUDA's expandable segments
 HEAD_TILE = 2 * 4096 * 32768  # bytes: TRL computes the loss on GPUs in tiles, so logits never exist as a whole
+FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
 # fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
 RECOMPUTE = 1.5
-OVERHEAD_TOKENS = {Method.QLORA: 256, Method.LORA: 96, Method.FULL: 96}
+OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
 
 
@@ -95,13 +98,22 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
     )
 
 
-def estimate(shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool) -> dict[str, int]:
-    """Bytes by term for one device; their sum is the predicted peak. `row_tokens` is the longest row's length."""
+def estimate(
+    shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool, fused: bool | None = None
+) -> dict[str, int]:
+    """Bytes by term for one device; their sum is the predicted peak. `row_tokens` is the longest row's length.
+
+    `fused` says whether adapters take the fused path; by default they do wherever the trainer would.
+    """
+    if fused is None:
+        fused = on_gpu and training.method is not Method.FULL and training.lora.dropout == 0
     width = number_bytes(training.precision, on_gpu)
     tokens = setting.micro_batch_size * row_tokens
     rank = 0 if training.method is Method.FULL else training.lora.rank
     layer = width * tokens * (4 * shape.feed_forward + 8 * shape.hidden + 2 * shape.key_value + 7 * rank)
-    if training.lora.dropout > 0 and rank:
+    if fused:
+        layer = width * tokens * (2 * shape.feed_forward + 6 * shape.hidden + 2 * shape.key_value + 2 * rank)
+    elif training.lora.dropout > 0 and rank:
         layer = int(layer * 1.6)  # each adapted module keeps its own dropped-out copy of its input
     stepwise = {
         "activations": int(width * tokens * shape.layers * shape.hidden + 1.6 * layer)
@@ -111,7 +123,9 @@ def estimate(shape: Shape, training: Training, setting: Setting, row_tokens: int
         "buffers": 4 * width * tokens * shape.feed_forward,
     }
     weights = _weights(shape, training, width, on_gpu)
-    reserve = int(FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0)))
+    if fused and training.method is Method.QLORA:
+        weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
+    reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
     return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
 
 
@@ -214,9 +228,7 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
 def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool) -> int | None:
     """Longest row, a multiple of 64 tokens, with which one row at a time fits."""
     lengths = range(row // 64 * 64, 127, -64)
-    return next(
-        (n for n in lengths if sum(estimate(shape, training, Setting(1, True), n, on_gpu).values()) <= available), None
-    )
+    return next((n for n in lengths if sum(estimate(shape, training, Setting(1, True), n, on_gpu).values()) <= available), None)
 
 
 def divisors(number: int) -> list[int]:
