@@ -285,8 +285,12 @@ class LastFailure(Report):
 class ServingStatus(Report):
     name: str
     """The ModelServe."""
+    digest: str | None = None
+    """Digest of the artifact that was handed over."""
     ready: bool = False
+    """True while the ModelServe serves that artifact."""
     url: str | None = None
+    """OpenAI API inside the cluster."""
 
 
 class Resolved(Report):
@@ -307,6 +311,12 @@ class FineTuneJobStatus(Report):
     """The stage that runs, or how the job ended; for people, not for programs."""
     run: str | None = None
     """Name of the ConfigMap with the frozen configuration of the current run."""
+    run_number: int = 0
+    """Number of the current run, from 1. An edit that changes what pods get begins a new one, which reuses what it can."""
+    run_digest: str | None = None
+    """Hash of that configuration."""
+    run_generation: int | None = None
+    """Newest generation of the spec that this run serves."""
     resolved: Resolved | None = None
     model: ModelFacts | None = None
     dataset: DatasetFacts | None = None
@@ -320,7 +330,7 @@ class FineTuneJobStatus(Report):
     serving: ServingStatus | None = None
     last_failure: LastFailure | None = None
     gpu_seconds: int = 0
-    """GPUs held times seconds, over all attempts."""
+    """GPUs held times seconds, over all attempts that have ended."""
     retry_token: str | None = None
     """The value of the annotation finetune.dev/retry that was acted on."""
 

@@ -1,0 +1,63 @@
+"""What must hold before a result is published or served: verdicts from scores, with the numbers that decided."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from finetune_operator.finetunejob.api import Gate, GateAction, GateVerdict
+from finetune_trainer.contract import LOWER_IS_BETTER, Metric, Scores
+from finetune_trainer.pipeline import BASE, MERGED
+
+# Judged where the spec names no gate: training must not have made the model worse on the test rows.
+DEFAULT = Gate(name="not-worse-than-base", metric=Metric.LOSS, min_improvement_over_base=0.0)
+
+
+def verdicts(gates: Iterable[Gate], scores: Iterable[Scores]) -> list[GateVerdict]:
+    """One verdict for each gate; for the default gate where there are scores but no gates."""
+    by_subject = {s.subject: s for s in scores}
+    chosen = list(gates) or ([DEFAULT] if by_subject else [])
+    return [_verdict(gate, by_subject) for gate in chosen]
+
+
+def blocking(judged: Iterable[GateVerdict]) -> list[GateVerdict]:
+    """The failed gates that stop the job."""
+    return [v for v in judged if not v.passed and v.action is GateAction.BLOCK]
+
+
+def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:
+    passed, message = _judge(gate, scores)
+    return GateVerdict(name=gate.name, passed=passed, action=gate.action, message=message)
+
+
+def _judge(gate: Gate, scores: dict[str, Scores]) -> tuple[bool, str]:
+    value = _value(gate.artifact, gate.metric, scores)
+    if value is None:
+        return False, f"{gate.artifact} has no {gate.metric} score; are there test rows?"
+    what = f"{gate.metric} of {gate.artifact} is {value:.4g}"
+    if gate.min is not None:
+        return value >= gate.min, f"{what}, must be at least {gate.min:g}"
+    if gate.max is not None:
+        return value <= gate.max, f"{what}, must be at most {gate.max:g}"
+    if gate.min_improvement_over_base is not None:
+        return _compare(gate, what, value, BASE, gate.min_improvement_over_base, scores)
+    return _compare(gate, what, value, MERGED, -(gate.max_regression_from_merged or 0.0), scores)
+
+
+def _compare(
+    gate: Gate, what: str, value: float, other: str, at_least: float, scores: dict[str, Scores]
+) -> tuple[bool, str]:
+    """Whether `value` is better than the other subject's by at least this much; negative allows it to be worse."""
+    reference = _value(other, gate.metric, scores)
+    if reference is None:
+        return False, f"{what}, but {other} has no {gate.metric} score to compare with"
+    gain = reference - value if gate.metric in LOWER_IS_BETTER else value - reference
+    bound = f"at least {at_least:g} better than" if at_least > 0 else "not worse than"
+    if at_least < 0:
+        bound = f"at most {-at_least:g} worse than"
+    # Scores are means of floats: a bound that is met exactly must not fail by the last bit.
+    return gain >= at_least - 1e-9, f"{what}, must be {bound} {other}'s {reference:.4g}"
+
+
+def _value(subject: str, metric: Metric, scores: dict[str, Scores]) -> float | None:
+    found = scores.get(subject)
+    return None if found is None else found.values.get(metric)

@@ -1,0 +1,127 @@
+"""The ModelServe that a job hands its result to: which artifact, which spec, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_operator.finetunejob.api import ArtifactStatus, FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve.api import EngineType, ModelServeSpec
+from finetune_operator.names import LABEL_JOB, job_labels, label_value, object_name
+from finetune_operator.sentences import sentences
+from finetune_trainer.contract import ArtifactFormat
+from finetune_trainer.pipeline import MERGED
+
+Spec = dict[str, Any]
+
+
+class Stand(Enum):
+    WAITING = "Waiting"
+    READY = "Ready"
+    REFUSED = "Refused"
+    SUPERSEDED = "Superseded"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """How the hand-over stands. `apply` is true while the ModelServe does not ask for our artifact yet."""
+
+    stand: Stand
+    message: str = ""
+    apply: bool = False
+
+
+def serve_name(job: FineTuneJob) -> str | None:
+    serving = job.spec.serving
+    return None if serving is None else serving.name or object_name(job.metadata.name)
+
+
+def serving_artifact(spec: FineTuneJobSpec) -> str | None:
+    """Name of the artifact to serve: the one asked for, else the best fit for the engine; None if there is none."""
+    if spec.serving is None:
+        return None
+    engine = (spec.serving.template.get("engine") or {}).get("type")
+    wanted = ArtifactFormat.GGUF if engine == EngineType.LLAMA_CPP else ArtifactFormat.COMPRESSED_TENSORS
+    best = next((a.name for a in spec.artifacts if a.format is wanted), None)
+    return spec.serving.artifact or best or (MERGED if wanted is not ArtifactFormat.GGUF else None)
+
+
+def problems(spec: FineTuneJobSpec) -> list[str]:
+    """What is wrong with spec.serving, one sentence each: found before anything is trained."""
+    if spec.serving is None:
+        return []
+    if "model" in spec.serving.template:
+        return ["spec.serving.template.model is set by the job; remove it"]
+    try:
+        template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": "pvc://the/artifact"}})
+    except ValidationError as error:
+        return sentences(error, "spec.serving.template")
+    artifact = serving_artifact(spec)
+    if artifact is None:
+        return ["spec.serving.template.engine.type LlamaCpp serves GGUF; add a GGUF artifact to spec.artifacts"]
+    is_gguf = any(a.name == artifact and a.format is ArtifactFormat.GGUF for a in spec.artifacts)
+    if is_gguf != (template.engine.type is EngineType.LLAMA_CPP):
+        serves = "GGUF" if template.engine.type is EngineType.LLAMA_CPP else "merged or CompressedTensors"
+        return [
+            f"spec.serving.artifact {artifact} does not suit {template.engine.type}, which serves {serves} artifacts"
+        ]
+    return []
+
+
+def model_serve(job: FineTuneJob, artifact: ArtifactStatus) -> Object:
+    """The ModelServe as this job wants it: the template, and the artifact as its model."""
+    serving, store = job.spec.serving, job.spec.storage.artifacts
+    assert serving is not None
+    model: Spec = {"uri": artifact.uri, "digest": artifact.digest}
+    if artifact.uri.startswith("s3://"):
+        model |= {k: v for k, v in (("endpoint", store.endpoint), ("region", store.region)) if v}
+        model |= {"secretRef": {"name": store.secret_ref.name}} if store.secret_ref else {}
+    meta: Object = {
+        "name": serve_name(job),
+        "namespace": job.metadata.namespace,
+        "labels": job_labels(job.metadata.name),
+    }
+    if serving.deletion_policy == "Delete":
+        owner = {"apiVersion": API_VERSION, "kind": "FineTuneJob", "name": job.metadata.name, "uid": job.metadata.uid}
+        meta["ownerReferences"] = [owner]
+    spec = {**serving.template, "model": model}
+    return {"apiVersion": API_VERSION, "kind": "ModelServe", "metadata": meta, "spec": spec}
+
+
+def judge(job: FineTuneJob, status: FineTuneJobStatus, wanted: Object, found: Object | None) -> Handover:
+    """How the ModelServe that was found stands to the one that is wanted."""
+    name = wanted["metadata"]["name"]
+    if found is None:
+        return Handover(Stand.WAITING, f"creating the ModelServe {name}", apply=True)
+    given_before = status.serving is not None and status.serving.digest == wanted["spec"]["model"]["digest"]
+    holder = found["metadata"].get("labels", {}).get(LABEL_JOB)
+    if given_before and holder not in (None, label_value(job.metadata.name)):
+        return Handover(Stand.SUPERSEDED, f"the ModelServe {name} was then taken over by the FineTuneJob {holder}")
+    if not contains(found.get("spec"), wanted["spec"]) or holder != label_value(job.metadata.name):
+        return Handover(Stand.WAITING, f"updating the ModelServe {name}", apply=True)
+    told = found.get("status") or {}
+    seen = told.get("observedGeneration") == found["metadata"].get("generation")
+    conditions = {c["type"]: c for c in told.get("conditions") or [] if c.get("status") == "True"}
+    if seen and "Ready" in conditions:
+        return Handover(Stand.READY)
+    if seen and "Stalled" in conditions:
+        why = conditions["Stalled"]
+        return Handover(Stand.REFUSED, f"the ModelServe {name} refused it, {why['reason']}: {why.get('message', '')}")
+    return Handover(Stand.WAITING, f"the ModelServe {name} is rolling the model out")
+
+
+def contains(found: Any, wanted: Any) -> bool:
+    """Whether all that is wanted was found; defaults that the API server added do not count."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(k in found and contains(found[k], v) for k, v in wanted.items())
+    if isinstance(wanted, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(wanted)
+            and all(contains(f, w) for f, w in zip(found, wanted, strict=True))
+        )
+    return bool(found == wanted)

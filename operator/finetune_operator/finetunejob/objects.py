@@ -1,0 +1,259 @@
+"""What the operator creates for a FineTuneJob, as manifests: the run's ConfigMap, the claim, one Job for each attempt.
+
+Pods meet Pod Security "restricted". GPUs are held only by steps that need one. The pods get no API token.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
+from finetune_operator.finetunejob.plan import Start
+from finetune_operator.finetunejob.runs import Run
+from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.names import (
+    LABEL_ATTEMPT,
+    LABEL_MANAGED_BY,
+    LABEL_RUN,
+    LABEL_STEP,
+    artifacts_claim,
+    job_labels,
+    step_job,
+    volume_name,
+)
+from finetune_operator.settings import Settings
+from finetune_trainer import contract
+from finetune_trainer.contract import ArtifactFormat, SecretRef
+from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, mounted_path
+
+USER = 10001  # of the images
+SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
+DEFAULT_CPU = "500m"
+_GIB = 1024**3
+# Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
+MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
+MEMORY_FACTOR_ON_GPU = 1.0
+
+
+def run_config_map(job: FineTuneJob, run: Run) -> Object:
+    """The run's configuration, frozen: a later edit can't reach a pod that runs."""
+    config = run.config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _owned(job, run.config_map, {LABEL_RUN: run.id}),
+        "immutable": True,
+        "data": {"run.json": json.dumps(config, indent=1, ensure_ascii=False)},
+    }
+
+
+def artifacts_volume_claim(job: FineTuneJob) -> Object:
+    """The claim made where the spec names no store. It has no owner: results outlive the job."""
+    store = job.spec.storage.artifacts
+    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": store.size}}}
+    if store.storage_class_name is not None:
+        spec["storageClassName"] = store.storage_class_name
+    labels = {LABEL_MANAGED_BY: job_labels(job.metadata.name)[LABEL_MANAGED_BY]}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {
+            "name": artifacts_claim(job.metadata.name),
+            "namespace": job.metadata.namespace,
+            "labels": labels,
+        },
+        "spec": spec,
+    }
+
+
+def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
+    """The Job of one attempt: one pod, never restarted in place, so each attempt has its own exit code and report."""
+    step = start.step
+    labels = {LABEL_RUN: run.id, LABEL_STEP: step.name, LABEL_ATTEMPT: str(start.attempt)}
+    name = step_job(job.metadata.name, step.name, run.id, start.attempt)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _owned(job, name, labels),
+        "spec": {
+            "backoffLimit": 0,
+            "podReplacementPolicy": "Failed",
+            "template": {
+                "metadata": {"labels": {**job_labels(job.metadata.name), **labels}},
+                "spec": _pod_spec(job, run, start, status, settings),
+            },
+        },
+    }
+
+
+def _owned(job: FineTuneJob, name: str, labels: dict[str, str]) -> Object:
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "FineTuneJob",
+        "name": job.metadata.name,
+        "uid": job.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": {**job_labels(job.metadata.name), **labels},
+        "ownerReferences": [owner],
+    }
+
+
+def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
+    step = start.step
+    stage: Stage = getattr(job.spec.stages, step.stage)
+    grace = settings.grace_seconds if step.stage == "train" else SHORT_GRACE_SECONDS
+    volumes = _volumes(job, run, step)
+    container: Object = {
+        "name": "step",
+        "image": stage.image or _image(run, step, settings),
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "finetune_trainer", step.name],
+        "env": _environment(start.attempt, grace, settings),
+        "resources": _resources(job, run, step, stage.resources, status),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [v.mount for v in volumes],
+    }
+    if secrets := _secrets(job, run, step):
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in secrets]
+    spec: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [container],
+        "volumes": [v.source for v in volumes],
+    }
+    if stage.node_selector:
+        spec["nodeSelector"] = dict(stage.node_selector)
+    if stage.tolerations:
+        spec["tolerations"] = list(stage.tolerations)
+    if stage.service_account_name is not None:
+        spec["serviceAccountName"] = stage.service_account_name
+    return spec
+
+
+def _image(run: Run, step: Step, settings: Settings) -> str:
+    """llm-compressor, which makes CompressedTensors, needs versions of its own: another image."""
+    formats = {a.name: a.format for a in run.config.artifacts}
+    if step.stage == "quantize" and formats.get(step.artifact or "") is ArtifactFormat.COMPRESSED_TENSORS:
+        return settings.quantizer_image
+    return settings.trainer_image
+
+
+def _environment(attempt: int, grace: int, settings: Settings) -> list[Object]:
+    values = {
+        contract.ENV_RUN_FILE: contract.RUN_FILE,
+        contract.ENV_MOUNTS: contract.MOUNTS,
+        contract.ENV_SCRATCH: contract.SCRATCH,
+        contract.ENV_TERMINATION_LOG: contract.TERMINATION_LOG,
+        contract.ENV_ATTEMPT: str(attempt),
+        contract.ENV_GRACE_SECONDS: str(grace),
+        "HOME": "/tmp",  # the root file system is read-only
+        "HF_HOME": f"{contract.SCRATCH}/huggingface",
+        "PYTHONUNBUFFERED": "1",  # progress lines are read while the pod runs
+    }
+    if settings.hub_endpoint:
+        values["HF_ENDPOINT"] = settings.hub_endpoint
+        values["HF_HUB_DISABLE_XET"] = "1"  # mirrors speak plain HTTP
+    env: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
+    env.append({"name": contract.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    return env
+
+
+def _resources(job: FineTuneJob, run: Run, step: Step, wanted: Resources, status: FineTuneJobStatus) -> Object:
+    gpus = run.config.devices.gpus if step.needs_gpu else 0
+    factor = MEMORY_FACTOR_ON_GPU if gpus else MEMORY_FACTOR[step.stage]
+    mebibytes = int((_GIB + factor * (status.model.bytes if status.model else 0)) / 1024**2)
+    requests: dict[str, str] = {"cpu": DEFAULT_CPU, "memory": f"{mebibytes}Mi"}
+    # A limit alone is also the request, as in any pod: a default above it would be refused.
+    requests = {k: v for k, v in requests.items() if k not in wanted.limits} | dict(wanted.requests)
+    limits = dict(wanted.limits)
+    if gpus:
+        limits[job.spec.parallelism.gpu.resource_name] = str(gpus)
+    return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
+
+
+def _secrets(job: FineTuneJob, run: Run, step: Step) -> list[str]:
+    """Secrets whose keys become this step's environment; a later one wins where two have the same key."""
+    refs: list[SecretRef | None] = []
+    if step.name == PREPARE:
+        refs = [run.config.model.secret_ref, run.config.dataset.secret_ref]
+    elif step.stage == "publish":
+        refs = [run.config.publish[int(step.name.rpartition("-")[2])].secret_ref]
+    refs.append(job.spec.storage.artifacts.secret_ref)
+    return list(dict.fromkeys(r.name for r in refs if r is not None))
+
+
+@dataclass(frozen=True)
+class _Volume:
+    source: dict[str, Any]
+    mount: dict[str, Any]
+
+
+def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
+    size = job.spec.storage.scratch.size
+    scratch = {"sizeLimit": size} if size else {}
+    folder = contract.RUN_FILE.rpartition("/")[0]
+    found = [
+        _volume("run", {"configMap": {"name": run.config_map}}, folder, read_only=True),
+        _volume("scratch", {"emptyDir": scratch}, contract.SCRATCH),
+        _volume("tmp", {"emptyDir": {}}, "/tmp"),
+    ]
+    if step.needs_gpu:
+        found.append(_volume("shm", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
+    writable = _written_claims(run, step)
+    for claim in _claims(run, step):
+        path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
+        source = {"persistentVolumeClaim": {"claimName": claim}}
+        found.append(_volume(volume_name("claim", claim), source, path or "", read_only=claim not in writable))
+    for name in config_maps(run.config) if step.name == PREPARE else ():
+        path = mounted_path(f"configmap://{name}", contract.MOUNTS)
+        found.append(_volume(volume_name("data", name), {"configMap": {"name": name}}, path or "", read_only=True))
+    return found
+
+
+def _volume(name: str, source: Object, path: str, *, read_only: bool = False) -> _Volume:
+    mount: Object = {"name": name, "mountPath": path}
+    return _Volume({"name": name, **source}, mount | ({"readOnly": True} if read_only else {}))
+
+
+def _claims(run: Run, step: Step) -> list[str]:
+    """Claims that a step mounts: rows are read by prepare only, a place to publish to by its own step only."""
+    config = run.config
+    uris = [config.store.uri, config.model.uri]
+    if step.name == PREPARE:
+        return [c for c in claims(config) if c not in _publish_only(run)]
+    if step.stage == "publish":
+        uris.append(config.publish[int(step.name.rpartition("-")[2])].uri)
+    return list(dict.fromkeys(u.split("/")[2] for u in uris if u.startswith("pvc://")))
+
+
+def _publish_only(run: Run) -> set[str]:
+    without = run.config.model_copy(update={"publish": ()})
+    return set(claims(run.config)) - set(claims(without))
+
+
+def _written_claims(run: Run, step: Step) -> set[str]:
+    uris = [run.config.store.uri]
+    if step.stage == "publish":
+        uris.append(run.config.publish[int(step.name.rpartition("-")[2])].uri)
+    return {u.split("/")[2] for u in uris if u.startswith("pvc://")}

@@ -1,0 +1,178 @@
+"""Jobs and Pods, as the API server sends them, read once into attempts at steps. Nothing else looks at raw children.
+
+Job (labels: run, step, attempt) ─┐
+Pod (owned by that Job) ──────────┴─► Attempt(state, pod: exit code, termination, waiting reason, why it went away)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_operator.decision import Observed
+from finetune_operator.meta import Object
+from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP
+from finetune_trainer.contract import Progress, Termination
+
+# A container that waits for these is on its normal way; anything else is worth showing.
+USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
+
+
+class State(Enum):
+    ACTIVE = "Active"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod has not started: Unschedulable, ImagePullBackOff, CreateContainerConfigError, …"""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Pod:
+    name: str
+    job_uid: str
+    live: bool  # its container may still write: not ended, not lost
+    node: str | None = None
+    exit_code: int | None = None
+    oom_killed: bool = False
+    termination: Termination | None = None
+    waiting: Waiting | None = None
+    removed: str | None = None  # why it was taken away from outside: Deleted, Evicted, Preempted, …
+    removal: str = ""  # what Kubernetes says about that
+    started_at: str | None = None
+    finished_at: str | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    run: str
+    step: str
+    number: int
+    job: str
+    uid: str
+    state: State
+    suspended: bool
+    deleting: bool
+    pod: Pod | None
+    started_at: str | None
+    finished_at: str | None
+
+
+@dataclass(frozen=True)
+class World:
+    """All attempts of all runs that still have a Job, and all pods that may still be at work."""
+
+    attempts: tuple[Attempt, ...] = ()
+    live_pods: tuple[Pod, ...] = ()
+
+    def attempt(self, job: str | None) -> Attempt | None:
+        return next((a for a in self.attempts if a.job == job), None)
+
+
+def observe(observed: Observed, owner_uid: str) -> World:
+    """Children of the job with this uid. Pods of an earlier job of the same name count only as live."""
+    pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"])) for p in observed.children.get("Pod", ()))
+    by_job = {p.job_uid: p for p in sorted(pods, key=lambda p: p.started_at or "")}  # the newest pod of a resumed Job
+    jobs = [j for j in observed.children.get("Job", ()) if _owner(j, "FineTuneJob") == owner_uid]
+    attempts = tuple(_attempt(j, by_job.get(j["metadata"]["uid"])) for j in jobs)
+    return World(attempts, tuple(p for p in pods if p.live))
+
+
+def _owner(child: Object, kind: str) -> str:
+    owners = child["metadata"].get("ownerReferences") or []
+    return next((o["uid"] for o in owners if o["kind"] == kind), "")
+
+
+def _attempt(job: Object, pod: Pod | None) -> Attempt:
+    meta, spec, status = job["metadata"], job.get("spec", {}), job.get("status") or {}
+    ended = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
+    end = ended.get("Complete") or ended.get("Failed")
+    state = State.SUCCEEDED if "Complete" in ended else State.FAILED if "Failed" in ended else State.ACTIVE
+    if pod is not None and pod.live:
+        state = State.ACTIVE  # pods and Jobs are not read at the same moment: wait until the pod's report is seen too
+    labels = meta.get("labels", {})
+    return Attempt(
+        run=labels.get(LABEL_RUN, ""),
+        step=labels.get(LABEL_STEP, ""),
+        number=int(labels.get(LABEL_ATTEMPT, "0")),
+        job=meta["name"],
+        uid=meta["uid"],
+        state=state,
+        suspended=bool(spec.get("suspend")),
+        deleting="deletionTimestamp" in meta,
+        pod=pod,
+        started_at=(pod and pod.started_at) or status.get("startTime"),
+        finished_at=(pod and pod.finished_at) or (end and end.get("lastTransitionTime")),
+    )
+
+
+def _pod(pod: Object, progress: dict[str, Any] | None) -> Pod:
+    meta, status = pod["metadata"], pod.get("status") or {}
+    container: Object = next(iter(status.get("containerStatuses") or []), {})
+    ended = (container.get("state") or {}).get("terminated") or {}
+    phase = status.get("phase", "Pending")
+    return Pod(
+        name=meta["name"],
+        job_uid=_owner(pod, "Job"),
+        live=phase not in ("Succeeded", "Failed") and not ended,
+        node=pod.get("spec", {}).get("nodeName"),
+        exit_code=ended.get("exitCode"),
+        oom_killed=ended.get("reason") == "OOMKilled",
+        termination=_termination(ended.get("message")),
+        waiting=_waiting(status, container) if phase == "Pending" else None,
+        removed=_removed(meta, status),
+        removal=_removal(status),
+        started_at=ended.get("startedAt") or status.get("startTime"),
+        finished_at=ended.get("finishedAt"),
+        progress=_progress(progress),
+    )
+
+
+def _termination(message: str | None) -> Termination | None:
+    """What the pod reported; None where it reported nothing that can be read (killed, cut off, another program)."""
+    try:
+        return Termination.model_validate_json(message or "")
+    except ValidationError:
+        return None
+
+
+def _progress(line: dict[str, Any] | None) -> Progress | None:
+    try:
+        return None if line is None else Progress.model_validate(line)
+    except ValidationError:
+        return None
+
+
+def _waiting(status: Object, container: Object) -> Waiting | None:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return Waiting(condition.get("reason", "Unschedulable"), condition.get("message", ""))
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    reason = waiting.get("reason", "")
+    return None if reason in USUAL_WAITING else Waiting(reason, waiting.get("message", ""))
+
+
+def _removed(meta: Object, status: Object) -> str | None:
+    """Reason of a pod that did not end by its own doing. Evicted and the like are the kubelet's words."""
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return str(condition.get("reason", "Disrupted"))
+    if status.get("reason"):
+        return str(status["reason"])
+    return "Deleted" if "deletionTimestamp" in meta else None
+
+
+def _removal(status: Object) -> str:
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            return str(condition.get("message", ""))
+    return str(status.get("message") or "")

@@ -1,0 +1,224 @@
+"""What comes next for a job, decided from what is known: a chain of checks, read from top to bottom.
+
+finished? ─ earlier run still there? ─ failed? ─ a step at work? ─ gates? ─ next step ─ hand-over ─ succeeded
+The first check that has something to say decides. At most one Job is at work at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from finetune_operator.decision import Ref
+from finetune_operator.finetunejob import gates, handover
+from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
+from finetune_operator.finetunejob.observed import Attempt, World
+from finetune_operator.finetunejob.record import DONE, step_record
+from finetune_operator.finetunejob.references import Reference, first_missing
+from finetune_operator.finetunejob.runs import Run
+from finetune_operator.meta import Object
+from finetune_trainer.pipeline import Step
+
+DOING = {
+    "prepare": "Preparing",
+    "train": "Training",
+    "merge": "Merging",
+    "quantize": "Quantizing",
+    "evaluate": "Evaluating",
+    "publish": "Publishing",
+}
+LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
+REFERENCE_LOOK_AGAIN = 15.0
+PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
+LONGEST_PAUSE = 300.0
+
+
+class Standing(Enum):
+    """How the job stands; each is one row of the status contract."""
+
+    WORKING = "Working"  # goes on by itself
+    STALLED = "Stalled"  # waits for a person, and goes on by itself then
+    FAILED = "Failed"  # ended
+    SUCCEEDED = "Succeeded"  # ended
+
+
+@dataclass(frozen=True)
+class Start:
+    step: Step
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Outlook:
+    standing: Standing
+    stage: str
+    reason: str
+    message: str
+    start: Start | None = None
+    stop: tuple[Attempt, ...] = ()
+    suspend: Attempt | None = None
+    resume: Attempt | None = None
+    hand_over: Object | None = None
+    requeue_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that a decision rests on."""
+
+    job: FineTuneJob
+    run: Run
+    status: FineTuneJobStatus  # with all that has ended read into it
+    world: World
+    named: dict[Ref, Object | None]
+    wanted: tuple[Reference, ...]
+    verdicts: tuple[GateVerdict, ...]
+    now: datetime
+
+
+Check = Callable[[Case], Outlook | None]
+
+
+def make_outlook(case: Case) -> Outlook:
+    """What the first check with something to say decides; the last always has."""
+    return next(outlook for check in CHECKS if (outlook := check(case)) is not None)
+
+
+def _finished(case: Case) -> Outlook | None:
+    """Success is final for a generation, whatever becomes of the children."""
+    generation = case.job.metadata.generation
+    for condition in case.status.conditions:
+        ended = condition.type == "Succeeded" and condition.status == "True"
+        if ended and condition.observed_generation == generation:
+            return Outlook(Standing.SUCCEEDED, "Succeeded", condition.reason, condition.message)
+    return None
+
+
+def _earlier_run(case: Case) -> Outlook | None:
+    """Jobs of a run that an edit ended make room first; the training pod saves a checkpoint as it goes."""
+    earlier = tuple(a for a in case.world.attempts if a.run != case.run.id)
+    if not earlier:
+        return None
+    message = "the spec was edited; Jobs of the earlier run are being removed"
+    to_stop = tuple(a for a in earlier if not a.deleting)
+    return Outlook(Standing.WORKING, "Stopping", "Stopping", message, stop=to_stop, requeue_after=LOOK_AGAIN)
+
+
+def _failed(case: Case) -> Outlook | None:
+    failure = case.status.last_failure
+    if failure is None or not any(s.state is StepState.FAILED for s in case.status.steps):
+        return None
+    again = "after that, edit the job or set the annotation finetune.dev/retry to a new value to run it again"
+    return Outlook(Standing.FAILED, "Failed", failure.reason, f"{failure.step}: {failure.message}; {again}")
+
+
+def _at_work(case: Case) -> Outlook | None:
+    record = next((s for s in case.status.steps if s.state is StepState.RUNNING), None)
+    step = case.run.step(record.name) if record else None
+    if record is None or step is None:
+        return None
+    doing = DOING[step.stage]
+    attempt = case.world.attempt(record.job)
+    if attempt is None:
+        start = Start(step, record.attempt)
+        return Outlook(Standing.WORKING, doing, doing, f"{step.name} starts", start=start, requeue_after=LOOK_AGAIN)
+    if case.job.spec.suspend:
+        to_suspend = None if attempt.suspended else attempt
+        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED, suspend=to_suspend)
+    if attempt.suspended:
+        return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
+    if attempt.pod is not None and (waiting := attempt.pod.waiting) is not None:
+        message = f"{step.name} waits: {waiting.message or waiting.reason}"
+        return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
+    message = f"{step.name} runs, attempt {record.attempt}"
+    return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
+
+
+_SUSPENDED = "spec.suspend is true; set it to false to go on"
+
+
+def _gates(case: Case) -> Outlook | None:
+    """Nothing is published or served from a model that did not pass."""
+    if any(step_record(case.status, s.name).state not in DONE for s in case.run.steps if s.stage != "publish"):
+        return None
+    if not (refused := gates.blocking(case.verdicts)):
+        return None
+    numbers = "; ".join(f"{v.name}: {v.message}" for v in refused)
+    remedy = "nothing was published or served; change the training or the gate"
+    return Outlook(Standing.FAILED, "Failed", "GateFailed", f"{numbers}; {remedy}")
+
+
+def _next_step(case: Case) -> Outlook | None:
+    step = next((s for s in case.run.steps if step_record(case.status, s.name).state not in DONE), None)
+    if step is None:
+        return None
+    record, doing = step_record(case.status, step.name), DOING[step.stage]
+    if case.job.spec.suspend:
+        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED)
+    if missing := first_missing(case.wanted, case.named):
+        return Outlook(Standing.STALLED, "Waiting", missing.reason, missing.message, requeue_after=REFERENCE_LOOK_AGAIN)
+    if case.world.live_pods:
+        names = ", ".join(p.name for p in case.world.live_pods)
+        message = f"{step.name} starts when the pod before it has ended: {names}"
+        return Outlook(Standing.WORKING, "Stopping", "Stopping", message, requeue_after=LOOK_AGAIN)
+    failure = case.status.last_failure
+    if failure is not None and failure.step == step.name and (pause := _pause_left(record, case.now)) > 0:
+        message = f"{step.name} is tried again in {pause:.0f} s: {failure.message}"
+        return Outlook(Standing.WORKING, doing, failure.reason, message, requeue_after=pause)
+    message = f"{step.name} starts"
+    return Outlook(
+        Standing.WORKING, doing, doing, message, start=Start(step, record.attempt + 1), requeue_after=LOOK_AGAIN
+    )
+
+
+def _pause_left(record: StepStatus, now: datetime) -> float:
+    """Seconds until the next attempt. The first loss of a pod costs none; then 10, 20, 40, … to five minutes."""
+    if record.finished_at is None or record.attempt == 0 or (record.retries == 0 and record.attempt == 1):
+        return 0.0
+    pause = min(LONGEST_PAUSE, 10.0 * 2.0 ** min(record.attempt - 1, 10))
+    return pause - (now - datetime.fromisoformat(record.finished_at)).total_seconds()
+
+
+def _hand_over(case: Case) -> Outlook | None:
+    """Until the ModelServe is Ready with our artifact for the first time; after that the job has ended."""
+    name = handover.serving_artifact(case.job.spec)
+    artifact = next((a for a in case.status.artifacts if a.name == name), None)
+    if artifact is None:
+        return None
+    if case.job.spec.suspend:
+        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED)
+    wanted = handover.model_serve(case.job, artifact)
+    found = handover.judge(case.job, case.status, wanted, case.named.get(Ref("ModelServe", wanted["metadata"]["name"])))
+    if found.stand in (handover.Stand.READY, handover.Stand.SUPERSEDED):
+        return None
+    refused = found.stand is handover.Stand.REFUSED
+    return Outlook(
+        Standing.STALLED if refused else Standing.WORKING,
+        "Serving",
+        "ServingRefused" if refused else "Serving",
+        found.message,
+        hand_over=wanted if found.apply else None,
+        requeue_after=REFERENCE_LOOK_AGAIN,
+    )
+
+
+def _succeeded(case: Case) -> Outlook:
+    warned = [v.name for v in case.verdicts if not v.passed]
+    passed = sum(v.passed for v in case.verdicts)
+    judged = f"{passed} of {len(case.verdicts)} gates passed" if case.verdicts else "no test rows, no gate was judged"
+    message = judged + (f"; only warned: {', '.join(warned)}" if warned else "")
+    return Outlook(Standing.SUCCEEDED, "Succeeded", "Succeeded", message)
+
+
+CHECKS: tuple[Check, ...] = (
+    _finished,
+    _earlier_run,
+    _failed,
+    _at_work,
+    _gates,
+    _next_step,
+    _hand_over,
+    _succeeded,
+)

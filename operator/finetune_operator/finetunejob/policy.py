@@ -1,0 +1,110 @@
+"""The FineTuneJob's policy: what to read for one job, and what follows from it. Pure: no client, no clock.
+
+observe ─► current_run ─► absorb (what ended) ─► verdicts ─► make_outlook ─► actions + status + events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
+from finetune_operator.finetunejob import gates, handover, objects
+from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, StepState
+from finetune_operator.finetunejob.observed import observe
+from finetune_operator.finetunejob.plan import Case, Outlook, Standing, Start, make_outlook
+from finetune_operator.finetunejob.record import absorb, with_step
+from finetune_operator.finetunejob.references import Reference, references
+from finetune_operator.finetunejob.run import run_config
+from finetune_operator.finetunejob.runs import current_run
+from finetune_operator.finetunejob.status import events, next_status, rendered
+from finetune_operator.meta import Object
+from finetune_operator.names import artifacts_claim, job_labels, step_job
+from finetune_operator.settings import Settings
+
+
+def reads(body: Object) -> Reads:
+    """Children by label, and by name all that the spec refers to."""
+    job = FineTuneJob.model_validate(body)
+    named = [r.ref for r in _references(job)]
+    if job.spec.storage.artifacts.uri is None:
+        named.append(_made_claim(job))
+    if (serve := handover.serve_name(job)) is not None:
+        named.append(Ref("ModelServe", serve))
+    return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap"), tuple(dict.fromkeys(named)))
+
+
+def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+    """One pass over one job. The same inputs give the same decision."""
+    job = FineTuneJob.model_validate(body)
+    world = observe(observed, job.metadata.uid)
+    run, before = current_run(job)
+    status = absorb(before, run, world, job.spec.retry.max_retries, now)
+    verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores))
+    case = Case(job, run, status, world, observed.named, _references(job), verdicts, now)
+    outlook = _refuse_serving(case) or make_outlook(case)
+    serve = observed.named.get(Ref("ModelServe", handover.serve_name(job) or ""))
+    told = next_status(case, outlook, serve)
+    if outlook.start is not None:
+        told = _started(told, case, outlook.start)
+    return Decision(
+        actions=tuple(_actions(case, outlook, observed, settings)),
+        status=rendered(told),
+        events=events(job.status, told),
+        requeue_after=outlook.requeue_after,
+    )
+
+
+def _references(job: FineTuneJob) -> tuple[Reference, ...]:
+    store = job.spec.storage.artifacts
+    made = artifacts_claim(job.metadata.name) if store.uri is None else None
+    return references(run_config(job), store.secret_ref, made)
+
+
+def _made_claim(job: FineTuneJob) -> Ref:
+    return Ref("PersistentVolumeClaim", artifacts_claim(job.metadata.name))
+
+
+def _refuse_serving(case: Case) -> Outlook | None:
+    """A template that can't be served is told before anything is trained, not after."""
+    if not (wrong := handover.problems(case.job.spec)):
+        return None
+    return Outlook(Standing.STALLED, "Waiting", "InvalidSpec", "; ".join(wrong))
+
+
+def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJobStatus:
+    """The step's record once its Job is asked for: the uid is read when the Job is seen."""
+    name = step_job(case.job.metadata.name, start.step.name, case.run.id, start.attempt)
+    return with_step(
+        status,
+        start.step.name,
+        state=StepState.RUNNING,
+        attempt=start.attempt,
+        job=name,
+        job_uid=None,
+        finished_at=None,
+    )
+
+
+def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Settings) -> Iterator[Action]:
+    for attempt in outlook.stop:
+        yield Delete("Job", attempt.job, attempt.uid)
+    if outlook.start is not None:
+        yield from _start(case, outlook.start, observed, settings)
+    if outlook.suspend is not None:
+        yield SuspendJob(outlook.suspend.job, outlook.suspend.uid, True)
+    if outlook.resume is not None:
+        yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
+    if outlook.hand_over is not None:
+        yield Apply(outlook.hand_over)
+
+
+def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:
+    """What the pod mounts comes first."""
+    job, run = case.job, case.run
+    if job.spec.storage.artifacts.uri is None and observed.named.get(_made_claim(job)) is None:
+        yield Create(objects.artifacts_volume_claim(job))
+    have = {c["metadata"]["name"] for c in observed.children.get("ConfigMap", ())}
+    if run.config_map not in have:
+        yield Create(objects.run_config_map(job, run))
+    yield Create(objects.attempt_job(job, run, start, case.status, settings))

@@ -1,0 +1,168 @@
+"""What ended attempts reported, written into the status once: states, facts, scores, artifacts, the last failure.
+
+Running ─ Job complete, report read ─► Succeeded          prepare's report marks finished steps Reused
+   │ └── Job failed or gone ─► Pending (another attempt) ─ budget used up, or hopeless ─► Failed
+   └──── Job complete, report lost ─► Pending, and prepare with it: it reads the committed result from the store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from finetune_operator.finetunejob import fit
+from finetune_operator.finetunejob.api import (
+    ArtifactStatus,
+    FineTuneJobStatus,
+    LastFailure,
+    StepState,
+    StepStatus,
+)
+from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
+from finetune_operator.finetunejob.observed import Attempt, State, World
+from finetune_operator.finetunejob.runs import Run
+from finetune_trainer.contract import StepResult
+from finetune_trainer.pipeline import PREPARE, Step, fingerprints
+
+DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
+
+
+def absorb(status: FineTuneJobStatus, run: Run, world: World, max_retries: int, now: datetime) -> FineTuneJobStatus:
+    """The status after all that has ended was read into it. Reading the same world again changes nothing more."""
+    for step in run.steps:
+        record = step_record(status, step.name)
+        if record.state is StepState.RUNNING:
+            status = _read(status, run, step, world.attempt(record.job), max_retries, now)
+    return status
+
+
+def step_record(status: FineTuneJobStatus, name: str) -> StepStatus:
+    return next(s for s in status.steps if s.name == name)
+
+
+def with_step(status: FineTuneJobStatus, name: str, **changes: object) -> FineTuneJobStatus:
+    """The status with one step's record changed."""
+    steps = [s.model_copy(update=changes) if s.name == name else s for s in status.steps]
+    return status.model_copy(update={"steps": steps})
+
+
+def _read(
+    status: FineTuneJobStatus, run: Run, step: Step, attempt: Attempt | None, max_retries: int, now: datetime
+) -> FineTuneJobStatus:
+    record = step_record(status, step.name)
+    if attempt is not None and record.job_uid not in (None, attempt.uid):
+        attempt = None  # a stranger under our Job's name
+    if attempt is None:
+        if record.job_uid is None:
+            return status  # not seen yet: it is created again under the same name, which is harmless
+        gone = Failure(JOB_DELETED.retry, JOB_DELETED.reason, JOB_DELETED.message)
+        return _fail(status, step, gone, max_retries, _stamp(now))
+    status = with_step(
+        status, step.name, job_uid=attempt.uid, started_at=record.started_at or attempt.started_at or _stamp(now)
+    )
+    if attempt.state is State.ACTIVE:
+        return status
+    ended = attempt.finished_at or _stamp(now)
+    status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
+    if attempt.state is State.FAILED:
+        return _fail(status, step, failure_of(attempt, step.stage), max_retries, ended)
+    result = attempt.pod.termination.result if attempt.pod and attempt.pod.termination else None
+    if result is None:
+        return _lost(status, step, max_retries, ended)
+    return _succeed(status, run, step, result, ended)
+
+
+def _succeed(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult, ended: str) -> FineTuneJobStatus:
+    status = with_step(
+        status,
+        step.name,
+        state=StepState.SUCCEEDED,
+        fingerprint=result.fingerprint,
+        finished_at=ended,
+        resumed_from_step=result.train.resumed_from_step if result.train else None,
+    )
+    status = _with_facts(status, run, result)
+    return _after_prepare(status, run, result, ended) if step.name == PREPARE else status
+
+
+def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ended: str) -> FineTuneJobStatus:
+    """Steps that prepare found done are Reused; the others are to do, whatever was thought before."""
+    done = {r.step: r for r in result.done}
+    wanted = fingerprints(run.config, result.model, result.dataset) if result.model and result.dataset else {}
+    for step in run.steps:
+        if step.name == PREPARE:
+            continue
+        record = step_record(status, step.name)
+        if step.name in done:
+            state = StepState.SUCCEEDED if record.state is StepState.SUCCEEDED else StepState.REUSED
+            status = with_step(status, step.name, state=state, fingerprint=done[step.name].fingerprint)
+            status = _with_facts(status, run, done[step.name])
+        else:
+            status = with_step(status, step.name, state=StepState.PENDING, fingerprint=wanted.get(step.name))
+    if result.fit is not None and (verdict := fit.judge(result.fit)).status == "False":
+        return _fail(status, run.steps[0], Failure(Retry.NEVER, verdict.reason, verdict.message), 0, ended)
+    return status
+
+
+def _with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineTuneJobStatus:
+    changes: dict[str, object] = {
+        name: value for name in ("model", "dataset", "fit") if (value := getattr(result, name)) is not None
+    }
+    if (made := result.artifact) is not None:
+        artifact = ArtifactStatus(
+            name=made.name,
+            format=made.format,
+            quantization=made.quantization,
+            uri=f"{run.config.store.uri}/{made.path}",
+            digest=made.digest,
+            bytes=made.bytes,
+        )
+        changes["artifacts"] = [*(a for a in status.artifacts if a.name != artifact.name), artifact]
+    if result.scores:
+        new = {s.subject for s in result.scores}
+        changes["scores"] = [*(s for s in status.scores if s.subject not in new), *result.scores]
+    if result.published:
+        changes["published"] = _union(status.published, result.published)
+    return status.model_copy(update=changes)
+
+
+def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys((*old, *new)))
+
+
+def _lost(status: FineTuneJobStatus, step: Step, max_retries: int, ended: str) -> FineTuneJobStatus:
+    lost = Failure(RESULT_LOST.retry, RESULT_LOST.reason, RESULT_LOST.message)
+    status = _fail(status, step, lost, max_retries, ended)
+    if step_record(status, step.name).state is StepState.FAILED:
+        return status
+    return with_step(status, PREPARE, state=StepState.PENDING)
+
+
+def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, max_retries: int, ended: str) -> FineTuneJobStatus:
+    record = step_record(status, step.name)
+    retries = record.retries + (failure.retry is Retry.COUNTED)
+    final = failure.retry is Retry.NEVER or retries > max_retries
+    told = f"{failure.message} (attempt {record.attempt}; {max_retries} retries used up)"
+    last = LastFailure(
+        step=step.name,
+        attempt=record.attempt,
+        node=failure.node,
+        exit_code=failure.exit_code,
+        reason=failure.reason,
+        message=told if final and failure.retry is Retry.COUNTED else failure.message,
+        time=ended,
+    )
+    state = StepState.FAILED if final else StepState.PENDING
+    status = with_step(status, step.name, state=state, retries=min(retries, max_retries), finished_at=ended)
+    return status.model_copy(update={"last_failure": last})
+
+
+def _gpu_seconds(run: Run, step: Step, attempt: Attempt, ended: str) -> int:
+    if not step.needs_gpu or attempt.started_at is None:
+        return 0
+    held = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt.started_at)
+    return max(0, round(held.total_seconds())) * run.config.devices.gpus
+
+
+def _stamp(now: datetime) -> str:
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")

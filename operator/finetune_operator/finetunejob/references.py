@@ -1,0 +1,95 @@
+"""What the spec names and the namespace does not have: found before any pod is started, with what to do about it.
+
+The job waits (Stalled, not Failed) and goes on by itself when the missing object appears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from finetune_operator.decision import Ref
+from finetune_operator.meta import Object
+from finetune_trainer.contract import RunConfig, SecretRef
+
+# Keys that a Secret must hold for a source of this scheme.
+KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One object by name, the field that names it, and the keys that it must have."""
+
+    ref: Ref
+    field: str
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Missing:
+    reason: str
+    message: str
+
+
+def references(run: RunConfig, store_secret: SecretRef | None, made_claim: str | None) -> tuple[Reference, ...]:
+    """All that a run's pods mount or read. `made_claim` is the one that the operator makes itself: it may be absent."""
+    made = Ref("PersistentVolumeClaim", made_claim or "")
+    return tuple(r for r in _all(run, store_secret) if r.ref != made)
+
+
+def first_missing(wanted: tuple[Reference, ...], named: dict[Ref, Object | None]) -> Missing | None:
+    """The first reference that can't be used as things are, or None."""
+    return next((m for r in wanted if (m := _missing(r, named.get(r.ref))) is not None), None)
+
+
+def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
+    data = run.dataset
+    sources = [
+        ("spec.model.uri", run.model.uri),
+        ("spec.dataset.uri", data.uri),
+        ("spec.dataset.test.uri", data.test.uri),
+        ("spec.dataset.validation.uri", data.validation and data.validation.uri),
+        ("spec.storage.artifacts.uri", run.store.uri),
+        *((f"spec.publish[{i}].uri", p.uri) for i, p in enumerate(run.publish)),
+    ]
+    for field, uri in sources:
+        scheme, _, rest = (uri or "").partition("://")
+        host, _, key = rest.partition("/")
+        if scheme == "pvc":
+            yield Reference(Ref("PersistentVolumeClaim", host), field)
+        elif scheme == "configmap":
+            yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
+    secrets = [
+        ("spec.model.secretRef", run.model.uri, run.model.secret_ref),
+        ("spec.dataset.secretRef", data.uri, data.secret_ref),
+        ("spec.storage.artifacts.secretRef", run.store.uri, store_secret),
+        *((f"spec.publish[{i}].secretRef", p.uri, p.secret_ref) for i, p in enumerate(run.publish)),
+    ]
+    for field, uri, secret in secrets:
+        if secret is not None:
+            yield Reference(Ref("Secret", secret.name), field, KEYS.get(uri.partition("://")[0], ()))
+
+
+def _missing(wanted: Reference, found: Object | None) -> Missing | None:
+    kind, name = wanted.ref.kind, wanted.ref.name
+    short = "Claim" if kind == "PersistentVolumeClaim" else kind
+    if found is None:
+        return Missing(
+            f"{short}NotFound",
+            f"{wanted.field} names the {kind} {name}, which does not exist in this namespace;"
+            f" create it or correct the field, and the job goes on",
+        )
+    if "deletionTimestamp" in found.get("metadata", {}):
+        return Missing(
+            f"{short}NotFound", f"{wanted.field} names the {kind} {name}, which is being deleted; create it again"
+        )
+    has = {**(found.get("data") or {}), **(found.get("binaryData") or {})}
+    # Secrets may be readable by name only; then their keys are not ours to judge.
+    absent = [k for k in wanted.keys if k not in has] if kind == "ConfigMap" or has else []
+    if absent:
+        return Missing(
+            f"{short}KeyNotFound",
+            f"the {kind} {name}, which {wanted.field} names, has no key {' and no key '.join(absent)};"
+            f" it has {', '.join(sorted(has)) or 'none'}",
+        )
+    return None

@@ -1,0 +1,181 @@
+"""The status of a FineTuneJob, from what was decided. The only place that knows condition types.
+
+standing    Ready   Reconciling   Stalled   Succeeded   Failed      kstatus
+WORKING     False   True          -         -           -           InProgress
+STALLED     False   -             True      -           -           Failed
+FAILED      False   -             True      -           True        Failed
+SUCCEEDED   True    -             -         True        -           Current
+A condition that does not hold is absent, not False; Ready and Fits, which are asked for by name, are always told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from finetune_operator.decision import Event
+from finetune_operator.finetunejob import fit, handover
+from finetune_operator.finetunejob.api import (
+    FineTuneJobStatus,
+    ProgressStatus,
+    ServingStatus,
+    StepState,
+)
+from finetune_operator.finetunejob.plan import Case, Outlook, Standing
+from finetune_operator.finetunejob.run import resolved
+from finetune_operator.meta import Condition, Object
+from finetune_trainer.contract import Progress
+
+STALE_SECONDS = 120
+LONGEST_MESSAGE = 1000  # characters; a scheduler's or registry's text can be much longer
+
+Truth = Literal["True", "False", "Unknown"]
+
+
+def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
+    """The whole status. `serve` is the ModelServe as it is now."""
+    status, job = case.status, case.job
+    return status.model_copy(
+        update={
+            "observed_generation": job.metadata.generation,
+            "conditions": _conditions(case, outlook),
+            "stage": outlook.stage,
+            "resolved": resolved(case.run.config, status.fit, handover.serving_artifact(job.spec)),
+            "progress": _progress(case, outlook),
+            "gates": list(case.verdicts),
+            "serving": _serving(case, outlook, serve),
+        }
+    )
+
+
+def rendered(status: FineTuneJobStatus) -> dict[str, Any]:
+    """The status as the API server takes it."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _conditions(case: Case, outlook: Outlook) -> list[Condition]:
+    before = {c.type: c for c in case.job.status.conditions}
+    found = []
+    for kind, truth, reason, message in _truths(case, outlook):
+        old = before.get(kind)
+        moved = old is None or old.status != truth or not old.last_transition_time
+        found.append(
+            Condition(
+                type=kind,
+                status=truth,
+                reason=reason,
+                message=message[:LONGEST_MESSAGE],
+                observed_generation=case.job.metadata.generation,
+                last_transition_time=_stamp(case.now) if moved or old is None else old.last_transition_time,
+            )
+        )
+    return found
+
+
+def _truths(case: Case, outlook: Outlook) -> Iterator[tuple[str, Truth, str, str]]:
+    standing, why = outlook.standing, (outlook.reason, outlook.message)
+    yield ("Ready", "True" if standing is Standing.SUCCEEDED else "False", *why)
+    if standing is Standing.WORKING:
+        yield ("Reconciling", "True", *why)
+    if standing in (Standing.STALLED, Standing.FAILED):
+        yield ("Stalled", "True", *why)
+    if standing is Standing.SUCCEEDED:
+        yield ("Succeeded", "True", *why)
+    if standing is Standing.FAILED:
+        yield ("Failed", "True", *why)
+    if case.status.fit is not None:
+        fits = fit.judge(case.status.fit)
+        yield "Fits", fits.status, fits.reason, fits.message
+    elif standing is Standing.FAILED and outlook.reason == "DoesNotFit":
+        yield "Fits", "False", *why
+
+
+def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:
+    """What the pod at work said last. The loss stays when training has ended: it is the column people look at."""
+    record = next((s for s in case.status.steps if s.state is StepState.RUNNING), None)
+    last = case.status.progress
+    if outlook.standing is Standing.SUCCEEDED:
+        return last and last.model_copy(update={"percent": 100, "eta_seconds": None, "stale": False, "activity": ""})
+    if record is None:
+        return last and last.model_copy(update={"eta_seconds": None})
+    attempt = case.world.attempt(record.job)
+    said = attempt.pod.progress if attempt and attempt.pod else None
+    if said is not None:
+        return _told(record.name, said, last, case.now)
+    if last is not None and last.step == record.name:
+        return last.model_copy(update={"stale": _is_stale(last.updated_at, case.now)})
+    return ProgressStatus(step=record.name, loss=last.loss if last else None)
+
+
+def _told(step: str, said: Progress, last: ProgressStatus | None, now: datetime) -> ProgressStatus:
+    at = _stamp(datetime.fromtimestamp(said.time, UTC)) if said.time else _stamp(now)
+    return ProgressStatus(
+        step=step,
+        activity=said.activity,
+        percent=min(100, 100 * said.step // said.total) if said.total > 0 else 0,
+        current=said.step,
+        total=said.total,
+        loss=said.loss if said.loss is not None else last and last.loss,
+        learning_rate=said.learning_rate,
+        tokens_per_second=said.tokens_per_second,
+        eta_seconds=None if said.eta_seconds is None else round(said.eta_seconds),
+        updated_at=at,
+        stale=_is_stale(at, now),
+    )
+
+
+def _is_stale(updated_at: str | None, now: datetime) -> bool:
+    return updated_at is not None and (now - datetime.fromisoformat(updated_at)).total_seconds() > STALE_SECONDS
+
+
+def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatus | None:
+    name, last = handover.serve_name(case.job), case.status.serving
+    if name is None:
+        return None
+    digest = last.digest if last and last.name == name else None
+    if outlook.hand_over is not None:
+        digest = outlook.hand_over["spec"]["model"]["digest"]
+    if serve is None:
+        return ServingStatus(name=name, digest=digest)
+    told = serve.get("status") or {}
+    is_ours = (serve.get("spec") or {}).get("model", {}).get("digest") == digest
+    is_seen = told.get("observedGeneration") == serve["metadata"].get("generation")
+    is_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in told.get("conditions") or [])
+    return ServingStatus(name=name, digest=digest, ready=is_ours and is_seen and is_ready, url=told.get("url"))
+
+
+def _stamp(at: datetime) -> str:
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
+    """What is worth an event, from two statuses: each change of a step, each new failure, and how the job ended."""
+    return (*_step_events(before, after), *_ending_events(before, after))
+
+
+def _step_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    known = {s.name: s for s in before.steps} if before.run == after.run else {}
+    for step in after.steps:
+        old = known.get(step.name)
+        changed = old is None or (old.state, old.attempt) != (step.state, step.attempt)
+        if changed and step.state is StepState.RUNNING:
+            yield Event("StepStarted", f"{step.name} started, attempt {step.attempt}, Job {step.job}")
+        elif changed and step.state is StepState.SUCCEEDED:
+            yield Event("StepSucceeded", f"{step.name} succeeded")
+        elif changed and step.state is StepState.REUSED:
+            yield Event("StepReused", f"{step.name} is done already; its output is reused")
+    failure = after.last_failure
+    if failure is not None and failure != before.last_failure:
+        yield Event(failure.reason, f"{failure.step}, attempt {failure.attempt}: {failure.message}", warning=True)
+
+
+def _ending_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
+    old = {c.type: c for c in before.conditions}
+    for condition in after.conditions:
+        was = old.get(condition.type)
+        if condition.type not in ("Succeeded", "Stalled") or (was and was.reason == condition.reason):
+            continue
+        failed_step = after.last_failure is not None and after.last_failure.reason == condition.reason
+        if not failed_step:  # that event was posted with the failure
+            yield Event(condition.reason, condition.message[:LONGEST_MESSAGE], warning=condition.type == "Stalled")

@@ -1,0 +1,78 @@
+"""Names that we give: labels, annotations, and objects whose names never exceed what Kubernetes takes."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+from finetune_operator.meta import GROUP
+
+FIELD_MANAGER = "finetune-operator"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_JOB = f"{GROUP}/job"
+LABEL_SERVE = f"{GROUP}/serve"
+LABEL_STEP = f"{GROUP}/step"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_RUN = f"{GROUP}/run"
+LABEL_REVISION = f"{GROUP}/revision"
+
+ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh budget
+ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
+
+LONGEST = 63  # of a label's value and of a Job's name, which becomes one
+
+
+def short_hash(*parts: str, length: int = 8) -> str:
+    """Hexadecimal digits over strings."""
+    return sha256("\0".join(parts).encode()).hexdigest()[:length]
+
+
+def object_name(owner: str, *suffix: str) -> str:
+    """`<owner>-<suffix>…` in at most 63 characters: a long owner's name is cut and ends in a hash of the whole.
+
+    Dots, which an owner's name may have, become dashes: the result names pods and volumes too.
+    """
+    tail = "".join(f"-{part}" for part in suffix)
+    head = owner.replace(".", "-")
+    if head != owner or len(head) + len(tail) > LONGEST:
+        mark = short_hash(owner, length=6)
+        head = f"{head[: LONGEST - len(tail) - 7].rstrip('-')}-{mark}"
+    return head + tail
+
+
+def label_value(name: str) -> str:
+    """A name as a label's value: itself where it fits, otherwise cut with a hash."""
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 7].rstrip('-.')}-{short_hash(name, length=6)}"
+
+
+def job_labels(job: str) -> dict[str, str]:
+    """Labels of every child of a FineTuneJob; also the selector that lists them."""
+    return {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_JOB: label_value(job)}
+
+
+def serve_labels(serve: str) -> dict[str, str]:
+    """Labels of every child of a ModelServe; also the selector that lists them."""
+    return {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_SERVE: label_value(serve)}
+
+
+def artifacts_claim(job: str) -> str:
+    """The claim that is made for a job whose spec names no artifact store."""
+    return object_name(job, "artifacts")
+
+
+def run_config_map(job: str, run_id: str) -> str:
+    return object_name(job, "run", run_id)
+
+
+def step_job(job: str, step: str, run_id: str, attempt: int) -> str:
+    """Job of one attempt at one step of one run: a deterministic name, so that creating it twice is harmless."""
+    return object_name(job, step, run_id, str(attempt))
+
+
+def volume_name(kind: str, name: str) -> str:
+    """Name of a pod's volume for a claim or a ConfigMap: unique in the pod, and a DNS label."""
+    cut = re.sub(r"[^a-z0-9-]", "-", name)[:40].strip("-")
+    return f"{kind}-{cut}-{short_hash(name, length=6)}"

@@ -1,0 +1,361 @@
+"""Whole lives of a FineTuneJob: decisions are applied to a namespace that behaves as Kubernetes does, pass by pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from finetune_operator.decision import Ref
+from finetune_operator.finetunejob import policy
+from finetune_operator.finetunejob.api import FineTuneJob
+from finetune_operator.finetunejob.run import run_config
+from finetune_operator.meta import Object
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import ExitCode, RunConfig, StepResult, Termination
+from finetune_trainer.pipeline import steps
+from tests.builders import NOW, SERVING, Namespace, data_config_map, make_job, make_result, reported_failure
+
+SETTINGS = Settings()
+
+
+@dataclass
+class Story:
+    """One job in one namespace. `done` remembers what a store would hold: what prepare finds the next time."""
+
+    job: Object
+    space: Namespace = field(default_factory=lambda: Namespace(data_config_map()))
+    minute: int = 0
+    loss: float = 0.1
+    done: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    def one_pass(self) -> list[str]:
+        """Reconcile once; returns what was done."""
+        self.minute += 10  # longer than any pause between attempts
+        asked = policy.reads(self.job).named
+        assert set(self.space.named) <= {*asked, Ref("ConfigMap", "facts")}
+        now = NOW + timedelta(minutes=self.minute)
+        decision = policy.decide(self.job, self.space.observed(), SETTINGS, now)
+        acted = self.space.apply(decision)
+        self.job = {**self.job, "status": json.loads(json.dumps(decision.status))}
+        self.events += [e.reason for e in decision.events]
+        return acted
+
+    def passes(self, count: int = 3) -> list[str]:
+        return [what for _ in range(count) for what in self.one_pass()]
+
+    def run(self) -> RunConfig:
+        return run_config(FineTuneJob.model_validate(self.job))
+
+    def result(self, step: str) -> StepResult:
+        asked = {s.name for s in steps(self.run())}
+        return make_result(self.run(), step, done=tuple(d for d in self.done if d in asked), loss=self.loss)
+
+    def succeed(self) -> None:
+        """The step at work ends well, as its pod would report."""
+        step = self.space.running()["metadata"]["labels"]["finetune.dev/step"]
+        self.space.end(0, Termination(result=self.result(step)))
+        if step != "prepare":
+            self.done.append(step)
+
+    def to_the_end(self) -> list[str]:
+        """Each step ends well as soon as it is started. Returns the steps whose Jobs were started."""
+        started = [a for a in self.passes() if a.startswith("job ")]
+        while any(not j["status"].get("conditions") for j in self.space.jobs.values()):
+            self.succeed()
+            started += [a for a in self.passes() if a.startswith("job ")]
+        return [a.removeprefix("job ") for a in dict.fromkeys(started)]
+
+    def edit(self, **spec: Any) -> None:
+        meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
+        self.job = {**self.job, "metadata": meta, "spec": {**self.job["spec"], **spec}}
+
+    def annotate(self, name: str, value: str) -> None:
+        self.job["metadata"]["annotations"][f"finetune.dev/{name}"] = value
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        return {c["type"]: (c["status"], c["reason"]) for c in self.job["status"]["conditions"]}
+
+    def step(self, name: str) -> dict[str, Any]:
+        return next(s for s in self.job["status"]["steps"] if s["name"] == name)
+
+
+def succeeded(story: Story) -> bool:
+    return story.conditions().get("Succeeded") == ("True", "Succeeded")
+
+
+ALL_STEPS = ["prepare", "train", "merge", "quantize-q4", "evaluate", "evaluate-q4"]
+
+
+def test_the_steps_run_in_order_one_at_a_time_and_the_job_succeeds() -> None:
+    story = Story(make_job())
+    assert story.to_the_end() == ALL_STEPS
+    assert succeeded(story)
+    assert {s["state"] for s in story.job["status"]["steps"]} == {"Succeeded"}
+    assert [a["name"] for a in story.job["status"]["artifacts"]] == ["adapter", "merged", "q4"]
+    assert "StepStarted" in story.events
+    assert story.events[-1] == "Succeeded"
+
+
+def test_a_second_pass_over_the_same_world_does_nothing() -> None:
+    story = Story(make_job())
+    for _ in range(2):
+        story.one_pass()
+    before = json.dumps(story.job["status"], sort_keys=True)
+    assert story.one_pass() == []
+    assert json.dumps(story.job["status"], sort_keys=True) == before
+
+
+def test_a_pass_that_was_cut_off_before_the_status_was_written_starts_nothing_twice() -> None:
+    story = Story(make_job())
+    job_before = story.job
+    story.one_pass()
+    names = set(story.space.jobs)
+    story.job = job_before  # the operator was killed after it created the Job
+    story.one_pass()
+    assert set(story.space.jobs) == names
+
+
+def test_after_success_nothing_is_created_whatever_is_removed() -> None:
+    story = Story(make_job(serving=SERVING))
+    drive_to_serving(story)
+    story.one_pass()
+    assert succeeded(story)
+    story.space.jobs, story.space.pods, story.space.config_maps, story.space.named = {}, {}, {}, {}
+    assert story.passes(4) == []
+    assert succeeded(story)
+
+
+def test_after_final_failure_nothing_is_created_whatever_is_removed() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.space.end(*reported_failure(ExitCode.BAD_DATA, "UnknownColumns", "spec.dataset.columns: no column question"))
+    assert story.passes() == []
+    assert story.conditions()["Failed"] == ("True", "UnknownColumns")
+    story.space.jobs, story.space.pods, story.space.config_maps = {}, {}, {}
+    assert story.passes(4) == []
+    assert story.conditions()["Stalled"] == ("True", "UnknownColumns")
+    assert story.step("train")["attempt"] == 0
+
+
+def test_an_added_artifact_runs_its_own_steps_and_prepare_only() -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    q8 = {"name": "q8", "format": "GGUF", "quantization": "Q8_0"}
+    story.edit(artifacts=[*story.job["spec"]["artifacts"], q8])
+    assert story.to_the_end() == ["prepare", "quantize-q8", "evaluate-q8"]
+    assert succeeded(story)
+    assert story.step("train")["state"] == "Reused"
+    assert [a["name"] for a in story.job["status"]["artifacts"]] == ["adapter", "merged", "q4", "q8"]
+
+
+def test_an_edit_and_its_reversal_look_into_the_store_each_time() -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    story.edit(artifacts=[])
+    assert story.to_the_end() == ["prepare"]
+    story.edit(artifacts=make_job()["spec"]["artifacts"])
+    assert story.to_the_end() == ["prepare"]
+    assert succeeded(story)
+
+
+def test_an_edit_while_training_stops_the_old_run_before_the_new_one_starts() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.succeed()
+    story.passes()
+    (training,) = [j for j in story.space.jobs if "train" in j]
+    story.edit(training={"maxSteps": 7})
+    acted = story.passes()
+    assert f"delete Job {training}" in acted
+    assert acted[-1] == "job prepare"
+
+
+def test_an_edit_that_reaches_no_pod_starts_nothing() -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    story.edit(stages={"train": {"nodeSelector": {"disk": "fast"}}})
+    assert story.passes() == []
+    assert succeeded(story)
+    assert story.job["status"]["observedGeneration"] == 2
+
+
+def test_a_deleted_pod_is_replaced_without_counting() -> None:
+    story = Story(make_job(retry={"maxRetries": 0}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    name = story.space.running()["metadata"]["name"]
+    story.space.end(ExitCode.PREEMPTED, None)
+    del story.space.pods[name]  # the Job has failed and nothing tells how
+    assert "job train" in story.passes()
+    assert (story.step("train")["attempt"], story.step("train")["retries"]) == (2, 0)
+    assert story.to_the_end() == ["merge", "quantize-q4", "evaluate", "evaluate-q4"]
+    assert succeeded(story)
+
+
+def test_a_job_deleted_from_outside_is_replaced_when_its_pod_is_gone() -> None:
+    story = Story(make_job())
+    story.passes()
+    name = story.space.running()["metadata"]["name"]
+    del story.space.jobs[name]
+    assert story.passes() == []  # the pod still ends; two never work at once
+    assert story.conditions()["Ready"] == ("False", "Stopping")
+    del story.space.pods[name]
+    assert story.passes(1) == ["job prepare"]
+    assert story.step("prepare")["attempt"] == 2
+
+
+def test_counted_failures_use_up_the_budget_and_a_retry_annotation_renews_it() -> None:
+    story = Story(make_job(retry={"maxRetries": 2}))
+    attempts = 0
+    story.passes()
+    while "Failed" not in story.conditions():
+        story.space.end(ExitCode.UNEXPECTED, None)
+        attempts += 1
+        story.passes()
+    assert attempts == 3
+    assert story.conditions()["Failed"] == ("True", "UnexpectedError")
+    assert story.passes() == []
+    story.annotate("retry", "again")
+    assert story.to_the_end() == ALL_STEPS
+    assert succeeded(story)
+
+
+def test_a_restart_of_the_operator_keeps_the_retry_count() -> None:
+    story = Story(make_job(retry={"maxRetries": 1}))
+    story.passes()
+    story.space.end(ExitCode.UNEXPECTED, None)
+    story.passes()
+    story.space.jobs = {n: j for n, j in story.space.jobs.items() if n.endswith("-2")}  # the first is cleaned up
+    assert story.step("prepare")["retries"] == 1
+    story.space.end(ExitCode.UNEXPECTED, None)
+    story.passes()
+    assert "Failed" in story.conditions()
+
+
+def test_a_lost_report_is_read_again_by_prepare() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.succeed()
+    story.passes()
+    story.space.end(0, None)  # trained, but the report can't be read
+    story.done.append("train")
+    assert story.to_the_end() == ["prepare", "merge", "quantize-q4", "evaluate", "evaluate-q4"]
+    assert story.step("train")["state"] == "Reused"
+
+
+def test_missing_references_start_no_pod_and_the_job_goes_on_when_they_appear() -> None:
+    story = Story(make_job(), space=Namespace())
+    story.space.named[Ref("ConfigMap", "facts")] = None
+    assert story.passes() == []
+    assert story.conditions()["Stalled"] == ("True", "ConfigMapNotFound")
+    assert "Failed" not in story.conditions()
+    story.space.named[Ref("ConfigMap", "facts")] = data_config_map()
+    assert story.passes(1) == ["create PersistentVolumeClaim", "create ConfigMap", "job prepare"]
+
+
+def test_suspend_stops_the_job_and_resume_goes_on() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.edit(suspend=True)
+    assert story.one_pass() == ["SuspendJob"]
+    name = story.space.running()["metadata"]["name"]
+    story.space.jobs[name]["spec"]["suspend"] = True
+    story.space.pods.clear()
+    assert story.passes() == []
+    assert story.conditions() == {"Ready": ("False", "Suspended"), "Reconciling": ("True", "Suspended")}
+    story.edit(suspend=False)
+    assert story.one_pass() == ["SuspendJob"]
+
+
+def test_a_suspended_new_job_starts_nothing() -> None:
+    story = Story(make_job(suspend=True))
+    assert story.passes() == []
+    assert story.conditions()["Ready"] == ("False", "Suspended")
+
+
+def test_a_failed_gate_publishes_and_serves_nothing() -> None:
+    publish = [{"uri": "pvc://shelf/models"}]
+    shelf = {"kind": "PersistentVolumeClaim", "metadata": {"name": "shelf"}}
+    space = Namespace(data_config_map())
+    space.named[Ref("PersistentVolumeClaim", "shelf")] = shelf
+    story = Story(make_job(publish=publish, serving=SERVING), space=space, loss=4.5)
+    assert story.to_the_end() == ALL_STEPS
+    assert story.conditions()["Failed"] == ("True", "GateFailed")
+    story.edit(evaluation={"gates": [{"name": "any", "metric": "loss", "max": 5.0}]})
+    assert story.to_the_end() == ["publish-0"]
+    assert story.job["status"]["published"] == ["pvc://shelf/models/merged"]
+
+
+def drive_to_serving(story: Story, **condition: str) -> Object:
+    """All steps end well, the ModelServe is applied, and its controller reports this condition."""
+    story.to_the_end()
+    wanted = apply_of(story)
+    status = {
+        "observedGeneration": 1,
+        "url": "http://facts.default.svc/v1",
+        "conditions": [{"type": "Ready", "status": "True", "reason": "Live", **condition}],
+    }
+    served = {**wanted, "metadata": {**wanted["metadata"], "generation": 1}, "status": status}
+    story.space.named[Ref("ModelServe", "facts")] = served
+    return served
+
+
+def apply_of(story: Story) -> Object:
+    decision = policy.decide(story.job, story.space.observed(), SETTINGS, NOW + timedelta(minutes=story.minute))
+    (action,) = decision.actions
+    return action.body  # type: ignore[union-attr]
+
+
+def test_the_job_has_ended_when_the_model_serve_is_ready_with_its_artifact() -> None:
+    story = Story(make_job(serving=SERVING))
+    served = drive_to_serving(story)
+    assert story.conditions()["Reconciling"] == ("True", "Serving")
+    assert served["spec"]["model"]["uri"] == next(
+        a["uri"] for a in story.job["status"]["artifacts"] if a["name"] == "q4"
+    )
+    assert "ownerReferences" not in served["metadata"]  # it outlives the job
+    assert story.passes() == []
+    assert succeeded(story)
+    assert story.job["status"]["serving"]["url"] == "http://facts.default.svc/v1"
+    assert story.job["status"]["serving"]["ready"] is True
+
+
+def test_a_refused_model_stalls_the_job_until_it_is_served_after_all() -> None:
+    story = Story(make_job(serving=SERVING))
+    served = drive_to_serving(story, type="Stalled", reason="GateFailed", message="no answer to prompt 1")
+    story.passes()
+    assert story.conditions()["Stalled"] == ("True", "ServingRefused")
+    served["status"]["conditions"][0]["type"] = "Ready"
+    story.passes()
+    assert succeeded(story)
+
+
+def test_two_jobs_do_not_fight_over_one_model_serve() -> None:
+    story = Story(make_job(serving=SERVING))
+    served = drive_to_serving(story, type="Reconciling")
+    story.passes()
+    served["metadata"]["labels"]["finetune.dev/job"] = "another"
+    served["spec"]["model"]["digest"] = "sha256:" + "b" * 64
+    assert story.passes() == []
+    assert succeeded(story)
+    assert story.job["status"]["serving"]["ready"] is False
+
+
+def test_an_upgrade_whose_defaults_differ_disturbs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    monkeypatch.setattr("finetune_operator.finetunejob.run.EPOCHS", 5.0)
+    assert story.passes() == []
+    assert succeeded(story)
+
+
+def test_every_step_of_the_pipeline_has_a_record() -> None:
+    story = Story(make_job())
+    story.one_pass()
+    assert [s["name"] for s in story.job["status"]["steps"]] == [s.name for s in steps(story.run())]
