@@ -1,0 +1,182 @@
+"""The CRDs on a real API server: rules refuse with their sentence, defaults are filled in, every field is described."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from localcluster.api import ApiError
+from tests.integration.conftest import FINETUNE, World
+
+JOB: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "refused"},
+    "spec": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}},
+}
+SERVE: dict[str, Any] = {
+    "apiVersion": "finetune.dev/v1alpha1",
+    "kind": "ModelServe",
+    "metadata": {"name": "refused"},
+    "spec": {"model": {"uri": "pvc://claim/model"}, "engine": {"type": "VLLM"}},
+}
+Q4 = {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"}
+GPU = {"requests": {"nvidia.com/gpu": 1}}
+
+
+def gate(**fields: Any) -> dict[str, Any]:
+    return {"evaluation": {"gates": [{"name": "g", "metric": "loss", **fields}]}}
+
+
+REFUSED_JOBS = [
+    ({"training": {"epochs": 1, "maxSteps": 5}}, "spec.training takes epochs or maxSteps, not both"),
+    ({"training": {"globalBatchSize": 16, "microBatchSize": 3}}, "globalBatchSize must be a multiple of microBatchSize"),
+    ({"training": {"evaluateEverySteps": 5}}, "spec.training.evaluateEverySteps needs validation rows"),
+    ({"training": {"packing": True}, "parallelism": {"gpusPerNode": 0}}, "spec.training.packing needs a GPU"),
+    ({"training": {"precision": "FP16"}, "parallelism": {"gpusPerNode": 0}}, "spec.training.precision FP16 needs a GPU"),
+    ({"training": {"epochs": 0}}, "spec.training.epochs"),
+    ({"training": {"method": "Magic"}}, 'supported values: "QLoRA", "LoRA", "Full"'),
+    ({"model": {"uri": "ftp://x"}}, "spec.model.uri"),
+    ({"dataset": {"uri": "hf://c/d", "test": {"uri": "hf://e/f", "fraction": 0.1}}}, "spec.dataset.test takes exactly one"),
+    ({"dataset": {"uri": "hf://c/d", "test": {"seed": 7}}}, "spec.dataset.test takes exactly one of uri"),
+    (
+        {"dataset": {"uri": "hf://c/d", "validation": {"uri": "hf://e/f", "fraction": 0.1}}},
+        "spec.dataset.validation takes exactly one of uri",
+    ),
+    (
+        {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0.5}, "validation": {"fraction": 0.5}}},
+        "leave no rows to train on",
+    ),
+    ({"artifacts": [Q4, Q4]}, "Duplicate value"),
+    ({"artifacts": [Q4 | {"name": "merged"}]}, "spec.artifacts[].name can't be adapter, merged or base"),
+    ({"artifacts": [Q4 | {"quantization": "FP8"}]}, "quantization does not go with its format"),
+    ({"artifacts": [Q4 | {"format": "CompressedTensors"}]}, "quantization does not go with its format"),
+    (gate(), "spec.evaluation.gates[] takes exactly one of min, max"),
+    (gate(min=0.1, max=0.5), "spec.evaluation.gates[] takes exactly one of min, max"),
+    (gate(max=0.5, artifact="q4"), "spec.evaluation.gates[].artifact is not made by this job"),
+    (gate(maxRegressionFromMerged=0.1), "maxRegressionFromMerged compares an artifact with the merged model"),
+    (gate(max=2) | {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0}}}, "spec.evaluation.gates need test rows"),
+    ({"publish": [{"uri": "s3://b/p", "artifacts": ["q4"]}]}, "spec.publish[].artifacts has one that is not made by"),
+    ({"serving": {"artifact": "q4"}}, "spec.serving.artifact is not made by this job"),
+    ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, "endpoint and .region go with an s3:// uri only"),
+    ({"storage": {"artifacts": {"size": "much"}}}, "spec.storage.artifacts.size"),
+    *(
+        ({"stages": {stage: {"resources": GPU}}}, f"spec.stages.{stage}.resources.requests and .limits take cpu")
+        for stage in ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+    ),
+]
+REFUSED_SERVES = [
+    ({"model": {}}, "spec.model takes exactly one of jobRef"),
+    ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
+    ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
+    ({"model": {"uri": "pvc://c/m", "endpoint": "http://s3"}}, "go with an s3:// uri only"),
+    ({"engine": {"type": "LlamaCpp"}, "parallelism": {"tensor": 2}}, "spec.parallelism.tensor above 1 needs"),
+    ({"parallelism": {"tensor": 2, "gpus": False}}, "spec.parallelism.tensor counts GPUs"),
+    ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),
+    ({"replicas": -1}, "spec.replicas"),
+]
+
+
+def _create(world: World, plural: str, base: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+    body = copy.deepcopy(base)
+    body["spec"] |= spec
+    path = f"{FINETUNE}/namespaces/default/{plural}?dryRun=All&fieldValidation=Strict"
+    return world.api.request("POST", path, body)
+
+
+@pytest.mark.parametrize(("spec", "sentence"), REFUSED_JOBS, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_wrong_job_is_refused_with_the_field_named(world: World, spec: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ApiError) as refusal:
+        _create(world, "finetunejobs", JOB, spec)
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(("spec", "sentence"), REFUSED_SERVES, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_wrong_serve_is_refused_with_the_field_named(world: World, spec: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ApiError) as refusal:
+        _create(world, "modelserves", SERVE, spec)
+    assert sentence in str(refusal.value)
+
+
+def test_every_rule_is_broken_by_some_row() -> None:
+    from finetune_operator.finetunejob.rules import RULES as JOB_RULES
+    from finetune_operator.modelserve.rules import RULES as SERVE_RULES
+
+    for rules, rows in ((JOB_RULES, REFUSED_JOBS), (SERVE_RULES, REFUSED_SERVES)):
+        untested = [r.message for r in rules if not any(sentence in r.message for _, sentence in rows)]
+        assert untested == []
+
+
+def test_defaults_that_define_behaviour_are_stored(world: World) -> None:
+    spec = _create(world, "finetunejobs", JOB, {})["spec"]
+    assert spec["training"]["method"] == "QLoRA"
+    assert spec["training"]["lora"]["targets"] == ["all-linear"]
+    assert spec["dataset"]["test"] == {"fraction": 0.1, "seed": 42}
+    assert spec["retry"]["maxRetries"] == 3
+    assert "microBatchSize" not in spec["training"], "what the memory estimate decides stays unset"
+    assert "epochs" not in spec["training"]
+
+
+def test_an_object_that_nobody_has_seen_is_in_progress(world: World) -> None:
+    assert _create(world, "finetunejobs", JOB, {})["status"] == {"observedGeneration": -1}
+    assert _create(world, "modelserves", SERVE, {})["status"] == {"observedGeneration": -1}
+
+
+def test_good_objects_with_everything_are_taken(world: World) -> None:
+    fp8 = {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"}
+    gates = [
+        {"name": "better", "metric": "loss", "minImprovementOverBase": 0.1},
+        {"name": "q4-close", "metric": "rougeL", "artifact": "q4", "maxRegressionFromMerged": 0.02, "action": "Warn"},
+    ]
+    _create(
+        world,
+        "finetunejobs",
+        JOB,
+        {
+            "artifacts": [Q4, fp8],
+            "evaluation": {"gates": gates},
+            "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}],
+            "serving": {"artifact": "fp8", "template": {"engine": {"type": "VLLM"}, "replicas": 2}},
+            "stages": {"train": {"resources": {"requests": {"cpu": 4, "memory": "16Gi"}}}},
+            "storage": {"artifacts": {"uri": "s3://bucket/x", "endpoint": "http://s3:9000", "region": "eu"}},
+        },
+    )
+    _create(world, "modelserves", SERVE, {"model": {"jobRef": {"name": "a", "artifact": "q4"}}})
+
+
+@pytest.mark.parametrize("kind", ["finetunejobs", "modelserves"])
+def test_kubectl_explain_describes_every_field_of_spec(world: World, kind: str) -> None:
+    document = world.api.request("GET", "/openapi/v3/apis/finetune.dev/v1alpha1")
+    name = {"finetunejobs": "FineTuneJob", "modelserves": "ModelServe"}[kind]
+    schema = document["components"]["schemas"][f"dev.finetune.v1alpha1.{name}"]["properties"]["spec"]
+    fields = dict(_fields(schema, f"{kind}.spec"))
+    assert len(fields) > 20
+    assert [path for path, text in fields.items() if len(text) < 5] == []
+    explained = world.kubectl("explain", f"{kind}.spec")
+    assert all(f"  {field}\t" in explained for field in schema["properties"])
+
+
+def test_kubectl_explain_tells_units_and_defaults(world: World) -> None:
+    text = " ".join(world.kubectl("explain", "ftj.spec.training").split())
+    assert "Longest row in tokens, prompt and completion together. Default: 2048." in text
+    assert "Peak learning rate. Unset: 2e-4 for QLoRA and LoRA" in text
+
+
+def test_kubectl_get_has_the_columns(world: World) -> None:
+    path = f"{FINETUNE}/namespaces/default/finetunejobs/columns"
+    world.api.apply(path, JOB | {"metadata": {"name": "columns"}})
+    try:
+        header = world.kubectl("get", "ftj", "columns").splitlines()[0].split()
+        assert header == ["NAME", "STAGE", "PROGRESS", "LOSS", "ETA", "READY", "REASON", "AGE"]
+        assert "finetunejob.finetune.dev/columns" in world.kubectl("get", "finetune", "-o", "name")
+    finally:
+        world.api.request("DELETE", path)
+
+
+def _fields(schema: dict[str, Any], path: str) -> Any:
+    for name, inner in schema.get("properties", {}).items():
+        yield f"{path}.{name}", inner.get("description", "")
+        yield from _fields(inner, f"{path}.{name}")
+        yield from _fields(inner.get("items", {}), f"{path}.{name}[]")
