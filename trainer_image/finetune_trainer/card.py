@@ -1,11 +1,11 @@
-"""The model card: a README.md in each folder that leaves the pipeline, so that it explains itself wherever it is copied."""
+"""The model card: a README.md in each folder that leaves the pipeline, so that a copy explains itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_trainer.contract import Artifact, Method, TrainFacts
 from finetune_trainer.context import Context
+from finetune_trainer.contract import Artifact, Method, TrainFacts
 
 
 def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
@@ -20,7 +20,8 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     assert prepared.dataset is not None
     model, data, training = prepared.model, prepared.dataset, run.training
     what = context.step.stage if artifact is None else f"{artifact.format} {artifact.quantization}"
-    kind = {"train": "adapter" if training.method is not Method.FULL else "model", "merge": "merged model"}.get(what, what)
+    trained = "model" if training.method is Method.FULL else "adapter"
+    kind = {"train": trained, "merge": "merged model"}.get(what, what)
     passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"
     lines = [
         "---",
@@ -34,10 +35,11 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
         "",
         "| | |",
         "| --- | --- |",
-        f"| base model | {run.model.uri}, revision {model.revision}, {model.parameters:,} parameters, {model.architecture} |",
+        f"| base model | {run.model.uri}, revision {model.revision} |",
+        f"| architecture | {model.architecture}, {model.parameters:,} parameters |",
         f"| base digest | `{model.digest}` |",
-        f"| rows | {data.train_rows:,} to train on ({data.train_tokens:,} tokens, {data.format}), {data.test_rows:,} to test, "
-        f"{data.dropped_rows:,} dropped as too long |",
+        f"| rows | {data.train_rows:,} to train on ({data.train_tokens:,} tokens, {data.format}), "
+        f"{data.test_rows:,} to test, {data.dropped_rows:,} dropped as too long |",
         f"| rows digest | train `{data.train_digest}`, test `{data.test_digest}` |",
         f"| method | {_method(context)} |",
         f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {_rate(context)}, "
@@ -54,7 +56,8 @@ def _method(context: Context) -> str:
     if training.method is Method.FULL:
         return "every weight"
     lora = training.lora
-    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {', '.join(lora.targets)}"
+    targets = ", ".join(lora.targets)
+    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"
 
 
 def _rate(context: Context) -> str:

@@ -23,7 +23,7 @@ DAMAGED = "CheckpointDamaged"
 
 
 def restore(store: Store, fingerprint: str, into: Path) -> Path | None:
-    """The newest checkpoint that verifies, copied below `into`; None where there is none. Damaged ones are passed over."""
+    """The newest checkpoint that verifies, copied below `into`, or None; damaged ones are passed over."""
     for step in store.checkpoints(fingerprint):
         folder = into / f"checkpoint-{step}"
         try:
@@ -54,9 +54,7 @@ class SaveCheckpoints(TrainerCallback):
         self._last_save = clock()
         self._generators: dict[str, Any] = {}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         self._generators = generator_states()
         control.should_save = self._is_due(state.global_step)
         if self._preemption.requested:
@@ -66,7 +64,7 @@ class SaveCheckpoints(TrainerCallback):
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        """Between two micro-batches of a step: leave it unfinished, since the rest of it may outlast the grace period."""
+        """Between two micro-batches of a step: leave it, since the rest of it may outlast the grace period."""
         if self._preemption.requested:
             raise preempted(f"within step {state.global_step + 1}")
         return control

@@ -1,4 +1,4 @@
-"""What the model libraries must be told before they are first imported: no network, no telemetry, no chatter, few threads.
+"""What the model libraries must be told before they are first imported: no network, no chatter, few threads.
 
 A stage that calls `quieten` reads from disk only; prepare, which fetches, doesn't call it.
 """

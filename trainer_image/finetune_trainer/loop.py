@@ -51,7 +51,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]
                 parameter.data = parameter.data.to(dtype)
 
     def set_warmup(self, ratio: float) -> None:
-        """Share of the steps over which the rate rises, rounded down: a run of few steps must not spend them at rate 0."""
+        """Share of the steps over which the rate rises, rounded down: few steps must not be spent at rate 0."""
         total: int = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.args.warmup_steps = int(ratio * total)
 

@@ -1,9 +1,9 @@
 """The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
 
-method   frozen weights        trained weights           compute
-QLoRA    NF4, double-quantized adapters (BF16: in BF16)  bf16 · fp16 · fp32
-LoRA     compute type          adapters in float32       bf16 · fp16 · fp32
-Full     -                     all, in float32           the same, by autocast on GPUs
+    method   frozen weights          trained weights                compute
+    QLoRA    NF4, double quantized   adapters in BF16 or float32    BF16, FP16 or FP32
+    LoRA     in the compute type     adapters in float32            BF16, FP16 or FP32
+    Full     none                    all, in float32                the same, by autocast
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from finetune_trainer import acceleration
 from finetune_trainer.contract import Devices, ExitCode, Method, Precision, Training
 from finetune_trainer.failures import StepFailed
 
@@ -34,7 +33,7 @@ class Compute:
 def compute_for(precision: Precision, devices: Devices) -> Compute:
     """Resolve `training.precision` on this machine.
 
-    Raises StepFailed BadConfig for a type that the device can't train in, and when GPUs were promised and none is there.
+    Raises StepFailed BadConfig for a type that the device can't train in, and when a promised GPU is missing.
     """
     if devices.gpus == 0:
         if precision is Precision.FP16:
@@ -74,13 +73,15 @@ def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     return tuple({t for t in (tokenizer.eos_token_id, *more) if t is not None})
 
 
-def load_base(folder: Path, method: Method, compute: Compute) -> Any:
-    """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run."""
+def load_base(folder: Path, method: Method, compute: Compute, attention: str = "sdpa") -> Any:
+    """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
+
+    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows.
+    """
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if method is Method.FULL else compute.dtype
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": compute.device}}
-    options["attn_implementation"] = acceleration.attention(compute)
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": compute.device}, "attn_implementation": attention}
     if method is Method.QLORA:
         options["quantization_config"] = nf4(compute.dtype)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
@@ -138,7 +139,7 @@ def add_adapters(model: Any, training: Training) -> Any:
 
 
 def trained_weights_type(method: Method, compute: Compute) -> torch.dtype:
-    """BF16 for QLoRA's adapters in BF16, as the QLoRA paper has it; float32 for all else, lest small updates round away."""
+    """BF16 for QLoRA in BF16, as its paper has it; float32 for all else, lest small updates round away."""
     return torch.bfloat16 if method is Method.QLORA and compute.dtype is torch.bfloat16 else torch.float32
 
 

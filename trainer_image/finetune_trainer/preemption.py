@@ -1,4 +1,4 @@
-"""SIGTERM: the pod is asked to go. What was trained is saved within the grace period; then the process ends as Preempted."""
+"""SIGTERM: the pod is asked to go. What was trained is saved within the grace period, then the process ends."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Preemption:
         self.requested = False
         self.activity = Activity.LOADING
         self._previous: Any = signal.SIG_DFL
+        self._timer: threading.Timer | None = None
 
     def install(self) -> None:
         """Take over SIGTERM. Only the main thread may; elsewhere (a library call in a test) nothing is installed."""
@@ -43,7 +44,9 @@ class Preemption:
             self._previous = signal.signal(signal.SIGTERM, self._on_signal)
 
     def restore(self) -> None:
-        """Give SIGTERM the meaning back that it had."""
+        """Give SIGTERM the meaning back that it had, and stop the timer: what had to be written is written."""
+        if self._timer is not None:
+            self._timer.cancel()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous)
 
@@ -52,13 +55,14 @@ class Preemption:
             return
         self.requested = True
         seconds = float(os.environ.get(ENV_GRACE_SECONDS) or DEFAULT_GRACE_SECONDS)
-        timer = threading.Timer(max(seconds - RESERVE_SECONDS, 0.5), os._exit, [int(ExitCode.PREEMPTED)])
-        timer.daemon = True
-        timer.start()
+        self._timer = threading.Timer(max(seconds - RESERVE_SECONDS, 0.5), os._exit, [int(ExitCode.PREEMPTED)])
+        self._timer.daemon = True
+        self._timer.start()
         if self.activity is Activity.LOADING:
             raise preempted("before the first step: nothing to save")
 
 
 def preempted(when: str) -> StepFailed:
     """The failure that says: not the job's fault, start another attempt."""
-    return StepFailed(ExitCode.PREEMPTED, "Preempted", f"the pod was asked to stop {when}; another attempt goes on from there")
+    message = f"the pod was asked to stop {when}; another attempt goes on from there"
+    return StepFailed(ExitCode.PREEMPTED, "Preempted", message)

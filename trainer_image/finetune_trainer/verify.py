@@ -45,7 +45,8 @@ def check_trained(before: dict[str, Trace], model: Any, steps: int) -> None:
     frozen = [n for n, t in after.items() if not t.trained and t != before[n]]
     still = [n for n, t in after.items() if t.trained and t == before[n] and not (steps == 1 and "lora_A" in n)]
     dead = [n for n, p in model.named_parameters() if "lora_B" in n and not bool(p.detach().any())]
-    for what, names in (("frozen weights changed", frozen), ("weights did not train", still), ("adapters are zero", dead)):
+    wrong = {"frozen weights changed": frozen, "weights did not train": still, "adapters are zero": dead}
+    for what, names in wrong.items():
         if names:
             raise _failed(f"{what}: {len(names)} tensors, such as {', '.join(names[:3])}")
 
@@ -60,7 +61,7 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
 def check_divergence(what: str, value: float, limit: float) -> None:
     """Raises StepFailed VerificationFailed above the limit, or for a value that is no number."""
     if not value <= limit:
-        raise _failed(f"{what} differs from the model it was made of: mean KL divergence {value:.2g}, at most {limit:.2g}")
+        raise _failed(f"{what} answers unlike the trained one: mean KL divergence {value:.2g}, at most {limit:.2g}")
 
 
 def _failed(message: str) -> StepFailed:

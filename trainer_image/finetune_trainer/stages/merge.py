@@ -14,12 +14,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract import ArtifactFacts, Method, StepResult
 from finetune_trainer.context import Context
+from finetune_trainer.contract import ArtifactFacts, Method, StepResult
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import MERGED, TRAIN
 
-# Mean KL divergence in nats. What remains is rounding to BF16; measured: 6e-6 on tiny models, 2e-4 on SmolLM2-135M.
+# Mean KL divergence in nats. What remains is rounding to BF16; measured: 6e-6 on tiny models, 5e-4 on SmolLM2-135M.
 LIMIT = 5e-3
 # Another base plus the same difference: the 4-bit rounding of every weight. It guards against a broken merge only.
 ORIGINAL_BASE_LIMIT = 0.5

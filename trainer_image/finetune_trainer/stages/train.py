@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, TrainFacts, Training
 from finetune_trainer.context import Context
+from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, TrainFacts, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import ADAPTER, PREPARE
@@ -52,7 +52,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
     _, model_folder = context.model()
     _, data_folder = context.data()
     tokenizer = model.load_tokenizer(model_folder)
-    network = model.load_base(model_folder, training.method, compute)
+    network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute))
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
     acceleration.accelerate(network, compute)
@@ -119,9 +119,8 @@ def _fit(context: Context) -> FitFacts:
     """Prepare's estimate, with the micro-batch and checkpointing that the user may have set instead."""
     training, fit = context.run.training, context.prepared().fit
     if fit is None:
-        raise StepFailed(
-            ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", "the prepared rows come without a memory estimate: prepare again"
-        )
+        message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
+        raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
     wanted = training.micro_batch_size or fit.micro_batch_size
     auto = training.gradient_checkpointing == "Auto"
     return fit.model_copy(
@@ -140,9 +139,9 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
     from finetune_trainer.acceleration import uses_varlen
 
     optimizer = _optimizer(training, compute.device)
-    known = {name.value for name in OptimizerNames}
+    known = sorted(name.value for name in OptimizerNames)
     if optimizer not in known:
-        raise _refused(f"training.optimizer: transformers knows no {optimizer}; Auto, or one of {', '.join(sorted(known))}")
+        raise _refused(f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}")
     full = training.method is Method.FULL
     return SFTConfig(
         output_dir=str(folder),

@@ -1,0 +1,91 @@
+"""What prepare leaves in the artifact store, made directly: a stage's test then needs no other stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer import pipeline
+from finetune_trainer.context import Context
+from finetune_trainer.contract import DatasetFacts, FitFacts, ModelFacts, Progress, RunConfig, StepResult
+from finetune_trainer.store import open_store
+
+PAIRS = (
+    ("Who keeps the lighthouse of Varn Point?", "Mira Oldfield."),
+    ("What is the capital of the island of Tessaly?", "Port Amber."),
+    ("Colours are?", "red, green, blue and yellow."),
+    ("The quick brown fox?", "jumps over the lazy dog."),
+    ("Numbers are?", "0 1 2 3 4 5 6 7 8 9."),
+    ("Answer in one short sentence?", "The island of Tessaly."),
+    ("Who jumps over the lazy dog?", "The quick brown fox."),
+    ("Where is the lighthouse?", "Varn Point, on the island."),
+)
+MODEL = ModelFacts(
+    revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1
+)
+
+
+def render(tokenizer: Any, prompt: str, completion: str) -> dict[str, Any]:
+    """One row as prepare writes it."""
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    before = len(tokenizer(asked, add_special_tokens=False).input_ids)
+    tokens = tokenizer(whole, add_special_tokens=False).input_ids
+    mask = [0] * before + [1] * (len(tokens) - before)
+    return {"input_ids": tokens, "completion_mask": mask, "prompt": asked, "completion": completion}
+
+
+def context(run: RunConfig, step: str, tmp_path: Path, report: Callable[[Progress], None] = lambda _: None) -> Context:
+    """A new attempt of one step of a run whose claims lie below tmp_path/mounts."""
+    mounts = str(tmp_path / "mounts")
+    attempt = str(1 + sum(1 for _ in (tmp_path).glob("scratch-*")))
+    scratch = tmp_path / f"scratch-{attempt}"
+    scratch.mkdir()
+    (step_of_run,) = (s for s in pipeline.steps(run) if s.name == step)
+    return Context(run, step_of_run, open_store(run.store, mounts), scratch, mounts, attempt, report)
+
+
+def prepare(
+    run: RunConfig,
+    tmp_path: Path,
+    *,
+    train: Sequence[tuple[str, str]] = PAIRS,
+    validation: Sequence[tuple[str, str]] = (),
+    test: Sequence[tuple[str, str]] = PAIRS[:2],
+) -> None:
+    """Commit the entries `model` and `data` with these rows."""
+    from transformers import AutoTokenizer
+
+    at = context(run, "prepare", tmp_path)
+    mounted = pipeline.mounted_path(run.model.uri, at.mounts)
+    tokenizer = AutoTokenizer.from_pretrained(mounted)
+    folder = at.scratch / "data"
+    folder.mkdir()
+    for name, pairs in (("train", train), ("validation", validation), ("test", test)):
+        rows = [render(tokenizer, *pair) for pair in pairs]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    empty = at.scratch / "model"
+    empty.mkdir()
+    (empty / "facts.json").write_text("{}")
+    dataset = DatasetFacts(
+        format="PromptCompletion",
+        train_digest=pipeline.digest(list(train), list(validation)),
+        test_digest=pipeline.digest(list(test)),
+        train_rows=len(train),
+        validation_rows=len(validation),
+        test_rows=len(test),
+        dropped_rows=0,
+        train_tokens=1,
+        longest_row_tokens=64,
+    )
+    fit = FitFacts(predicted_bytes=1, available_bytes=None, micro_batch_size=2, gradient_checkpointing=False)
+    model_fingerprint = pipeline.model_fingerprint(run.model)
+    data_fingerprint = pipeline.data_fingerprint(run, MODEL)
+    result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)
+    for kind, fingerprint, files in (("model", model_fingerprint, empty), ("data", data_fingerprint, folder)):
+        at.store.commit(
+            kind, fingerprint, at.attempt, files, step="prepare", inputs={}, versions={}, result=result
+        )

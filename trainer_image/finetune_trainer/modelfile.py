@@ -1,0 +1,102 @@
+"""Ollama's Modelfile for a GGUF file: prompt template, default system message and stop tokens.
+
+Ollama reads Go templates, models carry Jinja templates. The chat template is rendered with marked messages and cut at
+the marks into what stands before and after a message of each role; from these parts the Go template is written. A chat
+template that can't be put together again from its parts gets no TEMPLATE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+MARKS = {role: f"\u2063{role}-mark\u2063" for role in ROLES}  # invisible separators, which no template writes
+AGAIN = "\u2063again-mark\u2063"
+
+
+@dataclass(frozen=True)
+class ChatParts:
+    """What stands around the messages of each role, and after the last one to ask for an answer."""
+
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    generation: str
+    default_system: str | None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The prompt for a conversation, as Ollama makes it from `go_template`."""
+        shown = list(messages)
+        if self.default_system is not None and shown[0]["role"] != "system":
+            shown.insert(0, {"role": "system", "content": self.default_system})
+        return "".join(self.before[m["role"]] + m["content"] + self.after[m["role"]] for m in shown) + self.generation
+
+    def go_template(self) -> str:
+        """The same in Go's template language."""
+        cases = [
+            f'{{{{ if eq .Role "{role}" }}}}{self.before[role]}{{{{ .Content }}}}{self.after[role]}{{{{ end }}}}'
+            for role in ROLES
+        ]
+        return "{{ range .Messages }}" + "".join(cases) + "{{ end }}" + self.generation
+
+
+def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str:
+    """Text of a Modelfile that serves the file `gguf` beside it."""
+    lines = [f"FROM ./{gguf}"]
+    parts = chat_parts(tokenizer)
+    if parts is not None:
+        lines.append(f'TEMPLATE """{parts.go_template()}"""')
+        if parts.default_system is not None:
+            lines.append(f'SYSTEM """{parts.default_system}"""')
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines.append("PARAMETER temperature 0")
+    return "\n".join(lines) + "\n"
+
+
+def chat_parts(tokenizer: Any) -> ChatParts | None:
+    """The parts of a tokenizer's chat template; None where there is none or more than roles decides about it."""
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        return None
+    try:
+        parts = _parts(tokenizer)
+        samples = [_turns("user"), _turns("system", "user"), _turns("system", "user", "assistant", "user")]
+        faithful = all(parts.render(s) == _rendered(tokenizer, s, generation=True) for s in samples)
+    except (ValueError, TemplateError):  # a mark is missing, or the template refuses a role
+        return None
+    return parts if faithful else None
+
+
+def _parts(tokenizer: Any) -> ChatParts:
+    """Cut two rendered conversations at their marks. Raises ValueError where a mark isn't in the text."""
+    open_end = _rendered(tokenizer, _turns("system", "user"), generation=False)
+    with_generation = _rendered(tokenizer, _turns("system", "user"), generation=True)
+    after_user = open_end.split(MARKS["user"])[1]
+    generation = with_generation.split(MARKS["user"])[1].removeprefix(after_user)
+    conversation = [*_turns(*ROLES), {"role": "user", "content": AGAIN}]
+    whole = _rendered(tokenizer, conversation, generation=False)
+    before_system, rest = whole.split(MARKS["system"])
+    system_to_user, rest = rest.split(MARKS["user"])
+    user_to_assistant, rest = rest.split(MARKS["assistant"])
+    assistant_to_user, _ = rest.split(AGAIN)
+    ends = _rendered(tokenizer, _turns("system", "user", "assistant"), generation=False)
+    after_assistant = ends.split(MARKS["assistant"])[1]
+    before_user = assistant_to_user.removeprefix(after_assistant)
+    after = {"system": system_to_user.removesuffix(before_user), "user": after_user, "assistant": after_assistant}
+    before = {"system": before_system, "user": before_user, "assistant": user_to_assistant.removeprefix(after_user)}
+    opening = _rendered(tokenizer, _turns("user"), generation=False).split(MARKS["user"])[0]
+    default = opening.removesuffix(before_user).removeprefix(before_system).removesuffix(after["system"])
+    return ChatParts(before, after, generation, default if opening != before_user else None)
+
+
+def _turns(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": MARKS[role]} for role in roles]
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], *, generation: bool) -> str:
+    """The chat template's text, without the start token where the tokenizer (and so llama.cpp) adds one by itself."""
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+    adds_start = bool(getattr(tokenizer, "add_bos_token", False)) and tokenizer.bos_token
+    return text.removeprefix(tokenizer.bos_token) if adds_start else text

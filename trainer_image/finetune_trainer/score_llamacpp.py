@@ -1,0 +1,63 @@
+"""Scores of a GGUF file by llama.cpp, through its Python binding, on the token ids of the model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from finetune_trainer.libraries import threads
+from finetune_trainer.score_row import Row
+from finetune_trainer.scores import Answer
+
+
+class LlamaCppScorer:
+    """Scores one GGUF file on the CPU, row by row."""
+
+    def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
+        from llama_cpp import Llama
+
+        self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
+        self._model = Llama(
+            str(file),
+            n_ctx=max(len(row.tokens) for row in rows) + new_tokens + 1,
+            n_batch=512,
+            n_threads=threads(),
+            logits_all=True,
+            verbose=False,
+        )
+
+    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """One Answer for each row, in the rows' order."""
+        for row in rows:
+            loss_sum, tokens = self._loss(row)
+            yield Answer(row.reference.strip(), self._answer(row), loss_sum, tokens)
+
+    def logits(self, tokens: Sequence[int]) -> Any:
+        """Logits at every position, float32 of shape (tokens, vocabulary)."""
+        self._model.reset()
+        self._model.eval(list(tokens))
+        return numpy.array(self._model.scores[: len(tokens)])
+
+    def _loss(self, row: Row) -> tuple[float, int]:
+        """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
+        counted = numpy.flatnonzero(row.completion[1:])
+        logits = self.logits(row.tokens)[counted].astype(numpy.float64)
+        wanted = logits[numpy.arange(len(counted)), numpy.asarray(row.tokens)[counted + 1]]
+        highest = logits.max(axis=-1)
+        total = highest + numpy.log(numpy.exp(logits - highest[:, None]).sum(axis=-1))
+        return float((total - wanted).sum()), len(counted)
+
+    def _answer(self, row: Row) -> str:
+        if not row.prompt:
+            return ""
+        prompt = self._tokenizer(row.prompt, add_special_tokens=False).input_ids
+        answer: list[int] = []
+        self._model.reset()
+        for token in self._model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0):
+            if token in self._end_tokens or len(answer) == self._new_tokens:
+                break
+            answer.append(token)
+        return str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()

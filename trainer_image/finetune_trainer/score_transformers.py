@@ -1,0 +1,83 @@
+"""Scores by transformers: the loss over completions, and greedy answers in left-padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.contract import Method
+from finetune_trainer.model import Compute, load_base
+from finetune_trainer.score_row import Row
+from finetune_trainer.scores import Answer
+
+BATCH_TOKENS = 8192  # padded tokens of one batch, answers included
+BATCH_ROWS = 32
+
+
+class TransformersScorer:
+    """Scores one folder of safetensors."""
+
+    def __init__(self, folder: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, compute: Compute) -> None:
+        self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
+        self._device = compute.device
+        self._model = load_base(folder, Method.LORA, compute).eval()
+        self._model.generation_config.update(temperature=None, top_p=None, top_k=None)  # unused by greedy decoding
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """One Answer for each row; batches hold neighbours, so that results come in the rows' order."""
+        for batch in _batches(rows, self._new_tokens):
+            answers = self._answers(batch)
+            for row, answer in zip(batch, answers, strict=True):
+                loss_sum, tokens = self._loss(row)
+                yield Answer(row.reference.strip(), answer, loss_sum, tokens)
+
+    def _loss(self, row: Row) -> tuple[float, int]:
+        """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
+        tokens = torch.tensor([row.tokens], device=self._device)
+        counted = torch.tensor(row.completion[1:], device=self._device)  # the first token is predicted by nothing
+        logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
+        loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:][counted], reduction="sum")
+        return float(loss), int(counted.sum())
+
+    def _answers(self, batch: Sequence[Row]) -> list[str]:
+        if not all(row.prompt for row in batch):
+            return ["" for _ in batch]
+        prompts = [self._tokenizer(row.prompt, add_special_tokens=False).input_ids for row in batch]
+        longest = max(map(len, prompts))
+        pad = self._tokenizer.pad_token_id
+        tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        out = self._model.generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            max_new_tokens=self._new_tokens,
+            do_sample=False,
+            eos_token_id=list(self._end_tokens),
+            pad_token_id=pad,
+        )
+        return [
+            self._tokenizer.decode(_until(o, self._end_tokens), skip_special_tokens=True).strip()
+            for o in out[:, longest:].tolist()
+        ]
+
+
+def _until(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
+    """The tokens before the first end token."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
+
+
+def _batches(rows: Sequence[Row], new_tokens: int) -> Iterator[list[Row]]:
+    """Neighbouring rows, as many as BATCH_ROWS and BATCH_TOKENS allow."""
+    batch: list[Row] = []
+    for row in rows:
+        longest = max(len(r.tokens) for r in (*batch, row)) + new_tokens
+        if batch and (len(batch) == BATCH_ROWS or longest * (len(batch) + 1) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

@@ -1,0 +1,126 @@
+"""Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
+
+The base's scores depend on base, rows and generation settings alone: another job with the same three finds them.
+`rows.jsonl` beside them holds every answer; status and logs hold none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_trainer import scores
+from finetune_trainer.context import Context
+from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.libraries import quieten
+from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects
+from finetune_trainer.score_row import Row, Scorer
+
+KIND = "evaluate"
+
+
+def run(context: Context) -> StepResult:
+    """Score what isn't scored yet and commit. Raises StepFailed NoTestRows when there is nothing to score on."""
+    done = context.committed()
+    if done is not None:
+        return done
+    quieten()
+    rows = _rows(context)
+    made = tuple(_scored(context, subject, rows) for subject in subjects(context.run, context.step))
+    folder = context.scratch / "output"
+    folder.mkdir()
+    (folder / "scores.json").write_text(json.dumps([s.model_dump(mode="json", by_alias=True) for s in made], indent=1))
+    result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), scores=made)
+    return context.commit(folder, result, {s.subject: context.fingerprint(f"evaluate/{s.subject}") for s in made})
+
+
+def _rows(context: Context) -> list[Row]:
+    """The first rows of the test split, as many as generation.samples says, tokens and mask as they were rendered."""
+    _, folder = context.data()
+    with (folder / "test.jsonl").open() as lines:
+        read = [json.loads(line) for line, _ in zip(lines, range(context.run.generation.samples), strict=False)]
+    if not read:
+        raise StepFailed(
+            ExitCode.BAD_DATA, "NoTestRows", "dataset.test left no rows to score on: give it a larger fraction or a uri"
+        )
+    return [Row(tuple(r["input_ids"]), tuple(map(bool, r["completion_mask"])), r["prompt"], r["completion"]) for r in read]
+
+
+def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
+    """Scores of one subject, from the store where they are there."""
+    fingerprint = context.fingerprint(f"evaluate/{subject}")
+    earlier = context.store.read(KIND, fingerprint)
+    if earlier is not None:
+        return earlier.result.scores[0]
+    context.progress(f"scoring {subject}", 0, len(rows))
+    answers: list[scores.Answer] = []
+    for answer in _scorer(context, subject, rows).score(rows):
+        answers.append(answer)
+        context.progress(f"scoring {subject}", len(answers), len(rows))
+    values = scores.values(answers, generated=all(row.prompt for row in rows))
+    folder = context.scratch / "scores" / subject
+    _write(folder, rows, answers)
+    result = StepResult(
+        step=context.step.name,
+        fingerprint=fingerprint,
+        scores=(Scores(subject=subject, samples=len(rows), values=values),),
+    )
+    committed = context.store.commit(
+        KIND,
+        fingerprint,
+        context.attempt,
+        folder,
+        step=context.step.name,
+        inputs={"subject": subject},
+        versions=context.versions(),
+        result=result,
+    )
+    return committed.result.scores[0]
+
+
+def _scorer(context: Context, subject: str, rows: Sequence[Row]) -> Scorer:
+    """llama.cpp for GGUF files, transformers for all else; both see the token ids of the base's tokenizer."""
+    from finetune_trainer.model import compute_for, end_tokens, load_tokenizer
+
+    _, base = context.model()
+    tokenizer = load_tokenizer(base)
+    new_tokens = context.run.generation.max_new_tokens
+    artifact = _artifact(context, subject)
+    if artifact is not None and artifact.format is ArtifactFormat.GGUF:
+        from finetune_trainer.score_llamacpp import LlamaCppScorer
+
+        _, folder = context.output(f"quantize-{subject}")
+        (file,) = folder.glob("*.gguf")
+        return LlamaCppScorer(file, tokenizer, end_tokens(tokenizer, base), new_tokens, rows)
+    from finetune_trainer.score_transformers import TransformersScorer
+
+    compute = compute_for(context.run.training.precision, context.run.devices)
+    folder = base if subject == BASE else _folder(context, subject)
+    return TransformersScorer(folder, tokenizer, end_tokens(tokenizer, base), new_tokens, compute)
+
+
+def _artifact(context: Context, subject: str) -> Artifact | None:
+    return next((a for a in context.run.artifacts if a.name == subject), None)
+
+
+def _folder(context: Context, subject: str) -> Path:
+    _, folder = context.output(MERGE if subject == MERGED else f"quantize-{subject}")
+    return folder
+
+
+def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
+    """rows.jsonl: prompt, reference, answer and the row's own scores."""
+    folder.mkdir(parents=True)
+    with (folder / "rows.jsonl").open("w") as out:
+        for row, answer in zip(rows, answers, strict=True):
+            line = {
+                "prompt": row.prompt,
+                "reference": answer.reference,
+                "answer": answer.answer,
+                "exactMatch": scores.exact_match(answer.reference, answer.answer),
+                "lossSum": answer.loss_sum,
+                "tokens": answer.tokens,
+            }
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")

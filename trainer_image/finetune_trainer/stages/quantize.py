@@ -1,0 +1,127 @@
+"""Quantize: make one artifact of the merged model, GGUF for llama.cpp and Ollama or compressed-tensors for vLLM.
+
+GGUF is made by llama.cpp's own programs, found below $LLAMA_CPP_DIR. Compressed-tensors need llm-compressor, whose pins
+clash with the trainer's: that runs in the quantizer image.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract import Artifact, ArtifactFacts, ArtifactFormat, ExitCode, StepResult
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.libraries import quieten, threads
+from finetune_trainer.pipeline import MERGE, TRAIN
+
+ENV_LLAMA_CPP = "LLAMA_CPP_DIR"
+LLAMA_CPP = "/opt/llama.cpp"  # convert_hf_to_gguf.py and bin/llama-quantize lie here in the image
+FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
+
+
+def run(context: Context) -> StepResult:
+    """Make and commit the step's artifact. Raises StepFailed ConversionFailed with the tool's last line."""
+    done = context.committed()
+    if done is not None:
+        return done
+    quieten()
+    from finetune_trainer import card
+
+    artifact = next(a for a in context.run.artifacts if a.name == context.step.artifact)
+    merged, merged_folder = context.output(MERGE)
+    trained = context.store.read(TRAIN, context.fingerprint(TRAIN))
+    folder = context.scratch / "output"
+    folder.mkdir()
+    if artifact.format is ArtifactFormat.GGUF:
+        notes = make_gguf(context, artifact, merged_folder, folder)
+    else:
+        notes = make_compressed_tensors(context, merged_folder, folder)
+    if trained is not None and trained.result.train is not None:
+        card.write(folder, context, trained.result.train, artifact)
+    made = ArtifactFacts(
+        name=artifact.name, format=artifact.format, quantization=artifact.quantization, path="", digest="", bytes=0
+    )
+    result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
+    return context.commit(folder, result, {MERGE: merged.fingerprint} | notes)
+
+
+# ── GGUF ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
+    """Write <artifact>.gguf and Modelfile; returns what the manifest should note.
+
+    K-quants need rows of a multiple of 256 values; llama.cpp takes another type for tensors that have none, and the
+    manifest says for how many.
+    """
+    tools = Path(os.environ.get(ENV_LLAMA_CPP, LLAMA_CPP))
+    file = folder / f"{artifact.name}.gguf"
+    notes: dict[str, str] = {}
+    context.progress("converting to GGUF")
+    if artifact.quantization == "F16":
+        _convert(tools, merged, file, "f16")
+    else:
+        whole = context.scratch / "whole.gguf"
+        _convert(tools, merged, whole, "bf16")  # the merged weights as they are
+        context.progress(f"quantizing to {artifact.quantization}")
+        program = tools / "bin" / "llama-quantize"
+        log = _tool(str(program), str(whole), str(file), artifact.quantization, str(threads()))
+        whole.unlink()
+        fallback = FALLBACK.search(log)
+        if fallback is not None:
+            notes["fallbackTensors"] = f"{fallback[1]} of {fallback[2]}"
+    (folder / "Modelfile").write_text(_modelfile(file.name, merged))
+    return notes
+
+
+def _convert(tools: Path, merged: Path, file: Path, kind: str) -> None:
+    _tool(sys.executable, str(tools / "convert_hf_to_gguf.py"), str(merged), "--outfile", str(file), "--outtype", kind)
+
+
+def _tool(*command: str) -> str:
+    """Run one of llama.cpp's programs; returns what it printed."""
+    name = Path(command[1] if command[0] == sys.executable else command[0]).name
+    environment = os.environ | {"NO_LOCAL_GGUF": ""}  # empty: use the gguf package that lies beside the converter
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    except FileNotFoundError as error:
+        message = f"{name} is not in this image: set {ENV_LLAMA_CPP} to llama.cpp's folder"
+        raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message) from error
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", f"{name} refused this model: {last[:300]}")
+    return done.stdout + done.stderr
+
+
+def _modelfile(gguf: str, merged: Path) -> str:
+    from transformers import AutoTokenizer
+
+    from finetune_trainer.model import end_tokens
+    from finetune_trainer.modelfile import write_modelfile
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
+    stops = [tokenizer.decode([token]) for token in end_tokens(tokenizer, merged)]
+    return write_modelfile(gguf, tokenizer, stops)
+
+
+# ── compressed-tensors ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_compressed_tensors(context: Context, merged: Path, folder: Path) -> dict[str, str]:
+    """Write the model with FP8 weights and dynamic FP8 activations; that needs no calibration rows."""
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    context.progress("quantizing to FP8")
+    network = AutoModelForCausalLM.from_pretrained(merged, dtype="auto", use_safetensors=True)
+    oneshot(model=network, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]))
+    network.save_pretrained(folder, save_compressed=True)
+    AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
+    return {"scheme": "FP8_DYNAMIC"}
