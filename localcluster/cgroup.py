@@ -1,13 +1,13 @@
 """The control group that all pods live under, in each hierarchy (v1) or in the one (v2)."""
 
 import contextlib
-import hashlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from localcluster import ownership
 from localcluster.errors import ProcessFailed
 from localcluster.settings import OWNER
 
@@ -16,8 +16,8 @@ PATIENCE_SECONDS = 10
 
 
 def name(directory: Path) -> str:
-    """The group's name; it differs with the cluster's directory, so that `down` of one never ends pods of another."""
-    return f"{OWNER}-{hashlib.sha256(str(directory).encode()).hexdigest()[:8]}"
+    """The group's name; it differs with the cluster, so that `down` of one never ends pods of another."""
+    return f"{OWNER}-{ownership.identity(directory)[:8]}"
 
 
 def ensure(directory: Path) -> None:

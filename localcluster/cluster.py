@@ -79,13 +79,11 @@ def _start_node(settings: Settings, runtime: debian.Runtime, api: Api) -> None:
 def down(settings: Settings) -> None:
     """End every process and remove every trace but the cache. Works from any half-made or half-removed state."""
     directory = settings.directory
-    if not directory.exists():
+    if not (directory / ownership.STAMP).exists():
         network.remove(directory)
-        cgroup.remove(directory)
-        print("nothing runs")
+        print(f"no cluster in {directory}")
         return
     with ownership.exclusively(directory):
-        ownership.claim(directory)
         with _step("pods"):
             for part in STOP_FIRST:
                 processes.stop(directory, part)

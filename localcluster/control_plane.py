@@ -37,6 +37,8 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End the processes and remove the directory with everything stored."""
+        if not (self.directory / ownership.STAMP).exists():
+            return
         for part in reversed(PARTS):
             stop(self.directory, part)
         end(strays(self.directory))

@@ -97,9 +97,7 @@ class Repository:
             return
         if token:
             raise Refused(HTTPStatus.UNAUTHORIZED, "", "Invalid credentials in Authorization header")
-        raise Refused(
-            HTTPStatus.FORBIDDEN, "GatedRepo", f"Access to {self.id} is restricted: send a token that is let in"
-        )
+        raise Refused(HTTPStatus.FORBIDDEN, "GatedRepo", f"Access to {self.id} is restricted: send a token that is let in")
 
     def describe(self) -> dict[str, object]:
         return {

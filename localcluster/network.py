@@ -34,9 +34,7 @@ table ip {OWNER} {{
 def ensure(directory: Path) -> None:
     """The link with the node address, the route that keeps Service addresses here, masquerading, CNI configuration."""
     if owner() not in (None, directory):
-        raise NotOurs(
-            f"a local cluster in {owner()} uses this machine's network: take it down first"
-        )
+        raise NotOurs(f"a local cluster in {owner()} uses this machine's network: take it down first")
     if owner() is None:
         # A bridge without ports, because a `dummy` link needs a module that some kernels lack.
         _run("ip", "link", "add", LINK, "type", "bridge")
@@ -53,8 +51,9 @@ def ensure(directory: Path) -> None:
 
 def owner() -> Path | None:
     """The directory of the cluster that the network belongs to; None if there is no network."""
-    alias = Path("/sys/class/net") / LINK / "ifalias"
-    return Path(alias.read_text().strip()) if alias.exists() else None
+    told = subprocess.run(["ip", "-json", "link", "show", LINK], capture_output=True, text=True, check=False)
+    links = json.loads(told.stdout or "[]")
+    return Path(links[0].get("ifalias", "")) if links else None
 
 
 def _cni_network(directory: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,16 @@ def claim(directory: Path) -> None:
     stamp = directory / STAMP
     if stamp.exists():
         return
-    if any(directory.iterdir()):
+    if any(entry.name != f"{STAMP}.partial" for entry in directory.iterdir()):
         raise NotOurs(f"{directory} holds files of somebody else: set LOCALCLUSTER_DIR to an empty directory")
-    stamp.touch()
+    partial = directory / f"{STAMP}.partial"
+    partial.write_text(uuid.uuid4().hex)
+    partial.rename(stamp)
+
+
+def identity(directory: Path) -> str:
+    """What tells the cluster in `directory` from every other one, also from one at the same path in another root."""
+    return (directory / STAMP).read_text()
 
 
 def remove(directory: Path) -> None:

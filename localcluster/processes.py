@@ -1,7 +1,7 @@
 """Long-running processes that outlive the command that started them.
 
 A process is known by its pid together with its start time, so that a pid which the machine has given to somebody
-else is never signalled. Each process also carries the cluster's directory in its environment: that finds the ones
+else is never signalled. Each process also carries the cluster's identity in its environment: that finds the ones
 whose record was never written, because `up` itself was killed.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from localcluster import ownership
 from localcluster.errors import ProcessFailed
 
 MARKER = "FINETUNE_LOCALCLUSTER"
@@ -69,7 +70,7 @@ class Process:
         environment = {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.directory),
-            MARKER: str(self.directory),
+            MARKER: ownership.identity(self.directory),
             **(self.environment or {}),
         }
         with self.log.open("ab") as log:
@@ -145,7 +146,7 @@ def stop(directory: Path, name: str, seconds: float = 10) -> None:
 
 def strays(directory: Path) -> list[int]:
     """Every process that was started for the cluster in `directory`, recorded or not (containerd's shims included)."""
-    wanted = f"{MARKER}={directory}".encode()
+    wanted = f"{MARKER}={ownership.identity(directory)}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

