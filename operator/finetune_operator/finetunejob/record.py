@@ -81,7 +81,7 @@ def _succeed(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult
         finished_at=ended,
         resumed_from_step=result.train.resumed_from_step if result.train else None,
     )
-    status = _with_facts(status, run, result)
+    status = with_facts(status, run, result)
     return _after_prepare(status, run, result, ended) if step.name == PREPARE else status
 
 
@@ -96,7 +96,7 @@ def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ende
         if step.name in done:
             state = StepState.SUCCEEDED if record.state is StepState.SUCCEEDED else StepState.REUSED
             status = with_step(status, step.name, state=state, fingerprint=done[step.name].fingerprint)
-            status = _with_facts(status, run, done[step.name])
+            status = with_facts(status, run, done[step.name])
         else:
             status = with_step(status, step.name, state=StepState.PENDING, fingerprint=wanted.get(step.name))
     if result.fit is not None and (verdict := fit.judge(result.fit)).status == "False":
@@ -104,7 +104,8 @@ def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ende
     return status
 
 
-def _with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineTuneJobStatus:
+def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineTuneJobStatus:
+    """The status with what one step reported: facts, its artifact, its scores."""
     changes: dict[str, object] = {
         name: value for name in ("model", "dataset", "fit") if (value := getattr(result, name)) is not None
     }

@@ -1,0 +1,99 @@
+"""The commands. Each reads its file, says what is wrong with it in sentences, and exits with a status that scripts can use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from finetune_operator.cli import local, show
+from finetune_operator.cli.document import Document, FileError, read_document
+from finetune_operator.cli.render import children
+from finetune_operator.finetunejob.runs import current_run
+
+FAILED, BAD_FILE = 1, 2
+
+app = typer.Typer(
+    help="Fine-tune, prove and serve language models: the file of `kubectl apply`, on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+File = Annotated[Path, typer.Argument(help="YAML file with one FineTuneJob and the ConfigMaps that it reads.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Use no GPU, whatever spec.parallelism says.")]
+
+
+@app.callback()
+def main() -> None:
+    """Keep `run` a command of its own even if it were the only one."""
+
+
+@app.command()
+def run(
+    file: File,
+    local_: Annotated[bool, typer.Option("--local", help="Run the steps as processes on this machine.")] = False,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Where data and results go; what is there is reused. Default: .finetune/<job>.")
+    ] = None,
+    claim: Annotated[
+        list[str] | None, typer.Option(help="NAME=DIRECTORY: the folder that stands for a claim of the file.")
+    ] = None,
+    cpu: Cpu = False,
+) -> None:
+    """Run a FineTuneJob. Exit status 0: all steps done and the gates passed; 1: not; 2: the file can't be used."""
+    console, errors = Console(), Console(stderr=True)
+    if not local_:
+        errors.print(f"this command runs jobs on this machine: add --local; in a cluster: kubectl apply -f {file}")
+        raise typer.Exit(BAD_FILE)
+    try:
+        document = read_document(file, cpu=cpu)
+        config, _ = current_run(document.job)
+        root = workdir or Path(".finetune") / document.job.metadata.name
+        folders = local.prepare_workdir(document, config, root, _claims(claim or []))
+    except FileError as error:
+        raise typer.Exit(_refuse(errors, error)) from None
+    raise typer.Exit(_run(console, errors, document, folders, file))
+
+
+@app.command()
+def render(file: File, cpu: Cpu = False) -> None:
+    """Print what the operator would create for a FineTuneJob, without a cluster."""
+    try:
+        document = read_document(file, cpu=cpu)
+    except FileError as error:
+        raise typer.Exit(_refuse(Console(stderr=True), error)) from None
+    print(yaml.safe_dump_all(children(document.job), sort_keys=False), end="")
+
+
+def _run(console: Console, errors: Console, document: Document, workdir: local.Workdir, file: Path) -> int:
+    try:
+        if console.is_terminal:
+            live = show.LiveBars(console)
+            with live.bars:
+                ending = local.run_locally(document, workdir, live.watcher())
+        else:
+            ending = local.run_locally(document, workdir, show.Lines(console).watcher())
+    except local.StepStopped as stop:
+        errors.print(f"{stop.step} failed: {stop.reason}: {stop.message}", soft_wrap=True, highlight=False, markup=False)
+        errors.print(f"log: {stop.log}", soft_wrap=True, highlight=False)
+        return FAILED
+    except local.Interrupted as stop:
+        errors.print(f"stopped by {stop}; the same command goes on from the last checkpoint")
+        return stop.exit_status
+    show.show_result(console, ending, workdir, file)
+    return 0 if ending.passed else FAILED
+
+
+def _claims(given: list[str]) -> dict[str, Path]:
+    if wrong := [g for g in given if "=" not in g]:
+        raise FileError(f"--claim {wrong[0]} has no directory; write NAME=DIRECTORY")
+    return {name: Path(folder).expanduser() for name, _, folder in (g.partition("=") for g in given)}
+
+
+def _refuse(errors: Console, error: FileError) -> int:
+    for problem in error.problems:
+        errors.print(problem, soft_wrap=True, highlight=False, markup=False)
+    return BAD_FILE

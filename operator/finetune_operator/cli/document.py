@@ -1,0 +1,63 @@
+"""The file that a user writes: one FineTuneJob, and the ConfigMaps that it refers to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob.api import FineTuneJob
+from finetune_operator.meta import API_VERSION
+from finetune_operator.sentences import sentences
+
+
+class FileError(Exception):
+    """The file can't be used; each argument is a sentence that names the field and says what to write."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class Document:
+    job: FineTuneJob
+    config_maps: dict[str, dict[str, str]]  # data by name
+
+
+def read_document(path: Path, *, cpu: bool = False) -> Document:
+    """The file's job and ConfigMaps. `cpu` overrides spec.parallelism.gpusPerNode with 0. Raises FileError."""
+    try:
+        objects = [o for o in yaml.safe_load_all(path.read_text(encoding="utf-8")) if o is not None]
+    except OSError as error:
+        raise FileError(f"{path} can't be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not all(isinstance(o, dict) for o in objects):
+        raise FileError(f"{path} holds something that is not a Kubernetes object; each document needs kind and metadata")
+    jobs = [o for o in objects if o.get("kind") == "FineTuneJob"]
+    if len(jobs) != 1:
+        raise FileError(f"{path} holds {len(jobs)} FineTuneJobs; write exactly one into the file")
+    job = _job(jobs[0], cpu=cpu)
+    maps = {o["metadata"]["name"]: dict(o.get("data") or {}) for o in objects if o.get("kind") == "ConfigMap"}
+    return Document(job, maps)
+
+
+def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
+    if body.get("apiVersion") != API_VERSION:
+        raise FileError(f"apiVersion is {body.get('apiVersion')}; write {API_VERSION}")
+    metadata = {"namespace": "default", **(body.get("metadata") or {})}
+    spec = body.get("spec")
+    if cpu and isinstance(spec, dict):
+        spec = {**spec, "parallelism": {**(spec.get("parallelism") or {}), "gpusPerNode": 0}}
+    try:
+        job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec})
+    except ValidationError as error:
+        raise FileError(*sentences(error, "")) from None
+    if wrong := handover.problems(job.spec):
+        raise FileError(*wrong)
+    return job

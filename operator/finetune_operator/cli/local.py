@@ -1,0 +1,251 @@
+"""A FineTuneJob without a cluster: the same RunConfig, the same steps, each a process of its own on this machine.
+
+WORKDIR/mounts/claims/<claim>/…           what are volumes in a cluster; the default claim keeps results between runs
+WORKDIR/mounts/configmaps/<name>/<key>    the ConfigMaps of the file
+WORKDIR/run.json  WORKDIR/logs/<step>.log  WORKDIR/scratch
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from pydantic import ValidationError
+
+import finetune_trainer
+from finetune_operator.cli.document import Document, FileError
+from finetune_operator.finetunejob import fit, gates
+from finetune_operator.finetunejob.api import FineTuneJobStatus, GateVerdict, StepState
+from finetune_operator.finetunejob.failures import BY_CODE
+from finetune_operator.finetunejob.record import DONE, step_record, with_facts, with_step
+from finetune_operator.finetunejob.runs import Run, current_run
+from finetune_operator.names import artifacts_claim
+from finetune_trainer import contract
+from finetune_trainer.contract import ExitCode, Progress, StepResult, Termination
+from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, source_uris
+
+GRACE_SECONDS = 120
+
+
+class StepStopped(Exception):
+    """A step did not succeed: reason and message as the operator would put them into the job's status."""
+
+    def __init__(self, step: str, reason: str, message: str, log: Path) -> None:
+        super().__init__(f"{step}: {message}")
+        self.step, self.reason, self.message, self.log = step, reason, message, log
+
+
+class Interrupted(Exception):
+    """The user, or the system, asked us to stop; the step at work was told and has ended."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_status = 128 + signal_number
+
+
+@dataclass(frozen=True)
+class Workdir:
+    root: Path
+
+    @property
+    def mounts(self) -> Path:
+        return self.root / "mounts"
+
+    def claim(self, name: str) -> Path:
+        return self.mounts / "claims" / name
+
+    def log(self, step: str) -> Path:
+        return self.root / "logs" / f"{step}.log"
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Whoever shows what goes on."""
+
+    started: Callable[[Step], None]
+    progress: Callable[[Progress], None]
+    ended: Callable[[Step, StepState], None]
+
+
+@dataclass(frozen=True)
+class Ending:
+    run: Run
+    status: FineTuneJobStatus
+    verdicts: tuple[GateVerdict, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not gates.blocking(self.verdicts)
+
+
+def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path]) -> Workdir:
+    """Lay out the folders that a pod would find mounted. Raises FileError where the file or the user names nothing."""
+    workdir = Workdir(root.resolve())
+    for name in config_maps(run.config):
+        _write_config_map(document, name, workdir.mounts / "configmaps" / name, source_uris(run.config))
+    made = artifacts_claim(document.job.metadata.name)
+    for name in claims(run.config):
+        target = workdir.claim(name)
+        if name in given_claims:
+            _link(target, given_claims[name])
+        elif name == made or target.exists():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            raise FileError(f"the claim {name} has no folder on this machine; add --claim {name}=DIRECTORY")
+    for folder in (workdir.root / "logs", workdir.mounts):
+        folder.mkdir(parents=True, exist_ok=True)
+    config = run.config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    (workdir.root / "run.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return workdir
+
+
+def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Ending:
+    """Run every step that is not done already. Raises StepStopped and Interrupted."""
+    run, status = current_run(document.job)
+    for step in run.steps:
+        if step_record(status, step.name).state in DONE:
+            watcher.ended(step, StepState.REUSED)
+            continue
+        if step.stage == "publish" and gates.blocking(_verdicts(document, status)):
+            break
+        watcher.started(step)
+        status = _absorb(status, run, step, _run_step(step, workdir, watcher.progress), workdir)
+        watcher.ended(step, StepState.SUCCEEDED)
+    return Ending(run, status, _verdicts(document, status))
+
+
+def _verdicts(document: Document, status: FineTuneJobStatus) -> tuple[GateVerdict, ...]:
+    return tuple(gates.verdicts(document.job.spec.evaluation.gates, status.scores))
+
+
+def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult, workdir: Workdir) -> FineTuneJobStatus:
+    status = with_step(with_facts(status, run, result), step.name, state=StepState.SUCCEEDED)
+    if step.name != PREPARE:
+        return status
+    if result.fit is not None and (verdict := fit.judge(result.fit)).status == "False":
+        raise StepStopped(step.name, verdict.reason, verdict.message, workdir.log(step.name))
+    for done in result.done:
+        if run.step(done.step) is not None:
+            status = with_step(with_facts(status, run, done), done.step, state=StepState.REUSED)
+    return status
+
+
+def _run_step(step: Step, workdir: Workdir, report: Callable[[Progress], None]) -> StepResult:
+    scratch, log = workdir.root / "scratch", workdir.log(step.name)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    termination = workdir.root / "termination.json"
+    termination.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "finetune_trainer", step.name]
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command,
+            env=_environment(workdir, scratch, termination),
+            stdout=subprocess.PIPE,
+            stderr=out,
+            text=True,
+            start_new_session=True,  # a Ctrl-C reaches us alone, and we pass it on as a pod would be told
+        )
+        with _passed_on(process) as signals:
+            _follow(process, out, report)
+            code = process.wait()
+    shutil.rmtree(scratch, ignore_errors=True)
+    if signals:
+        raise Interrupted(signals[0])
+    told = _termination(termination)
+    if code == 0 and told.result is not None:
+        return told.result
+    rule = BY_CODE.get(code, BY_CODE[ExitCode.UNEXPECTED])
+    reason = told.failure.reason if told.failure else rule.reason
+    raise StepStopped(step.name, reason, told.failure.message if told.failure else rule.message, log)
+
+
+def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str, str]:
+    packages = str(Path(finetune_trainer.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
+    return {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONUNBUFFERED": "1",
+        contract.ENV_RUN_FILE: str(workdir.root / "run.json"),
+        contract.ENV_MOUNTS: str(workdir.mounts),
+        contract.ENV_SCRATCH: str(scratch),
+        contract.ENV_TERMINATION_LOG: str(termination),
+        contract.ENV_ATTEMPT: "1",
+        contract.ENV_POD_UID: f"local-{os.getpid()}",
+        contract.ENV_GRACE_SECONDS: str(GRACE_SECONDS),
+    }
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
+    """SIGINT and SIGTERM become SIGTERM for the step, which saves a checkpoint; yields the signals that came."""
+    came: list[int] = []
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        process.send_signal(signal.SIGTERM if len(came) == 1 else signal.SIGKILL)
+
+    old = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _follow(process: subprocess.Popen[str], log: TextIO, report: Callable[[Progress], None]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if (progress := _progress(line)) is not None:
+            report(progress)
+        else:
+            log.write(line)
+            log.flush()
+
+
+def _progress(line: str) -> Progress | None:
+    try:
+        return Progress.model_validate_json(line) if line.startswith("{") else None
+    except ValidationError:
+        return None
+
+
+def _termination(path: Path) -> Termination:
+    try:
+        return Termination.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return Termination()  # killed before it could say why
+
+
+def _write_config_map(document: Document, name: str, folder: Path, uris: tuple[str, ...]) -> None:
+    data = document.config_maps.get(name)
+    if data is None:
+        raise FileError(f"no ConfigMap {name} is in the file, but the job reads it; add it, or correct the uri")
+    for uri in uris:
+        key = uri.removeprefix(f"configmap://{name}/")
+        if key != uri and key not in data:
+            raise FileError(f"the ConfigMap {name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for key, text in data.items():
+        (folder / key).write_text(text, encoding="utf-8")
+
+
+def _link(target: Path, folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileError(f"{folder} is not a directory; --claim takes NAME=DIRECTORY")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    target.symlink_to(folder.resolve(), target_is_directory=True)

@@ -1,0 +1,151 @@
+"""What `finetune run` shows: bars on a terminal, plain lines elsewhere, and a table of the result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from finetune_operator.cli.local import Ending, Watcher, Workdir
+from finetune_operator.finetunejob.api import ArtifactStatus, GateVerdict, StepState
+from finetune_trainer.contract import Metric, Progress, Scores
+from finetune_trainer.pipeline import Step, mounted_path
+
+PLAIN_SECONDS = 10.0  # between two lines about the same activity
+WORD = {StepState.SUCCEEDED: "done", StepState.REUSED: "reused"}
+
+
+class Lines:
+    """Plain lines, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = self._shown_at = time.monotonic()
+        self._activity = ""
+
+    def watcher(self) -> Watcher:
+        return Watcher(self._started, self._progress, self._ended)
+
+    def _started(self, step: Step) -> None:
+        self._began, self._shown_at, self._activity = time.monotonic(), 0.0, ""
+        self._console.print(f"{step.name}: started")
+
+    def _progress(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.activity == self._activity and now - self._shown_at < PLAIN_SECONDS:
+            return
+        self._activity, self._shown_at = progress.activity, now
+        self._console.print(f"{progress.step_name}: {describe(progress)}")
+
+    def _ended(self, step: Step, state: StepState) -> None:
+        seconds = "" if state is StepState.REUSED else f" in {duration(time.monotonic() - self._began)}"
+        self._console.print(f"{step.name}: {WORD[state]}{seconds}")
+
+
+class LiveBars:
+    """One bar for each step, for terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self.bars = Bars(
+            TextColumn("{task.fields[name]:<16}"), BarColumn(24), TextColumn("{task.description}"), console=console
+        )
+        self._task = TaskID(0)
+        self._began = 0.0
+
+    def watcher(self) -> Watcher:
+        return Watcher(self._started, self._progress, self._ended)
+
+    def _started(self, step: Step) -> None:
+        self._began = time.monotonic()
+        self._task = self.bars.add_task("starting", name=step.name, total=None)
+
+    def _progress(self, progress: Progress) -> None:
+        self.bars.update(self._task, total=progress.total or None, completed=progress.step, description=describe(progress))
+
+    def _ended(self, step: Step, state: StepState) -> None:
+        if state is StepState.REUSED:
+            self._task = self.bars.add_task("", name=step.name, total=1)
+            self._began = time.monotonic()
+        took = "" if state is StepState.REUSED else f" in {duration(time.monotonic() - self._began)}"
+        self.bars.update(self._task, total=1, completed=1, description=f"{WORD[state]}{took}")
+
+
+def describe(progress: Progress) -> str:
+    """One progress line for people: activity, step/total, loss, tokens/s, time left."""
+    parts = [progress.activity] if progress.activity else []
+    if progress.total:
+        parts.append(f"{progress.step}/{progress.total}")
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.tokens_per_second is not None:
+        parts.append(f"{progress.tokens_per_second:.0f} tok/s")
+    if progress.eta_seconds is not None:
+        parts.append(f"{duration(progress.eta_seconds)} left")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 8s, 3m05s, 1h02m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def show_result(console: Console, ending: Ending, workdir: Workdir, file: Path) -> None:
+    """Scores, verdicts, artifacts with their paths, and what to do next."""
+    console.print(_scores(ending.status.scores))
+    console.print(_verdicts(ending.verdicts))
+    artifacts = [(a, path_of(a, workdir)) for a in ending.status.artifacts]
+    table = Table("artifact", "format", "MB", title="Artifacts", title_justify="left")
+    for artifact, _ in artifacts:
+        kind = " ".join(filter(None, (artifact.format, artifact.quantization)))
+        table.add_row(artifact.name, kind, f"{artifact.bytes / 1e6:.1f}")
+    console.print(table)
+    for artifact, path in artifacts:  # outside the table, so that a path can be copied whole
+        console.print(f"{artifact.name}: {path}", soft_wrap=True, highlight=False)
+    for uri in ending.status.published:
+        console.print(f"published: {uri}", soft_wrap=True, highlight=False)
+    console.print("\nNext:")
+    for command in next_commands(artifacts, file):
+        console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def path_of(artifact: ArtifactStatus, workdir: Workdir) -> str:
+    return mounted_path(artifact.uri, str(workdir.mounts)) or artifact.uri
+
+
+def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> list[str]:
+    """Commands that use what was made."""
+    commands = []
+    for artifact, path in artifacts:
+        if artifact.format == "GGUF":
+            commands.append(f"llama-server --model {path}/{artifact.name}.gguf")
+            commands.append(f"ollama create {artifact.name} --file {path}/Modelfile")
+        elif artifact.name == "merged":
+            commands.append(f"vllm serve {path}")
+    return [*commands, f"kubectl apply -f {file}"]
+
+
+def _scores(scores: list[Scores]) -> Table:
+    found = [m for m in Metric if any(m in s.values for s in scores)]
+    table = Table("model", *found, "rows", title="Scores on the test rows", title_justify="left")
+    for score in scores:
+        table.add_row(
+            score.subject, *(f"{score.values[m]:.4g}" if m in score.values else "-" for m in found), str(score.samples)
+        )
+    return table
+
+
+def _verdicts(verdicts: tuple[GateVerdict, ...]) -> Table:
+    table = Table("gate", "verdict", "why", title="Gates", title_justify="left")
+    for verdict in verdicts:
+        word = "passed" if verdict.passed else "failed" if verdict.action == "Block" else "warned"
+        table.add_row(verdict.name, word, verdict.message)
+    return table
