@@ -1,12 +1,14 @@
 """A proxy in front of the API server that knows what a client did, and can kill the client between two of its writes.
 
-    operator ── http ──► proxy ── https ──► kube-apiserver
-                           └─ counts; after write k was committed: on_kill(), and the answer never arrives
+operator ── http ──► proxy ── https ──► kube-apiserver
+                       └─ counts; after write k was committed: on_kill(), and the answer never arrives
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,11 +64,13 @@ class FaultProxy:
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
+        rest = asyncio.all_tasks(self._loop)
+        for task in rest:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
         self._loop.close()
 
     async def _serve(self) -> None:
-        import ssl
-
         context = ssl.create_default_context(cadata=self._authority)
         # No limit on connections: each watch holds one.
         connector = aiohttp.TCPConnector(ssl=context, limit=0)
@@ -88,21 +92,20 @@ class FaultProxy:
         url = self._server + request.raw_path
         timeout = aiohttp.ClientTimeout(total=None)
         async with self._session.request(
-            request.method, url, headers=headers, data=await request.read(), timeout=timeout
+            request.method, url, headers=headers, data=await request.read() or None, timeout=timeout
         ) as answer:
             path, query = urlsplit(request.raw_path).path, request.query_string
             known = Request(request.method, path, query, answer.status)
             self.requests.append(known)
             if known.is_write and answer.status < 300 and len(self.writes()) == self.kill_after:
                 self.on_kill()
-                assert request.transport is not None
-                request.transport.abort()
             response = web.StreamResponse(status=answer.status)
             for name, value in answer.headers.items():
                 if name.lower() not in HOP_BY_HOP:
                     response.headers[name] = value
-            await response.prepare(request)
-            async for chunk in answer.content.iter_any():
-                await response.write(chunk)
-            await response.write_eof()
+            with contextlib.suppress(ConnectionError):  # a client that is gone, killed or not, needs no answer
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+                await response.write_eof()
             return response
