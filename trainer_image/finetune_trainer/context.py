@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -11,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from finetune_trainer import contract, pipeline
 from finetune_trainer.contract import (
@@ -55,16 +54,14 @@ class Context:
         mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
         return facts, Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
 
-    def model_config(self) -> dict[str, Any]:
-        """The model's config.json, without fetching its weights."""
+    def model_without_weights(self) -> Path:
+        """A local folder with the model's configuration, tokenizer and chat template, weights or not."""
         mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
         if mounted is not None:
-            content = (Path(mounted) / "config.json").read_bytes()
-        else:
-            manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
-            content = self.store.objects.read(f"{self.store.path(MODEL, manifest)}/config.json") or b"{}"
-        config: dict[str, Any] = json.loads(content)
-        return config
+            return Path(mounted)
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+        small = [file for file in manifest.files if not file.path.endswith(".safetensors")]
+        return self.store.objects.fetch(self.store.path(MODEL, manifest), small, self.scratch / "inputs" / "config")
 
     def data(self) -> tuple[DatasetFacts, Path]:
         """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
@@ -78,9 +75,8 @@ class Context:
         """
         result = self._data().result
         try:
-            fit: FitFacts | None = fit_for(
-                self.run, _required(result.model), _required(result.dataset), self.model_config()
-            )
+            folder = self.model_without_weights()
+            fit: FitFacts | None = fit_for(self.run, _required(result.model), _required(result.dataset), folder)
         except StepFailed:
             fit = result.fit
         return result.model_copy(update={"fit": fit})

@@ -269,13 +269,15 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def hold_out(rows: Sequence[Row], split: Split) -> tuple[list[Row], list[Row]]:
-    """(held out, the rest). A fraction above 0 holds out one row at least; rows equal to a held-out one go with it."""
+    """(held out, the rest). A fraction above 0 holds out one row at least; rows equal to a held-out one go with it,
+    unless that leaves none."""
     fraction = DEFAULT_FRACTION if split.fraction is None else split.fraction
     ordered = shuffled(rows, split.seed)
     count = max(1, round(len(rows) * fraction)) if fraction > 0 and len(rows) > 1 else 0
-    while 0 < count < len(ordered) and ordered[count].values == ordered[count - 1].values:
-        count += 1
-    held = {id(row) for row in ordered[:count]}
+    end = count
+    while 0 < end < len(ordered) and ordered[end].values == ordered[end - 1].values:
+        end += 1
+    held = {id(row) for row in ordered[: count if end == len(ordered) else end]}
     return [r for r in rows if id(r) in held], [r for r in rows if id(r) not in held]
 
 

@@ -60,7 +60,7 @@ class DirectoryObjects:
             temporary.replace(self.root / path)
             _sync(temporary.parent)
 
-    def fetch(self, prefix: str, files: Iterable[File], into: Path) -> Path:  # noqa: ARG002 (read where they lie)
+    def fetch(self, prefix: str, files: Iterable[File], into: Path) -> Path:
         return self.root / prefix
 
     def delete(self, prefix: str) -> None:

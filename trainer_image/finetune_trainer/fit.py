@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from finetune_trainer import memory
 from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, ModelFacts, RunConfig
@@ -18,12 +17,13 @@ MEMORY_LIMITS = (
 MEMINFO = Path("/proc/meminfo")
 
 
-def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, config: Mapping[str, Any]) -> FitFacts:
-    """Estimate and choice for this run. `config` is the model's config.json.
+def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_folder: Path) -> FitFacts:
+    """Estimate and choice for this run. `model_folder` holds the model's config.json.
 
     Raises StepFailed DoesNotFit, or BadConfig where the batch sizes don't go together.
     """
     on_gpu = run.devices.gpus > 0
+    config = json.loads((model_folder / "config.json").read_bytes())
     try:
         shape = memory.shape_of(config, model.parameters)
         return memory.fit(shape, run.training, dataset.longest_row_tokens, available_memory(run), on_gpu)

@@ -26,12 +26,12 @@ class Reporter:
     def __init__(
         self,
         seconds: float = 2.0,
-        stream: TextIO = sys.stdout,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
         on_reading: Report | None = None,
     ) -> None:
         self._seconds = seconds
-        self._stream = stream
+        self._stream = stream or sys.stdout
         self._clock = clock
         self._on_reading = on_reading
         self._printed: Progress | None = None

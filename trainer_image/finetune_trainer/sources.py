@@ -37,7 +37,8 @@ class Source:
     uri: str
     subject: str
     field: str
-    wanted: tuple[str, ...]  # glob patterns of paths below the uri; one pattern's * doesn't cross a slash
+    wanted: tuple[str, ...]  # glob patterns of paths below the uri
+    deep: bool = True  # whether folders below it are looked into
 
     @property
     def scheme(self) -> str:
@@ -45,7 +46,8 @@ class Source:
 
     def chosen(self, paths: Iterable[str]) -> list[str]:
         """Those of the paths that are wanted, sorted."""
-        return sorted(p for p in paths if any(matches(p, pattern) for pattern in self.wanted))
+        reached = (p for p in paths if self.deep or "/" not in p)
+        return sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")
@@ -145,9 +147,7 @@ def _meaning_at_hub(error: Exception, source: Source) -> StepFailed | float | No
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _meaning_at_hub(error.__cause__, source)
     if isinstance(error, GatedRepoError):
-        return source.denied(
-            f"{place} is gated: accept its terms on the hub and {secret} of an account that was let in"
-        )
+        return source.denied(f"{place} is gated: accept its terms on the hub and {secret} of an account that was let in")
     if isinstance(error, RevisionNotFoundError):
         return source.not_found(f"{place}: the repository has no such revision; check what follows the @")
     if isinstance(error, HFValidationError):
@@ -157,9 +157,7 @@ def _meaning_at_hub(error: Exception, source: Source) -> StepFailed | float | No
         if status in TRANSIENT:
             return wait_asked_for(error.response.headers.get("Retry-After"))
         if status in (401, 403) and (os.environ.get("HF_TOKEN") or not isinstance(error, RepositoryNotFoundError)):
-            return source.denied(
-                f"the hub refused {place} (HTTP {status}): check that HF_TOKEN is valid and may read it"
-            )
+            return source.denied(f"the hub refused {place} (HTTP {status}): check that HF_TOKEN is valid and may read it")
         if isinstance(error, RepositoryNotFoundError):
             return source.not_found(f"the hub has no {place}, or it is private: check the name, or {secret}")
     if isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError):

@@ -1,0 +1,151 @@
+"""The rows of a run: fetched, split, rendered, and written as train, validation and test files with their facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract import Dataset, DatasetFacts, DatasetFormat, ExitCode, RunConfig, Split
+from finetune_trainer.data import detect, examples, hold_out, sample
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.rendering import Rendered, Renderer, describe
+from finetune_trainer.rows import READERS, Row, is_data_file, read_rows
+from finetune_trainer.sources import Source, fetch
+from finetune_trainer.store import sha256
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SAMPLES = 2
+REPORT_ROWS = 200
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows of each split before they are rendered, and the format that they have."""
+
+    rows: dict[str, list[Row]]
+    format: DatasetFormat
+    source_digest: str  # over the bytes of all files that were read
+
+
+def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
+    """Fetch and split the rows. Raises StepFailed with a reason of dataset sources or rows."""
+    dataset = run.dataset
+    digests: list[str] = []
+
+    def rows_of(uri: str, field: str) -> list[Row]:
+        source = Source(uri, "Dataset", field, tuple(dataset.files) or tuple(f"*{ending}" for ending in READERS))
+        fetched = fetch(source, scratch / field, mounts, run.store.endpoint, run.store.region)
+        alone = len(fetched.files) == 1  # a file that the uri names is taken whatever its name is
+        files = tuple(f for f in fetched.files if alone or is_data_file(f))
+        digests.extend(sha256(fetched.folder / name) for name in files)
+        rows = read_rows(fetched.folder, files)
+        if not rows:
+            found = f"{', '.join(files)}" if files else f"no file that ends in {', '.join(READERS)}"
+            raise _empty(f"{field}: no rows at {uri} ({found})")
+        return rows
+
+    rows = sample(rows_of(dataset.uri, "spec.dataset.uri"), dataset.max_samples, dataset.test.seed)
+    format = detect(rows, dataset.format, dataset.columns)
+    splits = {TEST: dataset.test, VALIDATION: dataset.validation}
+    made: dict[str, list[Row]] = {}
+    for name, split in splits.items():
+        made[name], rows = _split(split, rows, f"spec.dataset.{name}.uri", rows_of, format, dataset)
+    if not rows:
+        raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
+    return Splits(made | {TRAIN: rows}, format, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def _split(
+    split: Split | None,
+    rows: list[Row],
+    field: str,
+    rows_of: Callable[[str, str], list[Row]],
+    format: DatasetFormat,
+    dataset: Dataset,
+) -> tuple[list[Row], list[Row]]:
+    """(rows of this split, rows that remain)."""
+    if split is None:
+        return [], rows
+    if split.uri is None:
+        return hold_out(rows, split)
+    held = rows_of(split.uri, field)
+    detect(held, format, dataset.columns)
+    return held, rows
+
+
+def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report: Callable[[int, int], None]) -> DatasetFacts:
+    """Write <split>.jsonl and samples.jsonl to `folder`; rows longer than maxLength are left out and counted.
+
+    Raises StepFailed DatasetRowsTooLong when those are more than maxDroppedFraction.
+    """
+    renderer = Renderer(tokenizer, run.training.completion_only_loss)
+    total = sum(len(rows) for rows in splits.rows.values())
+    kept: dict[str, list[Rendered]] = {}
+    lengths: list[int] = []
+    empty = 0
+    for name, rows in splits.rows.items():
+        read, without_answer = examples(rows, splits.format, run.dataset.columns, run.dataset.system_prompt)
+        empty += without_answer
+        kept[name] = []
+        for example in read:
+            row = renderer.render(example)
+            lengths.append(len(row.input_ids))
+            if len(row.input_ids) <= run.training.max_length:
+                kept[name].append(row)
+            if len(lengths) % REPORT_ROWS == 0:
+                report(len(lengths), total)
+    _check_lengths(lengths, run.training.max_length, run.dataset.max_dropped_fraction)
+    if not kept[TRAIN]:
+        raise _empty(
+            f"spec.dataset: no row is left to train on: of {total} rows {empty} lack a prompt or an answer and"
+            f" {sum(length > run.training.max_length for length in lengths)} are longer than training.maxLength"
+        )
+    folder.mkdir(parents=True)
+    for name, rendered in kept.items():
+        write(folder / f"{name}.jsonl", (row.__dict__ for row in rendered))
+    write(folder / "samples.jsonl", (describe(tokenizer, row) for row in kept[TRAIN][:SAMPLES]))
+    return DatasetFacts(
+        format=splits.format,
+        train_digest=_digest([folder / f"{name}.jsonl" for name in (TRAIN, VALIDATION)]),
+        test_digest=_digest([folder / f"{TEST}.jsonl"]),
+        train_rows=len(kept[TRAIN]),
+        validation_rows=len(kept[VALIDATION]),
+        test_rows=len(kept[TEST]),
+        dropped_rows=empty + sum(length > run.training.max_length for length in lengths),
+        train_tokens=sum(len(row.input_ids) for row in kept[TRAIN]),
+        longest_row_tokens=max(len(row.input_ids) for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
+    )
+
+
+def _check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
+    long = sum(length > limit for length in lengths)
+    if not long or (long <= allowed * len(lengths) and long < len(lengths)):
+        return
+    ordered = sorted(lengths)
+    enough = ordered[max(0, math.ceil(len(ordered) * (1 - allowed)) - 1)]
+    raise StepFailed(
+        ExitCode.BAD_DATA,
+        "DatasetRowsTooLong",
+        f"{long} of {len(lengths)} rows have more than spec.training.maxLength {limit} tokens (the longest {ordered[-1]}):"
+        f" set maxLength to {enough} or more to keep within dataset.maxDroppedFraction {allowed:g}, or raise that fraction",
+    )
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows as JSON lines, in UTF-8."""
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+
+def _digest(paths: Iterable[Path]) -> str:
+    return "sha256:" + hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()
+
+
+def _empty(message: str) -> StepFailed:
+    return StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", message)

@@ -1,0 +1,181 @@
+"""Prepare: fetch and check the model, render the rows, estimate the fit, and say which steps are done already.
+
+    model entry ─► data entry ─► fit ─► manifests of all later steps
+
+Needs no GPU and no torch, so that whatever is wrong with a job is known before a GPU is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer import dataset, pipeline, weights
+from finetune_trainer.context import DATA, MODEL, Context, kind_of
+from finetune_trainer.contract import ExitCode, File, Manifest, ModelFacts, StepResult
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.fit import fit_for
+from finetune_trainer.rendering import load_tokenizer
+from finetune_trainer.sources import Source, fetch
+from finetune_trainer.store import files_json, folder_digest, parse_files, sha256
+
+SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
+WATCH_SECONDS = 5.0
+
+
+def run(context: Context) -> StepResult:
+    """Make the model and data entries that are missing, and report facts, fit and finished steps."""
+    # The hub's client keeps tokens and locks in its home, and only scratch can be written to.
+    os.environ["HF_HOME"] = str(context.scratch / "hub")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+    model = _model_entry(context)
+    facts = _facts(model)
+    fingerprint = pipeline.data_fingerprint(context.run, facts)
+    data = context.store.read(DATA, fingerprint)
+    result = _render(context, facts, fingerprint) if data is None else data.result
+    assert result.dataset is not None  # what _render commits has it
+
+    context.progress("estimating memory")
+    fit = fit_for(context.run, facts, result.dataset, context.model_without_weights())
+    done = _finished(context)
+    context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
+    return result.model_copy(update={"step": context.step.name, "model": facts, "fit": fit, "done": done})
+
+
+# ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _model_entry(context: Context) -> Manifest:
+    """The committed model entry, made now where it is missing; a mounted model must still be what it was."""
+    fingerprint = pipeline.model_fingerprint(context.run.model)
+    known = context.store.read(MODEL, fingerprint)
+    mounted = pipeline.mounted_path(context.run.model.uri, context.mounts)
+    if known is not None:
+        if mounted is not None:
+            _check_unchanged(context, known, Path(mounted))
+        return known
+
+    source = Source(context.run.model.uri, "Model", "spec.model.uri", weights.WANTED, deep=False)
+    download = context.scratch / "model"
+    store = context.run.store
+    with _watching(context, "fetching the model", download):
+        fetched = fetch(source, download, context.mounts, store.endpoint, store.region)
+    context.progress("checking the model")
+    files = _listed(fetched.folder, fetched.files)
+    facts = weights.facts(fetched.folder, files, fetched.revision or folder_digest(files))
+    folder = download
+    if mounted is not None:  # the files stay where they are
+        folder = context.scratch / "model-facts"
+        folder.mkdir()
+        (folder / SOURCE).write_bytes(files_json(files))
+    else:
+        _drop_unlisted(download, files)
+    context.progress("storing the model")
+    return context.store.commit(
+        MODEL,
+        fingerprint,
+        context.attempt,
+        folder,
+        step=context.step.name,
+        inputs={"uri": context.run.model.uri},
+        versions=context.versions(),
+        result=StepResult(step=context.step.name, fingerprint=fingerprint, model=facts),
+    )
+
+
+def _check_unchanged(context: Context, known: Manifest, folder: Path) -> None:
+    listed = parse_files(context.store.objects.read(f"{context.store.path(MODEL, known)}/{SOURCE}") or b'{"files":[]}')
+    for file in listed:
+        path = folder / file.path
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            raise StepFailed(
+                ExitCode.SOURCE_NOT_FOUND,
+                "ModelChanged",
+                f"spec.model.uri: {file.path} at {context.run.model.uri} is not the file that this job began with; put it"
+                " back, or give the new model a path of its own",
+            )
+
+
+def _listed(folder: Path, names: tuple[str, ...]) -> tuple[File, ...]:
+    return tuple(File(path=name, bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)) for name in sorted(names))
+
+
+def _drop_unlisted(folder: Path, files: tuple[File, ...]) -> None:
+    """Remove what the hub's client keeps beside a download."""
+    listed = {file.path for file in files}
+    for file in _names(folder):
+        if file not in listed:
+            (folder / file).unlink()
+
+
+def _names(folder: Path) -> list[str]:
+    """Paths of all files below a folder."""
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def _facts(manifest: Manifest) -> ModelFacts:
+    assert manifest.result.model is not None  # _model_entry commits no other
+    return manifest.result.model
+
+
+# ── The rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _render(context: Context, facts: ModelFacts, fingerprint: str) -> StepResult:
+    """Fetch, split and render the rows; commit them; return the result that counts."""
+    model_folder = context.model_without_weights()
+    with _watching(context, "fetching the rows", context.scratch / "rows"):
+        splits = dataset.load(context.run, context.scratch / "rows", context.mounts)
+    context.progress("rendering")
+    tokenizer: Any = load_tokenizer(model_folder)
+    folder = context.scratch / "data"
+    described = dataset.render(
+        context.run, splits, tokenizer, folder, lambda row, total: context.progress("rendering", row, total)
+    )
+    fit = fit_for(context.run, facts, described, model_folder)
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, model=facts, dataset=described, fit=fit)
+    return context.commit(folder, result, {"model": facts.digest, "source": splits.source_digest})
+
+
+# ── What is done already ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _finished(context: Context) -> tuple[StepResult, ...]:
+    """Results of the later steps whose output is in the store, whole; without the facts that prepare reports itself."""
+    context.progress("looking for finished steps")
+    found = []
+    for step in pipeline.steps(context.run):
+        if step.name == context.step.name:
+            continue
+        manifest = context.store.read(kind_of(step), context.fingerprint(step.name))
+        if manifest is not None:
+            found.append(manifest.result.model_copy(update={"model": None, "dataset": None, "fit": None}))
+    return tuple(found)
+
+
+@contextmanager
+def _watching(context: Context, activity: str, folder: Path) -> Iterator[None]:
+    """Report the MiB that a download has put into `folder`, so that a long one doesn't look dead."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(WATCH_SECONDS):
+            sizes = (p.stat().st_size for p in folder.rglob("*") if p.is_file())
+            try:
+                context.progress(activity, sum(sizes) >> 20)
+            except FileNotFoundError:
+                continue  # renamed between the listing and the look at it
+
+    context.progress(activity)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

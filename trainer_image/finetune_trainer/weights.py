@@ -1,0 +1,94 @@
+"""A model's folder read without torch: which files belong to it, what it is, and how many parameters it has."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract import ExitCode, File, ModelFacts
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.store import folder_digest
+
+WEIGHTS = ".safetensors"
+# Only these are taken from a source: no pickles, no code.
+WANTED = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE*",
+)
+MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
+
+
+def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
+    """What the model is. Raises StepFailed where it isn't one that can be trained."""
+    listed = tuple(files)
+    names = {file.path for file in listed}
+    if "config.json" not in names:
+        raise _unsupported("ModelUnsupported", f"it has no config.json (found: {', '.join(sorted(names)[:10]) or 'nothing'})")
+    weights = [folder / name for name in sorted(names) if name.endswith(WEIGHTS)]
+    _check_index(folder, names)
+    if not weights:
+        raise _unsupported("ModelWithoutSafetensors", "it has no model*.safetensors: convert its weights to safetensors")
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        raise _unsupported("ModelUnsupported", f"its config.json is not JSON: {error}") from error
+    if "quantization_config" in config:
+        raise _unsupported("ModelUnsupported", "it is quantized already: name the repository with its full weights")
+    return ModelFacts(
+        revision=revision,
+        digest=folder_digest(file for file in listed if not file.path.startswith("LICENSE")),
+        parameters=sum(parameters(header(path)) for path in weights),
+        architecture=next(iter(config.get("architectures") or [config.get("model_type", "unknown")])),
+        bytes=sum(file.bytes for file in listed),
+    )
+
+
+def header(path: Path) -> Mapping[str, Any]:
+    """The header of a safetensors file: name → {dtype, shape, data_offsets}. Raises StepFailed ModelDamaged."""
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > MAX_HEADER:
+                raise ValueError("its header is too long")
+            found: dict[str, Any] = json.loads(stream.read(length))
+        found.pop("__metadata__", None)
+        end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise _unsupported("ModelDamaged", f"{path.name} is no safetensors file: {error}") from error
+    if 8 + length + end != path.stat().st_size:
+        raise _unsupported("ModelDamaged", f"{path.name} is cut short: {path.stat().st_size} of {8 + length + end} bytes")
+    return found
+
+
+def parameters(tensors: Mapping[str, Any]) -> int:
+    """Numbers in all tensors of a header."""
+    return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+
+
+def _check_index(folder: Path, names: set[str]) -> None:
+    if "model.safetensors.index.json" not in names:
+        return
+    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    missing = sorted(set(index.get("weight_map", {}).values()) - names)
+    if missing:
+        raise _unsupported("ModelDamaged", f"its index names {', '.join(missing[:5])}, which is not there")
+
+
+def _unsupported(reason: str, why: str) -> StepFailed:
+    return StepFailed(ExitCode.BAD_CONFIG, reason, f"spec.model: {why}")
