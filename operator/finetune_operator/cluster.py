@@ -165,7 +165,7 @@ class Cluster:
         body = {
             "apiVersion": RESOURCES["Event"].api_version,
             "kind": "Event",
-            "metadata": {"generateName": f"{metadata['name'][:40]}.", "namespace": metadata["namespace"]},
+            "metadata": {"generateName": f"{metadata['name'][:40].rstrip('.-')}-", "namespace": metadata["namespace"]},
             "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": "finetune.dev/operator",
             "reportingInstance": self._identity[:128],

@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import pytest
-
 from localcluster.api import ApiError
 from tests.integration.conftest import FINETUNE, World
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from tests.integration.conftest import FINETUNE, SYSTEM, Operator, World, wait_until
 from tests.integration.fake_node import FakeNode
 
