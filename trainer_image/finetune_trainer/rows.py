@@ -97,7 +97,7 @@ def _read_csv(path: Path, name: str, delimiter: str) -> Iterator[Row]:
                     raise unreadable(f"{name} line {reader.line_num}", f"{found} cells than the header has names")
                 yield Row(f"{name} line {reader.line_num}", dict(values))
         except csv.Error as error:
-            raise unreadable(f"{name} line {reader.line_num}", f"not CSV: {error}") from error
+            raise unreadable(f"{name} line {reader.reader.line_num}", f"not CSV: {error}") from error
 
 
 def _read_parquet(path: Path, name: str) -> Iterator[Row]:

@@ -1,0 +1,260 @@
+"""Data files and formats: what rows become, what is proposed for unknown columns, which rows a split holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import DatasetFormat, ExitCode, Split
+from finetune_trainer.data import Example, Turn, detect, examples, hold_out, sample
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.rows import Row, is_data_file, read_rows
+
+AUTO = DatasetFormat.AUTO
+
+
+def rows(*values: dict[str, Any]) -> list[Row]:
+    return [Row(f"row {number}", value) for number, value in enumerate(values, start=1)]
+
+
+def one(format: DatasetFormat, value: dict[str, Any], **options: Any) -> Example:
+    made, empty = examples(rows(value), format, options.get("columns", {}), options.get("system_prompt"))
+    assert (len(made), empty) == (1, 0)
+    return made[0]
+
+
+def turns(example: Example) -> list[tuple[str, str]]:
+    return [(turn.role, turn.content) for turn in example.turns]
+
+
+# ── Formats ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "expected"),
+    [
+        (
+            "Messages",
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        (
+            "Messages",
+            {"messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        (
+            "Messages",
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "a"}]},
+                    {"role": "assistant", "content": "b"},
+                    {"role": "user", "content": "never answered"},
+                ]
+            },
+            [("user", "a"), ("assistant", "b")],
+        ),
+        ("PromptCompletion", {"prompt": "a", "completion": "b"}, [("user", "a"), ("assistant", "b")]),
+        (
+            "PromptCompletion",
+            {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        ("PromptCompletion", {"prompt": "2 + 2", "completion": 4}, [("user", "2 + 2"), ("assistant", "4")]),
+        (
+            "Alpaca",
+            {"instruction": "Translate.", "input": "dog", "output": "Hund"},
+            [("user", "Translate.\n\ndog"), ("assistant", "Hund")],
+        ),
+        ("Alpaca", {"instruction": "Sing.", "input": "", "output": "La"}, [("user", "Sing."), ("assistant", "La")]),
+        ("Alpaca", {"instruction": "Sing.", "output": "La"}, [("user", "Sing."), ("assistant", "La")]),
+        (
+            "ShareGPT",
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            [("user", "a"), ("assistant", "b")],
+        ),
+        ("Classification", {"text": "good", "label": 1}, [("user", "good"), ("assistant", "1")]),
+    ],
+)
+def test_rows_become_turns(format: str, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
+    assert turns(one(DatasetFormat(format), row)) == expected
+    assert detect(rows(row), AUTO, {}) == format
+
+
+def test_text_stays_text() -> None:
+    assert one(DatasetFormat.TEXT, {"text": " as it is\n"}) == Example("row 1", (), text=" as it is\n", plain=True)
+    assert detect(rows({"text": "a"}), AUTO, {}) is DatasetFormat.TEXT
+
+
+def test_columns_are_taken_from_their_own_names() -> None:
+    columns = {"prompt": "question", "completion": "answer"}
+    row = {"question": "a", "answer": "b"}
+    assert detect(rows(row), AUTO, columns) is DatasetFormat.PROMPT_COMPLETION
+    assert turns(one(DatasetFormat.PROMPT_COMPLETION, row, columns=columns)) == [("user", "a"), ("assistant", "b")]
+    dolly = {"instruction": "Do.", "context": "it", "response": "Done", "category": "x"}
+    columns = {"input": "context", "output": "response"}
+    assert detect(rows(dolly), AUTO, columns) is DatasetFormat.ALPACA
+    assert turns(one(DatasetFormat.ALPACA, dolly, columns=columns)) == [("user", "Do.\n\nit"), ("assistant", "Done")]
+
+
+def test_a_system_prompt_goes_where_none_is() -> None:
+    asked = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    assert turns(one(DatasetFormat.MESSAGES, asked, system_prompt="S"))[0] == ("system", "S")
+    own = {"messages": [{"role": "system", "content": "own"}, *asked["messages"]]}
+    assert turns(one(DatasetFormat.MESSAGES, own, system_prompt="S"))[0] == ("system", "own")
+
+
+def test_rows_without_prompt_or_answer_are_counted_not_learned() -> None:
+    made, empty = examples(
+        rows({"prompt": "a", "completion": " "}, {"prompt": None, "completion": "b"}, {"prompt": "a", "completion": "b"}),
+        DatasetFormat.PROMPT_COMPLETION,
+        {},
+        None,
+    )
+    assert (len(made), empty) == (1, 2)
+    assert made[0].turns[1] == Turn("assistant", "b")
+
+
+@pytest.mark.parametrize(
+    ("format", "row", "said"),
+    [
+        ("Messages", {"messages": "not a list"}, "messages is text but not a JSON list"),
+        ("Messages", {"messages": [{"role": "wizard", "content": "a"}]}, "messages, turn 1: role must be one of"),
+        ("Messages", {"messages": ["a"]}, "messages must be a list of turns"),
+        ("PromptCompletion", {"prompt": "a", "completion": ["b"]}, "completion must be text, not list"),
+    ],
+)
+def test_malformed_rows_are_named_without_their_content(format: str, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        examples(rows(row), DatasetFormat(format), {}, None)
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetRowInvalid")
+    assert caught.value.message.startswith("spec.dataset: row 1: ")
+    assert said in caught.value.message
+    assert "wizard" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("found", "format", "columns", "said"),
+    [
+        (("question", "answer"), "Auto", {}, "write spec.dataset.columns: {prompt: question, completion: answer}"),
+        (
+            ("instruction", "response"),
+            "Alpaca",
+            {},
+            "format Alpaca needs output; write spec.dataset.columns: {output: response}",
+        ),
+        (("a", "b"), "Auto", {}, "{prompt: <your prompt column>, completion: <your completion column>}"),
+        (("review", "sentiment"), "Classification", {}, "{text: review, label: sentiment}"),
+        (("q", "answer"), "Auto", {"prompt": "query"}, "spec.dataset.columns names query, which no row has"),
+        ((), "Auto", {}, "the rows have the columns (none)"),
+    ],
+)
+def test_unknown_columns_get_the_entry_to_write(
+    found: tuple[str, ...], format: str, columns: dict[str, str], said: str
+) -> None:
+    with pytest.raises(StepFailed) as caught:
+        detect(rows(dict.fromkeys(found, "x")), DatasetFormat(format), columns)
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetColumnsUnknown")
+    assert said in caught.value.message
+
+
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write_parquet(path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a", "c"], "completion": ["b", "d"]}), path)
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "rows.jsonl": lambda p: p.write_text('{"prompt": "a", "completion": "b"}\n\n{"prompt": "c", "completion": "d"}'),
+    "bom.jsonl": lambda p: p.write_text('\ufeff{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'),
+    "rows.json": lambda p: p.write_text(json.dumps([{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}])),
+    "nested.json": lambda p: p.write_text(
+        json.dumps({"data": [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]})
+    ),
+    "lines.json": lambda p: p.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'),
+    "rows.csv": lambda p: p.write_text('prompt,completion\na,b\n"c",d\n'),
+    "rows.tsv": lambda p: p.write_text("prompt\tcompletion\na\tb\nc\td\n"),
+    "rows.parquet": write_parquet,
+    "key-of-a-config-map": lambda p: p.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}'),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    WRITERS[name](tmp_path / name)
+    read = read_rows(tmp_path, (name,))
+    assert [row.values for row in read] == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    assert read[0].place.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl line 2: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl line 2: must hold an object with columns, not list"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl: byte 7 is not UTF-8"),
+        ("a.json", b'[\n{"a": 1},\n{"a" 2}]', "a.json line 3: not JSON"),
+        ("a.json", b"3", "a.json: must hold a list of objects"),
+        ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv line 3: more cells than the header has names"),
+        ("a.csv", b"a,b\n1\n", "a.csv line 2: fewer cells"),
+        ("a.csv", b'a,b\n1,"2\n', "a.csv line 2: not CSV"),
+        ("a.parquet", b"nothing of the kind", "a.parquet: not Parquet"),
+    ],
+)
+def test_unreadable_files_are_named_with_the_line(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StepFailed) as caught:
+        read_rows(tmp_path, (name,))
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetUnreadable")
+    assert said in caught.value.message
+
+
+def test_descriptions_of_a_dataset_are_no_data() -> None:
+    assert is_data_file("data/train-00000.parquet")
+    assert not is_data_file("dataset_infos.json")
+    assert not is_data_file("README.md")
+
+
+# ── Splits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def numbered(count: int) -> list[Row]:
+    return rows(*({"n": number} for number in range(count)))
+
+
+def test_a_split_depends_on_the_seed_and_the_rows_only() -> None:
+    held, rest = hold_out(numbered(100), Split(fraction=0.1, seed=42))
+    assert [row.values["n"] for row in held] == [8, 11, 13, 16, 19, 24, 27, 49, 65, 95]  # the same on any machine
+    assert len(rest) == 90
+    again, _ = hold_out(numbered(100)[::-1], Split(fraction=0.1, seed=42))
+    assert {row.values["n"] for row in again} == {row.values["n"] for row in held}
+    other, _ = hold_out(numbered(100), Split(fraction=0.1, seed=43))
+    assert {row.values["n"] for row in other} != {row.values["n"] for row in held}
+
+
+def test_equal_rows_are_never_on_both_sides() -> None:
+    doubled = rows(*({"n": number % 50} for number in range(150)))
+    held, rest = hold_out(doubled, Split(fraction=0.1, seed=1))
+    assert {row.values["n"] for row in held}.isdisjoint(row.values["n"] for row in rest)
+    assert 15 <= len(held) <= 17
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(100, 0.0, 0), (3, 0.1, 1), (1, 0.5, 0), (10, None, 1)])
+def test_how_many_are_held_out(count: int, fraction: float | None, held: int) -> None:
+    assert len(hold_out(numbered(count), Split(fraction=fraction))[0]) == held
+
+
+def test_a_sample_keeps_the_order() -> None:
+    chosen = [row.values["n"] for row in sample(numbered(100), 10, 42)]
+    assert len(chosen) == 10
+    assert chosen == sorted(chosen)
+    assert sample(numbered(5), 10, 42) == numbered(5)
+    assert sample(numbered(5), None, 42) == numbered(5)
