@@ -16,8 +16,11 @@ LABEL_STEP = f"{GROUP}/step"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_RUN = f"{GROUP}/run"
 LABEL_REVISION = f"{GROUP}/revision"
+LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL_REVISION, which Services select by
 
 ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh budget
+ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
+ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
 LONGEST = 63  # of a label's value and of a Job's name, which becomes one

@@ -138,12 +138,29 @@ class Revision(Report):
     """Why it was refused."""
     message: str | None = None
     created_at: str | None = None
-    gate_job_uid: str | None = None
+    trial: str | None = None
+    """Hash of what it was tried with: the gate and the annotation finetune.dev/retry. Another value tries it again."""
+
+
+class ResolvedModel(Report):
+    """The model folder that spec.model stands for."""
+
+    source: str
+    """Where it was found: the uri itself, or job/<name>/<artifact>."""
+    uri: str
+    digest: str | None = None
+    bytes: int | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    secret: str | None = None
+    """Secret with the credentials of that place."""
 
 
 class ModelServeStatus(Report):
     observed_generation: int = -1
-    conditions: list[Condition] = []
+    conditions: list[Condition] = Field(default_factory=list)
+    model: ResolvedModel | None = None
+    """What spec.model stood for when it was last resolved. A jobRef keeps it while its job makes a new one."""
     live: Revision | None = None
     """The revision that the Service points at."""
     candidate: Revision | None = None

@@ -1,0 +1,147 @@
+"""Which model folder spec.model stands for. A job's artifact counts once the job's gates have passed.
+
+uri ───────────────────────────► that folder
+jobRef ─ job succeeded ────────► its artifact
+       ├ job makes a new one ──► the artifact resolved before, else wait
+       └ job is gone ──────────► the artifact resolved before, and Stalled until the job is back
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_operator.decision import Observed, Ref
+from finetune_operator.finetunejob.api import ArtifactStatus, ArtifactStore, FineTuneJobStatus
+from finetune_operator.meta import Object
+from finetune_operator.modelserve.api import EngineType, JobRef, ModelServe, ResolvedModel
+
+SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors"), EngineType.LLAMA_CPP: ("GGUF",)}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why spec.model can't be followed now. `stalled`: somebody has to change something."""
+
+    reason: str
+    message: str
+    stalled: bool = True
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The model to serve, if any is known, and what stands in the way of the one that was asked for."""
+
+    model: ResolvedModel | None
+    obstacle: Obstacle | None = None
+
+
+def resolve(serve: ModelServe, observed: Observed) -> Resolution:
+    """Follow spec.model, then see that its claim and its Secret exist."""
+    found = _follow(serve, observed)
+    if found.model is None or found.obstacle is not None:
+        return found
+    return Resolution(found.model, _missing(found.model, observed))
+
+
+def refs(serve: ModelServe) -> tuple[Ref, ...]:
+    """What must be read by name: the job, and claim and Secret of the folder as far as it is known by now."""
+    spec, known = serve.spec.model, serve.status.model
+    found = [] if spec.job_ref is None else [Ref("FineTuneJob", spec.job_ref.name)]
+    model = _given(serve) if spec.job_ref is None else known
+    if model is not None:
+        found += _needs(model)
+    return tuple(found)
+
+
+def claim_of(uri: str) -> str | None:
+    """Claim of a pvc:// uri."""
+    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else None
+
+
+def _follow(serve: ModelServe, observed: Observed) -> Resolution:
+    ref = serve.spec.model.job_ref
+    if ref is None:
+        return Resolution(_given(serve))
+    last = serve.status.model if serve.status.model and serve.status.model.source == _source(ref) else None
+    body = observed.named.get(Ref("FineTuneJob", ref.name))
+    if body is None:
+        text = f"there is no FineTuneJob {ref.name} in this namespace; create it, or correct spec.model.jobRef.name"
+        return Resolution(last, Obstacle("JobNotFound", text))
+    job = FineTuneJobStatus.model_validate(body.get("status") or {})
+    true = {c.type: c for c in job.conditions if c.status == "True"}
+    if "Succeeded" in true:
+        return _artifact(serve.spec.engine.type, ref, job, _store(body))
+    if last is not None:
+        return Resolution(last)  # the newest artifact that passed its gates
+    if (stop := true.get("Failed") or true.get("Stalled")) is not None:
+        text = f"the FineTuneJob {ref.name} made nothing to serve, {stop.reason}: {stop.message}"
+        return Resolution(None, Obstacle("JobFailed", text))
+    text = f"waiting until the FineTuneJob {ref.name} has succeeded; its stage is {job.stage or 'Pending'}"
+    return Resolution(None, Obstacle("WaitingForJob", text, stalled=False))
+
+
+def _given(serve: ModelServe) -> ResolvedModel:
+    model = serve.spec.model
+    assert model.uri is not None  # a CEL rule: exactly one of jobRef and uri
+    return ResolvedModel(
+        source=model.uri,
+        uri=model.uri,
+        digest=model.digest,
+        endpoint=model.endpoint,
+        region=model.region,
+        secret=model.secret_ref.name if model.secret_ref else None,
+    )
+
+
+def _store(job: Object) -> ArtifactStore:
+    return ArtifactStore.model_validate(job["spec"].get("storage", {}).get("artifacts", {}))
+
+
+def _artifact(engine: EngineType, ref: JobRef, job: FineTuneJobStatus, store: ArtifactStore) -> Resolution:
+    made = {a.name: a for a in job.artifacts}
+    artifact = made.get(ref.artifact)
+    if artifact is None:
+        text = (
+            f"the FineTuneJob {ref.name} has no artifact {ref.artifact}; set spec.model.jobRef.artifact to one of"
+            f" {', '.join(made) or 'those it makes'}, or add it to the job's spec.artifacts"
+        )
+        return Resolution(None, Obstacle("ArtifactNotFound", text))
+    if artifact.format not in SERVABLE[engine]:
+        text = (
+            f"{engine} serves {' and '.join(SERVABLE[engine])}, and the artifact {ref.artifact} is {artifact.format};"
+            " change spec.engine.type or spec.model.jobRef.artifact"
+        )
+        return Resolution(None, Obstacle("EngineMismatch", text))
+    return Resolution(_resolved(_source(ref), artifact, store))
+
+
+def _source(ref: JobRef) -> str:
+    return f"job/{ref.name}/{ref.artifact}"
+
+
+def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> ResolvedModel:
+    remote = artifact.uri.startswith("s3://")
+    return ResolvedModel(
+        source=source,
+        uri=artifact.uri,
+        digest=artifact.digest,
+        bytes=artifact.bytes,
+        endpoint=store.endpoint if remote else None,
+        region=store.region if remote else None,
+        secret=store.secret_ref.name if remote and store.secret_ref else None,
+    )
+
+
+def _needs(model: ResolvedModel) -> list[Ref]:
+    found = [] if (claim := claim_of(model.uri)) is None else [Ref("PersistentVolumeClaim", claim)]
+    return found if model.secret is None else [*found, Ref("Secret", model.secret)]
+
+
+def _missing(model: ResolvedModel, observed: Observed) -> Obstacle | None:
+    """A claim or Secret that was looked for and is not there: pods would wait for it without an end."""
+    reasons = {"PersistentVolumeClaim": "ClaimNotFound", "Secret": "SecretNotFound"}
+    for ref in _needs(model):
+        if ref in observed.named and observed.named[ref] is None:
+            text = f"{model.source} needs the {ref.kind} {ref.name}, which does not exist in this namespace; create it"
+            return Obstacle(reasons[ref.kind], text)
+    return None

@@ -1,0 +1,187 @@
+"""What the operator creates for a ModelServe, as manifests: Deployment and Service of a revision, stable Service, gate."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve.api import ModelServe, Prompt
+from finetune_operator.modelserve.plan import Target
+from finetune_operator.modelserve.pod import SECURITY, pod_security, served_name
+from finetune_operator.modelserve.rollout import gate_job
+from finetune_operator.modelserve.startup import budget
+from finetune_operator.names import (
+    ANNOTATION_MODEL_DIGEST,
+    ANNOTATION_MODEL_URI,
+    LABEL_GATE,
+    LABEL_REVISION,
+    object_name,
+    serve_labels,
+    short_hash,
+)
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import ExitCode
+
+PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
+GREETING = Prompt(prompt="Hello! Who are you?")
+GATE_FOLDER = "/etc/finetune"
+GATE_RETRIES = 2  # for pods that were lost; a wrong answer is final
+GATE_MARGIN_SECONDS = 300  # to schedule the gate's pod and pull its image
+
+
+def deployment(serve: ModelServe, target: Target) -> Object:
+    """The pods of one revision. Its template never changes: another template is another revision."""
+    labels = revision_labels(serve, target.revision)
+    template = copy.deepcopy(target.template)
+    template["metadata"]["labels"] = labels
+    annotations = {ANNOTATION_MODEL_URI: target.model.uri}
+    if target.model.digest is not None:
+        annotations[ANNOTATION_MODEL_DIGEST] = target.model.digest
+    meta = _owned(serve, revision_name(serve, target.revision), labels)
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {**meta, "annotations": annotations},
+        "spec": {
+            "replicas": serve.spec.replicas,
+            "revisionHistoryLimit": 0,
+            "progressDeadlineSeconds": budget(serve.spec, target.model).deadline,
+            "selector": {"matchLabels": labels},
+            "template": template,
+        },
+    }
+
+
+def scaled(found: Object, replicas: int) -> Object:
+    """A Deployment as it is, with other replicas: a live revision can't be rendered from a spec that has moved on."""
+    kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
+    meta = {k: v for k, v in found["metadata"].items() if k in kept}
+    if "annotations" in meta:  # not ours: its controller's
+        meta["annotations"] = {k: v for k, v in meta["annotations"].items() if not k.startswith("deployment.")}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta,
+        "spec": {**found["spec"], "replicas": replicas},
+    }
+
+
+def revision_service(serve: ModelServe, revision: str) -> Object:
+    """Where the gate reaches a revision that takes no traffic yet."""
+    return _service(serve, revision_name(serve, revision), revision, {LABEL_REVISION: revision})
+
+
+def stable_service(serve: ModelServe, revision: str) -> Object:
+    """The address that users have; it selects the live revision."""
+    return _service(serve, object_name(serve.metadata.name), revision, {})
+
+
+def revision_name(serve: ModelServe, revision: str) -> str:
+    return object_name(serve.metadata.name, revision)
+
+
+def revision_labels(serve: ModelServe, revision: str) -> dict[str, str]:
+    """Labels of a revision's pods: what the Services select, and what an autoscaler counts."""
+    return {**serve_labels(serve.metadata.name), LABEL_REVISION: revision}
+
+
+def service_url(serve: ModelServe, service: str) -> str:
+    """OpenAI API behind a Service."""
+    return f"http://{service}.{serve.metadata.namespace}.svc:{PORT}/v1"
+
+
+def gate_prompts(serve: ModelServe) -> Object:
+    """The gate's prompts, under a name that is their hash, so that they never change under a running gate."""
+    body = _prompts(serve)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _owned(serve, _prompts_name(serve), {}),
+        "immutable": True,
+        "data": {"prompts.json": body},
+    }
+
+
+def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
+    """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
+    wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
+    command = ["python", "-m", "finetune_trainer.ask", "--url", url, "--model", served_name(serve)]
+    command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
+    command += ["--timeout", str(wanted.timeout_seconds)]
+    container: Object = {
+        "name": "ask",
+        "image": settings.operator_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "securityContext": SECURITY,
+        "volumeMounts": [
+            {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    pod: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security(),
+        "containers": [container],
+        "volumes": [
+            {"name": "prompts", "configMap": {"name": _prompts_name(serve)}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
+    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
+    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _owned(serve, gate_job(serve, target.revision, target.trial), {LABEL_REVISION: target.revision}),
+        "spec": {
+            "backoffLimit": GATE_RETRIES,
+            "activeDeadlineSeconds": (wanted.timeout_seconds + GATE_MARGIN_SECONDS) * (GATE_RETRIES + 1),
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [final, lost]},
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        },
+    }
+
+
+def _prompts(serve: ModelServe) -> str:
+    prompts = serve.spec.rollout.gate.prompts or [GREETING]
+    return json.dumps([p.model_dump(exclude_none=True) for p in prompts], ensure_ascii=False, indent=1)
+
+
+def _prompts_name(serve: ModelServe) -> str:
+    return object_name(serve.metadata.name, "gate", short_hash(_prompts(serve)))
+
+
+def _service(serve: ModelServe, name: str, revision: str, labels: dict[str, str]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _owned(serve, name, labels),
+        "spec": {
+            "selector": revision_labels(serve, revision),
+            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+        },
+    }
+
+
+def _owned(serve: ModelServe, name: str, labels: dict[str, str]) -> Object:
+    owner = {
+        "apiVersion": API_VERSION,
+        "kind": "ModelServe",
+        "name": serve.metadata.name,
+        "uid": serve.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    return {
+        "name": name,
+        "namespace": serve.metadata.namespace,
+        "labels": {**serve_labels(serve.metadata.name), **labels},
+        "ownerReferences": [owner],
+    }

@@ -1,0 +1,31 @@
+"""What the spec and its model come to: the revision that is asked for, rendered and named by its hash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from finetune_operator.meta import Object
+from finetune_operator.modelserve.api import ModelServe, ResolvedModel
+from finetune_operator.modelserve.pod import pod_template
+from finetune_operator.names import ANNOTATION_RETRY, short_hash
+from finetune_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Target:
+    """One revision: what runs, and what it is tried with."""
+
+    revision: str
+    trial: str
+    model: ResolvedModel
+    template: Object  # of the pods, without the revision's label
+
+
+def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:
+    """The same spec, model and settings give the same revision; replicas and gate are no part of it."""
+    template = pod_template(serve, model, settings)
+    revision = short_hash(json.dumps(template, sort_keys=True), model.uri, model.digest or "", length=10)
+    gate = serve.spec.rollout.gate.model_dump_json()
+    retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
+    return Target(revision, short_hash(gate, retry, length=6), model, template)

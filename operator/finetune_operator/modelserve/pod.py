@@ -1,0 +1,155 @@
+"""The pod of a revision: a loader that verifies the model folder, then the engine. It meets Pod Security "restricted"."""
+
+from __future__ import annotations
+
+from finetune_operator.meta import Object
+from finetune_operator.modelserve.api import EngineType, ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.modelserve.engines import MODEL, Launch, launch
+from finetune_operator.modelserve.model import claim_of
+from finetune_operator.modelserve.startup import budget
+from finetune_operator.names import serve_labels, volume_name
+from finetune_operator.settings import Settings
+from finetune_trainer import contract
+from finetune_trainer.pipeline import mounted_path
+
+USER = 10001  # of our images; others run under it too
+TARGET = MODEL.rpartition("/")[0]
+STARTUP_PERIOD_SECONDS = 5
+GRACE_MARGIN_SECONDS = 10
+SECURITY: Object = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+# llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
+IS_SERVED = r"""
+get() {
+  if command -v curl >/dev/null; then curl -fsS -m 5 "$1"
+  else python3 -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$1"; fi
+}
+get "$0/health" >/dev/null && get "$0/v1/models" | tr -d ' \n' | grep -qF "\"id\":\"$1\""
+""".strip()
+
+
+def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:
+    """Labels and spec of the pods, without the revision, which is the hash of this."""
+    spec, start = serve.spec, launch(serve.spec, served_name(serve))
+    volumes, mounts = _storage(model, start)
+    return {
+        "metadata": {"labels": serve_labels(serve.metadata.name)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,  # variables such as VLLM_PORT, made from a Service's name, would mislead an engine
+            "terminationGracePeriodSeconds": start.pre_stop_seconds + start.shutdown_seconds + GRACE_MARGIN_SECONDS,
+            "securityContext": pod_security(),
+            "initContainers": [_loader(spec, model, mounts, settings)],
+            "containers": [_engine(serve, model, start, mounts, settings)],
+            "volumes": volumes,
+        },
+    }
+
+
+def served_name(serve: ModelServe) -> str:
+    """Name of the model in the OpenAI API."""
+    return serve.spec.served_name or serve.metadata.name
+
+
+def pod_security() -> Object:
+    """Of the whole pod, as Pod Security "restricted" wants it."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
+    """Volumes, and the engine's mounts of them: whatever holds weights is read-only."""
+    volumes: list[Object] = [{"name": "model", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
+    mounts: list[Object] = [
+        {"name": "model", "mountPath": TARGET, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    if (claim := claim_of(model.uri)) is not None:
+        name = volume_name("claim", claim)
+        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
+        path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
+        mounts.append({"name": name, "mountPath": path, "readOnly": True})
+    if start.shared_memory:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    return volumes, mounts
+
+
+def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], settings: Settings) -> Object:
+    command = ["python", "-m", "finetune_trainer.load", "--uri", model.uri, "--target", TARGET]
+    if spec.engine.type is EngineType.LLAMA_CPP:
+        command.append("--gguf")
+    for option in ("digest", "endpoint", "region"):
+        if (value := getattr(model, option)) is not None:
+            command += [f"--{option}", value]
+    writable = [{k: v for k, v in m.items() if k != "readOnly"} if m["name"] == "model" else m for m in mounts]
+    container: Object = {
+        "name": "load",
+        "image": settings.operator_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "securityContext": SECURITY,
+        "volumeMounts": [m for m in writable if m["name"] != "shm"],
+    }
+    if model.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": model.secret}}]
+    return container
+
+
+def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list[Object], settings: Settings) -> Object:
+    spec = serve.spec
+    default = settings.vllm_image if spec.engine.type is EngineType.VLLM else settings.llamacpp_image
+    mine = {e.name: e.value for e in spec.engine.env}
+    container: Object = {
+        "name": "engine",
+        "image": spec.engine.image or default,
+        "imagePullPolicy": settings.image_pull_policy,
+        "args": start.args,
+        "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | start.env | mine).items()],
+        "ports": [{"name": "http", "containerPort": start.port}],
+        "securityContext": SECURITY,
+        "volumeMounts": mounts,
+        **_probes(start.port, served_name(serve), budget(spec, model).start),
+    }
+    if start.command:
+        container["command"] = start.command
+    if resources := _resources(spec):
+        container["resources"] = resources
+    if start.pre_stop_seconds:
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": start.pre_stop_seconds}}}
+    return container
+
+
+def _probes(port: int, name: str, seconds: int) -> Object:
+    """No pod is ready before its engine has listed the served name, which then can't change while the process lives."""
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    ask = {"exec": {"command": ["sh", "-c", IS_SERVED, f"http://127.0.0.1:{port}", name]}}
+    failures = -(-seconds // STARTUP_PERIOD_SECONDS)
+    return {
+        "startupProbe": {
+            **ask,
+            "periodSeconds": STARTUP_PERIOD_SECONDS,
+            "timeoutSeconds": 15,
+            "failureThreshold": failures,
+        },
+        "readinessProbe": {**health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2},
+        # Slow to judge: an engine that is busy with long prompts may answer late.
+        "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
+    }
+
+
+def _resources(spec: ModelServeSpec) -> Object:
+    limits = dict(spec.resources.limits)
+    if spec.parallelism.gpus:
+        limits[spec.parallelism.gpu.resource_name] = str(spec.parallelism.tensor)
+    return {k: v for k, v in (("requests", dict(spec.resources.requests)), ("limits", limits)) if v}

@@ -1,0 +1,80 @@
+"""The ModelServe's policy: what to read for one, and what follows from it. Pure: no client, no clock.
+
+resolve the model ─► render the revision ─► observe ─► next_rollout ─► actions + status + events
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
+from finetune_operator.meta import Object
+from finetune_operator.modelserve import objects
+from finetune_operator.modelserve.api import ModelServe
+from finetune_operator.modelserve.model import refs, resolve
+from finetune_operator.modelserve.observed import observe, revision_of
+from finetune_operator.modelserve.plan import target
+from finetune_operator.modelserve.rollout import Case, Rollout, gate_job, next_rollout
+from finetune_operator.modelserve.status import events, next_status, rendered
+from finetune_operator.names import object_name, serve_labels
+from finetune_operator.settings import Settings
+
+KINDS = ("Deployment", "Service", "Job", "Pod")
+
+
+def reads(body: Object) -> Reads:
+    """Children by label; by name the stable Service, which may be a stranger's, and what the model refers to."""
+    serve = ModelServe.model_validate(body)
+    name = serve.metadata.name
+    return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *refs(serve)))
+
+
+def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+    """One pass over one ModelServe. The same inputs give the same decision."""
+    serve = ModelServe.model_validate(body)
+    resolution = resolve(serve, observed)
+    wanted = target(serve, resolution.model, settings) if resolution.model is not None else None
+    case = Case(serve, resolution, wanted, observe(serve, observed), now)
+    rollout = next_rollout(case)
+    told = next_status(case, rollout)
+    return Decision(
+        actions=tuple(_actions(case, rollout, settings)),
+        status=rendered(told),
+        events=tuple(events(serve.status, told)),
+        requeue_after=rollout.requeue_after,
+    )
+
+
+def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
+    """First what serves, then what is on its way, then what nothing needs any more."""
+    serve, wanted, live = case.serve, case.target, rollout.live
+    if wanted is not None and rollout.load:
+        yield Apply(objects.deployment(serve, wanted))
+        yield Apply(objects.revision_service(serve, wanted.revision))
+    if wanted is not None and rollout.ask:
+        yield Create(objects.gate_prompts(serve))
+        yield Create(objects.gate(serve, wanted, settings))
+    if wanted is not None and rollout.promote:
+        yield Apply(objects.stable_service(serve, wanted.revision))
+    if live is not None and not rollout.load:
+        deployed = case.world.deployed.get(live.name)
+        if deployed is not None and deployed.replicas != rollout.replicas:
+            yield Apply(objects.scaled(deployed.body, rollout.replicas))
+    yield from _obsolete(case, rollout)
+
+
+def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
+    """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay."""
+    kept = rollout.kept | ({case.world.live} if case.world.live else set())
+    candidate = rollout.candidate
+    for child in case.world.children:
+        meta, revision = child["metadata"], revision_of(child)
+        superseded = (
+            child["kind"] == "Job"
+            and candidate is not None
+            and revision == candidate.name
+            and meta["name"] != gate_job(case.serve, candidate.name, candidate.trial or "")
+        )
+        if revision and (revision not in kept or superseded):
+            yield Delete(child["kind"], meta["name"], meta["uid"])

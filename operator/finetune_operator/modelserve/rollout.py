@@ -1,0 +1,209 @@
+"""One revision serves, another may be on its way: what happens next. Pure.
+
+nothing ─► Loading ── available ──► Gating ── passed ──► Live (the Service is pointed at it; the old one goes)
+              │ failed to load         │ failed
+              └────────► Refused ◄─────┘       the live revision goes on serving; tried again only with another
+                                               revision or trial (gate, annotation finetune.dev/retry)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+
+from finetune_operator.modelserve.api import ModelServe, Revision, RevisionState
+from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
+from finetune_operator.modelserve.model import Resolution
+from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World
+from finetune_operator.modelserve.plan import Target
+from finetune_operator.modelserve.startup import budget
+from finetune_operator.names import object_name
+
+OBSTACLE_SECONDS = 30  # a claim or Secret that was missing sends no event when it comes
+
+
+class Standing(Enum):
+    WORKING = "Working"
+    STALLED = "Stalled"
+    SERVING = "Serving"
+    PAUSED = "Paused"
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the next step depends on."""
+
+    serve: ModelServe
+    resolution: Resolution
+    target: Target | None
+    world: World
+    now: datetime
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How it stands, and what to do: `replicas` of the live revision, and at most one of load, ask, promote."""
+
+    standing: Standing
+    reason: str
+    message: str
+    live: Revision | None = None
+    candidate: Revision | None = None
+    replicas: int = 0
+    load: bool = False  # create or scale the target's Deployment
+    ask: bool = False  # start the gate
+    promote: bool = False  # point the Service at the target
+    requeue_after: float | None = None
+
+    @property
+    def kept(self) -> set[str]:
+        """Revisions whose objects stay."""
+        loading = self.candidate if self.candidate and self.candidate.state is not RevisionState.REFUSED else None
+        return {r.name for r in (self.live, loading) if r is not None}
+
+
+def next_rollout(case: Case) -> Rollout:
+    """The next step. The same case gives the same one."""
+    live, spec = _live(case), case.serve.spec
+    if case.world.stranger:
+        name = object_name(case.serve.metadata.name)
+        text = f"a Service {name} exists that this ModelServe does not own; delete it, or rename the ModelServe"
+        return Rollout(Standing.STALLED, "NameTaken", text, live, replicas=spec.replicas, requeue_after=OBSTACLE_SECONDS)
+    if spec.suspend or spec.replicas == 0:
+        return _paused(case, live)
+    obstacle, target = case.resolution.obstacle, case.target
+    if target is None:
+        assert obstacle is not None
+        standing = Standing.STALLED if obstacle.stalled else Standing.WORKING
+        return Rollout(
+            standing, obstacle.reason, obstacle.message, live, replicas=spec.replicas, requeue_after=OBSTACLE_SECONDS
+        )
+    step = _settled(case, target, live) if live and live.name == target.revision else _candidate(case, target, live)
+    if obstacle is not None:  # what was resolved before is rolled out all the same
+        step = replace(
+            step,
+            standing=Standing.STALLED,
+            reason=obstacle.reason,
+            message=obstacle.message,
+            requeue_after=OBSTACLE_SECONDS,
+        )
+    return step
+
+
+def gate_job(serve: ModelServe, revision: str, trial: str) -> str:
+    """Name of the Job that asks one revision one gate's prompts."""
+    return object_name(serve.metadata.name, revision, "gate", trial)
+
+
+def _live(case: Case) -> Revision | None:
+    """The revision that the Service selects; what is known of it comes from the status, or from its Deployment."""
+    name, status = case.world.live, case.serve.status
+    if name is None:
+        return None
+    known = next((r for r in (status.live, status.candidate) if r is not None and r.name == name), None)
+    if known is None:
+        deployed = case.world.deployed.get(name)
+        known = Revision(
+            name=name,
+            state=RevisionState.LIVE,
+            model_uri=deployed.model_uri if deployed else "",
+            model_digest=deployed.model_digest if deployed else None,
+        )
+    return known.model_copy(update={"state": RevisionState.LIVE})
+
+
+def _paused(case: Case, live: Revision | None) -> Rollout:
+    """No pods. A refusal is remembered, so that going on does not try it again."""
+    known = case.serve.status.candidate
+    refused = known if known and known.state is RevisionState.REFUSED else None
+    if case.serve.spec.suspend:
+        return Rollout(Standing.PAUSED, "Suspended", "spec.suspend is true: no pods", live, refused)
+    return Rollout(Standing.PAUSED, "ScaledToZero", "spec.replicas is 0: no pods", live, refused)
+
+
+def _settled(case: Case, target: Target, live: Revision) -> Rollout:
+    """The revision that is asked for is the live one: keep it at its replicas."""
+    wanted, deployed = case.serve.spec.replicas, case.world.deployed.get(target.revision)
+    load = deployed is None or deployed.replicas != wanted
+    if deployed is not None and not load and deployed.current and deployed.available >= wanted:
+        return Rollout(Standing.SERVING, "Serving", f"revision {live.name} serves", live, replicas=wanted)
+    found = _trouble(case, target, deployed)
+    available = deployed.available if deployed else 0
+    text = f"{available} of {wanted} pods of the live revision are available"
+    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, load=load)
+    if found is None:
+        return told
+    if found.reason == "Unschedulable" or not found.fatal:
+        return replace(told, reason=found.reason, message=f"{text}: {found.message}", requeue_after=PATIENCE_SECONDS)
+    # It has served: whatever broke it may heal, so it is never given up, but somebody should look.
+    return replace(told, standing=Standing.STALLED, reason=found.reason, message=f"{text}: {found.message}")
+
+
+def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
+    """Another revision than the live one is asked for: take it one step further."""
+    candidate, wanted = _known(case, target), case.serve.spec.replicas
+    deployed = case.world.deployed.get(target.revision)
+    if candidate.state is RevisionState.REFUSED:
+        return _refusal(candidate, live, wanted)
+    step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
+    gate = case.world.gates.get(gate_job(case.serve, target.revision, target.trial))
+    if deployed is None or deployed.replicas != wanted:
+        return replace(step, load=True, message=f"starting revision {target.revision} of {target.model.uri}")
+    if gate is not None and gate.verdict is Verdict.FAILED:
+        return _refusal(_refused(candidate, *_gate_failure(gate)), live, wanted)
+    found = _trouble(case, target, deployed)
+    if found is not None and found.fatal:
+        return _refusal(_refused(candidate, found.reason, found.message), live, wanted)
+    if not deployed.current or deployed.available < wanted:
+        text = f"revision {target.revision} loads: {deployed.available} of {wanted} pods are available"
+        if found is not None:
+            return replace(step, reason=found.reason, message=f"{text}; {found.message}", requeue_after=PATIENCE_SECONDS)
+        return replace(step, message=text)
+    if gate is not None and gate.verdict is Verdict.PASSED:
+        now_live = candidate.model_copy(update={"state": RevisionState.LIVE})
+        text = f"revision {target.revision} passed its gate and serves"
+        return Rollout(Standing.SERVING, "Serving", text, now_live, replicas=wanted, promote=True)
+    gating = candidate.model_copy(update={"state": RevisionState.GATING})
+    text = f"revision {target.revision} is asked the prompts of spec.rollout.gate"
+    return replace(step, reason="Gating", message=text, candidate=gating, ask=gate is None)
+
+
+def _known(case: Case, target: Target) -> Revision:
+    """The candidate as it was, if it is still the one that is asked for; otherwise a new one."""
+    before = case.serve.status.candidate
+    if before and before.name == target.revision and before.trial == target.trial:
+        return before
+    return Revision(
+        name=target.revision,
+        state=RevisionState.LOADING,
+        model_uri=target.model.uri,
+        model_digest=target.model.digest,
+        created_at=case.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        trial=target.trial,
+    )
+
+
+def _trouble(case: Case, target: Target, deployed: Deployed | None) -> Trouble | None:
+    if deployed is None:
+        return None
+    return trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
+
+
+def _gate_failure(gate: Gate) -> tuple[str, str]:
+    if gate.failure is not None:
+        return gate.failure.reason, gate.failure.message
+    if gate.reason == "DeadlineExceeded":
+        text = "the prompts were not all answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens"
+        return "GateTimeout", text
+    return "GateFailed", f"the gate's Job {gate.job} failed, {gate.reason}: {gate.message}"
+
+
+def _refused(candidate: Revision, reason: str, message: str) -> Revision:
+    return candidate.model_copy(update={"state": RevisionState.REFUSED, "reason": reason, "message": message})
+
+
+def _refusal(candidate: Revision, live: Revision | None, replicas: int) -> Rollout:
+    rest = f"revision {live.name} goes on serving" if live else "nothing serves"
+    text = f"revision {candidate.name} was refused and {rest}: {candidate.message}"
+    return Rollout(Standing.STALLED, candidate.reason or "Refused", text, live, candidate, replicas)

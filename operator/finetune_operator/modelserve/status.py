@@ -1,0 +1,113 @@
+"""The status of a ModelServe, from what was decided. The only place that knows condition types.
+
+standing    Ready   Reconciling   Stalled   kstatus       Available: some good revision answers, whatever is asked for
+WORKING     False   True          -         InProgress
+STALLED     False   -             True      Failed
+SERVING     True    -             -         Current
+PAUSED      True    -             -         Current       (reason Suspended or ScaledToZero; Available is False)
+Reconciling and Stalled are absent where they don't hold; Ready and Available, which are asked for by name, are always told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from finetune_operator.decision import Event
+from finetune_operator.meta import Condition
+from finetune_operator.modelserve.api import ModelServeStatus, Revision, RevisionState
+from finetune_operator.modelserve.objects import revision_labels, service_url
+from finetune_operator.modelserve.pod import served_name
+from finetune_operator.modelserve.rollout import Case, Rollout, Standing
+from finetune_operator.names import object_name
+
+LONGEST_MESSAGE = 1000  # characters; a scheduler's or registry's text can be much longer
+
+Truth = Literal["True", "False", "Unknown"]
+
+
+def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
+    """The whole status."""
+    serve, live = case.serve, rollout.live
+    deployed = case.world.deployed.get(live.name) if live else None
+    selector = revision_labels(serve, live.name) if live else {}
+    return ModelServeStatus(
+        observed_generation=serve.metadata.generation,
+        conditions=_conditions(case, rollout),
+        model=case.resolution.model,
+        live=live,
+        candidate=_told(rollout.candidate),
+        url=service_url(serve, object_name(serve.metadata.name)) if live else None,
+        served_name=served_name(serve),
+        replicas=deployed.ready if deployed else 0,
+        selector=",".join(f"{k}={v}" for k, v in selector.items()),
+    )
+
+
+def rendered(status: ModelServeStatus) -> dict[str, Any]:
+    """The status as the API server takes it."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]:
+    """What is worth an event, from two statuses: a revision loads, is refused, takes over; something stalls."""
+    old, new = before.candidate, after.candidate
+    if new is not None and (old is None or (old.name, old.trial) != (new.name, new.trial)):
+        yield Event("RevisionLoading", f"revision {new.name} of {new.model_uri} is started")
+    refused = new is not None and new.state is RevisionState.REFUSED
+    if new is not None and refused and (old is None or (old.trial, old.state) != (new.trial, new.state)):
+        yield Event("RevisionRefused", f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True)
+    if after.live is not None and (before.live is None or before.live.name != after.live.name):
+        yield Event("RevisionLive", f"revision {after.live.name} of {after.live.model_uri} serves now")
+    stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
+    was = next((c for c in before.conditions if c.type == "Stalled"), None)
+    if stalled is not None and not refused and (was is None or was.reason != stalled.reason):
+        yield Event(stalled.reason, stalled.message, warning=True)
+
+
+def _told(candidate: Revision | None) -> Revision | None:
+    if candidate is None or candidate.message is None:
+        return candidate
+    return candidate.model_copy(update={"message": candidate.message[:LONGEST_MESSAGE]})
+
+
+def _conditions(case: Case, rollout: Rollout) -> list[Condition]:
+    before = {c.type: c for c in case.serve.status.conditions}
+    found = []
+    for kind, truth, reason, message in _truths(case, rollout):
+        old = before.get(kind)
+        unmoved = old is not None and old.status == truth and old.last_transition_time
+        now = case.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+        found.append(
+            Condition(
+                type=kind,
+                status=truth,
+                reason=reason,
+                message=message[:LONGEST_MESSAGE],
+                observed_generation=case.serve.metadata.generation,
+                last_transition_time=old.last_transition_time if old and unmoved else now,
+            )
+        )
+    return found
+
+
+def _truths(case: Case, rollout: Rollout) -> Iterator[tuple[str, Truth, str, str]]:
+    standing, why = rollout.standing, (rollout.reason, rollout.message)
+    yield ("Ready", "True" if standing in (Standing.SERVING, Standing.PAUSED) else "False", *why)
+    if standing is Standing.WORKING:
+        yield ("Reconciling", "True", *why)
+    if standing is Standing.STALLED:
+        yield ("Stalled", "True", *why)
+    yield "Available", *_available(case, rollout)
+
+
+def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:
+    live = rollout.live
+    if rollout.standing is Standing.PAUSED:
+        return "False", rollout.reason, rollout.message
+    if live is None:
+        return "False", "NothingLive", "no revision has passed its gate yet"
+    deployed = case.world.deployed.get(live.name)
+    if deployed is None or deployed.available == 0:
+        return "False", "NoPods", f"no pod of the live revision {live.name} is available"
+    return "True", "Answering", f"{deployed.available} pods of revision {live.name} answer"
