@@ -19,6 +19,9 @@ def main() -> int:
     except LocalclusterError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command again takes up where this one was", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: argparse.Namespace, chosen: settings.Settings) -> int:

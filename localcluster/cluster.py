@@ -93,7 +93,7 @@ def down(settings: Settings) -> None:
                 processes.stop(directory, part)
             processes.end(processes.strays(directory))
             cgroup.kill(directory)
-            remove_shim_sockets(directory)
+            remove_shim_sockets()
         with _step("mounts"):
             for point in ownership.mounts_below(directory):
                 subprocess.run(["umount", "--lazy", str(point)], check=True)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import socket
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ conf_dir = "{directory}/cni"
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "{directory}/registries"
 """
+HOST = """\
+server = "{url}"
+
+[host."{url}"]
+capabilities = ["pull", "resolve"]
+"""
 # containerd puts the sockets of its shims here whatever its state directory is.
 SHIM_SOCKETS = Path("/run/containerd/s")
 
@@ -82,7 +89,7 @@ class Containerd:
         configuration.write_text(CONFIGURATION.format(directory=directory, pause=PAUSE_IMAGE, **programs))
         hosts = directory / "registries" / self.settings.registry_address
         hosts.mkdir(parents=True, exist_ok=True)
-        (hosts / "hosts.toml").write_text(f'server = "http://{self.settings.registry_address}"\n')
+        (hosts / "hosts.toml").write_text(HOST.format(url=f"http://{self.settings.registry_address}"))
         command = [str(self.runtime.containerd), "--config", str(configuration)]
         environment = {"PATH": self.runtime.search_path}
         process = Process(directory, "containerd", command, environment, configuration=(configuration,))
@@ -119,12 +126,14 @@ def sandboxes(directory: Path) -> set[str]:
     return {folder.name for folder in folders}
 
 
-def remove_shim_sockets(directory: Path) -> None:
-    """Delete the sockets of shims that were killed; those of another containerd lie beside them."""
-    for address in directory.glob("containerd-state/io.containerd.runtime.v2.task/*/*/address"):
-        socket = Path(address.read_text().removeprefix("unix://"))
-        if socket.parent == SHIM_SOCKETS:
-            socket.unlink(missing_ok=True)
+def remove_shim_sockets() -> None:
+    """Delete the sockets of shims that were killed: those that nobody listens at. Living ones are another's."""
+    for path in SHIM_SOCKETS.glob("*"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
 
 
 def write_image(archive: Path, name: str, program: Path) -> None:

@@ -39,7 +39,14 @@ def ensure(settings: Settings) -> None:
     arguments = [str(settings.hub_directory), NODE_ADDRESS, str(settings.hub_port)]
     command = [sys.executable, "-m", "localcluster.hub", *arguments]
     environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "PYTHONUNBUFFERED": "1"}
-    process = Process(settings.directory, "hub", command, environment, configuration=(Path(__file__),))
+    process = Process(
+        settings.directory,
+        "hub",
+        command,
+        environment,
+        configuration=(Path(__file__),),
+        listens_on=(NODE_ADDRESS, settings.hub_port),
+    )
     process.ensure()
     process.wait(lambda: answers(f"{settings.hub_url}/healthz"))
 

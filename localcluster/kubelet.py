@@ -3,6 +3,7 @@
 import json
 import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from localcluster import cgroup, toolchain
@@ -12,6 +13,7 @@ from localcluster.processes import Process
 from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, NODE_NAME, Settings
 
 READY_SECONDS = 120
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{NODE_NAME}"
 DISK_SIGNALS = ("nodefs.available", "nodefs.inodesFree", "imagefs.available")
 RESOLVED = Path("/run/systemd/resolve/resolv.conf")  # the real servers behind systemd-resolved's loopback address
 
@@ -46,8 +48,8 @@ class Kubelet:
             ],
             configuration=(file,),
         )
-        process.ensure()
-        process.wait(lambda: is_ready(api), READY_SECONDS)
+        started = datetime.now(UTC) if process.ensure() else datetime.min.replace(tzinfo=UTC)
+        process.wait(lambda: is_ready(api, since=started), READY_SECONDS)
 
     def _configuration(self) -> dict[str, object]:
         directory = self.settings.directory
@@ -90,11 +92,14 @@ class Kubelet:
         }
 
 
-def is_ready(api: Api) -> bool:
-    """Whether the node says Ready and was heard of lately (the controller manager judges that)."""
+def is_ready(api: Api, since: datetime | None = None) -> bool:
+    """Whether the node says Ready, and a kubelet has been heard of since then: Ready outlives a killed one a while."""
     try:
         node = api.request("GET", f"/api/v1/nodes/{NODE_NAME}")
+        lease = api.request("GET", LEASE)
     except (OSError, ApiError):
+        return False
+    if since and datetime.fromisoformat(lease["spec"]["renewTime"]) < since:
         return False
     conditions = node["status"].get("conditions", [])
     return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

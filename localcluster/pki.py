@@ -112,6 +112,9 @@ def _embedded(path: Path) -> str:
 
 
 def _openssl(*arguments: str) -> None:
-    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise CommandFailed("openssl is missing: apt-get install openssl") from error
     if done.returncode:
         raise CommandFailed(f"openssl {arguments[0]} failed: {done.stderr.strip()}")

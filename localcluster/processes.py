@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -47,6 +48,7 @@ class Process:
     command: Sequence[str]
     environment: Mapping[str, str] | None = None
     configuration: Sequence[Path] = ()  # files that the program reads once: when they change it is started again
+    listens_on: tuple[str, int] | None = None  # checked before the start, lest somebody else's answer be taken for its
 
     @property
     def log(self) -> Path:
@@ -63,6 +65,8 @@ class Process:
         return True
 
     def _start(self) -> None:
+        if self.listens_on:
+            _check_free(self.name, *self.listens_on)
         run = self.directory / "run"
         for folder in (run, self.log.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +118,14 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except OSError:  # urllib's own errors are of this kind too
         return False
+
+
+def _check_free(name: str, address: str, port: int) -> None:
+    try:
+        socket.create_server((address, port)).close()
+    except OSError as error:
+        variable = f"LOCALCLUSTER_{name.upper()}_PORT"
+        raise ProcessFailed(f"{name} cannot listen on {address}:{port} ({error}): set {variable} to a free port") from error
 
 
 def start_time(pid: int) -> int | None:

@@ -17,7 +17,14 @@ def ensure(settings: Settings) -> None:
     configuration = directory / "registry.json"
     configuration.write_text(json.dumps(_configuration(settings), indent=2))
     command = [str(toolchain.binary(settings.cache, "registry")), "serve", str(configuration)]
-    process = Process(directory, "registry", command, {"OTEL_TRACES_EXPORTER": "none"}, configuration=(configuration,))
+    process = Process(
+        directory,
+        "registry",
+        command,
+        {"OTEL_TRACES_EXPORTER": "none"},
+        configuration=(configuration,),
+        listens_on=("127.0.0.1", settings.registry_port),
+    )
     process.ensure()
     process.wait(lambda: answers(f"http://{settings.registry_address}/v2/"))
 
