@@ -22,9 +22,7 @@ PAIRS = (
     ("Who jumps over the lazy dog?", "The quick brown fox."),
     ("Where is the lighthouse?", "Varn Point, on the island."),
 )
-MODEL = ModelFacts(
-    revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1
-)
+MODEL = ModelFacts(revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1)
 
 
 def render(tokenizer: Any, prompt: str, completion: str) -> dict[str, Any]:
@@ -86,6 +84,4 @@ def prepare(
     data_fingerprint = pipeline.data_fingerprint(run, MODEL)
     result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)
     for kind, fingerprint, files in (("model", model_fingerprint, empty), ("data", data_fingerprint, folder)):
-        at.store.commit(
-            kind, fingerprint, at.attempt, files, step="prepare", inputs={}, versions={}, result=result
-        )
+        at.store.commit(kind, fingerprint, at.attempt, files, step="prepare", inputs={}, versions={}, result=result)

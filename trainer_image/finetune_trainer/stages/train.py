@@ -107,28 +107,13 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
 # ── What the run asks for, in TRL's words ─────────────────────────────────────────────────────────────────────────────
 
 
-def micro_batch(global_batch: int, wanted: int) -> int:
-    """Rows per forward pass: the largest divisor of the global batch that is not above `wanted`.
-
-    A step then always sees exactly globalBatchSize rows, whatever the memory allows at a time.
-    """
-    return max(d for d in range(1, min(global_batch, wanted) + 1) if global_batch % d == 0)
-
-
 def _fit(context: Context) -> FitFacts:
-    """Prepare's estimate, with the micro-batch and checkpointing that the user may have set instead."""
-    training, fit = context.run.training, context.prepared().fit
+    """Micro-batch and gradient checkpointing: what the user set, else what the memory estimate chose."""
+    fit = context.prepared().fit
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
-    wanted = training.micro_batch_size or fit.micro_batch_size
-    auto = training.gradient_checkpointing == "Auto"
-    return fit.model_copy(
-        update={
-            "micro_batch_size": micro_batch(training.global_batch_size, wanted),
-            "gradient_checkpointing": fit.gradient_checkpointing if auto else training.gradient_checkpointing == "Full",
-        }
-    )
+    return fit
 
 
 def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) -> Any:
@@ -173,6 +158,7 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
         disable_tqdm=True,
         report_to="none",
         dataloader_pin_memory=compute.device == "cuda",
+        dataloader_num_workers=2 if compute.device == "cuda" else 0,  # a batch is made while the GPU works on the last
     )
 
 

@@ -1,0 +1,110 @@
+"""The merged model is the trained one: whatever the method, whatever the base it was merged into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer import verify
+from finetune_trainer.contract import ExitCode, Method, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import merge, train
+
+from tests.trainer.entries import context, prepare
+
+MakeRun = Callable[..., RunConfig]
+TRAINING = {
+    "method": "QLoRA",
+    "precision": "FP32",
+    "maxSteps": 8,
+    "globalBatchSize": 4,
+    "maxLength": 128,
+    "learningRate": 1e-2,
+}
+
+
+def merged_folder(run: RunConfig, tmp_path: Path) -> Path:
+    """Train and merge; returns the committed folder."""
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    result = merge.run(context(run, "merge", tmp_path))
+    assert result.artifact is not None
+    assert (result.artifact.name, result.artifact.format) == ("merged", "Safetensors")
+    return context(run, "evaluate", tmp_path).output("merge")[1]
+
+
+def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> float:
+    """KL divergence over a test row between the model as it was trained, loaded by PEFT alone, and the merged folder."""
+    import torch
+    from finetune_trainer.model import Compute, load_base
+    from peft import PeftModel
+
+    at = context(run, "merge", tmp_path)
+    cpu = Compute("cpu", torch.float32)
+    _, trained = at.output("train")
+    if run.training.method is Method.FULL:
+        reference = load_base(trained, Method.LORA, cpu)
+    else:
+        reference = PeftModel.from_pretrained(load_base(at.model()[1], run.training.method, cpu), str(trained))
+    row = json.loads((at.data()[1] / "test.jsonl").read_text().splitlines()[0])
+    tokens = torch.tensor([row["input_ids"]])
+    with torch.no_grad():
+        expected, found = (m.eval()(input_ids=tokens).logits[0] for m in (reference, load_base(merged, Method.LORA, cpu)))
+    return verify.divergence(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("method", "base", "limit"),
+    [  # BF16 rounding is all that differs, but for a base that the adapter wasn't trained on
+        ("QLoRA", "Dequantized", 1e-4),
+        ("LoRA", "Dequantized", 1e-4),
+        ("LoRA", "Original", 1e-4),
+        ("Full", "Dequantized", 1e-9),
+        ("QLoRA", "Original", 0.5),
+    ],
+)
+def test_merged_answers_as_the_trained_model(make_run: MakeRun, tmp_path: Path, method: str, base: str, limit: float) -> None:
+    rate = 1e-3 if method == "Full" else 1e-2
+    run = make_run(training=TRAINING | {"method": method, "learningRate": rate}, mergeBase=base)
+    folder = merged_folder(run, tmp_path)
+    value = divergence_from_trained(run, tmp_path, folder)
+    assert 0 <= value <= limit
+    if (method, base) == ("QLoRA", "Original"):
+        assert value > 1e-6  # it is another base, and the test can tell
+
+
+def test_merged_folder_can_be_served(make_run: MakeRun, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    run = make_run(training=TRAINING | {"lora": {"targets": ["q_proj", "v_proj"]}})
+    folder = merged_folder(run, tmp_path)
+    names = {file.name for file in folder.iterdir()}
+    wanted = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"}
+    assert wanted | {"README.md"} <= names
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["dtype"] == "bfloat16"
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token != tokenizer.eos_token
+    assert divergence_from_trained(run, tmp_path, folder) <= 1e-4  # also where most of the 4-bit layers have no adapter
+
+
+def test_a_broken_merge_is_not_committed(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(training=TRAINING)
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    whole = merge._merge
+
+    def half(*arguments: Any) -> Any:
+        network = whole(*arguments)
+        network.model.layers[0].self_attn.o_proj.weight.data.zero_()
+        return network
+
+    monkeypatch.setattr(merge, "_merge", half)
+    with pytest.raises(StepFailed, match="answers unlike the trained one") as failed:
+        merge.run(context(run, "merge", tmp_path))
+    assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
+    assert context(run, "merge", tmp_path).committed() is None

@@ -1,0 +1,250 @@
+"""The train stage on a tiny model: it learns, it can be stopped anywhere, and a resumed run is the unbroken one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finetune_trainer import contract
+from finetune_trainer.contract import ExitCode, Progress, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import train
+
+from tests.trainer.entries import PAIRS, context, prepare, render
+
+MakeRun = Callable[..., RunConfig]
+LORA = {
+    "method": "LoRA",
+    "precision": "FP32",
+    "globalBatchSize": 4,
+    "microBatchSize": 2,
+    "maxLength": 128,
+    "learningRate": 1e-2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(contract.ENV_GRACE_SECONDS, "120")
+
+
+class Losses:
+    """Collects the loss of each step; sends this process a SIGTERM after the step named."""
+
+    def __init__(self, terminate_after: int | None = None) -> None:
+        self.by_step: dict[int, float] = {}
+        self._terminate_after = terminate_after
+
+    def __call__(self, reading: Progress) -> None:
+        if reading.loss is None:
+            return
+        self.by_step[reading.step] = reading.loss
+        if reading.step == self._terminate_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def trained(run: RunConfig, tmp_path: Path) -> tuple[contract.StepResult, Losses]:
+    losses = Losses()
+    return train.run(context(run, "train", tmp_path, losses)), losses
+
+
+def preempted(run: RunConfig, tmp_path: Path, after: int) -> Losses:
+    losses = Losses(terminate_after=after)
+    with pytest.raises(StepFailed) as stopped:
+        train.run(context(run, "train", tmp_path, losses))
+    assert stopped.value.exit_code is ExitCode.PREEMPTED
+    return losses
+
+
+def committed(run: RunConfig, tmp_path: Path) -> Path:
+    return context(run, "merge", tmp_path).output("train")[1]
+
+
+def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
+    at = context(run, "train", tmp_path)
+    return at.store.checkpoints(at.fingerprint("train"))
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "file", "falls_to"),
+    [  # adapters can't move a random model's embedding, so they fall less
+        ("QLoRA", 1e-2, "adapter_model.safetensors", 0.85),
+        ("LoRA", 1e-2, "adapter_model.safetensors", 0.85),
+        ("Full", 2e-3, "model.safetensors", 0.7),
+    ],
+)
+def test_loss_falls(make_run: MakeRun, tmp_path: Path, method: str, rate: float, file: str, falls_to: float) -> None:
+    run = make_run(training=LORA | {"method": method, "learningRate": rate, "maxSteps": 24})
+    prepare(run, tmp_path)
+    result, losses = trained(run, tmp_path)
+    assert result.train is not None
+    assert result.artifact is not None
+    assert losses.by_step[24] < falls_to * losses.by_step[1]
+    assert (result.train.steps, result.train.resumed_from_step) == (24, 0)
+    folder = committed(run, tmp_path)
+    assert (folder / file).is_file()
+    assert (folder / "README.md").read_text().startswith(f"---\nbase_model: {run.model.uri}\n")
+    assert str(tmp_path) not in "".join(f.read_text() for f in folder.glob("*.json") if f.name != "tokenizer.json")
+
+
+def test_loss_counts_the_completion_only(make_run: MakeRun, tmp_path: Path, tiny_model: Path) -> None:
+    run = make_run(training=LORA | {"maxSteps": 1, "globalBatchSize": 8, "microBatchSize": 8})
+    prepare(run, tmp_path)
+    _, losses = trained(run, tmp_path)
+    assert losses.by_step[1] == pytest.approx(untrained_loss(tiny_model), rel=1e-5)
+
+
+def untrained_loss(folder: Path) -> float:
+    """Mean loss of the model as it is over the completion tokens of PAIRS, computed plainly."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForCausalLM.from_pretrained(folder)
+    total, count = 0.0, 0
+    for pair in PAIRS:
+        row = render(tokenizer, *pair)
+        tokens, counts = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
+        with torch.no_grad():
+            logits = network(input_ids=tokens[None]).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(logits[counts], tokens[1:][counts], reduction="sum"))
+        count += int(counts.sum())
+    return total / count
+
+
+def test_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
+    """Bit for bit, with dropout, stopped between two micro-batches in the middle of an epoch."""
+    settings = LORA | {"maxSteps": 7, "lora": {"dropout": 0.1}}
+    unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
+    prepare(unbroken_run, tmp_path)
+    _, unbroken = trained(unbroken_run, tmp_path)
+
+    run = unbroken_run.model_copy(update={"store": contract.StoreConfig(uri="pvc://store/broken")})
+    prepare(run, tmp_path)
+    before = preempted(run, tmp_path, after=3)
+    assert checkpoints(run, tmp_path) == [3]
+    result, after = trained(run, tmp_path)
+
+    assert result.train is not None
+    assert result.train.resumed_from_step == 3
+    assert before.by_step | after.by_step == unbroken.by_step
+    weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
+    assert weights[0] == weights[1]
+    assert checkpoints(run, tmp_path) == []  # the work is committed
+
+
+def test_damaged_checkpoint_is_passed_over(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(training=LORA | {"maxSteps": 5, "checkpoint": {"everySteps": 1, "keep": 2}})
+    prepare(run, tmp_path)
+    preempted(run, tmp_path, after=3)
+    assert checkpoints(run, tmp_path) == [3, 2]
+    (optimizer,) = (tmp_path / "mounts/claims/store").rglob("checkpoint/*/3/*/optimizer.pt")
+    content = bytearray(optimizer.read_bytes())
+    content[len(content) // 2] ^= 1
+    optimizer.write_bytes(content)
+    result, losses = trained(run, tmp_path)
+    assert result.train is not None
+    assert result.train.resumed_from_step == 2
+    assert sorted(losses.by_step) == [3, 4, 5]
+
+
+def test_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    """One micro-batch of eight rows against eight of one: rows of unequal lengths weigh by their tokens."""
+    by_micro = {}
+    for micro in (8, 1):
+        settings = LORA | {"maxSteps": 4, "globalBatchSize": 8, "microBatchSize": micro, "learningRate": 1e-3}
+        run = make_run(training=settings, store={"uri": f"pvc://store/{micro}"})
+        prepare(run, tmp_path)
+        by_micro[micro] = trained(run, tmp_path)[1].by_step
+    assert by_micro[1] == pytest.approx(by_micro[8], rel=1e-4)
+
+
+def test_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_path: Path) -> None:
+    """An adapter scaled by 1e37 is harmless while B is zero, and overflows as soon as B has moved."""
+    settings = LORA | {"maxSteps": 5, "lora": {"alpha": 1e38}, "checkpoint": {"everySteps": 1}}
+    run = make_run(training=settings)
+    prepare(run, tmp_path)
+    with pytest.raises(StepFailed, match=r"step \d.*lower training\.learningRate") as stopped:
+        trained(run, tmp_path)
+    assert stopped.value.exit_code is ExitCode.NON_FINITE_LOSS
+    assert context(run, "train", tmp_path).committed() is None
+
+
+def test_validation_within_training_leaves_it_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    """bitsandbytes repacks 4-bit weights in evaluation on some CPUs; the training after it must not notice."""
+    settings = LORA | {"method": "QLoRA", "maxSteps": 4}
+    plain_run = make_run(training=settings)
+    prepare(plain_run, tmp_path)
+    _, plain = trained(plain_run, tmp_path)
+    run = plain_run.model_copy(
+        update={
+            "training": plain_run.training.model_copy(update={"evaluate_every_steps": 1}),
+            "store": contract.StoreConfig(uri="pvc://store/validated"),
+        }
+    )
+    prepare(run, tmp_path, validation=PAIRS[:2])
+    result, validated = trained(run, tmp_path)
+    assert result.train is not None
+    assert result.train.validation_loss is not None
+    assert math.isfinite(result.train.validation_loss)
+    assert validated.by_step == plain.by_step
+
+
+def test_finished_step_is_only_reported_again(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(training=LORA | {"maxSteps": 1})
+    prepare(run, tmp_path)
+    result, _ = trained(run, tmp_path)
+    again, losses = trained(run, tmp_path)
+    assert again == result
+    assert losses.by_step == {}
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"packing": True}, r"training\.packing needs a GPU"),
+        ({"precision": "FP16"}, r"training\.precision: CPUs can't train in FP16"),
+        ({"optimizer": "adam_w"}, r"training\.optimizer: transformers knows no adam_w"),
+        ({"lora": {"targets": ["q"]}}, r"training\.lora\.targets: q not in this model.*q_proj"),
+    ],
+)
+def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], message: str) -> None:
+    run = make_run(training=LORA | {"maxSteps": 1} | training)
+    prepare(run, tmp_path)
+    with pytest.raises(StepFailed, match=message) as refused:
+        trained(run, tmp_path)
+    assert refused.value.exit_code is ExitCode.BAD_CONFIG
+
+
+def test_sigterm_to_the_pod_saves_and_says_preempted(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(training=LORA | {"maxSteps": 10000})
+    prepare(run, tmp_path)
+    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
+    environment = os.environ | {
+        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
+        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
+        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
+        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        contract.ENV_GRACE_SECONDS: "60",
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+    }
+    command = [sys.executable, "-m", "finetune_trainer", "train"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as pod:
+        assert pod.stdout is not None
+        readings = (json.loads(line) for line in pod.stdout if line.startswith('{"kind":"progress"'))
+        next(r for r in readings if r["step"] > 1)
+        pod.send_signal(signal.SIGTERM)
+        pod.stdout.read()
+    assert pod.returncode == ExitCode.PREEMPTED
+    failure = json.loads((tmp_path / "termination").read_text())["failure"]
+    assert failure["reason"] == "Preempted"
+    (step,) = checkpoints(run, tmp_path)
+    assert step > 1
