@@ -133,13 +133,22 @@ class Cluster:
 
     async def apply(self, body: Object) -> Object:
         """Server-side apply by force: the fields in the body become ours and as the body says."""
-        return await self._apply(body, "")
+        self._fence()
+        metadata = body["metadata"]
+        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
 
-    async def apply_status(self, owner: Object, status: dict[str, Any]) -> Object:
-        """Apply the whole status of one of our objects; raises Conflict if another object has its name by now."""
-        metadata = {k: owner["metadata"][k] for k in ("name", "namespace", "uid")}
-        body = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "metadata": metadata, "status": status}
-        return await self._apply(body, "status")
+    async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
+        """Write the whole status of an object as it was read; raises Conflict if anybody wrote to it since.
+
+        Not by server-side apply: that fails as a whole where the CRD is older than the operator and lacks one field.
+        """
+        self._fence()
+        metadata = read["metadata"]
+        path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"], "status")
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._json("PUT", path, query, {**read, "status": status})
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
@@ -187,13 +196,6 @@ class Cluster:
             return LEASE_TIMEOUT_SECONDS
         self._fence()
         return TIMEOUT_SECONDS
-
-    async def _apply(self, body: Object, subresource: str) -> Object:
-        self._fence()
-        metadata = body["metadata"]
-        path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"], subresource)
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
 
     # ── one request ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,6 +1,6 @@
 """One pass over one object: read it and its children, decide, apply, write status once and only if it changed, tell.
 
-    get ─► reads ─► observe ─► decide ─► act … ─► apply status ─► events ─► requeue
+    get ─► reads ─► observe ─► decide ─► act … ─► write status ─► events ─► requeue
            └────── policy ──────┘└ policy ┘
 
 It knows neither kind: a policy decides (decision.py). Nothing is remembered between passes, and what a pass causes is
@@ -135,7 +135,7 @@ async def _report(cluster: Cluster, body: Object, status: dict[str, Any], events
     """Write the status if it differs, then tell what happened. Returns the number of writes to the object."""
     if pruned(status) == pruned(body.get("status", {})):
         return 0
-    await cluster.apply_status(body, pruned(status))
+    await cluster.replace_status(body, pruned(status))
     for event in events:
         try:
             await cluster.post_event(body, event)

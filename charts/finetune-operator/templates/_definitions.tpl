@@ -34,7 +34,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [get, list, watch, create, patch]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/status, modelserves/status]
-  verbs: [patch]
+  verbs: [update]
 - apiGroups: [finetune.dev]
   resources: [finetunejobs/finalizers, modelserves/finalizers]   # owner references that block deletion, where the cluster checks them
   verbs: [update]
