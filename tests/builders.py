@@ -115,9 +115,7 @@ def make_result(run: RunConfig, step: str, *, done: tuple[str, ...] = (), loss: 
 
 
 def _artifact(name: str, kind: str, fingerprint: str) -> ArtifactFacts:
-    return ArtifactFacts(
-        name=name, format=kind, path=f"{name}/{fingerprint}/a1", digest="sha256:" + "a" * 64, bytes=1000
-    )
+    return ArtifactFacts(name=name, format=kind, path=f"{name}/{fingerprint}/a1", digest="sha256:" + "a" * 64, bytes=1000)
 
 
 def finish(job: Object, *, code: int = 0, failed: bool | None = None, seconds: float = 60) -> Object:

@@ -1,87 +1,17 @@
-"""Whole lives of a FineTuneJob: decisions are applied to a namespace that behaves as Kubernetes does, pass by pass."""
+"""Whole lives of a FineTuneJob: what is started, what is not, and how it ends."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from finetune_operator.decision import Ref
-from finetune_operator.finetunejob import policy
-from finetune_operator.finetunejob.api import FineTuneJob
-from finetune_operator.finetunejob.run import run_config
+from finetune_operator.decision import Apply, Ref
 from finetune_operator.meta import Object
-from finetune_operator.settings import Settings
-from finetune_trainer.contract import ExitCode, RunConfig, StepResult, Termination
+from finetune_trainer.contract import ExitCode
 from finetune_trainer.pipeline import steps
-from tests.builders import NOW, SERVING, Namespace, data_config_map, make_job, make_result, reported_failure
-
-SETTINGS = Settings()
-
-
-@dataclass
-class Story:
-    """One job in one namespace. `done` remembers what a store would hold: what prepare finds the next time."""
-
-    job: Object
-    space: Namespace = field(default_factory=lambda: Namespace(data_config_map()))
-    minute: int = 0
-    loss: float = 0.1
-    done: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-
-    def one_pass(self) -> list[str]:
-        """Reconcile once; returns what was done."""
-        self.minute += 10  # longer than any pause between attempts
-        asked = policy.reads(self.job).named
-        assert set(self.space.named) <= {*asked, Ref("ConfigMap", "facts")}
-        now = NOW + timedelta(minutes=self.minute)
-        decision = policy.decide(self.job, self.space.observed(), SETTINGS, now)
-        acted = self.space.apply(decision)
-        self.job = {**self.job, "status": json.loads(json.dumps(decision.status))}
-        self.events += [e.reason for e in decision.events]
-        return acted
-
-    def passes(self, count: int = 3) -> list[str]:
-        return [what for _ in range(count) for what in self.one_pass()]
-
-    def run(self) -> RunConfig:
-        return run_config(FineTuneJob.model_validate(self.job))
-
-    def result(self, step: str) -> StepResult:
-        asked = {s.name for s in steps(self.run())}
-        return make_result(self.run(), step, done=tuple(d for d in self.done if d in asked), loss=self.loss)
-
-    def succeed(self) -> None:
-        """The step at work ends well, as its pod would report."""
-        step = self.space.running()["metadata"]["labels"]["finetune.dev/step"]
-        self.space.end(0, Termination(result=self.result(step)))
-        if step != "prepare":
-            self.done.append(step)
-
-    def to_the_end(self) -> list[str]:
-        """Each step ends well as soon as it is started. Returns the steps whose Jobs were started."""
-        started = [a for a in self.passes() if a.startswith("job ")]
-        while any(not j["status"].get("conditions") for j in self.space.jobs.values()):
-            self.succeed()
-            started += [a for a in self.passes() if a.startswith("job ")]
-        return [a.removeprefix("job ") for a in dict.fromkeys(started)]
-
-    def edit(self, **spec: Any) -> None:
-        meta = {**self.job["metadata"], "generation": self.job["metadata"]["generation"] + 1}
-        self.job = {**self.job, "metadata": meta, "spec": {**self.job["spec"], **spec}}
-
-    def annotate(self, name: str, value: str) -> None:
-        self.job["metadata"]["annotations"][f"finetune.dev/{name}"] = value
-
-    def conditions(self) -> dict[str, tuple[str, str]]:
-        return {c["type"]: (c["status"], c["reason"]) for c in self.job["status"]["conditions"]}
-
-    def step(self, name: str) -> dict[str, Any]:
-        return next(s for s in self.job["status"]["steps"] if s["name"] == name)
+from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure
+from tests.story import Story
 
 
 def succeeded(story: Story) -> bool:
@@ -307,18 +237,16 @@ def drive_to_serving(story: Story, **condition: str) -> Object:
 
 
 def apply_of(story: Story) -> Object:
-    decision = policy.decide(story.job, story.space.observed(), SETTINGS, NOW + timedelta(minutes=story.minute))
-    (action,) = decision.actions
-    return action.body  # type: ignore[union-attr]
+    (action,) = story.decide().actions
+    assert isinstance(action, Apply)
+    return action.body
 
 
 def test_the_job_has_ended_when_the_model_serve_is_ready_with_its_artifact() -> None:
     story = Story(make_job(serving=SERVING))
     served = drive_to_serving(story)
     assert story.conditions()["Reconciling"] == ("True", "Serving")
-    assert served["spec"]["model"]["uri"] == next(
-        a["uri"] for a in story.job["status"]["artifacts"] if a["name"] == "q4"
-    )
+    assert served["spec"]["model"]["uri"] == next(a["uri"] for a in story.job["status"]["artifacts"] if a["name"] == "q4")
     assert "ownerReferences" not in served["metadata"]  # it outlives the job
     assert story.passes() == []
     assert succeeded(story)

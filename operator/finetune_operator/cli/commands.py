@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from finetune_operator.cli import local, show
 from finetune_operator.cli.document import Document, FileError, read_document
-from finetune_operator.cli.render import children
+from finetune_operator.cli.render import children, manifests
 from finetune_operator.finetunejob.runs import current_run
 
 FAILED, BAD_FILE = 1, 2
@@ -65,7 +64,7 @@ def render(file: File, cpu: Cpu = False) -> None:
         document = read_document(file, cpu=cpu)
     except FileError as error:
         raise typer.Exit(_refuse(Console(stderr=True), error)) from None
-    print(yaml.safe_dump_all(children(document.job), sort_keys=False), end="")
+    print(manifests(children(document.job)), end="")
 
 
 def _run(console: Console, errors: Console, document: Document, workdir: local.Workdir, file: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob import admission
 from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.meta import API_VERSION
 from finetune_operator.sentences import sentences
@@ -58,6 +58,6 @@ def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
         job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec})
     except ValidationError as error:
         raise FileError(*sentences(error, "")) from None
-    if wrong := handover.problems(job.spec):
+    if wrong := admission.problems(job.spec):
         raise FileError(*wrong)
     return job

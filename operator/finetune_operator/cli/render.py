@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import yaml
 
 from finetune_operator.finetunejob import objects
 from finetune_operator.finetunejob.api import FineTuneJob
@@ -20,3 +23,20 @@ def children(job: FineTuneJob) -> Iterator[Object]:
     yield objects.run_config_map(job, run)
     for step in run.steps:
         yield objects.attempt_job(job, run, Start(step, 1), status, read_settings())
+
+
+def manifests(objects: Iterable[Object]) -> str:
+    """YAML documents for people: texts of several lines as they are, fields in the order in which they were written."""
+    return yaml.dump_all(objects, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, _data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

@@ -1,6 +1,6 @@
 """The FineTuneJob as types: what a user may write, with defaults and bounds, and what its status says.
 
-The CRD under crds/ is generated from this file (crdgen.py); the docstring below a field is what `kubectl explain` prints.
+The CRD under crds/ is generated from this file (crdgen.py); the docstring below a field is what `kubectl explain` shows.
 What trains a model is defined once, in finetune_trainer.contract, and used here.
 """
 
@@ -47,8 +47,8 @@ class Parallelism(Strict):
 
 class Merge(Strict):
     base: Literal["Dequantized", "Original"] = "Dequantized"
-    """What the adapter is merged into. Dequantized: the 4-bit base it was trained on, expanded, which gives the very model
-    that was trained; Original: the base model's own weights."""
+    """What the adapter is merged into. Dequantized: the 4-bit base it was trained on, expanded, which gives the very
+    model that was trained; Original: the base model's own weights."""
 
 
 class GateAction(StrEnum):
@@ -81,15 +81,16 @@ class Evaluation(Strict):
     max_new_tokens: int = Field(128, ge=1, le=32768)
     """Longest generated answer, in tokens. Answers are greedy, so that scores can be repeated."""
     gates: list[Gate] = Field(default_factory=list, max_length=20)
-    """What must hold before anything is published or served. Unset: the merged model's loss must not be above the base's."""
+    """What must hold before anything is published or served. Unset: the merged model's loss must not be above the
+    base's."""
 
 
 class Serving(Strict):
     name: str | None = Field(None, min_length=1, max_length=50, pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")
     """Name of the ModelServe that the job creates or updates. Unset: the job's name."""
     artifact: str | None = Field(None, min_length=1, max_length=20)
-    """Artifact to serve. Unset: the best fit for the engine (VLLM: a CompressedTensors artifact or merged; LlamaCpp: the
-    first GGUF artifact)."""
+    """Artifact to serve. Unset: the best fit for the engine (VLLM: a CompressedTensors artifact or merged; LlamaCpp:
+    the first GGUF artifact)."""
     deletion_policy: Literal["Orphan", "Delete"] = "Orphan"
     """What becomes of the ModelServe when this job is deleted. Orphan: it goes on serving."""
     template: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-preserve": True})
@@ -306,7 +307,7 @@ class Resolved(Report):
 
 class FineTuneJobStatus(Report):
     observed_generation: int = -1
-    conditions: list[Condition] = []
+    conditions: list[Condition] = Field(default_factory=list)
     stage: str | None = None
     """The stage that runs, or how the job ended; for people, not for programs."""
     run: str | None = None
@@ -321,12 +322,12 @@ class FineTuneJobStatus(Report):
     model: ModelFacts | None = None
     dataset: DatasetFacts | None = None
     fit: FitFacts | None = None
-    steps: list[StepStatus] = []
+    steps: list[StepStatus] = Field(default_factory=list)
     progress: ProgressStatus | None = None
-    scores: list[Scores] = []
-    gates: list[GateVerdict] = []
-    artifacts: list[ArtifactStatus] = []
-    published: list[str] = []
+    scores: list[Scores] = Field(default_factory=list)
+    gates: list[GateVerdict] = Field(default_factory=list)
+    artifacts: list[ArtifactStatus] = Field(default_factory=list)
+    published: list[str] = Field(default_factory=list)
     serving: ServingStatus | None = None
     last_failure: LastFailure | None = None
     gpu_seconds: int = 0

@@ -46,15 +46,11 @@ BY_CODE: dict[int, Rule] = {
     ExitCode.UNEXPECTED: Rule(Retry.COUNTED, "UnexpectedError", "the program ended with an error; see the pod's log"),
     ExitCode.BAD_CONFIG: Rule(Retry.NEVER, "InvalidSpec", "the configuration can't be run; correct the spec"),
     ExitCode.BAD_DATA: Rule(Retry.NEVER, "InvalidDataset", "the dataset can't be used; correct it or spec.dataset"),
-    ExitCode.SOURCE_NOT_FOUND: Rule(
-        Retry.NEVER, "SourceNotFound", "the model or dataset does not exist; correct its uri"
-    ),
+    ExitCode.SOURCE_NOT_FOUND: Rule(Retry.NEVER, "SourceNotFound", "the model or dataset does not exist; correct its uri"),
     ExitCode.SOURCE_DENIED: Rule(
         Retry.NEVER, "SourceDenied", "the model or dataset was denied; set secretRef to a Secret that may read it"
     ),
-    ExitCode.SOURCE_UNAVAILABLE: Rule(
-        Retry.COUNTED, "SourceUnavailable", "the source of the model or dataset did not answer"
-    ),
+    ExitCode.SOURCE_UNAVAILABLE: Rule(Retry.COUNTED, "SourceUnavailable", "the source of the model or dataset did not answer"),
     ExitCode.STORE_UNAVAILABLE: Rule(
         Retry.COUNTED, "StoreUnavailable", "the artifact store did not answer, or is full; see spec.storage.artifacts"
     ),
@@ -108,9 +104,7 @@ def failure_of(attempt: Attempt, stage: str) -> Failure:
 def _outside_rule(pod: Pod, stage: str) -> Rule | None:
     """What was done to the pod outweighs its exit code, unless it explained a failure of its own."""
     if pod.oom_killed:
-        return Rule(
-            Retry.COUNTED, "OutOfMemory", f"the pod used more memory than it may; raise spec.stages.{stage}.resources"
-        )
+        return Rule(Retry.COUNTED, "OutOfMemory", f"the pod used more memory than it may; raise spec.stages.{stage}.resources")
     if pod.removed == "Evicted" and "exceed" in pod.removal.lower():
         return Rule(
             Retry.COUNTED,

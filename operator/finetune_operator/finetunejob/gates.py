@@ -43,9 +43,7 @@ def _judge(gate: Gate, scores: dict[str, Scores]) -> tuple[bool, str]:
     return _compare(gate, what, value, MERGED, -(gate.max_regression_from_merged or 0.0), scores)
 
 
-def _compare(
-    gate: Gate, what: str, value: float, other: str, at_least: float, scores: dict[str, Scores]
-) -> tuple[bool, str]:
+def _compare(gate: Gate, what: str, value: float, other: str, at_least: float, scores: dict[str, Scores]) -> tuple[bool, str]:
     """Whether `value` is better than the other subject's by at least this much; negative allows it to be worse."""
     reference = _value(other, gate.metric, scores)
     if reference is None:

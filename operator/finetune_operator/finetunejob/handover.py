@@ -66,9 +66,7 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     is_gguf = any(a.name == artifact and a.format is ArtifactFormat.GGUF for a in spec.artifacts)
     if is_gguf != (template.engine.type is EngineType.LLAMA_CPP):
         serves = "GGUF" if template.engine.type is EngineType.LLAMA_CPP else "merged or CompressedTensors"
-        return [
-            f"spec.serving.artifact {artifact} does not suit {template.engine.type}, which serves {serves} artifacts"
-        ]
+        return [f"spec.serving.artifact {artifact} does not suit {template.engine.type}, which serves {serves} artifacts"]
     return []
 
 

@@ -168,9 +168,7 @@ def _next_step(case: Case) -> Outlook | None:
         message = f"{step.name} is tried again in {pause:.0f} s: {failure.message}"
         return Outlook(Standing.WORKING, doing, failure.reason, message, requeue_after=pause)
     message = f"{step.name} starts"
-    return Outlook(
-        Standing.WORKING, doing, doing, message, start=Start(step, record.attempt + 1), requeue_after=LOOK_AGAIN
-    )
+    return Outlook(Standing.WORKING, doing, doing, message, start=Start(step, record.attempt + 1), requeue_after=LOOK_AGAIN)
 
 
 def _pause_left(record: StepStatus, now: datetime) -> float:

@@ -15,6 +15,7 @@ from finetune_operator.finetunejob.api import (
     ArtifactStatus,
     FineTuneJobStatus,
     LastFailure,
+    ProgressStatus,
     StepState,
     StepStatus,
 )
@@ -119,6 +120,9 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
             bytes=made.bytes,
         )
         changes["artifacts"] = [*(a for a in status.artifacts if a.name != artifact.name), artifact]
+    if result.train is not None:
+        shown = status.progress or ProgressStatus(step=result.step)
+        changes["progress"] = shown.model_copy(update={"loss": result.train.loss})
     if result.scores:
         new = {s.subject for s in result.scores}
         changes["scores"] = [*(s for s in status.scores if s.subject not in new), *result.scores]

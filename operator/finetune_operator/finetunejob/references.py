@@ -80,9 +80,7 @@ def _missing(wanted: Reference, found: Object | None) -> Missing | None:
             f" create it or correct the field, and the job goes on",
         )
     if "deletionTimestamp" in found.get("metadata", {}):
-        return Missing(
-            f"{short}NotFound", f"{wanted.field} names the {kind} {name}, which is being deleted; create it again"
-        )
+        return Missing(f"{short}NotFound", f"{wanted.field} names the {kind} {name}, which is being deleted; create it again")
     has = {**(found.get("data") or {}), **(found.get("binaryData") or {})}
     # Secrets may be readable by name only; then their keys are not ours to judge.
     absent = [k for k in wanted.keys if k not in has] if kind == "ConfigMap" or has else []

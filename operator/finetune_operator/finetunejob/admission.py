@@ -1,0 +1,29 @@
+"""What is wrong with a spec that neither the schema nor a rule can say: told before any pod is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob.api import FineTuneJobSpec
+from finetune_trainer.contract import SecretRef
+
+_Named = tuple[str, str, SecretRef | None]  # field, uri, secret
+
+
+def problems(spec: FineTuneJobSpec) -> list[str]:
+    """Sentences that name the field and the remedy; none for a spec that can be run."""
+    return [*_secret_conflicts(spec), *handover.problems(spec)]
+
+
+def _secret_conflicts(spec: FineTuneJobSpec) -> Iterator[str]:
+    """Secrets become environment variables, so one pod can't hold two different sets of the same source's keys."""
+    store = spec.storage.artifacts
+    kept: _Named = ("spec.storage.artifacts.secretRef", store.uri or "", store.secret_ref)
+    model: _Named = ("spec.model.secretRef", spec.model.uri, spec.model.secret_ref)
+    dataset: _Named = ("spec.dataset.secretRef", spec.dataset.uri, spec.dataset.secret_ref)
+    targets: list[_Named] = [(f"spec.publish[{i}].secretRef", p.uri, p.secret_ref) for i, p in enumerate(spec.publish)]
+    for one, other in ((model, dataset), (model, kept), (dataset, kept), *((t, kept) for t in targets)):
+        same_source = one[1].partition("://")[0] == other[1].partition("://")[0]
+        if same_source and one[2] and other[2] and one[2] != other[2]:
+            yield f"{one[0]} and {other[0]} give one pod two sets of the same keys; use one Secret that may do both"
