@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.entries import context, prepare
+
 from finetune_trainer import verify
 from finetune_trainer.contract import ExitCode, Method, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, train
-
-from tests.trainer.entries import context, prepare
 
 MakeRun = Callable[..., RunConfig]
 TRAINING = {
@@ -39,8 +39,9 @@ def merged_folder(run: RunConfig, tmp_path: Path) -> Path:
 def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> float:
     """KL divergence over a test row between the model as it was trained, loaded by PEFT alone, and the merged folder."""
     import torch
-    from finetune_trainer.model import Compute, load_base
     from peft import PeftModel
+
+    from finetune_trainer.model import Compute, load_base
 
     at = context(run, "merge", tmp_path)
     cpu = Compute("cpu", torch.float32)

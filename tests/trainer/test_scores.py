@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from finetune_trainer.contract import Metric
 from finetune_trainer.scores import Answer, exact_match, perplexity, rouge_l, values
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.entries import PAIRS, context, prepare, render
+
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, Progress, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import train
-
-from tests.trainer.entries import PAIRS, context, prepare, render
 
 MakeRun = Callable[..., RunConfig]
 LORA = {
