@@ -80,6 +80,7 @@ def awaits_volume(claim: Object) -> bool:
         and spec.get("storageClassName") == STORAGE_CLASS
         and annotations.get("volume.kubernetes.io/selected-node") == NODE_NAME
         and spec.get("volumeMode", "Filesystem") == "Filesystem"
+        and set(spec["accessModes"]) <= {"ReadWriteOnce", "ReadWriteOncePod"}
         and "deletionTimestamp" not in claim["metadata"]
     )
 

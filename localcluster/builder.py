@@ -1,0 +1,81 @@
+"""Container images by buildah, kept in a folder of our own: the machine's own images are neither used nor touched."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from localcluster.errors import BuildFailed
+
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+SHOWN_LINES = 30  # of a failed build
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where buildah keeps layers (`directory`) and what it said last (`logs`)."""
+
+    directory: Path
+
+    @property
+    def options(self) -> list[str]:
+        """The part of each command that keeps buildah inside `directory`."""
+        roots = ["--root", str(self.directory / "root"), "--runroot", str(self.directory / "run")]
+        return ["buildah", *roots, "--storage-driver", "overlay"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`chroot` isolation needs no control groups and no user namespaces, so it works inside containers too."""
+        scratch = self.directory / "tmp"
+        scratch.mkdir(parents=True, exist_ok=True)
+        return {**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(scratch)}
+
+    def log(self, reference: str) -> Path:
+        """Where the output of building `reference` lies."""
+        return self.directory / "logs" / (reference.rpartition("/")[2].replace(":", "-") + ".log")
+
+
+def build(
+    storage: Storage,
+    reference: str,
+    dockerfile: Path,
+    context: Path,
+    arguments: Mapping[str, str],
+    target: str | None = None,
+) -> None:
+    """Build `reference`; layers whose instructions and files did not change come from the storage.
+
+    The machine's certificate authorities are lent to the build, for networks that inspect TLS; no image keeps them.
+    Raises BuildFailed with the last lines of the output.
+    """
+    command = [*storage.options, "build", "--layers", "--network=host", "--pull-never", "--format=oci"]
+    command += ["--tag", reference, "--file", str(dockerfile)]
+    if AUTHORITIES.exists():
+        command += ["--volume", f"{AUTHORITIES}:{AUTHORITIES}:ro"]
+    if target:
+        command += ["--target", target]
+    for name, value in arguments.items():
+        command += ["--build-arg", f"{name}={value}"]
+    _run(storage, [*command, str(context)], storage.log(reference))
+
+
+def push(storage: Storage, reference: str) -> None:
+    """Send `reference` to the registry that its name begins with, over plain HTTP; only layers that it lacks travel."""
+    command = [*storage.options, "push", "--tls-verify=false", "--compression-format=zstd", "--compression-level=1"]
+    _run(storage, [*command, reference, f"docker://{reference}"], storage.log(reference))
+
+
+def exists(storage: Storage, reference: str) -> bool:
+    """Whether the storage holds the image."""
+    command = [*storage.options, "inspect", "--type=image", reference]
+    return subprocess.run(command, env=storage.environment, capture_output=True, check=False).returncode == 0
+
+
+def _run(storage: Storage, command: list[str], log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as output:
+        done = subprocess.run(command, env=storage.environment, stdout=output, stderr=output, check=False)
+    if done.returncode:
+        last = "\n".join(log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
+        raise BuildFailed(f"{' '.join(command)} failed (all of its output: {log}):\n{last}")
