@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from tests.builders import NOW, Namespace, data_config_map, make_result
+
 from finetune_operator.decision import Create, Decision
 from finetune_operator.finetunejob import policy
 from finetune_operator.finetunejob.api import FineTuneJob
@@ -15,7 +17,6 @@ from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import RunConfig, StepResult, Termination
 from finetune_trainer.pipeline import steps
-from tests.builders import NOW, Namespace, data_config_map, make_result
 
 SETTINGS = Settings()
 
@@ -59,9 +60,12 @@ class Story:
     def succeed(self) -> None:
         """The step at work ends well, as its pod would report."""
         step = self.space.running()["metadata"]["labels"]["finetune.dev/step"]
-        self.space.end(0, Termination(result=self.result(step)))
+        self.succeed_with(self.result(step))
         if step != "prepare":
             self.done.append(step)
+
+    def succeed_with(self, result: StepResult) -> None:
+        self.space.end(0, Termination(result=result))
 
     def to_the_end(self) -> list[str]:
         """Each step ends well as soon as it is started. Returns the steps whose Jobs were started."""

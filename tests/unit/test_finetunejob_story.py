@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure
+from tests.story import Story
 
 from finetune_operator.decision import Apply, Ref
 from finetune_operator.meta import Object
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.pipeline import steps
-from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure
-from tests.story import Story
 
 
 def succeeded(story: Story) -> bool:

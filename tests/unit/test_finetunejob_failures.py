@@ -1,0 +1,129 @@
+"""How attempts fail: exit codes and pods' facts ─► try again or not, the reason, and what to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.builders import UID, ended_pod, finish, make_pod, reported_failure
+
+from finetune_operator.decision import Observed
+from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
+from finetune_operator.finetunejob.observed import State, observe
+from finetune_operator.meta import Object
+from finetune_trainer.contract import ExitCode, Termination
+
+JOB: Object = {
+    "metadata": {
+        "name": "facts-train-1",
+        "uid": "j1",
+        "labels": {"finetune.dev/run": "r", "finetune.dev/step": "train", "finetune.dev/attempt": "1"},
+        "ownerReferences": [{"kind": "FineTuneJob", "uid": UID}],
+    },
+    "spec": {},
+}
+EVICTED_FULL = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi".'
+
+
+def disruption(reason: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "made room"}]}
+
+
+def with_status(code: int | None, **status: Any) -> Object:
+    pod = ended_pod(JOB, code, None) if code is not None else make_pod(JOB, phase="Failed")
+    return {**pod, "status": {**pod["status"], **status}}
+
+
+def deleted(pod: Object) -> Object:
+    return {**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-11-23T15:00:00Z"}}
+
+
+ROWS: list[tuple[str, Object | None, Retry, str]] = [
+    ("no pod is left", None, Retry.FREE, "PodDeleted"),
+    ("deleted, checkpoint saved", deleted(ended_pod(JOB, ExitCode.PREEMPTED, None)), Retry.FREE, "PodDeleted"),
+    ("deleted, killed after its grace", deleted(ended_pod(JOB, 137, None)), Retry.FREE, "PodDeleted"),
+    ("SIGTERM before the handler", ended_pod(JOB, 143, None), Retry.FREE, "Preempted"),
+    ("saved a checkpoint", ended_pod(JOB, ExitCode.PREEMPTED, None), Retry.FREE, "Preempted"),
+    (
+        "preempted by the scheduler",
+        with_status(137, **disruption("PreemptionByScheduler")),
+        Retry.FREE,
+        "PreemptionByScheduler",
+    ),
+    ("node lost", with_status(None, **disruption("DeletionByTaintManager")), Retry.FREE, "DeletionByTaintManager"),
+    ("evicted by node pressure", with_status(None, reason="Evicted", message="low on memory"), Retry.FREE, "Evicted"),
+    ("evicted for its own disk use", with_status(None, reason="Evicted", message=EVICTED_FULL), Retry.COUNTED, "ScratchFull"),
+    ("refused by the kubelet", with_status(None, reason="OutOfcpu"), Retry.FREE, "OutOfcpu"),
+    ("no exit code", with_status(None), Retry.FREE, "PodLost"),
+    ("over its memory limit", ended_pod(JOB, 137, None, reason="OOMKilled"), Retry.COUNTED, "OutOfMemory"),
+    ("killed by something else", ended_pod(JOB, 137, None), Retry.COUNTED, "Killed"),
+    ("a crash", ended_pod(JOB, 1, None), Retry.COUNTED, "UnexpectedError"),
+    ("a segmentation fault", ended_pod(JOB, 139, None), Retry.COUNTED, "UnexpectedError"),
+    ("the hub is down", ended_pod(JOB, ExitCode.SOURCE_UNAVAILABLE, None), Retry.COUNTED, "SourceUnavailable"),
+    ("the store is down", ended_pod(JOB, ExitCode.STORE_UNAVAILABLE, None), Retry.COUNTED, "StoreUnavailable"),
+    ("a hang", ended_pod(JOB, ExitCode.HANG, None), Retry.COUNTED, "Hang"),
+    ("bad data", ended_pod(JOB, ExitCode.BAD_DATA, None), Retry.NEVER, "InvalidDataset"),
+    ("bad config", ended_pod(JOB, ExitCode.BAD_CONFIG, None), Retry.NEVER, "InvalidSpec"),
+    ("no such model", ended_pod(JOB, ExitCode.SOURCE_NOT_FOUND, None), Retry.NEVER, "SourceNotFound"),
+    ("denied", ended_pod(JOB, ExitCode.SOURCE_DENIED, None), Retry.NEVER, "SourceDenied"),
+    ("too big", ended_pod(JOB, ExitCode.DOES_NOT_FIT, None), Retry.NEVER, "DoesNotFit"),
+    ("GPU memory", ended_pod(JOB, ExitCode.OUT_OF_GPU_MEMORY, None), Retry.NEVER, "OutOfGpuMemory"),
+    ("NaN", ended_pod(JOB, ExitCode.NON_FINITE_LOSS, None), Retry.NEVER, "NonFiniteLoss"),
+    ("a merge that does not agree", ended_pod(JOB, ExitCode.VERIFICATION_FAILED, None), Retry.NEVER, "VerificationFailed"),
+    (
+        "explained, though the pod was being deleted",
+        deleted(ended_pod(JOB, *reported_failure(ExitCode.BAD_DATA, "EmptyDataset", "no rows"))),
+        Retry.NEVER,
+        "EmptyDataset",
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "pod", "retry", "reason"), ROWS, ids=[r[0] for r in ROWS])
+def test_failures(what: str, pod: Object | None, retry: Retry, reason: str) -> None:
+    children = {"Job": (finish(JOB, code=1),), "Pod": () if pod is None else (pod,)}
+    (attempt,) = observe(Observed(children), UID).attempts
+    assert attempt.state is State.FAILED, what
+    failure = failure_of(attempt, "train")
+    assert (failure.retry, failure.reason) == (retry, reason)
+    assert failure.message
+
+
+def test_every_exit_code_but_success_has_a_rule() -> None:
+    assert {int(c) for c in ExitCode} - {0} <= set(BY_CODE)
+
+
+def test_what_the_pod_reported_outweighs_the_table() -> None:
+    code, said = reported_failure(ExitCode.SOURCE_DENIED, "GatedModel", "accept the licence at the hub")
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, code, said),)}), UID).attempts
+    failure = failure_of(attempt, "prepare")
+    assert (failure.reason, failure.message, failure.node) == ("GatedModel", "accept the licence at the hub", "node-1")
+
+
+def test_a_report_of_another_version_is_read_as_far_as_it_goes() -> None:
+    pod = ended_pod(JOB, 11, None)
+    report = '{"failure": {"reason": "New", "message": "m", "hint": 1}, "extra": []}'
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = report
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID).attempts
+    assert attempt.pod is not None
+    assert attempt.pod.termination == Termination.model_validate_json(report)
+
+
+@pytest.mark.parametrize("garbage", ["", "{", "not json", '{"failure": 3}'])
+def test_a_report_that_is_none_is_no_report(garbage: str) -> None:
+    pod = ended_pod(JOB, 1, None)
+    pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = garbage
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID).attempts
+    assert attempt.pod is not None
+    assert attempt.pod.termination is None
+
+
+def test_a_job_has_not_ended_while_its_pod_is_seen_at_work() -> None:
+    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (make_pod(JOB),)}), UID).attempts
+    assert attempt.state is State.ACTIVE  # the pods were listed a moment before the Jobs
+
+
+def test_children_of_an_earlier_job_of_the_same_name_are_only_live_pods() -> None:
+    world = observe(Observed({"Job": (JOB,), "Pod": (make_pod(JOB),)}), "another uid")
+    assert world.attempts == ()
+    assert [p.job_uid for p in world.live_pods] == ["j1"]

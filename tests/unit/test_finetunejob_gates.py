@@ -1,0 +1,58 @@
+"""Verdicts from scores: which bound, in which direction, with which numbers in the message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.builders import make_scores
+
+from finetune_operator.finetunejob.api import Gate
+from finetune_operator.finetunejob.gates import blocking, verdicts
+from finetune_trainer.contract import Metric
+
+SCORES = [
+    make_scores("base", loss=3.0, exact_match=0.1),
+    make_scores("merged", loss=0.5, exact_match=0.9),
+    make_scores("q4", loss=0.6, exact_match=0.8),
+]
+
+ROWS: list[tuple[dict[str, Any], bool, str]] = [
+    ({"metric": "exactMatch", "min": 0.9}, True, "exactMatch of merged is 0.9, must be at least 0.9"),
+    ({"metric": "exactMatch", "min": 0.91}, False, "exactMatch of merged is 0.9, must be at least 0.91"),
+    ({"metric": "loss", "max": 0.5}, True, "loss of merged is 0.5, must be at most 0.5"),
+    ({"metric": "loss", "max": 0.4}, False, "loss of merged is 0.5, must be at most 0.4"),
+    ({"metric": "loss", "minImprovementOverBase": 2.5}, True, "must be at least 2.5 better than base's 3"),
+    ({"metric": "loss", "minImprovementOverBase": 2.6}, False, "must be at least 2.6 better than base's 3"),
+    ({"metric": "exactMatch", "minImprovementOverBase": 0.8}, True, "must be at least 0.8 better than base's 0.1"),
+    ({"metric": "exactMatch", "minImprovementOverBase": 0.85}, False, "must be at least 0.85 better than base's 0.1"),
+    ({"metric": "loss", "artifact": "q4", "maxRegressionFromMerged": 0.1}, True, "at most 0.1 worse than merged's 0.5"),
+    ({"metric": "loss", "artifact": "q4", "maxRegressionFromMerged": 0.05}, False, "at most 0.05 worse than merged's"),
+    ({"metric": "loss", "artifact": "q4", "maxRegressionFromMerged": 0}, False, "must be not worse than merged's 0.5"),
+    ({"metric": "exactMatch", "artifact": "q4", "maxRegressionFromMerged": 0.1}, True, "worse than merged's 0.9"),
+    ({"metric": "rougeL", "min": 0.1}, False, "merged has no rougeL score"),
+    ({"metric": "loss", "artifact": "gone", "max": 1}, False, "gone has no loss score"),
+]
+
+
+@pytest.mark.parametrize(("gate", "passed", "message"), ROWS)
+def test_gates(gate: dict[str, Any], passed: bool, message: str) -> None:
+    (verdict,) = verdicts([Gate.model_validate({"name": "g", **gate})], SCORES)
+    assert verdict.passed is passed
+    assert message in verdict.message
+
+
+@pytest.mark.parametrize(("loss", "passed"), [(2.9, True), (3.0, True), (3.1, False)])
+def test_without_gates_the_loss_must_not_be_above_the_base_s(loss: float, passed: bool) -> None:
+    (verdict,) = verdicts([], [SCORES[0], make_scores("merged", loss=loss)])
+    assert (verdict.name, verdict.passed) == ("not-worse-than-base", passed)
+
+
+def test_without_scores_and_gates_there_is_nothing_to_judge() -> None:
+    assert verdicts([], []) == []
+
+
+def test_only_failed_gates_that_block_are_blocking() -> None:
+    bound = {"metric": Metric.LOSS, "max": 0.1}
+    gates = [Gate(name="a", **bound), Gate(name="b", action="Warn", **bound), Gate(name="c", metric="loss", max=1)]  # type: ignore[arg-type]
+    assert [v.name for v in blocking(verdicts(gates, SCORES))] == ["a"]

@@ -1,0 +1,104 @@
+"""What the spec names and the namespace lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.builders import Namespace, data_config_map, make_job
+from tests.story import Story
+
+from finetune_operator.decision import Ref
+from finetune_operator.finetunejob import admission, policy
+from finetune_operator.finetunejob.api import FineTuneJob
+
+S3 = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
+HUB = {"uri": "hf://a/b", "secretRef": {"name": "hub"}}
+
+ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
+    ({}, Ref("ConfigMap", "facts"), None, "ConfigMapNotFound", "spec.dataset.uri names the ConfigMap facts"),
+    (
+        {},
+        Ref("ConfigMap", "facts"),
+        data_config_map(keys=("train.jsonl",)),
+        "ConfigMapKeyNotFound",
+        "the ConfigMap facts, which spec.dataset.test.uri names, has no key test.jsonl; it has train.jsonl",
+    ),
+    ({"model": HUB}, Ref("Secret", "hub"), None, "SecretNotFound", "spec.model.secretRef names the Secret hub"),
+    ({"model": HUB}, Ref("Secret", "hub"), {"metadata": {}, "data": {"token": ""}}, "SecretKeyNotFound", "HF_TOKEN"),
+    ({"storage": S3}, Ref("Secret", "store"), None, "SecretNotFound", "spec.storage.artifacts.secretRef names"),
+    (
+        {"model": {"uri": "pvc://models/llama"}},
+        Ref("PersistentVolumeClaim", "models"),
+        None,
+        "ClaimNotFound",
+        "spec.model.uri names the PersistentVolumeClaim models, which does not exist in this namespace; create it",
+    ),
+    (
+        {"model": {"uri": "pvc://models/llama"}},
+        Ref("PersistentVolumeClaim", "models"),
+        {"metadata": {"deletionTimestamp": "2026-11-23T15:00:00Z"}},
+        "ClaimNotFound",
+        "is being deleted",
+    ),
+    (
+        {"publish": [{"uri": "pvc://shelf/x"}]},
+        Ref("PersistentVolumeClaim", "shelf"),
+        None,
+        "ClaimNotFound",
+        "spec.publish[0].uri",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spec", "ref", "found", "reason", "message"), ROWS)
+def test_missing(spec: dict[str, Any], ref: Ref, found: Any, reason: str, message: str) -> None:
+    story = Story(make_job(**spec), space=Namespace(data_config_map()))
+    assert ref in policy.reads(story.job).named
+    story.space.named[ref] = found
+    assert story.passes() == []
+    assert story.conditions()["Stalled"] == ("True", reason)
+    stalled = next(c for c in story.job["status"]["conditions"] if c["type"] == "Stalled")
+    assert message in stalled["message"]
+    assert story.decide().requeue_after is not None  # it may appear without an event
+
+
+def test_a_secret_that_may_be_read_by_name_only_is_taken_as_it_is() -> None:
+    story = Story(make_job(model=HUB), space=Namespace(data_config_map()))
+    story.space.named[Ref("Secret", "hub")] = {"metadata": {"name": "hub"}}
+    assert story.passes(1)[-1] == "job prepare"
+
+
+def test_the_claim_that_the_operator_makes_may_be_absent() -> None:
+    story = Story(make_job(), space=Namespace(data_config_map()))
+    story.space.named[Ref("PersistentVolumeClaim", "facts-artifacts")] = None
+    assert story.passes(1) == ["create PersistentVolumeClaim", "create ConfigMap", "job prepare"]
+
+
+def test_two_secrets_for_one_source_in_one_pod_are_refused() -> None:
+    data = {"uri": "s3://data/rows", "secretRef": {"name": "mine"}}
+    job = FineTuneJob.model_validate(make_job(dataset=data, storage=S3))
+    (problem,) = admission.problems(job.spec)
+    assert problem.startswith("spec.dataset.secretRef and spec.storage.artifacts.secretRef")
+
+
+SERVING_ROWS: list[tuple[dict[str, Any], str]] = [
+    ({"engine": {"type": "LlamaCpp"}, "model": {}}, "spec.serving.template.model is set by the job; remove it"),
+    ({}, "spec.serving.template.engine is required; add it"),
+    ({"engine": {"type": "TGI"}}, "spec.serving.template.engine.type is TGI; it takes 'VLLM' or 'LlamaCpp'"),
+    ({"engine": {"type": "VLLM"}, "replica": 2}, "spec.serving.template.replica is not a field; remove it"),
+]
+
+
+@pytest.mark.parametrize(("template", "sentence"), SERVING_ROWS)
+def test_a_template_that_can_not_be_served_is_refused_early(template: dict[str, Any], sentence: str) -> None:
+    job = FineTuneJob.model_validate(make_job(serving={"template": template}))
+    assert admission.problems(job.spec)[0].startswith(sentence)
+
+
+def test_an_engine_gets_only_what_it_can_load() -> None:
+    vllm = {"template": {"engine": {"type": "VLLM"}}, "artifact": "q4"}
+    job = FineTuneJob.model_validate(make_job(serving=vllm))
+    assert admission.problems(job.spec) == [
+        "spec.serving.artifact q4 does not suit VLLM, which serves merged or CompressedTensors artifacts"
+    ]

@@ -1,0 +1,245 @@
+"""The status contract, row by row: each situation, and what kstatus (Flux) and `kubectl wait` make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.builders import NOW, SERVING, make_job, make_pod, reported_failure
+from tests.story import Story
+
+from finetune_operator.decision import Ref
+from finetune_operator.finetunejob import policy
+from finetune_operator.meta import Object
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import ExitCode
+
+
+def kstatus(body: Object) -> str:
+    """cli-utils' rules for a custom resource, in their order."""
+    status = body.get("status", {})
+    if "deletionTimestamp" in body["metadata"]:
+        return "Terminating"
+    if "observedGeneration" in status and status["observedGeneration"] != body["metadata"]["generation"]:
+        return "InProgress"
+    for condition in status.get("conditions", []):
+        if condition["type"] == "Reconciling" and condition["status"] == "True":
+            return "InProgress"
+        if condition["type"] == "Stalled" and condition["status"] == "True":
+            return "Failed"
+    ready = next((c for c in status.get("conditions", []) if c["type"] == "Ready"), None)
+    return "InProgress" if ready is not None and ready["status"] != "True" else "Current"
+
+
+def kubectl_wait(body: Object, condition: str) -> bool:
+    """Whether `kubectl wait --for=condition=<condition>` returns."""
+    for found in body.get("status", {}).get("conditions", []):
+        if found["type"].lower() == condition.lower():
+            seen = found.get("observedGeneration", body["status"].get("observedGeneration", 0))
+            return seen >= body["metadata"]["generation"] and found["status"] == "True"
+    return False
+
+
+def created() -> Story:
+    return Story(make_job())
+
+
+def preparing() -> Story:
+    story = created()
+    story.passes()
+    return story
+
+
+def unschedulable() -> Story:
+    story = preparing()
+    job = story.space.running()
+    message = "0/3 nodes are available: 3 Insufficient memory."
+    no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    story.space.pods[job["metadata"]["name"]] = make_pod(job, phase="Pending", conditions=[no_node])
+    story.passes()
+    return story
+
+
+def no_image() -> Story:
+    story = preparing()
+    job = story.space.running()
+    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
+    pod = make_pod(job, phase="Pending", containerStatuses=[{"state": waiting}])
+    story.space.pods[job["metadata"]["name"]] = pod
+    story.passes()
+    return story
+
+
+def backing_off() -> Story:
+    story = preparing()
+    story.space.end(*reported_failure(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", "the hub answered 503"))
+    now = NOW + timedelta(seconds=61)
+    status = policy.decide(story.job, story.space.observed(), Settings(), now).status
+    story.job = {**story.job, "status": status}
+    return story
+
+
+def claim_missing() -> Story:
+    story = Story(make_job(storage={"artifacts": {"uri": "pvc://shelf/x"}}))
+    story.space.named[Ref("PersistentVolumeClaim", "shelf")] = None
+    story.passes()
+    return story
+
+
+def bad_data() -> Story:
+    story = preparing()
+    story.space.end(*reported_failure(ExitCode.BAD_DATA, "EmptyDataset", "spec.dataset.uri has no rows; add some"))
+    story.passes()
+    return story
+
+
+def suspended() -> Story:
+    story = Story(make_job(suspend=True))
+    story.passes()
+    return story
+
+
+def done() -> Story:
+    story = created()
+    story.to_the_end()
+    return story
+
+
+def gate_failed() -> Story:
+    story = Story(make_job(), loss=9.0)
+    story.to_the_end()
+    return story
+
+
+def rolling_out() -> Story:
+    story = Story(make_job(serving=SERVING))
+    story.to_the_end()
+    return story
+
+
+def edited() -> Story:
+    story = done()
+    story.edit(training={"maxSteps": 3})
+    return story
+
+
+def unservable() -> Story:
+    story = Story(make_job(artifacts=None, serving=SERVING))
+    story.passes()
+    return story
+
+
+ROWS: list[tuple[Callable[[], Story], str, str, str, str]] = [
+    # situation, stage, reason of Ready, kstatus, which of Ready and Succeeded and Failed `kubectl wait` would meet
+    (preparing, "Preparing", "Preparing", "InProgress", ""),
+    (unschedulable, "Preparing", "Unschedulable", "InProgress", ""),
+    (no_image, "Preparing", "ImagePullBackOff", "InProgress", ""),
+    (backing_off, "Preparing", "SourceUnavailable", "InProgress", ""),
+    (claim_missing, "Waiting", "ClaimNotFound", "Failed", ""),
+    (unservable, "Waiting", "InvalidSpec", "Failed", ""),
+    (bad_data, "Failed", "EmptyDataset", "Failed", "Failed"),
+    (gate_failed, "Failed", "GateFailed", "Failed", "Failed"),
+    (suspended, "Suspended", "Suspended", "InProgress", ""),
+    (rolling_out, "Serving", "Serving", "InProgress", ""),
+    (done, "Succeeded", "Succeeded", "Current", "Ready Succeeded"),
+]
+
+
+@pytest.mark.parametrize(("situation", "stage", "reason", "flux", "met"), ROWS, ids=[r[0].__name__ for r in ROWS])
+def test_contract(situation: Callable[[], Story], stage: str, reason: str, flux: str, met: str) -> None:
+    job = situation().job
+    ready = condition(job, "Ready")
+    assert ready is not None
+    assert (job["status"]["stage"], ready["reason"], kstatus(job)) == (stage, reason, flux)
+    assert [c for c in ("Ready", "Succeeded", "Failed") if kubectl_wait(job, c)] == met.split()
+    types = [c["type"] for c in job["status"]["conditions"]]
+    assert not {"Reconciling", "Stalled"} <= set(types)
+    negative = [c for c in job["status"]["conditions"] if c["type"] not in ("Ready", "Fits") and c["status"] != "True"]
+    assert negative == []
+    assert job["status"]["observedGeneration"] == job["metadata"]["generation"]
+    assert all(c["message"] and c["observedGeneration"] == 1 for c in job["status"]["conditions"])
+
+
+def condition(job: Object, kind: str) -> dict[str, Any] | None:
+    return next((c for c in job["status"]["conditions"] if c["type"] == kind), None)
+
+
+def test_an_object_that_nobody_has_seen_is_in_progress() -> None:
+    job = created().job
+    assert kstatus(job) == "InProgress"
+    assert not kubectl_wait(job, "Ready")
+
+
+def test_an_edit_is_in_progress_before_the_operator_has_seen_it() -> None:
+    job = edited().job
+    assert kstatus(job) == "InProgress"
+    assert not kubectl_wait(job, "Succeeded")
+
+
+def test_a_transition_time_moves_only_when_the_status_flips() -> None:
+    story = preparing()
+    first = condition(story.job, "Ready")
+    story.succeed()
+    story.passes()
+    later = condition(story.job, "Ready")
+    assert first is not None
+    assert later is not None
+    assert later["reason"] == "Training"
+    assert later["lastTransitionTime"] == first["lastTransitionTime"]
+    story.to_the_end()
+    last = condition(story.job, "Ready")
+    assert last is not None
+    assert last["lastTransitionTime"] > first["lastTransitionTime"]
+
+
+def test_messages_name_what_to_change() -> None:
+    job = claim_missing().job
+    stalled = condition(job, "Stalled")
+    assert stalled is not None
+    assert stalled["message"].startswith("spec.storage.artifacts.uri names the PersistentVolumeClaim shelf, which does not")
+    failed = condition(bad_data().job, "Failed")
+    assert failed is not None
+    assert "finetune.dev/retry" in failed["message"]
+
+
+def test_progress_is_what_the_pod_said_last_and_goes_stale() -> None:
+    story = preparing()
+    story.succeed()
+    story.passes()
+    pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
+    said = {"stepName": "train", "activity": "training", "step": 10, "total": 40, "loss": 1.5, "etaSeconds": 90.4}
+    at = NOW + timedelta(minutes=60)
+    story.space.progress[pod] = {**said, "tokensPerSecond": 1000.0, "time": at.timestamp()}
+    status = decide_at(story, at)["progress"]
+    assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (25, 1.5, 90, False)
+    assert decide_at(story, at + timedelta(seconds=121))["progress"]["stale"] is True
+
+
+def test_the_loss_stays_when_training_has_ended() -> None:
+    assert done().job["status"]["progress"]["loss"] == 0.02
+
+
+def test_a_job_that_does_not_fit_fails_before_a_gpu_is_taken() -> None:
+    story = Story(make_job())
+    story.passes()
+    fit = story.result("prepare").fit
+    assert fit is not None
+    too_small = fit.model_copy(update={"available_bytes": fit.predicted_bytes - 1})
+    story.succeed_with(story.result("prepare").model_copy(update={"fit": too_small}))
+    assert story.passes() == []
+    fits, failed = condition(story.job, "Fits"), condition(story.job, "Failed")
+    assert fits is not None
+    assert failed is not None
+    assert (fits["status"], failed["reason"]) == ("False", "DoesNotFit")
+
+
+def test_gpu_seconds_count_attempts_that_held_a_gpu() -> None:
+    story = Story(make_job(parallelism={"gpusPerNode": 1}, artifacts=None))
+    story.to_the_end()
+    assert story.job["status"]["gpuSeconds"] == 2 * 60  # train and evaluate, a minute each
+
+
+def decide_at(story: Story, now: Any) -> dict[str, Any]:
+    return policy.decide(story.job, story.space.observed(), Settings(), now).status
