@@ -7,7 +7,11 @@ the GGUF converter knows a tokenizer by a hash over its output: use it where a G
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BUCKET = "artifacts"
+INSTALL = "go install github.com/versity/versitygw/cmd/versitygw@v1.8.0, or set FINETUNE_VERSITYGW to its path"
 PAD, START, END, TEXT_END = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 CHATML = (
@@ -145,3 +151,43 @@ def make_run(tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
         return RunConfig.model_validate(run | fields)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Endpoint of a running versitygw and the directory that it keeps objects in."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
+    places = (os.environ.get("FINETUNE_VERSITYGW"), shutil.which("versitygw"), cache / "prebuild" / "versitygw")
+    program = next((str(p) for p in places if p and Path(p).is_file()), None)
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"versitygw, the S3 server of this test, is missing: {INSTALL}")
+        pytest.skip(f"versitygw is missing: {INSTALL}")
+    root = tmp_path_factory.mktemp("s3")
+    (root / BUCKET).mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    log = (root.parent / "versitygw.log").open("w")
+    command = [program, "--access", "key", "--secret", "secret", "--port", address, "posix", str(root)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_for(address, server)
+        yield f"http://{address}", root
+    finally:
+        server.terminate()
+        server.wait(10)
+        log.close()
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    host, port = address.split(":")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "versitygw ended at once"
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("versitygw did not listen within 20 s")

@@ -83,9 +83,7 @@ def as_failure(error: BaseException) -> StepFailed:
         text = "the machine had no more memory: raise the memory limit of this stage in spec.stages"
         return StepFailed(ExitCode.OUT_OF_MEMORY, "OutOfMemory", text)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StepFailed(
-            ExitCode.UNEXPECTED, "ScratchFull", f"no space left on {error.filename or 'the scratch disk'}"
-        )
+        return StepFailed(ExitCode.UNEXPECTED, "ScratchFull", f"no space left on {error.filename or 'the scratch disk'}")
     return StepFailed(ExitCode.UNEXPECTED, "Unexpected", f"{type(error).__name__}: {first_line(error)}")
 
 

@@ -94,25 +94,25 @@ class S3Objects:
 
     @contextmanager
     def _reported(self, path: str) -> Iterator[None]:
-        from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import BaseError
 
         where = f"{self._uri}/{path}"
         try:
             yield
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise StepFailed(
-                ExitCode.SOURCE_DENIED,
-                "StoreAccessDenied",
-                f"{where} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
-                " spec.storage.artifacts.secretRef names, and their rights on the bucket",
-            ) from error
-        except FileNotFoundError as error:
-            raise StepFailed(
-                ExitCode.BAD_CONFIG,
-                "StoreNotFound",
-                f"{where} was not found: check that the bucket in spec.storage.artifacts.uri exists",
-            ) from error
         except (BaseError, OSError) as error:
+            if is_denied(error):
+                raise StepFailed(
+                    ExitCode.SOURCE_DENIED,
+                    "StoreAccessDenied",
+                    f"{where} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
+                    " spec.storage.artifacts.secretRef names, and their rights on the bucket",
+                ) from error
+            if is_not_found(error):
+                raise StepFailed(
+                    ExitCode.BAD_CONFIG,
+                    "StoreNotFound",
+                    f"{where} was not found: check that the bucket in spec.storage.artifacts.uri exists",
+                ) from error
             raise store_unavailable(where, error) from error
 
 
@@ -141,6 +141,22 @@ def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store:
         client_options=client,
         retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
     )
+
+
+# obstore gives an answer to a list request no exception of its own, so these two look into its text as well.
+
+
+def is_not_found(error: Exception) -> bool:
+    """Whether object or bucket don't exist."""
+    return isinstance(error, FileNotFoundError) or "<Code>NoSuchBucket</Code>" in str(error)
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether the credentials are missing, wrong or not enough."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    return known or "status code: 403" in str(error) or "status code: 401" in str(error)
 
 
 def download(store: S3Store, path: str, target: Path) -> None:

@@ -197,11 +197,13 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
 
 
 def _meaning_at_bucket(error: Exception, source: Source) -> StepFailed | float | None:
-    from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+    from obstore.exceptions import BaseError
 
-    if isinstance(error, FileNotFoundError):
+    from finetune_trainer.s3 import is_denied, is_not_found
+
+    if is_not_found(error):
         return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    if is_denied(error):
         secret = f"{source.field.removesuffix('.uri')}.secretRef"
         return source.denied(f"{source.uri} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {secret}")
     return 0.0 if isinstance(error, BaseError | ConnectionError | TimeoutError) else None

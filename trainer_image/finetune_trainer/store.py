@@ -196,9 +196,7 @@ def open_store(config: StoreConfig, mounts: str) -> Store:
 def describe(folder: Path) -> tuple[File, ...]:
     """Every file below a folder, sorted by path, links followed; files.json itself is left out."""
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    return tuple(
-        File(path=p, bytes=(folder / p).stat().st_size, sha256=sha256(folder / p)) for p in paths if p != FILES
-    )
+    return tuple(File(path=p, bytes=(folder / p).stat().st_size, sha256=sha256(folder / p)) for p in paths if p != FILES)
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,115 @@
+"""The program that a pod runs, as a process: help, SIGTERM, what is imported, progress lines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer import contract
+from finetune_trainer.contract import Progress, RunConfig
+from finetune_trainer.progress import Reporter, serve_metrics
+
+SOURCE = Path(__file__).parents[2] / "trainer_image"
+
+
+@pytest.fixture
+def environment(make_run: Callable[..., RunConfig], tmp_path: Path) -> dict[str, str]:
+    """What a pod has, with 20 000 rows, so that prepare takes a while."""
+    row = json.dumps({"prompt": "What is it?", "completion": "It is what it is."}) + "\n"
+    (tmp_path / "mounts/claims/data/rows.jsonl").write_text(row * 20_000)
+    (tmp_path / "run.json").write_text(make_run().model_dump_json(by_alias=True))
+    return os.environ | {
+        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
+        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
+        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
+        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        "PYTHONPATH": str(SOURCE),
+    }
+
+
+def test_help_lists_the_steps() -> None:
+    command = [sys.executable, "-m", "finetune_trainer", "--help"]
+    done = subprocess.run(command, cwd=SOURCE, capture_output=True, text=True, check=True)
+    for step in ("prepare", "train", "merge", "quantize-<artifact>", "evaluate", "publish-<n>"):
+        assert f"\n  {step} " in done.stdout
+
+
+def test_prepare_never_imports_torch(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mounts/claims/data/rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+    code = (
+        "import sys; from finetune_trainer.__main__ import main; status = main(['prepare'])\n"
+        "sys.exit(status or ('torch was imported' if 'torch' in sys.modules else 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_sigterm_ends_a_step_with_143_and_a_message(environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "finetune_trainer", "prepare"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as step:
+        assert step.stdout is not None
+        for line in step.stdout:  # it blocks until the step says what it does
+            if json.loads(line)["activity"] == "rendering":
+                break
+        step.send_signal(signal.SIGTERM)
+        assert step.wait(30) == 143
+    told = contract.Termination.model_validate_json((tmp_path / "termination").read_text())
+    assert told.failure is not None
+    assert told.failure.reason == "Terminated"
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_progress_is_throttled_but_news_and_the_end_are_told() -> None:
+    stream, now = io.StringIO(), [100.0]
+    seen: list[Progress] = []
+    report = Reporter(seconds=2, stream=stream, clock=lambda: now[0], on_reading=seen.append)
+    for step in range(11):
+        report(Progress(step_name="train", activity="training", step=step, total=10, loss=1.0 / (step + 1)))
+        now[0] += 0.5
+    report(Progress(step_name="train", activity="saving"))
+    assert [(line["activity"], line["step"], line["time"]) for line in lines(stream)] == [
+        ("training", 0, 100.0),
+        ("training", 4, 102.0),
+        ("training", 8, 104.0),
+        ("training", 10, 105.0),
+        ("saving", 0, 105.5),
+    ]
+    assert len(seen) == 12
+    assert "learningRate" not in lines(stream)[0]
+    assert Progress.model_validate(lines(stream)[1]).loss == 0.2
+
+
+def test_other_ranks_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    stream = io.StringIO()
+    Reporter(stream=stream)(Progress(step_name="train"))
+    assert stream.getvalue() == ""
+
+
+def test_the_same_figures_are_served_to_prometheus() -> None:
+    import socket
+    import urllib.request
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    record = serve_metrics(port)
+    record(Progress(step_name="train", step=7, total=40, loss=0.25, time=time.time()))
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'finetune_step{step_name="train"} 7.0' in text
+    assert 'finetune_loss{step_name="train"} 0.25' in text
+    assert "finetune_learning_rate{" not in text

@@ -1,0 +1,115 @@
+"""What operator and pods say to each other: strict where written, tolerant where read, and within the kubelet's limit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from finetune_trainer.__main__ import as_failure, message
+from finetune_trainer.contract import (
+    TERMINATION_LIMIT,
+    ArtifactFacts,
+    ExitCode,
+    Failure,
+    Metric,
+    Progress,
+    RunConfig,
+    Scores,
+    StepResult,
+    Termination,
+)
+from finetune_trainer.failures import StepFailed
+
+RUN = {
+    "namespace": "team",
+    "name": "job",
+    "model": {"uri": "hf://org/model"},
+    "dataset": {"uri": "configmap://facts/train.jsonl"},
+    "training": {},
+    "devices": {},
+    "store": {"uri": "pvc://store/job"},
+}
+
+
+def test_a_run_config_survives_the_way_through_its_config_map() -> None:
+    run = RunConfig.model_validate(RUN)
+    assert RunConfig.model_validate_json(run.model_dump_json(by_alias=True)) == run
+    assert '"maxLength":2048' in run.model_dump_json(by_alias=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("training", {"epoch": 3}),
+        ("training", {"method": "lora"}),
+        ("training", {"epochs": 0}),
+        ("model", {"uri": "http://somewhere"}),
+        ("dataset", {"uri": "facts.jsonl"}),
+        ("surprise", 1),
+    ],
+)
+def test_what_we_write_is_strict(field: str, value: object) -> None:
+    with pytest.raises(ValidationError, match=field):
+        RunConfig.model_validate(RUN | {field: value})
+
+
+def test_what_an_other_version_reports_is_read() -> None:
+    line = '{"kind": "progress", "stepName": "train", "step": 3, "newerField": {"a": 1}}'
+    assert Progress.model_validate_json(line) == Progress(step_name="train", step=3)
+    text = '{"result": {"step": "merge", "fingerprint": "f", "newer": 1}}'
+    assert Termination.model_validate_json(text).result == StepResult(step="merge", fingerprint="f")
+
+
+def test_the_termination_message_drops_the_last_finished_steps_first() -> None:
+    scores = Scores(subject="merged", samples=200, values=dict.fromkeys(Metric, 0.123456789))
+    artifact = ArtifactFacts(name="q4", format="GGUF", path="quantize/" + "f" * 40, digest="sha256:" + "0" * 64, bytes=9**9)
+    done = tuple(StepResult(step=f"evaluate-{n}", fingerprint="f" * 20, artifact=artifact, scores=(scores,)) for n in range(30))
+    text = message(Termination(result=StepResult(step="prepare", fingerprint="f", done=done)))
+    assert TERMINATION_LIMIT - 600 < len(text.encode()) <= TERMINATION_LIMIT
+    read = Termination.model_validate_json(text).result
+    assert read is not None
+    assert read.done == done[: len(read.done)]
+    assert len(read.done) > 5
+
+
+def test_a_long_failure_is_cut() -> None:
+    text = message(Termination(failure=Failure(reason="Unexpected", message="ü" * 9000)))
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    read = Termination.model_validate_json(text).failure
+    assert read is not None
+    assert read.message.startswith("üüü")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "text"),
+    [
+        (StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", "no rows"), ExitCode.BAD_DATA, "DatasetEmpty", "no rows"),
+        (MemoryError(), ExitCode.OUT_OF_MEMORY, "OutOfMemory", "raise the memory limit"),
+        (OSError(28, "No space left", "/scratch/x"), ExitCode.UNEXPECTED, "ScratchFull", "no space left on /scratch/x"),
+        (KeyError("a"), ExitCode.UNEXPECTED, "Unexpected", "KeyError: 'a'"),
+        (RuntimeError("one\ntwo"), ExitCode.UNEXPECTED, "Unexpected", "RuntimeError: one"),
+        (RuntimeError(), ExitCode.UNEXPECTED, "Unexpected", "RuntimeError: RuntimeError"),
+    ],
+)
+def test_every_exception_becomes_an_exit_code_and_one_line(
+    error: BaseException, code: ExitCode, reason: str, text: str
+) -> None:
+    failure = as_failure(error)
+    assert (failure.exit_code, failure.reason) == (code, reason)
+    assert text in failure.message
+    assert "\n" not in failure.message
+
+
+def test_the_operators_part_needs_no_trainer_libraries() -> None:
+    code = (
+        "import sys, finetune_trainer.contract, finetune_trainer.pipeline, finetune_trainer.memory\n"
+        "found = {'torch', 'transformers', 'datasets', 'obstore', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(', '.join(found) or 0)"
+    )
+    source = Path(__file__).parents[2] / "trainer_image"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

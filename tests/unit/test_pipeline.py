@@ -1,0 +1,141 @@
+"""The order of the steps, and which edit changes which fingerprint: what is worked on again, and what is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer import pipeline
+from finetune_trainer.contract import DatasetFacts, ModelFacts, RunConfig
+
+MODEL = ModelFacts(revision="r", digest="sha256:m", parameters=1, architecture="Llama", bytes=1)
+DATA = DatasetFacts(
+    format="Text",
+    train_digest="sha256:a",
+    test_digest="sha256:b",
+    train_rows=1,
+    validation_rows=0,
+    test_rows=1,
+    dropped_rows=0,
+    train_tokens=1,
+    longest_row_tokens=1,
+)
+SPEC: dict[str, Any] = {
+    "namespace": "team",
+    "name": "job",
+    "model": {"uri": "hf://org/model"},
+    "dataset": {"uri": "pvc://data/rows.jsonl"},
+    "training": {"method": "QLoRA"},
+    "devices": {"gpus": 1},
+    "artifacts": [
+        {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"},
+        {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"},
+    ],
+    "publish": [{"uri": "s3://bucket/out", "artifacts": ["q4"]}],
+    "store": {"uri": "pvc://store/job"},
+}
+
+
+def run(**fields: Any) -> RunConfig:
+    return RunConfig.model_validate(SPEC | fields)
+
+
+def test_every_step_comes_after_what_it_needs() -> None:
+    steps = pipeline.steps(run())
+    names = [step.name for step in steps]
+    assert names == [
+        "prepare",
+        "train",
+        "merge",
+        "quantize-q4",
+        "quantize-fp8",
+        "evaluate",
+        "evaluate-q4",
+        "publish-0",
+    ]
+    for position, step in enumerate(steps):
+        assert set(step.needs) <= set(names[:position]), step
+    assert [s.name for s in steps if s.needs_gpu] == ["train", "evaluate"]
+    assert not any(s.needs_gpu for s in pipeline.steps(run(devices={"gpus": 0})))
+
+
+def test_what_each_evaluation_scores() -> None:
+    steps = {step.name: step for step in pipeline.steps(run())}
+    assert pipeline.subjects(run(), steps["evaluate"]) == ("base", "merged", "fp8")
+    assert pipeline.subjects(run(), steps["evaluate-q4"]) == ("q4",)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+ALL = set(pipeline.fingerprints(run(), MODEL, DATA))
+FROM_TRAIN = ALL - {"prepare", "evaluate/base"}
+FROM_MERGE = FROM_TRAIN - {"train"}
+SCORES = {name for name in ALL if name.startswith("evaluate")}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "expected"),
+    [
+        ("nothing", {}, set()),
+        ("name and store", {"name": "other", "store": {"uri": "s3://bucket/x"}}, set()),
+        ("GPU memory", {"devices": {"gpus": 1, "memoryBytes": 1 << 30}}, set()),
+        ("credentials", {"model": {"uri": "hf://org/model", "secretRef": {"name": "x"}}}, set()),
+        ("checkpoint interval", {"training": {"method": "QLoRA", "checkpoint": {"keep": 5}}}, set()),
+        ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
+        ("merge base", {"merge_base": "Original"}, FROM_MERGE),
+        ("scored rows", {"generation": {"samples": 10}}, SCORES),
+        ("row length", {"training": {"method": "QLoRA", "maxLength": 64}}, FROM_TRAIN | {"prepare"}),
+        ("data source's name alone", {"dataset": {"uri": "pvc://data/other.jsonl"}}, {"prepare"}),
+        (
+            "quantization",
+            {"artifacts": [{"name": "q4", "format": "GGUF", "quantization": "Q5_K_M"}, SPEC["artifacts"][1]]},
+            {"quantize-q4", "evaluate-q4", "evaluate/q4", "publish-0"},
+        ),
+        (
+            "one artifact more",
+            {"artifacts": [*SPEC["artifacts"], {"name": "q8", "format": "GGUF", "quantization": "Q8_0"}]},
+            {"quantize-q8", "evaluate-q8", "evaluate/q8"},
+        ),
+        ("target of publish", {"publish": [{"uri": "s3://bucket/new", "artifacts": ["q4"]}]}, {"publish-0"}),
+    ],
+)
+def test_an_edit_changes_only_what_depends_on_it(name: str, fields: dict[str, Any], expected: set[str]) -> None:
+    before = pipeline.fingerprints(run(), MODEL, DATA)
+    assert changed(before, pipeline.fingerprints(run(**fields), MODEL, DATA)) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "data", "expected"),
+    [
+        ("train rows", {}, {"train_digest": "sha256:x"}, FROM_TRAIN),
+        ("test rows", {}, {"test_digest": "sha256:x"}, SCORES),
+        ("counts alone", {}, {"dropped_rows": 7}, set()),
+        ("model's content", {"digest": "sha256:x"}, {}, ALL),
+        ("model's revision alone", {"revision": "s"}, {}, set()),
+    ],
+)
+def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: dict[str, Any], expected: set[str]) -> None:
+    before = pipeline.fingerprints(run(), MODEL, DATA)
+    after = pipeline.fingerprints(run(), MODEL.model_copy(update=model), DATA.model_copy(update=data))
+    assert changed(before, after) == expected, name
+
+
+def test_a_higher_recipe_version_makes_its_stage_and_what_follows_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pipeline.fingerprints(run(), MODEL, DATA)
+    monkeypatch.setitem(pipeline.RECIPES, "merge", 99)
+    assert changed(before, pipeline.fingerprints(run(), MODEL, DATA)) == FROM_MERGE
+
+
+def test_mounts() -> None:
+    mixed = run(
+        dataset={"uri": "configmap://facts/train.jsonl", "test": {"uri": "pvc://tests/rows.jsonl"}},
+        publish=[{"uri": "pvc://out/models"}],
+    )
+    assert pipeline.claims(mixed) == ("store", "tests", "out")
+    assert pipeline.config_maps(mixed) == ("facts",)
+    assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
+    assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
+    assert pipeline.mounted_path("hf://org/name", "/mnt") is None
