@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_operator.modelserve.observed import Container, Deployed, Pod
+from finetune_trainer.contract import ExitCode
 
+# The loader's codes for what another attempt would find again.
+FINAL = frozenset(
+    {
+        ExitCode.BAD_CONFIG,
+        ExitCode.BAD_DATA,
+        ExitCode.SOURCE_NOT_FOUND,
+        ExitCode.SOURCE_DENIED,
+        ExitCode.VERIFICATION_FAILED,
+    }
+)
 CRASHES = 3  # restarts, after which a container's end is no accident
 PATIENCE_SECONDS = 120  # for a registry that hiccups, or a Secret that arrives after its Deployment
 
@@ -54,7 +65,8 @@ def _of_container(pod: Pod, container: Container, start_seconds: int, patient: b
     name = f"container {container.name} of pod {pod.name}"
     crashed = f"{name} ended with exit code {container.exit_code} ({container.ended}), {container.restarts} restarts"
     if container.failure is not None:
-        yield Trouble(container.failure.reason, container.failure.message, fatal=container.restarts >= CRASHES)
+        fatal = container.exit_code in FINAL or container.restarts >= CRASHES
+        yield Trouble(container.failure.reason, container.failure.message, fatal)
     elif container.ended == "OOMKilled":
         text = "needed more memory than its limit; raise spec.resources.limits.memory, or serve a smaller artifact"
         yield Trouble("OOMKilled", f"{name} {text}", fatal=True)

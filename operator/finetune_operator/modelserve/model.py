@@ -20,11 +20,12 @@ SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors"), EngineType.LL
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why spec.model can't be followed now. `stalled`: somebody has to change something."""
+    """Why spec.model can't be followed now. `stalled`: somebody has to change something. `blocks`: pods could not start."""
 
     reason: str
     message: str
     stalled: bool = True
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,5 +144,5 @@ def _missing(model: ResolvedModel, observed: Observed) -> Obstacle | None:
     for ref in _needs(model):
         if ref in observed.named and observed.named[ref] is None:
             text = f"{model.source} needs the {ref.kind} {ref.name}, which does not exist in this namespace; create it"
-            return Obstacle(reasons[ref.kind], text)
+            return Obstacle(reasons[ref.kind], text, blocks=True)
     return None

@@ -73,13 +73,14 @@ def next_rollout(case: Case) -> Rollout:
     if spec.suspend or spec.replicas == 0:
         return _paused(case, live)
     obstacle, target = case.resolution.obstacle, case.target
-    if target is None:
-        assert obstacle is not None
+    is_settled = live is not None and target is not None and live.name == target.revision
+    if obstacle is not None and (target is None or (obstacle.blocks and not is_settled)):
         standing = Standing.STALLED if obstacle.stalled else Standing.WORKING
         return Rollout(
             standing, obstacle.reason, obstacle.message, live, replicas=spec.replicas, requeue_after=OBSTACLE_SECONDS
         )
-    step = _settled(case, target, live) if live and live.name == target.revision else _candidate(case, target, live)
+    assert target is not None  # without an obstacle there is a model
+    step = _settled(case, target, live) if live and is_settled else _candidate(case, target, live)
     if obstacle is not None:  # what was resolved before is rolled out all the same
         step = replace(
             step,

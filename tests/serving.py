@@ -1,0 +1,209 @@
+"""A ModelServe and the part of a cluster that its policy sees, stepped by hand: what is decided is applied, no more."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_operator.decision import Apply, Create, Decision, Delete, Observed
+from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve import policy
+from finetune_operator.names import LABEL_REVISION
+from finetune_operator.reconcile import pruned
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import Failure, Termination
+
+NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
+SETTINGS = Settings()
+SPEC: dict[str, Any] = {
+    "model": {"uri": "pvc://models/q4", "digest": "sha256:" + "a" * 64},
+    "engine": {"type": "LlamaCpp"},
+    "parallelism": {"gpus": False},
+}
+
+
+def make_serve(name: str = "facts", **spec: Any) -> Object:
+    """A ModelServe as it is just after `kubectl apply`. Keywords replace fields of the spec."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ModelServe",
+        "metadata": {"name": name, "namespace": "default", "uid": "serve-uid", "generation": 1, "annotations": {}},
+        "spec": copy.deepcopy({**SPEC, **spec}),
+        "status": {"observedGeneration": -1},
+    }
+
+
+def make_finished_job(name: str = "facts", digest: str = "b", **status: Any) -> Object:
+    """A FineTuneJob that has succeeded, with the artifacts merged and q4."""
+    artifacts = [
+        {"name": n, "format": f, "uri": f"pvc://{name}-artifacts/{n}", "digest": f"sha256:{digest * 64}", "bytes": 10**8}
+        for n, f in (("merged", "Safetensors"), ("q4", "GGUF"))
+    ]
+    condition = {"type": "Succeeded", "status": "True", "reason": "Succeeded"}
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "FineTuneJob",
+        "metadata": {"name": name, "namespace": "default", "uid": "job-uid", "generation": 1},
+        "spec": {},
+        "status": {"observedGeneration": 1, "conditions": [condition], "artifacts": artifacts, **status},
+    }
+
+
+class Stage:
+    """The cluster around one ModelServe. `step` is one pass; the other methods play the other controllers."""
+
+    def __init__(self, serve: Object | None = None) -> None:
+        self.serve = serve or make_serve()
+        self.objects: dict[tuple[str, str], Object] = {}
+        self.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}})
+        self.now = NOW
+        self.deleted: list[str] = []
+        self._uids = itertools.count()
+
+    # ── the user ──
+
+    def edit(self, **spec: Any) -> None:
+        """`kubectl apply` of a changed spec."""
+        self.serve["spec"] = copy.deepcopy({**self.serve["spec"], **spec})
+        self.serve["metadata"]["generation"] += 1
+
+    def annotate(self, key: str, value: str) -> None:
+        self.serve["metadata"]["annotations"][key] = value
+
+    def put(self, body: Object) -> None:
+        self.objects[body["kind"], body["metadata"]["name"]] = body
+
+    # ── the operator ──
+
+    def step(self) -> Decision:
+        """One pass: read, decide, apply, write the status."""
+        reads = policy.reads(self.serve)
+        children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
+        named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
+        seen = copy.deepcopy(Observed(children, named))
+        decision = policy.decide(copy.deepcopy(self.serve), seen, SETTINGS, self.now)
+        for action in decision.actions:
+            self._act(action)
+        self.serve["status"] = pruned(decision.status)
+        return decision
+
+    def settle(self, passes: int = 6) -> Decision:
+        """Passes until nothing is done any more; the last one changed nothing."""
+        for _ in range(passes):
+            before = self.serve["status"]
+            decision = self.step()
+            if not decision.actions and self.serve["status"] == before:
+                return decision
+        raise AssertionError(f"it never settles: {decision}")
+
+    def _act(self, action: Any) -> None:
+        match action:
+            case Create(body):
+                self._store(body, keep=True)
+            case Apply(body):
+                self._store(body, keep=False)
+            case Delete(kind, name, uid):
+                assert self.objects[kind, name]["metadata"]["uid"] == uid
+                del self.objects[kind, name]
+                self.deleted.append(name)
+            case other:
+                raise AssertionError(other)
+
+    def _store(self, body: Object, *, keep: bool) -> None:
+        key = body["kind"], body["metadata"]["name"]
+        old = self.objects.get(key)
+        if old is not None and keep:
+            return
+        new = copy.deepcopy(body)
+        if old is None:
+            new["metadata"] |= {"uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": self.stamp()}
+        else:
+            changed = old["spec"] != new["spec"]
+            assert key[0] != "Deployment" or old["spec"]["template"] == new["spec"]["template"], "a template was changed"
+            kept = {k: old["metadata"][k] for k in ("uid", "creationTimestamp")}
+            new["metadata"] |= {**kept, "generation": old["metadata"]["generation"] + changed}
+            new["status"] = old.get("status", {})
+        self.objects[key] = new
+
+    # ── the other controllers ──
+
+    def available(self, revision: str, count: int | None = None) -> None:
+        """The Deployment controller: this many pods (all that are wanted) are available."""
+        found = self.deployment(revision)
+        count = found["spec"]["replicas"] if count is None else count
+        generation = found["metadata"]["generation"]
+        found["status"] = {"observedGeneration": generation, "readyReplicas": count, "availableReplicas": count}
+
+    def overdue(self, revision: str) -> None:
+        """The Deployment controller: no progress within progressDeadlineSeconds."""
+        overdue = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+        self.deployment(revision).setdefault("status", {})["conditions"] = [overdue]
+
+    def pod(self, revision: str, **status: Any) -> None:
+        """A pod of the revision that is not ready."""
+        labels = self.deployment(revision)["spec"]["template"]["metadata"]["labels"]
+        meta = {"name": f"pod-{revision}", "labels": labels, "creationTimestamp": self.stamp()}
+        self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending", **status}})
+
+    def finish_gate(self, failure: Failure | None = None, reason: str = "PodFailurePolicy") -> None:
+        """The Job controller: the gate's pod ended, with this report where it failed."""
+        (job,) = [j for j in self.of("Job") if not j.get("status")]
+        kind = "Complete" if failure is None else "Failed"
+        job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
+        report = Termination(failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+        ended = [{"name": "ask", "state": {"terminated": {"exitCode": 24 if failure else 0, "message": report}}}]
+        meta = {
+            "name": job["metadata"]["name"],
+            "labels": job["spec"]["template"]["metadata"]["labels"],
+            "ownerReferences": [{"kind": "Job", "name": job["metadata"]["name"], "uid": job["metadata"]["uid"]}],
+        }
+        self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Succeeded", "containerStatuses": ended}})
+
+    def later(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def roll_out(self) -> str:
+        """Take what is asked for all the way to live; returns the revision."""
+        self.step()
+        revision = self.candidate()
+        self.available(revision)
+        self.step()
+        self.finish_gate()
+        self.settle()
+        assert self.live() == revision
+        return revision
+
+    # ── what can be seen ──
+
+    def of(self, kind: str) -> list[Object]:
+        return [o for (k, _), o in self.objects.items() if k == kind]
+
+    def deployment(self, revision: str) -> Object:
+        return next(d for d in self.of("Deployment") if d["metadata"]["labels"][LABEL_REVISION] == revision)
+
+    def revisions(self) -> set[str]:
+        """Revisions that have a Deployment."""
+        return {d["metadata"]["labels"][LABEL_REVISION] for d in self.of("Deployment")}
+
+    def candidate(self) -> str:
+        return str(self.serve["status"]["candidate"]["name"])
+
+    def live(self) -> str | None:
+        """The revision that the stable Service selects."""
+        service = self.objects.get(("Service", self.serve["metadata"]["name"]))
+        return None if service is None else str(service["spec"]["selector"][LABEL_REVISION])
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        return {c["type"]: (c["status"], c["reason"]) for c in self.serve["status"]["conditions"]}
+
+    def message(self, kind: str = "Ready") -> str:
+        return str(next(c["message"] for c in self.serve["status"]["conditions"] if c["type"] == kind))
+
+    def stamp(self) -> str:
+        return self.now.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _has(body: Object, labels: dict[str, str]) -> bool:
+    return labels.items() <= body["metadata"].get("labels", {}).items()

@@ -1,0 +1,139 @@
+"""Which model a ModelServe serves: by uri, by jobRef, and what is said when there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.serving import Stage, make_finished_job, make_serve
+
+from finetune_operator.meta import Object
+
+JOB_REF = {"jobRef": {"name": "facts", "artifact": "q4"}}
+
+
+def by_job(**spec: Any) -> Stage:
+    stage = Stage(make_serve(**{"model": JOB_REF, **spec}))
+    stage.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "facts-artifacts"}})
+    return stage
+
+
+def running(body: Object, **condition: str) -> Object:
+    conditions = [{"type": "Reconciling", "status": "True", "reason": "Train", **condition}]
+    return {**body, "status": {**body["status"], "conditions": conditions, "artifacts": [], "stage": "Train"}}
+
+
+def test_artifact_of_a_job_that_succeeded() -> None:
+    stage = by_job()
+    stage.put(make_finished_job())
+    stage.roll_out()
+    status = stage.serve["status"]
+    assert status["live"]["modelUri"] == "pvc://facts-artifacts/q4"
+    assert status["live"]["modelDigest"] == "sha256:" + "b" * 64
+    assert status["model"]["source"] == "job/facts/q4"
+
+
+def test_s3_artifact_takes_the_jobs_credentials() -> None:
+    stage = by_job()
+    job = make_finished_job()
+    job["spec"] = {"storage": {"artifacts": {"uri": "s3://b/p", "secretRef": {"name": "keys"}, "endpoint": "http://s3:7070"}}}
+    for artifact in job["status"]["artifacts"]:
+        artifact["uri"] = f"s3://b/p/{artifact['name']}"
+    stage.put(job)
+    stage.step()
+    pod = stage.deployment(stage.candidate())["spec"]["template"]["spec"]
+    (loader,) = pod["initContainers"]
+    assert loader["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert loader["command"][-2:] == ["--endpoint", "http://s3:7070"]
+    assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
+    assert "envFrom" not in pod["containers"][0], "the engine needs no credentials"
+
+
+@pytest.mark.parametrize(
+    ("job", "engine", "reason", "said"),
+    [
+        (None, "LlamaCpp", "JobNotFound", "create it, or correct spec.model.jobRef.name"),
+        (
+            running(make_finished_job(), type="Stalled", reason="BadData", message="no rows"),
+            "LlamaCpp",
+            "JobFailed",
+            "BadData: no rows",
+        ),
+        (make_finished_job(artifacts=[]), "LlamaCpp", "ArtifactNotFound", "spec.artifacts"),
+        (make_finished_job(), "VLLM", "EngineMismatch", "change spec.engine.type"),
+    ],
+    ids=["no job", "failed job", "no artifact", "wrong engine"],
+)
+def test_nothing_to_serve_stalls(job: Object | None, engine: str, reason: str, said: str) -> None:
+    stage = by_job(engine={"type": engine})
+    if job is not None:
+        stage.put(job)
+    decision = stage.step()
+    assert stage.conditions()["Stalled"] == ("True", reason)
+    assert said in stage.message()
+    assert decision.actions == ()
+    assert [e.reason for e in decision.events] == [reason]
+
+
+def test_job_that_runs_is_waited_for() -> None:
+    stage = by_job()
+    stage.put(running(make_finished_job()))
+    stage.step()
+    assert stage.conditions()["Reconciling"] == ("True", "WaitingForJob")
+    assert "its stage is Train" in stage.message()
+    stage.put(make_finished_job())
+    stage.roll_out()
+
+
+def test_job_that_runs_again_changes_nothing_until_it_has_succeeded() -> None:
+    stage = by_job()
+    stage.put(make_finished_job())
+    old = stage.roll_out()
+    stage.put(running(make_finished_job()))
+    stage.settle()
+    assert stage.conditions()["Ready"] == ("True", "Serving")
+    stage.put(make_finished_job(digest="d"))
+    new = stage.roll_out()
+    assert new != old
+    assert stage.serve["status"]["live"]["modelDigest"] == "sha256:" + "d" * 64
+
+
+def test_job_that_was_deleted_leaves_its_model_serving() -> None:
+    stage = by_job()
+    stage.put(make_finished_job())
+    live = stage.roll_out()
+    del stage.objects["FineTuneJob", "facts"]
+    stage.settle()
+    assert stage.conditions()["Stalled"] == ("True", "JobNotFound")
+    assert stage.conditions()["Available"][0] == "True"
+    stage.edit(replicas=2)
+    stage.step()
+    assert stage.deployment(live)["spec"]["replicas"] == 2, "what it serves is still looked after"
+
+
+def test_another_job_is_not_served_with_the_first_ones_model() -> None:
+    stage = by_job()
+    stage.put(make_finished_job())
+    live = stage.roll_out()
+    stage.edit(model={"jobRef": {"name": "other", "artifact": "q4"}})
+    stage.put(running(make_finished_job("other")))
+    stage.settle()
+    assert stage.conditions()["Reconciling"] == ("True", "WaitingForJob")
+    assert (stage.live(), stage.revisions()) == (live, {live})
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "reason"),
+    [
+        ({"uri": "pvc://missing/q4"}, "PersistentVolumeClaim", "ClaimNotFound"),
+        ({"uri": "s3://b/q4", "secretRef": {"name": "missing"}}, "Secret", "SecretNotFound"),
+    ],
+)
+def test_what_the_model_needs_must_exist_before_pods_do(model: dict[str, Any], kind: str, reason: str) -> None:
+    stage = Stage(make_serve(model=model))
+    decision = stage.settle()
+    assert stage.conditions()["Stalled"] == ("True", reason)
+    assert stage.revisions() == set()
+    assert decision.requeue_after, "nothing tells when it comes"
+    stage.put({"kind": kind, "metadata": {"name": "missing"}})
+    stage.roll_out()

@@ -1,0 +1,291 @@
+"""Rollouts of a ModelServe, pass by pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.serving import Stage, make_serve
+
+from finetune_operator.modelserve import policy
+from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION
+from finetune_trainer.contract import Failure
+
+WORKING = {"Ready": "False", "Reconciling": "True"}
+STALLED = {"Ready": "False", "Stalled": "True"}
+SERVING = {"Ready": "True"}
+OTHER = {"uri": "pvc://models/other", "digest": "sha256:" + "c" * 64}
+WRONG = Failure(reason="GateFailed", message="1 of 1 prompts: expects 'Velmora'")
+
+
+def standing(stage: Stage) -> dict[str, str]:
+    """Truth of each condition but Available."""
+    return {kind: truth for kind, (truth, _) in stage.conditions().items() if kind != "Available"}
+
+
+def reason(stage: Stage) -> str:
+    return stage.conditions()["Ready"][1]
+
+
+def is_available(stage: Stage) -> bool:
+    return stage.conditions()["Available"][0] == "True"
+
+
+def test_first_revision_loads_is_asked_and_goes_live() -> None:
+    stage = Stage()
+    decision = stage.step()
+    assert [e.reason for e in decision.events] == ["RevisionLoading"]
+    assert (standing(stage), reason(stage), stage.live()) == (WORKING, "Loading", None)
+    revision = stage.candidate()
+    stage.available(revision)
+    stage.step()
+    assert (standing(stage), reason(stage), stage.live()) == (WORKING, "Gating", None)
+    stage.finish_gate()
+    decision = stage.step()
+    assert [e.reason for e in decision.events] == ["RevisionLive"]
+    assert (standing(stage), reason(stage), stage.live()) == (SERVING, "Serving", revision)
+    stage.settle()
+    assert is_available(stage)
+    status = stage.serve["status"]
+    assert "candidate" not in status
+    assert status["url"] == "http://facts.default.svc:8000/v1"
+    assert status["replicas"] == 1
+    labels = stage.deployment(revision)["spec"]["template"]["metadata"]["labels"]
+    assert dict(pair.split("=") for pair in status["selector"].split(",")) == labels
+
+
+def test_no_pod_of_the_gate_is_selected_by_a_service() -> None:
+    stage = Stage()
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    (job,) = stage.of("Job")
+    assert LABEL_REVISION not in job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_live_revision_serves_until_the_next_one_has_passed() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    new = stage.candidate()
+    assert new != old
+    assert (stage.live(), stage.revisions(), is_available(stage)) == (old, {old, new}, True)
+    stage.available(new)
+    stage.step()
+    assert stage.live() == old
+    stage.finish_gate()
+    stage.step()
+    # The pass that moves the Service leaves the old pods alone: they answer until the move is seen.
+    assert (stage.live(), stage.revisions()) == (new, {old, new})
+    stage.settle()
+    assert (stage.revisions(), standing(stage)) == ({new}, SERVING)
+    names = {s["metadata"]["name"] for s in stage.of("Service")}
+    assert names == {"facts", f"facts-{new}"}
+
+
+def test_failed_gate_refuses_and_is_not_tried_again() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    new = stage.candidate()
+    stage.available(new)
+    stage.step()
+    stage.finish_gate(WRONG)
+    decision = stage.step()
+    assert [(e.reason, e.warning) for e in decision.events] == [("RevisionRefused", True)]
+    stage.settle()
+    assert (standing(stage), reason(stage)) == (STALLED, "GateFailed")
+    assert "expects 'Velmora'" in stage.message()
+    assert (stage.live(), stage.revisions(), is_available(stage)) == (old, {old}, True)
+    stage.later(3600)
+    assert stage.step().actions == ()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.annotate(ANNOTATION_RETRY, "1"),
+        lambda s: s.edit(rollout={"gate": {"prompts": [{"prompt": "Hi"}]}}),
+        lambda s: s.edit(resources={"limits": {"memory": "8Gi"}}),
+    ],
+    ids=["retry annotation", "another gate", "another template"],
+)
+def test_refused_revision_is_tried_again_after(change: Any) -> None:
+    stage = Stage()
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate(WRONG)
+    stage.settle()
+    assert (standing(stage), is_available(stage)) == (STALLED, False)
+    change(stage)
+    stage.step()
+    assert (standing(stage), reason(stage)) == (WORKING, "Loading")
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    stage.settle()
+    assert standing(stage) == SERVING
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s.edit(replicas=2), lambda s: s.edit(rollout={"gate": {"maxTokens": 5}})],
+    ids=["replicas", "gate"],
+)
+def test_what_is_no_part_of_a_revision_rolls_nothing_out(change: Any) -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    change(stage)
+    stage.step()
+    stage.available(live)
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (live, {live}, SERVING)
+
+
+def test_revert_while_the_next_one_loads_keeps_what_serves() -> None:
+    stage = Stage()
+    first = dict(stage.serve["spec"]["model"])
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    new = stage.candidate()
+    stage.edit(model=first)
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (old, {old}, SERVING)
+    assert not any(old in name for name in stage.deleted)
+    assert any(new in name for name in stage.deleted)
+    assert "candidate" not in stage.serve["status"]
+
+
+def test_revert_right_after_promotion_goes_straight_back() -> None:
+    stage = Stage()
+    first = dict(stage.serve["spec"]["model"])
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    new = stage.candidate()
+    stage.available(new)
+    stage.step()
+    stage.finish_gate()
+    stage.step()  # promoted; the old one still runs, and has passed its gate
+    stage.edit(model=first)
+    stage.step()
+    assert (stage.live(), stage.revisions()) == (old, {old, new})
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (old, {old}, SERVING)
+
+
+def test_a_third_revision_takes_the_place_of_the_one_that_loads() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    second = stage.candidate()
+    stage.available(second)
+    stage.step()
+    stage.edit(model={"uri": "pvc://models/third"})
+    stage.settle()
+    third = stage.candidate()
+    assert (stage.live(), stage.revisions()) == (old, {old, third})
+    assert [j["metadata"]["labels"][LABEL_REVISION] for j in stage.of("Job")] == [old]
+
+
+def test_gate_edited_while_it_runs_is_asked_anew() -> None:
+    stage = Stage()
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    (before,) = stage.of("Job")
+    stage.edit(rollout={"gate": {"prompts": [{"prompt": "Hi"}]}})
+    stage.settle()
+    (after,) = stage.of("Job")
+    assert after["metadata"]["name"] != before["metadata"]["name"]
+    stage.finish_gate()
+    stage.settle()
+    assert standing(stage) == SERVING
+
+
+def test_status_that_was_lost_is_found_again() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    before = stage.serve["status"]
+    stage.serve["status"] = {"observedGeneration": -1}
+    stage.settle()
+    assert (stage.live(), stage.revisions()) == (live, {live})
+    assert stage.serve["status"]["live"]["modelUri"] == before["live"]["modelUri"]
+    assert standing(stage) == SERVING
+
+
+def test_deployment_of_the_live_revision_is_put_back() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    del stage.objects["Deployment", f"facts-{live}"]
+    stage.step()
+    assert stage.revisions() == {live}
+    assert (standing(stage), is_available(stage)) == (WORKING, False)
+    stage.available(live)
+    stage.settle()
+    assert standing(stage) == SERVING
+
+
+def test_live_revision_is_scaled_while_another_loads() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.settle()
+    stage.edit(replicas=3)
+    stage.settle()
+    assert stage.deployment(old)["spec"]["replicas"] == 3
+    assert stage.deployment(stage.candidate())["spec"]["replicas"] == 3
+    assert stage.live() == old
+
+
+@pytest.mark.parametrize(("spec", "why"), [({"suspend": True}, "Suspended"), ({"replicas": 0}, "ScaledToZero")])
+def test_paused_has_no_pods_and_comes_back_as_it_was(spec: dict[str, Any], why: str) -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    stage.edit(**spec)
+    stage.step()
+    stage.available(live, 0)
+    stage.settle()
+    assert stage.conditions() == {"Ready": ("True", why), "Available": ("False", why)}
+    assert stage.deployment(live)["spec"]["replicas"] == 0
+    assert stage.live() == live
+    stage.edit(suspend=False, replicas=1)
+    stage.step()
+    assert standing(stage) == WORKING
+    stage.available(live)
+    stage.settle()
+    assert (standing(stage), stage.revisions()) == (SERVING, {live})
+    assert len(stage.of("Job")) == 1, "it has passed its gate already"
+
+
+def test_pausing_while_a_revision_loads_removes_it() -> None:
+    stage = Stage()
+    stage.step()
+    stage.edit(suspend=True)
+    stage.settle()
+    assert (stage.revisions(), standing(stage)) == (set(), SERVING)
+
+
+def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    for body in stage.objects.values():
+        for owner in body["metadata"].get("ownerReferences", []):
+            owner["uid"] = "earlier"
+    before = dict(stage.objects)
+    decision = stage.step()
+    assert decision.actions == ()
+    assert reason(stage) == "NameTaken"
+    assert stage.objects == before
+    assert stage.live() == live
+
+
+def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
+    reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
+    assert reads.kinds == ("Deployment", "Service", "Job", "Pod")
+    assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
