@@ -23,7 +23,7 @@ PACKAGES = (
 UNUSED = ("var/cache/apt", "var/lib/apt/lists", "usr/share/man", "usr/share/locale", "usr/share/info", "var/log")
 DOCKERFILE = f"""FROM scratch
 ADD . /
-ENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 LABEL org.opencontainers.image.title="finetune/base" org.opencontainers.image.description="Debian {SUITE} with Python"
 CMD ["python3"]
 """

@@ -79,3 +79,18 @@ def _run(storage: Storage, command: list[str], log: Path) -> None:
     if done.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
         raise BuildFailed(f"{' '.join(command)} failed (all of its output: {log}):\n{last}")
+
+
+def pull(storage: Storage, reference: str) -> None:
+    """Take `reference` back from the registry, where the storage lost it."""
+    _run(storage, [*storage.options, "pull", "--tls-verify=false", f"docker://{reference}"], storage.log(reference))
+
+
+def forget_others(storage: Storage, reference: str) -> None:
+    """Drop the images of the same name with other tags, and their layers that nothing else uses."""
+    name = reference.rpartition(":")[0]
+    listing = [*storage.options, "images", "--format", "{{.Name}}:{{.Tag}}"]
+    told = subprocess.run(listing, env=storage.environment, capture_output=True, text=True, check=False).stdout
+    for other in told.split():
+        if other.startswith(f"{name}:") and other != reference:
+            subprocess.run([*storage.options, "rmi", other], env=storage.environment, capture_output=True, check=False)

@@ -31,6 +31,7 @@ class Program:
     """One binary: from a module of our own (`source`) or from a published one (`package`, `version`)."""
 
     name: str
+    size: int  # packages to compile when nothing is cached: the scale of the progress line
     package: str = "."
     version: str = ""
     source: Path | None = None
@@ -54,6 +55,7 @@ PROGRAMS = {
     for program in (
         Program(
             "kubernetes",
+            2841,
             source=HERE / "kubernetes",
             variables={
                 f"{VERSION_PACKAGE}.gitVersion": KUBERNETES_VERSION,
@@ -61,11 +63,11 @@ PROGRAMS = {
                 f"{VERSION_PACKAGE}.gitMinor": "36",
             },
         ),
-        Program("pause", source=HERE / "pause"),
-        Program("registry", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.2"),
-        Program("coredns", "github.com/coredns/coredns", "v1.15.0"),
-        Program("helm", "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
-        Program("versitygw", "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
+        Program("pause", 60, source=HERE / "pause"),
+        Program("registry", 999, "github.com/distribution/distribution/v3/cmd/registry", "v3.1.2"),
+        Program("coredns", 1403, "github.com/coredns/coredns", "v1.15.0"),
+        Program("helm", 964, "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
+        Program("versitygw", 588, "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
     )
 }
 
@@ -117,13 +119,13 @@ def _build(cache: Path, program: Program, path: Path) -> None:
         command = [str(go), "build", "-v", "-trimpath", "-ldflags", flags, "-o", str(staging / program.name), "."]
     print(f"building {target} (kept in {path.parent})", flush=True)
     begin = time.monotonic()
-    _run_with_progress(command, folder, environment, program.name)
+    _run_with_progress(command, folder, environment, program)
     (staging / program.name).rename(path)  # last: a build that was cut off leaves no half binary
     shutil.rmtree(staging)
     print(f"built {program.name} in {time.monotonic() - begin:.0f} s", flush=True)
 
 
-def _run_with_progress(command: list[str], folder: Path, environment: Mapping[str, str], name: str) -> None:
+def _run_with_progress(command: list[str], folder: Path, environment: Mapping[str, str], program: Program) -> None:
     """Run a `go -v` command; it names each package when compiled, which is counted on one line."""
     begin = shown = time.monotonic()
     last: list[str] = []
@@ -137,7 +139,8 @@ def _run_with_progress(command: list[str], folder: Path, environment: Mapping[st
             if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
                 shown = now
                 end = "\r" if sys.stdout.isatty() else "\n"
-                print(f"  {name}: {compiled} packages compiled, {now - begin:.0f} s  ", end=end, flush=True)
+                progress = f"{compiled} of at most {program.size} packages compiled"
+                print(f"  {program.name}: {progress}, {now - begin:.0f} s  ", end=end, flush=True)
     if process.returncode:
         raise BuildFailed(f"{' '.join(command)} failed:\n" + "\n".join(last))
 

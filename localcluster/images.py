@@ -1,0 +1,205 @@
+"""The project's container images: built where something changed, pushed to the local registry, named by their content.
+
+An image's tag is a hash of all that goes into it, so a reference changes exactly when the image does, and what the
+registry has already need not be built. The references end up in `images.json` in the cache, as values for the Helm chart.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from localcluster import base_image, builder, debian, ownership, settings
+from localcluster.errors import BuildFailed, LocalclusterError
+
+ROOT = Path(__file__).parent.parent
+TRAINER_CODE = "trainer_image/finetune_trainer"
+MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+REGISTRY_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: `sources` are all the files and folders that its Dockerfile copies, `parents` its build arguments' images."""
+
+    name: str
+    dockerfile: str = ""  # of BASE there is none
+    sources: tuple[str, ...] = ()
+    target: str | None = None
+    parents: Mapping[str, str] = field(default_factory=dict)
+    value: str = ""  # its name under `images` in the chart's values; empty: only other images need it
+
+
+BASE = Image("base")
+IMAGES = {
+    image.name: image
+    for image in (
+        BASE,
+        Image(
+            "llamacpp-build",
+            "serving_images/llamacpp/Dockerfile",
+            ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
+            "llamacpp-build",
+            {"BASE_IMAGE": "base"},
+        ),
+        Image(
+            "operator",
+            "operator/Dockerfile",
+            ("requirements/uv.txt", "requirements/operator.txt", "operator/finetune_operator", TRAINER_CODE),
+            None,
+            {"BASE_IMAGE": "base"},
+            "operator",
+        ),
+        Image(
+            "serve-llamacpp",
+            "serving_images/llamacpp/Dockerfile",
+            ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
+            "serve",
+            {"BASE_IMAGE": "base"},
+            "llamacpp",
+        ),
+        Image(
+            "trainer",
+            "trainer_image/Dockerfile",
+            ("requirements/uv.txt", "requirements/torch.txt", "requirements/trainer.txt", TRAINER_CODE),
+            "trainer",
+            {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
+            "trainer",
+        ),
+        Image(
+            "quantizer",
+            "trainer_image/Dockerfile",
+            ("requirements/uv.txt", "requirements/torch.txt", "requirements/quantizer.txt", TRAINER_CODE),
+            "quantizer",
+            {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
+            "quantizer",
+        ),
+        Image(
+            "serve-vllm",
+            "serving_images/vllm/Dockerfile",
+            ("requirements/uv.txt", "requirements/torch.txt", "requirements/serve-vllm.txt"),
+            None,
+            {"BASE_IMAGE": "base"},
+            "vllm",
+        ),
+    )
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Build and push the named images, or all of them; 0 when the registry has them."""
+    parser = argparse.ArgumentParser(prog="localcluster images", description="Build the images that changed and push them.")
+    choices = [image.name for image in IMAGES.values() if image.value]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}; none means all of them")
+    arguments = parser.parse_args(argv)
+    if unknown := sorted(set(arguments.names) - set(choices)):
+        parser.error(f"there is no image {unknown[0]!r}: the names are {', '.join(choices)}")
+    try:
+        ensure(settings.read(), arguments.names or choices)
+    except LocalclusterError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
+    """Bring the named images into the registry; returns name → reference, and writes the chart's values.
+
+    Raises BuildFailed with the last lines of the build, or if the registry does not answer.
+    """
+    debian.ensure_tools()
+    storage = builder.Storage(chosen.cache / "buildah")
+    references = {name: reference(chosen, IMAGES[name]) for name in names}
+    with ownership.exclusively(storage.directory):
+        for name in names:
+            _ensure(chosen, storage, IMAGES[name])
+    values_file(chosen).write_text(json.dumps(_values(chosen), indent=2) + "\n")
+    print(f"references of the images, as Helm values: {values_file(chosen)}", flush=True)
+    return references
+
+
+def values_file(chosen: settings.Settings) -> Path:
+    """For `helm install --values`: the references of all images that the registry has."""
+    return chosen.cache / "images.json"
+
+
+def reference(chosen: settings.Settings, image: Image) -> str:
+    """The image's full name, with the hash of its inputs as tag."""
+    return f"{chosen.registry_address}/finetune/{image.name}:{key(image)}"
+
+
+def key(image: Image) -> str:
+    """Changes with each file that goes into the image, and with the images that it is built from."""
+    if image is BASE:
+        return base_image.key()
+    digest = hashlib.sha256()
+    for parent in image.parents.values():
+        digest.update(key(IMAGES[parent]).encode())
+    for file in _files(image):
+        digest.update(f"{file.relative_to(ROOT)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _files(image: Image) -> Iterator[Path]:
+    for source in (image.dockerfile, *image.sources):
+        path = ROOT / source
+        inside = path.rglob("*") if path.is_dir() else [path]
+        yield from sorted(file for file in inside if file.is_file() and file.suffix != ".pyc")
+
+
+def _ensure(chosen: settings.Settings, storage: builder.Storage, image: Image) -> None:
+    """Build and push one image, and first the images that it is built from."""
+    wanted = reference(chosen, image)
+    if _is_in_registry(chosen, image):
+        print(f"{image.name:<16} unchanged    {wanted}", flush=True)
+        return
+    begin = time.monotonic()
+    arguments = {argument: _local(chosen, storage, IMAGES[parent]) for argument, parent in image.parents.items()}
+    if image is BASE:
+        base_image.build(storage, wanted)
+    else:
+        builder.build(storage, wanted, ROOT / image.dockerfile, ROOT, arguments, image.target)
+    built = time.monotonic()
+    builder.push(storage, wanted)
+    builder.forget_others(storage, wanted)
+    print(f"{image.name:<16} built {built - begin:4.0f} s, pushed {time.monotonic() - built:3.0f} s    {wanted}", flush=True)
+
+
+def _local(chosen: settings.Settings, storage: builder.Storage, image: Image) -> str:
+    """The reference of an image to build from, once buildah has it: built now, or before and then perhaps forgotten."""
+    _ensure(chosen, storage, image)
+    wanted = reference(chosen, image)
+    if not builder.exists(storage, wanted):
+        builder.pull(storage, wanted)
+    return wanted
+
+
+def _values(chosen: settings.Settings) -> dict[str, dict[str, str]]:
+    there = [image for image in IMAGES.values() if image.value and _is_in_registry(chosen, image)]
+    return {"images": {image.value: reference(chosen, image) for image in there}}
+
+
+def _is_in_registry(chosen: settings.Settings, image: Image) -> bool:
+    url = f"http://{chosen.registry_address}/v2/finetune/{image.name}/manifests/{key(image)}"
+    request = urllib.request.Request(url, headers={"Accept": MANIFEST_TYPES}, method="HEAD")
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback: no proxy can reach it
+    try:
+        with direct.open(request, timeout=REGISTRY_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return False
+        raise BuildFailed(f"the registry {chosen.registry_address} answers {error.code} to {url}") from error
+    except OSError as error:
+        message = f"the registry {chosen.registry_address} does not answer: run `python3 -m localcluster up` first"
+        raise BuildFailed(message) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
