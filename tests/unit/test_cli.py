@@ -1,0 +1,62 @@
+"""The command line, as far as it goes without running a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.unit.test_sentences import DATA, GOOD, write
+from typer.testing import CliRunner
+
+from finetune_operator.cli import app
+from finetune_operator.cli.show import describe, duration
+from finetune_trainer.contract import Progress
+
+MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["render", str(write(tmp_path, GOOD + DATA))])
+    kinds = [(o["kind"], o["metadata"].get("labels", {}).get("finetune.dev/step")) for o in yaml.safe_load_all(result.output)]
+    steps = ("prepare", "train", "merge", "quantize-q4", "evaluate", "evaluate-q4")
+    assert kinds == [("PersistentVolumeClaim", None), ("ConfigMap", None), *(("Job", s) for s in steps)]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "sentence"),
+    [
+        (GOOD, ["--local"], "no ConfigMap facts is in the file, but the job reads it; add it, or correct the uri"),
+        (GOOD + DATA, [], "add --local; in a cluster: kubectl apply -f"),
+        (
+            GOOD + DATA.replace("train.jsonl", "rows.jsonl"),
+            ["--local"],
+            "the ConfigMap facts has no key train.jsonl; it has rows.jsonl",
+        ),
+        (MODEL + DATA, ["--local"], "the claim models has no folder on this machine; add --claim models=DIRECTORY"),
+        (MODEL + DATA, ["--local", "--claim", "models"], "--claim models has no directory; write NAME=DIRECTORY"),
+        (MODEL + DATA, ["--local", "--claim", "models=/none"], "/none is not a directory"),
+    ],
+)
+def test_a_file_that_can_not_run_here_is_refused(tmp_path: Path, text: str, options: list[str], sentence: str) -> None:
+    code, output = call("run", write(tmp_path, text), "--workdir", tmp_path / "w", *options)
+    assert code == 2
+    assert sentence in output
+
+
+def test_progress_in_words() -> None:
+    progress = Progress(
+        step_name="train", activity="training", step=12, total=40, loss=1.2345, tokens_per_second=812.3, eta_seconds=130
+    )
+    assert describe(progress) == "training  12/40  loss 1.234  812 tok/s  2m10s left"
+    assert describe(Progress(step_name="merge", activity="merging")) == "merging"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(8.4, "8s"), (185, "3m05s"), (3720, "1h02m")])
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

@@ -1,0 +1,76 @@
+"""A user's mistakes, each told in one sentence that names the field and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_operator.cli.document import FileError, read_document
+
+GOOD = """
+apiVersion: finetune.dev/v1alpha1
+kind: FineTuneJob
+metadata: {name: facts}
+spec:
+  model: {uri: "hf://org/model"}
+  dataset: {uri: "configmap://facts/train.jsonl"}
+  training: {method: LoRA, learningRate: 0.001}
+  artifacts: [{name: q4, format: GGUF, quantization: Q4_K_M}]
+"""
+DATA = """
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: facts}
+data: {train.jsonl: "{}"}
+"""
+
+ROWS = [
+    ("method: LoRA", "method: Lora", "spec.training.method is Lora; it takes 'QLoRA', 'LoRA' or 'Full'"),
+    ("learningRate: 0.001", "learningRate: 5", "spec.training.learningRate is 5; it must be at most 1"),
+    ("learningRate: 0.001", "learningRate: 0", "spec.training.learningRate is 0; it must be above 0"),
+    ("learningRate: 0.001", "learningRate: fast", "spec.training.learningRate is fast; input should be a valid number"),
+    ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; remove it or correct its name"),
+    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3)://.+"),
+    ('  model: {uri: "hf://org/model"}\n', "", "spec.model is required; add it"),
+    ("name: q4", "name: Q4", "spec.artifacts[0].name is Q4; it must match"),
+    ("training: {method: LoRA, learningRate: 0.001}", "training: LoRA", "spec.training is LoRA; it takes a mapping"),
+    ("v1alpha1", "v1", "apiVersion is finetune.dev/v1; write finetune.dev/v1alpha1"),
+    ("kind: FineTuneJob", "kind: FinetuneJob", "holds 0 FineTuneJobs; write exactly one into the file"),
+    ("spec:\n", "spec: [\n", "is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), ROWS)
+def test_mistakes(old: str, new: str, sentence: str, tmp_path: Path) -> None:
+    assert old in GOOD
+    with pytest.raises(FileError) as error:
+        read_document(write(tmp_path, GOOD.replace(old, new, 1)))
+    assert sentence in error.value.problems[0]
+
+
+def test_each_wrong_field_has_its_own_sentence(tmp_path: Path) -> None:
+    text = GOOD.replace("method: LoRA", "method: Lora").replace("name: q4", "name: Q4")
+    with pytest.raises(FileError) as error:
+        read_document(write(tmp_path, text))
+    assert len(error.value.problems) == 2
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="can't be read: No such file"):
+        read_document(tmp_path / "none.yaml")
+
+
+def test_the_file_holds_the_job_and_its_data(tmp_path: Path) -> None:
+    document = read_document(write(tmp_path, GOOD + DATA))
+    assert document.job.metadata.namespace == "default"
+    assert document.config_maps == {"facts": {"train.jsonl": "{}"}}
+    assert document.job.spec.parallelism.gpus_per_node == 1
+    assert read_document(tmp_path / "job.yaml", cpu=True).job.spec.parallelism.gpus_per_node == 0
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
