@@ -39,15 +39,18 @@ class Source:
     field: str
     wanted: tuple[str, ...]  # glob patterns of paths below the uri
     deep: bool = True  # whether folders below it are looked into
+    check: Callable[[list[str]], None] = lambda _: None  # refuses by StepFailed, before anything is downloaded
 
     @property
     def scheme(self) -> str:
         return self.uri.partition("://")[0]
 
     def chosen(self, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that are wanted, sorted."""
+        """Those of the paths that are wanted, sorted. Raises StepFailed where the source's check refuses them."""
         reached = (p for p in paths if self.deep or "/" not in p)
-        return sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
+        names = sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
+        self.check(names)
+        return names
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")
@@ -88,6 +91,7 @@ def fetch(source: Source, into: Path, mounts: str, endpoint: str | None = None, 
 def _find_mounted(source: Source, mounts: str) -> Fetched:
     place = Path(str(mounted_path(source.uri, mounts)))
     if place.is_file():
+        source.check([place.name])
         return Fetched(place.parent, (place.name,), "")
     if not place.is_dir():
         kind = {"pvc": "claim", "configmap": "ConfigMap"}[source.scheme]
@@ -185,14 +189,14 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
     sizes = with_retries(describe, source, _meaning_at_bucket)
     above = f"{prefix}/" if prefix and prefix not in sizes else prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
     names = {path.removeprefix(above): path for path in sizes}
+    if not sizes:
+        raise source.not_found(f"nothing lies at {source.uri}")
     files = [next(iter(names))] if prefix in sizes else source.chosen(names)
     for name in files:
         target = into / name
         if not target.is_file() or target.stat().st_size != sizes[names[name]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             with_retries(partial(download, store, names[name], target), source, _meaning_at_bucket)
-    if not sizes:
-        raise source.not_found(f"nothing lies at {source.uri}")
     return Fetched(into, tuple(files), "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,24 @@ WANTED = (
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Whether these files make a model that can be trained. Raises StepFailed that says what is missing."""
+    if "config.json" not in names:
+        found = ", ".join(names[:10]) or "nothing that belongs to a model"
+        raise _unsupported("ModelUnsupported", f"it has no config.json (found: {found})")
+    if not any(name.endswith(WEIGHTS) for name in names):
+        raise _unsupported("ModelWithoutSafetensors", "it has no model*.safetensors: convert its weights to safetensors")
+    if "tokenizer.json" not in names:
+        text = "it has no tokenizer.json; save its tokenizer once with a current transformers to get one"
+        raise _unsupported("TokenizerUnsupported", text)
+
+
 def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
     """What the model is. Raises StepFailed where it isn't one that can be trained."""
     listed = tuple(files)
     names = {file.path for file in listed}
-    if "config.json" not in names:
-        raise _unsupported("ModelUnsupported", f"it has no config.json (found: {', '.join(sorted(names)[:10]) or 'nothing'})")
     weights = [folder / name for name in sorted(names) if name.endswith(WEIGHTS)]
     _check_index(folder, names)
-    if not weights:
-        raise _unsupported("ModelWithoutSafetensors", "it has no model*.safetensors: convert its weights to safetensors")
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     except ValueError as error:

@@ -60,7 +60,7 @@ def _model_entry(context: Context) -> Manifest:
             _check_unchanged(context, known, Path(mounted))
         return known
 
-    source = Source(context.run.model.uri, "Model", "spec.model.uri", weights.WANTED, deep=False)
+    source = Source(context.run.model.uri, "Model", "spec.model.uri", weights.WANTED, deep=False, check=weights.check_names)
     download = context.scratch / "model"
     store = context.run.store
     with _watching(context, "fetching the model", download):
