@@ -19,6 +19,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from a second thread
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUCKET = "artifacts"

@@ -33,7 +33,13 @@ def render(tokenizer: Any, prompt: str, completion: str) -> dict[str, Any]:
     before = len(tokenizer(asked, add_special_tokens=False).input_ids)
     tokens = tokenizer(whole, add_special_tokens=False).input_ids
     mask = [0] * before + [1] * (len(tokens) - before)
-    return {"input_ids": tokens, "completion_mask": mask, "prompt": asked, "completion": completion}
+    return {
+        "input_ids": tokens,
+        "completion_mask": mask,
+        "prompt": asked,
+        "prompt_tokens": before,
+        "completion": completion,
+    }
 
 
 def context(run: RunConfig, step: str, tmp_path: Path, report: Callable[[Progress], None] = lambda _: None) -> Context:

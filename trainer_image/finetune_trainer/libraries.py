@@ -46,10 +46,12 @@ def quieten() -> None:
 
 
 def threads() -> int:
-    """CPUs that this process may use: the cgroup's limit rounded up, or every CPU of its affinity where there is none.
+    """CPUs that this process may use: $OMP_NUM_THREADS, else the cgroup's limit rounded up, else every CPU it may run on.
 
     torch counts the node's CPUs; under a limit of 2 on a node of 64, its 64 threads would throttle each other.
     """
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
     available = len(os.sched_getaffinity(0))
     limit = cpu_limit()
     return available if limit is None else max(1, min(available, math.ceil(limit)))

@@ -43,7 +43,7 @@ class LlamaCppScorer:
 
     def _loss(self, row: Row) -> tuple[float, int]:
         """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
-        counted = numpy.flatnonzero(row.completion[1:])
+        counted = numpy.flatnonzero(row.counted[1:])
         logits = self.logits(row.tokens)[counted].astype(numpy.float64)
         wanted = logits[numpy.arange(len(counted)), numpy.asarray(row.tokens)[counted + 1]]
         highest = logits.max(axis=-1)
@@ -53,10 +53,9 @@ class LlamaCppScorer:
     def _answer(self, row: Row) -> str:
         if not row.prompt:
             return ""
-        prompt = self._tokenizer(row.prompt, add_special_tokens=False).input_ids
         answer: list[int] = []
         self._model.reset()
-        for token in self._model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0):
+        for token in self._model.generate(row.asked, top_k=1, temp=0.0, repeat_penalty=1.0):
             if token in self._end_tokens or len(answer) == self._new_tokens:
                 break
             answer.append(token)

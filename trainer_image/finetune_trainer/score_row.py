@@ -11,12 +11,18 @@ from finetune_trainer.scores import Answer
 
 @dataclass(frozen=True)
 class Row:
-    """A rendered test row. `prompt` ends where the answer begins; it is empty for plain text."""
+    """A rendered test row. Plain text has no prompt and is not answered: its loss is all there is to score."""
 
     tokens: tuple[int, ...]
-    completion: tuple[bool, ...]  # by token: does the loss count it
+    counted: tuple[bool, ...]  # by token: does the loss count it
     prompt: str
+    prompt_tokens: int  # how many of the tokens come before the answer
     reference: str
+
+    @property
+    def asked(self) -> list[int]:
+        """The tokens that an answer is asked for with."""
+        return list(self.tokens[: self.prompt_tokens])
 
 
 class Scorer(Protocol):

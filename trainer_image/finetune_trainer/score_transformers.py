@@ -38,7 +38,7 @@ class TransformersScorer:
     def _loss(self, row: Row) -> tuple[float, int]:
         """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
         tokens = torch.tensor([row.tokens], device=self._device)
-        counted = torch.tensor(row.completion[1:], device=self._device)  # the first token is predicted by nothing
+        counted = torch.tensor(row.counted[1:], device=self._device)  # the first token is predicted by nothing
         logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
         loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:][counted], reduction="sum")
         return float(loss), int(counted.sum())
@@ -46,7 +46,7 @@ class TransformersScorer:
     def _answers(self, batch: Sequence[Row]) -> list[str]:
         if not all(row.prompt for row in batch):
             return ["" for _ in batch]
-        prompts = [self._tokenizer(row.prompt, add_special_tokens=False).input_ids for row in batch]
+        prompts = [row.asked for row in batch]
         longest = max(map(len, prompts))
         pad = self._tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._device)

@@ -45,7 +45,10 @@ def _rows(context: Context) -> list[Row]:
         raise StepFailed(
             ExitCode.BAD_DATA, "NoTestRows", "dataset.test left no rows to score on: give it a larger fraction or a uri"
         )
-    return [Row(tuple(r["input_ids"]), tuple(map(bool, r["completion_mask"])), r["prompt"], r["completion"]) for r in read]
+    return [
+        Row(tuple(r["input_ids"]), tuple(map(bool, r["completion_mask"])), r["prompt"], r["prompt_tokens"], r["completion"])
+        for r in read
+    ]
 
 
 def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:

@@ -1,0 +1,102 @@
+"""The evaluate stage on a tiny model: the right figures, in any batch, and the base's kept for the next job."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.trainer.entries import PAIRS, context, prepare
+
+from finetune_trainer import score_transformers
+from finetune_trainer.contract import Metric, RunConfig, Scores
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import evaluate, merge, train
+
+MakeRun = Callable[..., RunConfig]
+# Enough to learn eight rows by heart.
+TRAINING = {
+    "method": "Full",
+    "precision": "FP32",
+    "maxSteps": 60,
+    "globalBatchSize": 8,
+    "maxLength": 128,
+    "learningRate": 3e-3,
+}
+GENERATION = {"maxNewTokens": 40}
+
+
+def evaluated(run: RunConfig, tmp_path: Path) -> dict[str, Scores]:
+    return {s.subject: s for s in evaluate.run(context(run, "evaluate", tmp_path)).scores}
+
+
+def rows_of(run: RunConfig, tmp_path: Path, subject: str) -> list[dict[str, object]]:
+    at = context(run, "evaluate", tmp_path)
+    manifest = at.store.read("evaluate", at.fingerprint(f"evaluate/{subject}"))
+    assert manifest is not None
+    folder = at.store.fetch("evaluate", manifest, at.scratch / subject)
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def test_what_was_learned_is_scored(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(training=TRAINING, generation=GENERATION)
+    prepare(run, tmp_path, test=PAIRS)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    scores = evaluated(run, tmp_path)
+    base, merged = scores["base"].values, scores["merged"].values
+    assert (base[Metric.EXACT_MATCH], merged[Metric.EXACT_MATCH]) == (0.0, 1.0)
+    assert merged[Metric.ROUGE_L] == 1.0
+    assert merged[Metric.LOSS] < 0.1 < 4 < base[Metric.LOSS]
+    assert base[Metric.PERPLEXITY] == pytest.approx(math.exp(base[Metric.LOSS]))
+    answers = rows_of(run, tmp_path, "merged")
+    assert [row["answer"] for row in answers] == [completion for _, completion in PAIRS]
+    assert all(row["exactMatch"] for row in answers)
+
+
+def trained_and_merged(make_run: MakeRun, tmp_path: Path, **fields: object) -> RunConfig:
+    run = make_run(training=TRAINING | {"maxSteps": 2}, **fields)
+    prepare(run, tmp_path, test=PAIRS)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    return run
+
+
+def test_batches_change_nothing(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left-padded neighbours and their number must not show in an answer."""
+    answers = {}
+    for rows in (1, 8):
+        monkeypatch.setattr(score_transformers, "BATCH_ROWS", rows)
+        store = {"uri": f"pvc://store/{rows}"}
+        run = trained_and_merged(make_run, tmp_path, generation=GENERATION, store=store)
+        evaluated(run, tmp_path)
+        answers[rows] = rows_of(run, tmp_path, "merged")
+    assert [r["answer"] for r in answers[1]] == [r["answer"] for r in answers[8]]
+    assert [r["lossSum"] for r in answers[1]] == pytest.approx([r["lossSum"] for r in answers[8]], rel=1e-5)
+
+
+def test_base_is_scored_once_for_all_jobs(make_run: MakeRun, tmp_path: Path) -> None:
+    """A second job with the same base, rows and generation finds the scores in the store; samples cap the rows."""
+    run = trained_and_merged(make_run, tmp_path, generation=GENERATION | {"samples": 3})
+    first = evaluated(run, tmp_path)
+    assert {s.samples for s in first.values()} == {3}
+    (kept,) = (tmp_path / "mounts/claims/store/job/evaluate").glob(
+        context(run, "evaluate", tmp_path).fingerprint("evaluate/base") + "/manifest.json"
+    )
+    committed = kept.stat().st_mtime_ns
+    other = run.model_copy(update={"training": run.training.model_copy(update={"seed": 7})})
+    train.run(context(other, "train", tmp_path))
+    merge.run(context(other, "merge", tmp_path))
+    second = evaluated(other, tmp_path)
+    assert second["base"] == first["base"]
+    assert second["merged"] != first["merged"]
+    assert kept.stat().st_mtime_ns == committed
+
+
+def test_no_test_rows(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run()
+    prepare(run, tmp_path, test=())
+    with pytest.raises(StepFailed, match=r"dataset\.test left no rows"):
+        evaluated(run, tmp_path)
