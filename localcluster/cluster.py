@@ -80,7 +80,6 @@ def down(settings: Settings) -> None:
     """End every process and remove every trace but the cache. Works from any half-made or half-removed state."""
     directory = settings.directory
     if not (directory / ownership.STAMP).exists():
-        network.remove(directory)
         print(f"no cluster in {directory}")
         return
     with ownership.exclusively(directory):

@@ -36,6 +36,8 @@ def ensure(directory: Path) -> None:
     if owner() not in (None, directory):
         raise NotOurs(f"a local cluster in {owner()} uses this machine's network: take it down first")
     if owner() is None:
+        if any(_has_table(*table) for table in PROXY_TABLES):
+            raise NotOurs("this machine is a node of another cluster: its kube-proxy's tables are in nftables")
         # A bridge without ports, because a `dummy` link needs a module that some kernels lack.
         _run("ip", "link", "add", LINK, "type", "bridge")
         _run("ip", "link", "set", LINK, "alias", str(directory))
@@ -54,6 +56,10 @@ def owner() -> Path | None:
     told = subprocess.run(["ip", "-json", "link", "show", LINK], capture_output=True, text=True, check=False)
     links = json.loads(told.stdout or "[]")
     return Path(links[0].get("ifalias", "")) if links else None
+
+
+def _has_table(family: str, table: str) -> bool:
+    return subprocess.run(["nft", "list", "table", family, table], capture_output=True, check=False).returncode == 0
 
 
 def _cni_network(directory: Path) -> dict[str, object]:
@@ -110,8 +116,8 @@ def start_proxy(directory: Path, cache: Path, kubeconfig: Path) -> Process:
 
 
 def remove(directory: Path) -> None:
-    """Take away all of the above, whichever part of it is there, unless another directory's cluster uses it."""
-    if owner() not in (None, directory):
+    """Take away all of the above. The link goes last: while it is there, what else there is is known to be ours."""
+    if owner() != directory:
         return
     for family, table in (*PROXY_TABLES, ("ip", OWNER)):
         subprocess.run(["nft", "delete", "table", family, table], capture_output=True, check=False)
@@ -119,8 +125,7 @@ def remove(directory: Path) -> None:
         subprocess.run(["iptables", "-D", *rule], capture_output=True, check=False)
     for link in _pod_links():
         subprocess.run(["ip", "link", "delete", link], capture_output=True, check=False)
-    if owner():
-        _run("ip", "link", "delete", LINK)
+    _run("ip", "link", "delete", LINK)
 
 
 def _pod_links() -> list[str]:
