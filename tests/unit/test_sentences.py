@@ -26,6 +26,22 @@ metadata: {name: facts}
 data: {train.jsonl: "{}"}
 """
 
+RULES = [
+    ("learningRate: 0.001", "epochs: 1, maxSteps: 5", "spec.training takes epochs or maxSteps, not both"),
+    ("learningRate: 0.001", "packing: true}\n  parallelism: {gpusPerNode: 0", "spec.training.packing needs a GPU"),
+    ("quantization: Q4_K_M", "quantization: FP8", "spec.artifacts[].quantization does not go with its format"),
+    ("  training:", "  evaluation: {gates: [{name: g, metric: loss}]}\n  training:", "takes exactly one of min, max"),
+    (
+        "  training:",
+        "  evaluation: {gates: [{name: g, metric: loss, max: 1, artifact: q5}]}\n  training:",
+        "spec.evaluation.gates[].artifact is not made by this job",
+    ),
+    (
+        "  training:",
+        "  stages: {train: {resources: {limits: {nvidia.com/gpu: 1}}}}\n  training:",
+        "spec.stages.train.resources.requests and .limits take cpu",
+    ),
+]
 ROWS = [
     ("method: LoRA", "method: Lora", "spec.training.method is Lora; it takes 'QLoRA', 'LoRA' or 'Full'"),
     ("learningRate: 0.001", "learningRate: 5", "spec.training.learningRate is 5; it must be at most 1"),
@@ -39,10 +55,11 @@ ROWS = [
     ("v1alpha1", "v1", "apiVersion is finetune.dev/v1; write finetune.dev/v1alpha1"),
     ("kind: FineTuneJob", "kind: FinetuneJob", "holds 0 FineTuneJobs; write exactly one into the file"),
     ("spec:\n", "spec: [\n", "is not YAML"),
+    ("[{name: q4,", "[{name: q4, format: GGUF, quantization: F16}, {name: q4,", "spec.artifacts[].name q4 is there twice"),
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "sentence"), ROWS)
+@pytest.mark.parametrize(("old", "new", "sentence"), ROWS + RULES)
 def test_mistakes(old: str, new: str, sentence: str, tmp_path: Path) -> None:
     assert old in GOOD
     with pytest.raises(FileError) as error:

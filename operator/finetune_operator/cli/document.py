@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from finetune_operator.cli import rules
 from finetune_operator.finetunejob import admission
 from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.meta import API_VERSION
@@ -58,6 +59,6 @@ def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
         job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec})
     except ValidationError as error:
         raise FileError(*sentences(error, "")) from None
-    if wrong := admission.problems(job.spec):
+    if wrong := [*rules.broken(job.spec), *admission.problems(job.spec)]:
         raise FileError(*wrong)
     return job

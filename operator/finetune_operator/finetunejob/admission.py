@@ -13,7 +13,18 @@ _Named = tuple[str, str, SecretRef | None]  # field, uri, secret
 
 def problems(spec: FineTuneJobSpec) -> list[str]:
     """Sentences that name the field and the remedy; none for a spec that can be run."""
-    return [*_secret_conflicts(spec), *handover.problems(spec)]
+    return [*_duplicates(spec), *_secret_conflicts(spec), *handover.problems(spec)]
+
+
+def _duplicates(spec: FineTuneJobSpec) -> Iterator[str]:
+    """The API server sees to this; a file that is run without one comes here unchecked."""
+    named = {
+        "spec.artifacts": [a.name for a in spec.artifacts],
+        "spec.evaluation.gates": [g.name for g in spec.evaluation.gates],
+    }
+    for field, names in named.items():
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield f"{field}[].name {name} is there twice; give each its own"
 
 
 def _secret_conflicts(spec: FineTuneJobSpec) -> Iterator[str]:

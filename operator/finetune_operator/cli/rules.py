@@ -1,0 +1,45 @@
+"""The CRDs' rules, evaluated without an API server: a file is refused here with the sentence that it would get there.
+
+The language is CEL (https://cel.dev); its interpreter comes with the extra `cli`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+from finetune_operator.finetunejob import rules as finetunejob_rules
+from finetune_operator.finetunejob.api import FineTuneJobSpec
+from finetune_operator.meta import Rule
+
+
+def broken(spec: FineTuneJobSpec) -> list[str]:
+    """Messages of the rules that a FineTuneJob breaks. None are found where no interpreter is installed."""
+    if find_spec("celpy") is None:
+        return []
+    body = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    return list(dict.fromkeys(_broken(body, finetunejob_rules.RULES)))
+
+
+def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:
+    import celpy
+    from celpy.adapter import json_to_cel
+
+    environment = celpy.Environment()
+    for rule in rules:
+        program = environment.program(environment.compile(rule.must))
+        for value in _values(body, rule.at.split(".")):
+            if not program.evaluate({"self": json_to_cel(value)}):
+                yield rule.message
+
+
+def _values(node: Any, path: list[str]) -> Iterator[Any]:
+    """The values at a rule's place: each item where the path has []; none where a part is absent."""
+    if not path:
+        yield node
+        return
+    inner = node.get(path[0].removesuffix("[]"))
+    if inner is not None:
+        for value in inner if path[0].endswith("[]") else [inner]:
+            yield from _values(value, path[1:])

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Lock the dependencies of every image and of development: exact versions with hashes, Linux on x86-64, Python 3.11 and later.
+# UPGRADE=1 takes the newest versions that fit; otherwise what is locked stays unless pyproject.toml or an .in file forbids it.
+set -eu
+cd "$(dirname "$0")/.."
+lock() { # lock OUTPUT INPUT... [OPTIONS]
+    output="requirements/$1.txt"; shift
+    [ -z "${UPGRADE:-}" ] || rm -f "$output"
+    uv pip compile --quiet --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 \
+        --python-platform x86_64-manylinux_2_36 --output-file "$output" "$@"
+}
+lock uv requirements/uv.in
+lock torch requirements/torch.in
+lock operator pyproject.toml --extra operator
+lock trainer pyproject.toml requirements/trainer.in --extra trainer --constraints requirements/torch.txt
+lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
+lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
+lock llamacpp requirements/llamacpp.in --no-deps
+lock llamacpp-build requirements/llamacpp-build.in
+lock dev pyproject.toml --extra operator --extra trainer --extra cli --extra dev --constraints requirements/trainer.txt
