@@ -1,0 +1,78 @@
+"""The publish stage copies whole artifacts, once, and says when a copy reads back wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.trainer.entries import context, prepare
+
+from finetune_trainer.contract import ArtifactFacts, ExitCode, RunConfig, StepResult
+from finetune_trainer.directory import DirectoryObjects
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import publish
+from finetune_trainer.store import describe, files_json
+
+MakeRun = Callable[..., RunConfig]
+PLACE = "mounts/claims/models/published"
+
+
+def made(make_run: MakeRun, tmp_path: Path, weights: str = "weights", seed: int = 1) -> RunConfig:
+    """A run whose merged model is two small files."""
+    targets = [{"uri": "pvc://models/published", "artifacts": ["merged"]}]
+    training = {"method": "LoRA", "precision": "FP32", "maxSteps": 1, "maxLength": 128, "seed": seed}
+    run = make_run(publish=targets, training=training)
+    prepare(run, tmp_path)
+    at = context(run, "merge", tmp_path)
+    folder = at.scratch / "model"
+    (folder / "nested").mkdir(parents=True)
+    (folder / "model.safetensors").write_text(weights)
+    (folder / "nested" / f"{weights}.json").write_text("{}")
+    artifact = ArtifactFacts(name="merged", format="Safetensors", path="", digest="", bytes=0)
+    at.commit(folder, StepResult(step="merge", fingerprint=at.fingerprint("merge"), artifact=artifact), {})
+    return run
+
+
+def test_copies_everything_and_says_where(make_run: MakeRun, tmp_path: Path) -> None:
+    run = made(make_run, tmp_path)
+    result = publish.run(context(run, "publish-0", tmp_path))
+    assert result.published == ("pvc://models/published/merged",)
+    folder = tmp_path / PLACE / "merged"
+    assert (folder / "model.safetensors").read_text() == "weights"
+    assert (folder / "nested/weights.json").is_file()
+    assert (folder / "files.json").read_bytes() == files_json(describe(folder))
+
+
+def test_nothing_is_copied_twice(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(make_run, tmp_path)
+    first = publish.run(context(run, "publish-0", tmp_path))
+    monkeypatch.setattr(DirectoryObjects, "write_file", lambda *_: pytest.fail("copied again"))
+    assert publish.run(context(run, "publish-0", tmp_path)) == first
+    at = context(run, "publish-0", tmp_path)
+    manifest, folder = at.output("merge")
+    publish.copy(publish.open_place(at, run.publish[0]), "merged", manifest, folder, at.scratch)  # not by its own entry
+
+
+def test_a_newer_model_takes_the_place_of_the_older(make_run: MakeRun, tmp_path: Path) -> None:
+    for number, weights in enumerate(("older", "newer")):
+        run = made(make_run, tmp_path, weights, seed=number)
+        publish.run(context(run, "publish-0", tmp_path))
+    names = {p.relative_to(tmp_path / PLACE).as_posix() for p in (tmp_path / PLACE).rglob("*") if p.is_file()}
+    assert names == {"merged/files.json", "merged/model.safetensors", "merged/nested/newer.json"}
+
+
+def test_a_damaged_copy_is_no_publication(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(make_run, tmp_path)
+    write = DirectoryObjects.write_file
+
+    def damage(place: DirectoryObjects, path: str, source: Path) -> None:
+        write(place, path, source)
+        if path.endswith(".safetensors"):
+            (place.root / path).write_text("weighty")
+
+    monkeypatch.setattr(DirectoryObjects, "write_file", damage)
+    with pytest.raises(StepFailed, match=r"merged/model\.safetensors reads back") as failed:
+        publish.run(context(run, "publish-0", tmp_path))
+    assert failed.value.exit_code is ExitCode.STORE_UNAVAILABLE
+    assert not (tmp_path / PLACE / "merged/files.json").exists()

@@ -1,0 +1,72 @@
+"""Publish: copy artifacts to where others look for them, each into a folder of its name, and read every byte back.
+
+    <uri>/<artifact>/…            the artifact's files
+    <uri>/<artifact>/files.json   written last: who finds it finds all that it names
+
+What is there already with the same digest stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract import ExitCode, Manifest, Publish, StepResult
+from finetune_trainer.directory import DirectoryObjects
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.pipeline import ADAPTER, MERGE, MERGED, TRAIN, mounted_path
+from finetune_trainer.s3 import S3Objects
+from finetune_trainer.store import FILES, Objects, files_json, folder_digest, parse_files, sha256
+
+
+def run(context: Context) -> StepResult:
+    """Copy what is asked for and commit where it went. Raises StepFailed PublishDamaged when a copy reads back wrong."""
+    done = context.committed()
+    if done is not None:
+        return done
+    target = context.run.publish[int(context.step.name.rpartition("-")[2])]
+    place = open_place(context, target)
+    digests: dict[str, str] = {}
+    for name in target.artifacts:
+        manifest, folder = context.output(step_of(name))
+        context.progress(f"publishing {name}")
+        copy(place, name, manifest, folder, context.scratch / "read-back")
+        digests[f"{target.uri.rstrip('/')}/{name}"] = folder_digest(manifest.files)
+    folder = context.scratch / "output"
+    folder.mkdir()
+    (folder / "published.json").write_text(json.dumps(digests, indent=1))
+    fingerprint = context.fingerprint(context.step.name)
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, published=tuple(digests))
+    return context.commit(folder, result, digests)
+
+
+def step_of(artifact: str) -> str:
+    """The step that makes an artifact."""
+    return {ADAPTER: TRAIN, MERGED: MERGE}.get(artifact, f"quantize-{artifact}")
+
+
+def open_place(context: Context, target: Publish) -> Objects:
+    """The folder or bucket to copy to. A bucket is looked for where the artifact store's is, credentials are AWS_*."""
+    mounted = mounted_path(target.uri, context.mounts)
+    if mounted is not None:
+        return DirectoryObjects(Path(mounted))
+    return S3Objects(target.uri, context.run.store.endpoint, context.run.store.region)
+
+
+def copy(place: Objects, name: str, manifest: Manifest, folder: Path, scratch: Path) -> None:
+    """Copy one artifact, unless it is there already; read each file back and compare its digest."""
+    listing = files_json(manifest.files)
+    there = place.read(f"{name}/{FILES}")
+    if there == listing:
+        return
+    if there is not None and {f.path for f in parse_files(there)} != {f.path for f in manifest.files}:
+        place.delete(name)  # an earlier model of ours, with files that nobody would overwrite
+    for file in manifest.files:
+        place.write_file(f"{name}/{file.path}", folder / file.path)
+        copied = place.fetch(name, [file], scratch / name) / file.path
+        if sha256(copied) != file.sha256:
+            message = f"{name}/{file.path} reads back with another digest than it was written with"
+            raise StepFailed(ExitCode.STORE_UNAVAILABLE, "PublishDamaged", message)
+        (scratch / name / file.path).unlink(missing_ok=True)
+    place.overwrite(f"{name}/{FILES}", listing)
