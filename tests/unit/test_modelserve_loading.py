@@ -111,6 +111,10 @@ def test_volume_that_does_not_come_is_told() -> None:
     stage.step()
     waits = {"type": "PodReadyToStartContainers", "status": "False"}
     stage.pod(stage.candidate(), conditions=[waits])
+    decision = stage.step()
+    assert stage.conditions()["Reconciling"] == ("True", "Loading")
+    assert decision.requeue_after is not None
+    stage.later(decision.requeue_after)
     stage.step()
     assert stage.conditions()["Reconciling"] == ("True", "ContainerCreating")
     assert "ReadWriteOnce" in stage.message()

@@ -56,7 +56,7 @@ def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator
         patient = (now - datetime.fromisoformat(pod.created_at)).total_seconds() < PATIENCE_SECONDS
         for container in pod.containers:
             yield from _of_container(pod, container, start_seconds, patient)
-        if pod.mounting:
+        if pod.mounting and not patient:
             text = "waits for its volumes; a ReadWriteOnce claim can be mounted on one node only: see `kubectl describe pod`"
             yield Trouble("ContainerCreating", f"pod {pod.name} {text}")
 

@@ -20,6 +20,7 @@ def launch(spec: ModelServeSpec, served_name: str) -> Launch:
         args.append("--enforce-eager")  # compiling for a CPU needs a C++ compiler in the image
     args += ["--shutdown-timeout", str(spec.drain.seconds)]
     env = {
+        "USER": "finetune",  # torch asks for the user's name, and the image need not know the pod's uid
         "HF_HUB_OFFLINE": "1",  # all it needs lies in the folder
         "VLLM_NO_USAGE_STATS": "1",
     }
