@@ -132,11 +132,11 @@ def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     found = _trouble(case, target, deployed)
     available = deployed.available if deployed else 0
     text = f"{available} of {wanted} pods of the live revision are available"
-    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, load=load)
+    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, load=load, requeue_after=PATIENCE_SECONDS)
     if found is None:
         return told
-    if found.reason == "Unschedulable" or not found.fatal:
-        return replace(told, reason=found.reason, message=f"{text}: {found.message}", requeue_after=PATIENCE_SECONDS)
+    if not found.fatal:
+        return replace(told, reason=found.reason, message=f"{text}: {found.message}")
     # It has served: whatever broke it may heal, so it is never given up, but somebody should look.
     return replace(told, standing=Standing.STALLED, reason=found.reason, message=f"{text}: {found.message}")
 
@@ -158,9 +158,8 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
         return _refusal(_refused(candidate, found.reason, found.message), live, wanted)
     if not deployed.current or deployed.available < wanted:
         text = f"revision {target.revision} loads: {deployed.available} of {wanted} pods are available"
-        if found is not None:
-            return replace(step, reason=found.reason, message=f"{text}; {found.message}", requeue_after=PATIENCE_SECONDS)
-        return replace(step, message=text)
+        step = replace(step, message=text, requeue_after=PATIENCE_SECONDS)  # patience ends without an event
+        return step if found is None else replace(step, reason=found.reason, message=f"{text}; {found.message}")
     if gate is not None and gate.verdict is Verdict.PASSED:
         now_live = candidate.model_copy(update={"state": RevisionState.LIVE})
         text = f"revision {target.revision} passed its gate and serves"
