@@ -123,6 +123,12 @@ def test_a_job_has_not_ended_while_its_pod_is_seen_at_work() -> None:
     assert attempt.state is State.ACTIVE  # the pods were listed a moment before the Jobs
 
 
+def test_pods_that_are_served_are_none_of_the_job_s() -> None:
+    pod = make_pod(JOB)
+    pod["metadata"]["labels"] = {"finetune.dev/job": "facts", "finetune.dev/serve": "facts"}
+    assert observe(Observed({"Job": (JOB,), "Pod": (pod,)}), UID).live_pods == ()
+
+
 def test_children_of_an_earlier_job_of_the_same_name_are_only_live_pods() -> None:
     world = observe(Observed({"Job": (JOB,), "Pod": (make_pod(JOB),)}), "another uid")
     assert world.attempts == ()

@@ -72,6 +72,16 @@ def no_image() -> Story:
     return story
 
 
+def volume_stuck() -> Story:
+    story = preparing()
+    job = story.space.running()
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    pod = make_pod(job, phase="Pending", containerStatuses=[{"state": creating}])
+    story.space.pods[job["metadata"]["name"]] = pod
+    story.passes()
+    return story
+
+
 def backing_off() -> Story:
     story = preparing()
     story.space.end(*reported_failure(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", "the hub answered 503"))
@@ -136,6 +146,7 @@ ROWS: list[tuple[Callable[[], Story], str, str, str, str]] = [
     (preparing, "Preparing", "Preparing", "InProgress", ""),
     (unschedulable, "Preparing", "Unschedulable", "InProgress", ""),
     (no_image, "Preparing", "ImagePullBackOff", "InProgress", ""),
+    (volume_stuck, "Preparing", "ContainerCreating", "InProgress", ""),
     (backing_off, "Preparing", "SourceUnavailable", "InProgress", ""),
     (claim_missing, "Waiting", "ClaimNotFound", "Failed", ""),
     (unservable, "Waiting", "InvalidSpec", "Failed", ""),

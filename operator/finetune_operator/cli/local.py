@@ -132,7 +132,7 @@ def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult,
     status = with_step(with_facts(status, run, result), step.name, state=StepState.SUCCEEDED)
     if step.name != PREPARE:
         return status
-    if result.fit is not None and (verdict := fit.judge(result.fit)).status == "False":
+    if result.fit is not None and (verdict := fit.judge(result.fit, run.config.devices)).status == "False":
         raise StepStopped(step.name, verdict.reason, verdict.message, workdir.log(step.name))
     for done in result.done:
         if run.step(done.step) is not None:

@@ -1,11 +1,11 @@
-"""Whether the job fits the GPU's memory: prepare estimates it, before any pod holds a GPU."""
+"""Whether training fits the memory of its device: prepare estimates it, before any pod holds a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.contract import FitFacts
+from finetune_trainer.contract import Devices, FitFacts
 
 _GIB = 1024**3
 
@@ -19,21 +19,23 @@ class Fits:
     message: str
 
 
-def judge(fit: FitFacts) -> Fits:
-    """Verdict from prepare's estimate. Unknown where nobody said how large the GPU is."""
+def judge(fit: FitFacts, devices: Devices) -> Fits:
+    """Verdict from prepare's estimate. Unknown where nobody said how much memory there is."""
+    field = "spec.parallelism.gpu.memory" if devices.gpus else "spec.stages.train.resources.limits.memory"
+    larger = "take a larger GPU" if devices.gpus else f"raise {field}"
     need = f"{fit.predicted_bytes / _GIB:.1f} GiB with micro batches of {fit.micro_batch_size}"
     if fit.available_bytes is None:
         return Fits(
             "Unknown",
             "MemoryUnknown",
-            f"training is estimated to need {need}; set spec.parallelism.gpu.memory to have it checked",
+            f"training is estimated to need {need}; set {field} to have it checked",
         )
     have = f"{fit.available_bytes / _GIB:.1f} GiB"
     if fit.predicted_bytes > fit.available_bytes:
         return Fits(
             "False",
             "DoesNotFit",
-            f"training is estimated to need {need}, but there are {have}; use training.method QLoRA,"
-            " lower training.maxLength, or take a larger GPU",
+            f"training is estimated to need {need}, but there are {have}; use spec.training.method QLoRA,"
+            f" lower spec.training.maxLength, or {larger}",
         )
     return Fits("True", "EnoughMemory", f"training is estimated to need {need} of {have}")

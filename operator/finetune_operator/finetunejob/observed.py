@@ -45,6 +45,7 @@ class Pod:
     oom_killed: bool = False
     termination: Termination | None = None
     waiting: Waiting | None = None
+    pending_since: str | None = None  # its container has not started yet
     removed: str | None = None  # why it was taken away from outside: Deleted, Evicted, Preempted, …
     removal: str = ""  # what Kubernetes says about that
     started_at: str | None = None
@@ -80,7 +81,8 @@ class World:
 
 def observe(observed: Observed, owner_uid: str) -> World:
     """Children of the job with this uid. Pods of an earlier job of the same name count only as live."""
-    pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"])) for p in observed.children.get("Pod", ()))
+    listed = [p for p in observed.children.get("Pod", ()) if LABEL_STEP in p["metadata"].get("labels", {})]
+    pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"])) for p in listed)
     by_job = {p.job_uid: p for p in sorted(pods, key=lambda p: p.started_at or "")}  # the newest pod of a resumed Job
     jobs = [j for j in observed.children.get("Job", ()) if _owner(j, "FineTuneJob") == owner_uid]
     attempts = tuple(_attempt(j, by_job.get(j["metadata"]["uid"])) for j in jobs)
@@ -129,6 +131,7 @@ def _pod(pod: Object, progress: dict[str, Any] | None) -> Pod:
         oom_killed=ended.get("reason") == "OOMKilled",
         termination=_termination(ended.get("message")),
         waiting=_waiting(status, container) if phase == "Pending" else None,
+        pending_since=status.get("startTime") or meta.get("creationTimestamp") if phase == "Pending" else None,
         removed=_removed(meta, status),
         removal=_removal(status),
         started_at=ended.get("startedAt") or status.get("startTime"),

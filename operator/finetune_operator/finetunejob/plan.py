@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
-from finetune_operator.finetunejob.observed import Attempt, World
+from finetune_operator.finetunejob.observed import Attempt, Waiting, World
 from finetune_operator.finetunejob.record import DONE, step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run
@@ -33,6 +33,7 @@ LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
 REFERENCE_LOOK_AGAIN = 15.0
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
 LONGEST_PAUSE = 300.0
+LONG_START_SECONDS = 120.0
 
 
 class Standing(Enum):
@@ -129,11 +130,27 @@ def _at_work(case: Case) -> Outlook | None:
         return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED, suspend=to_suspend)
     if attempt.suspended:
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
-    if attempt.pod is not None and (waiting := attempt.pod.waiting) is not None:
+    if (waiting := _waiting(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
     message = f"{step.name} runs, attempt {record.attempt}"
     return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
+
+
+def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
+    """What keeps the pod from starting: what its status says, else that its volumes or image take long.
+
+    A volume that can't be mounted is told in events only, so the message says where to look.
+    """
+    pod = attempt.pod
+    if pod is None:
+        return None
+    if pod.waiting is not None or pod.pending_since is None:
+        return pod.waiting
+    if (now - datetime.fromisoformat(pod.pending_since)).total_seconds() < LONG_START_SECONDS:
+        return None
+    look = f"kubectl describe pod {pod.name}"
+    return Waiting("ContainerCreating", f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
 
 
 _SUSPENDED = "spec.suspend is true; set it to false to go on"
@@ -165,7 +182,8 @@ def _next_step(case: Case) -> Outlook | None:
         return Outlook(Standing.WORKING, "Stopping", "Stopping", message, requeue_after=LOOK_AGAIN)
     failure = case.status.last_failure
     if failure is not None and failure.step == step.name and (pause := _pause_left(record, case.now)) > 0:
-        message = f"{step.name} is tried again in {pause:.0f} s: {failure.message}"
+        at = (case.now + timedelta(seconds=pause)).strftime("%H:%M:%SZ")  # a time of day stays the same in each pass
+        message = f"{step.name} is tried again at {at}: {failure.message}"
         return Outlook(Standing.WORKING, doing, failure.reason, message, requeue_after=pause)
     message = f"{step.name} starts"
     return Outlook(Standing.WORKING, doing, doing, message, start=Start(step, record.attempt + 1), requeue_after=LOOK_AGAIN)

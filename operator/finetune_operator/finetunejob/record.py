@@ -100,7 +100,7 @@ def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ende
             status = with_facts(status, run, done[step.name])
         else:
             status = with_step(status, step.name, state=StepState.PENDING, fingerprint=wanted.get(step.name))
-    if result.fit is not None and (verdict := fit.judge(result.fit)).status == "False":
+    if result.fit is not None and (verdict := fit.judge(result.fit, run.config.devices)).status == "False":
         return _fail(status, run.steps[0], Failure(Retry.NEVER, verdict.reason, verdict.message), 0, ended)
     return status
 

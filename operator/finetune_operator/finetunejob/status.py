@@ -85,7 +85,7 @@ def _truths(case: Case, outlook: Outlook) -> Iterator[tuple[str, Truth, str, str
     if standing is Standing.FAILED:
         yield ("Failed", "True", *why)
     if case.status.fit is not None:
-        fits = fit.judge(case.status.fit)
+        fits = fit.judge(case.status.fit, case.run.config.devices)
         yield "Fits", fits.status, fits.reason, fits.message
     elif standing is Standing.FAILED and outlook.reason == "DoesNotFit":
         yield "Fits", "False", *why
