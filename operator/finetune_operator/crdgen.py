@@ -33,7 +33,7 @@ LARGEST_MAP = 64
 LARGEST_LIST = 64
 
 # Keys of JSON Schema that a structural schema of OpenAPI v3.0 has no place for.
-DROPPED = ("title", "additionalProperties", "discriminator", "x-preserve")
+DROPPED = ("title", "additionalProperties", "propertyNames", "discriminator", "x-preserve")
 
 
 class _Generator(GenerateJsonSchema):

@@ -63,12 +63,8 @@ class FaultProxy:
         self._thread.join(10)
 
     def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-        rest = asyncio.all_tasks(self._loop)
-        for task in rest:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
 
     async def _serve(self) -> None:
         context = ssl.create_default_context(cadata=self._authority)
@@ -85,6 +81,8 @@ class FaultProxy:
             self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             self._started.set()
             await self._stop.wait()
+            for watch in asyncio.all_tasks() - {asyncio.current_task()}:
+                watch.cancel()  # they would go on for minutes
             await runner.cleanup()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,162 @@
+"""The loops: what a pass's end does to the queue, what a resync wakes, and when a dead watch is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.fake_cluster import FakeCluster
+
+from finetune_operator.controller import Controller, WatchDied
+from finetune_operator.decision import Decision, Observed, Reads
+from finetune_operator.errors import NotLeader, Unavailable
+from finetune_operator.finetunejob.api import FineTuneJob
+from finetune_operator.handlers import Seen
+from finetune_operator.meta import API_VERSION, Key, Object
+from finetune_operator.progress_reader import ProgressReader
+from finetune_operator.reconcile import Kind
+from finetune_operator.settings import Settings
+from finetune_operator.workqueue import WorkQueue
+
+KEY = Key("FineTuneJob", "default", "facts")
+JOB = {
+    "apiVersion": API_VERSION,
+    "kind": "FineTuneJob",
+    "metadata": {"name": "facts", "namespace": "default", "uid": "u", "generation": 1},
+    "spec": {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}},
+}
+
+
+class Policy:
+    def __init__(self, *outcomes: Decision | Exception) -> None:
+        self.outcomes = list(outcomes)
+
+    def reads(self, body: Object) -> Reads:
+        return Reads({}, ())
+
+    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class Setup:
+    def __init__(self, *outcomes: Decision | Exception) -> None:
+        self.now = 0.0
+        self.cluster = FakeCluster(JOB)
+        self.queue: WorkQueue[Key] = WorkQueue(clock=lambda: self.now, jitter=lambda: 0.0)
+        self.seen = Seen()
+        self.rounds = 0
+        kinds = {"FineTuneJob": Kind(FineTuneJob, Policy(*outcomes))}
+        self.controller = Controller(
+            kinds,
+            self.cluster,  # type: ignore[arg-type]
+            self.queue,
+            ProgressReader(self.cluster),
+            self.seen,
+            Settings(),
+            lambda: datetime(2026, 11, 23, tzinfo=UTC),
+            self.sleep,
+        )
+
+    async def sleep(self, _: float) -> None:
+        self.rounds += 1
+        await asyncio.sleep(0)
+
+    async def work_off(self, *times: float) -> None:
+        """Let one worker run, the clock standing at each of these times in turn."""
+        worker = asyncio.create_task(self.controller.work())
+        for now in (self.now, *times):
+            self.now = now
+            self.queue._wake()
+            for _ in range(30):
+                await asyncio.sleep(0)
+        self.queue.shut_down()
+        await worker
+
+
+def status(stage: str) -> Decision:
+    return Decision(status={"stage": stage}, requeue_after=10)
+
+
+async def test_a_pass_comes_back_when_it_asked_for_it() -> None:
+    setup = Setup(status("one"), status("two"))
+    setup.queue.add(KEY)
+    await setup.work_off(9.9, 10)
+    assert setup.cluster.objects[KEY]["status"]["stage"] == "two"
+
+
+@pytest.mark.parametrize("error", [Unavailable("no answer"), KeyError("a policy's own fault")])
+async def test_a_failed_pass_comes_back_after_a_backoff(error: Exception) -> None:
+    setup = Setup(error, error, status("three"))
+    setup.queue.add(KEY)
+    await setup.work_off(0.5, 1.4, 1.5)
+    assert setup.cluster.objects[KEY]["status"]["stage"] == "three"
+
+
+async def test_the_servers_own_wish_is_heeded() -> None:
+    setup = Setup(Unavailable("slow down", retry_after=20), status("two"))
+    setup.queue.add(KEY)
+    await setup.work_off(19.9)
+    assert "status" not in setup.cluster.objects[KEY]
+
+
+async def test_a_worker_ends_where_another_leads() -> None:
+    setup = Setup(NotLeader("frozen"))
+    setup.queue.add(KEY)
+    with pytest.raises(NotLeader):
+        await setup.controller.work()
+
+
+async def rounds(setup: Setup, number: int) -> asyncio.Task[None]:
+    """A resync after so many rounds."""
+    task = asyncio.create_task(setup.controller.resync())
+    while setup.rounds <= number and not task.done():
+        await asyncio.sleep(0)
+    return task
+
+
+async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
+    setup = Setup()
+    gone = KEY._replace(name="gone")
+    setup.seen.versions[gone] = 1
+    task = await rounds(setup, 1)
+    assert await setup.queue.get() == KEY
+    assert gone not in setup.seen.versions
+    task.cancel()
+
+
+async def test_a_watch_that_missed_a_change_for_a_whole_resync_is_dead() -> None:
+    setup = Setup()
+    setup.seen.keep(KEY, setup.cluster.objects[KEY])
+    await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed, and no event told of it"})
+    task = await rounds(setup, 5)
+    with pytest.raises(WatchDied, match="FineTuneJob/default/facts"):
+        await task
+
+
+async def test_a_change_just_before_a_resync_is_no_alarm() -> None:
+    setup = Setup()
+    setup.seen.keep(KEY, setup.cluster.objects[KEY])
+    await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed"})
+    task = await rounds(setup, 1)
+    setup.seen.keep(KEY, setup.cluster.objects[KEY])  # the event comes a little late
+    while setup.rounds < 6:
+        await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+
+
+async def test_a_resync_waits_out_a_server_that_does_not_answer() -> None:
+    setup = Setup()
+
+    async def fail(*_: Any) -> tuple[Object, ...]:
+        raise Unavailable("restarting")
+
+    setup.cluster.list = fail  # type: ignore[method-assign]
+    task = await rounds(setup, 5)
+    assert not task.done()
+    task.cancel()

@@ -1,0 +1,118 @@
+"""Which events wake which key."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from tests.fake_cluster import FakeCluster
+
+from finetune_operator.handlers import Backoffs, Events, Seen, kopf_settings, registry
+from finetune_operator.meta import Key, Object
+from finetune_operator.names import label_value
+from finetune_operator.progress_reader import ProgressReader
+
+JOB = Key("FineTuneJob", "default", "facts")
+SERVE = Key("ModelServe", "default", "bot")
+
+
+class Woken:
+    """Events with everything they feed."""
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+        self.seen = Seen()
+        self.progress = ProgressReader(FakeCluster())
+        self.events = Events(self.keys.append, self.seen, self.progress)
+
+    def take(self) -> set[Key]:
+        found, self.keys[:] = set(self.keys), []
+        return found
+
+
+def make(kind: str, name: str, *, version: int = 1, **fields: Any) -> Object:
+    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version), **fields.pop("metadata", {})}
+    return {"kind": kind, "metadata": metadata, **fields}
+
+
+def test_our_own_objects_wake_themselves() -> None:
+    woken = Woken()
+    woken.events.ours("ADDED", make("FineTuneJob", "facts"))
+    assert woken.take() == {JOB}
+    woken.events.ours("DELETED", make("FineTuneJob", "facts"))
+    assert woken.take() == {JOB}
+    assert woken.seen.versions == {}
+
+
+def test_a_job_and_the_serve_that_takes_its_model_wake_each_other() -> None:
+    woken = Woken()
+    woken.events.ours(None, make("ModelServe", "bot", spec={"model": {"jobRef": {"name": "facts"}}}))
+    assert woken.take() == {SERVE, JOB}
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts"))
+    assert woken.take() == {SERVE, JOB}
+    woken.events.ours("MODIFIED", make("ModelServe", "bot", spec={"model": {"uri": "pvc://c/m"}}))
+    assert woken.take() == {SERVE}
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts"))
+    assert woken.take() == {JOB}
+
+
+def test_a_serve_that_a_job_has_made_wakes_the_job() -> None:
+    woken = Woken()
+    woken.events.ours("MODIFIED", make("ModelServe", "bot", metadata={"labels": {"finetune.dev/job": "facts"}}))
+    assert woken.take() == {SERVE, JOB}
+
+
+def test_children_wake_their_owner_by_label_or_by_controller() -> None:
+    woken = Woken()
+    woken.events.child("ADDED", make("Job", "facts-1", metadata={"labels": {"finetune.dev/job": "facts"}}))
+    assert woken.take() == {JOB}
+    owner = {"kind": "ModelServe", "name": "bot", "uid": "u"}
+    woken.events.child("DELETED", make("Deployment", "bot-1", metadata={"ownerReferences": [owner]}))
+    assert woken.take() == {SERVE}
+    woken.events.child("ADDED", make("Pod", "x", metadata={"ownerReferences": [owner | {"kind": "ReplicaSet"}]}))
+    assert woken.take() == set()
+
+
+def test_a_name_too_long_for_a_label_is_found_again() -> None:
+    woken, name = Woken(), "f" * 100
+    woken.events.ours(None, make("FineTuneJob", name))
+    woken.take()
+    labels = {"finetune.dev/job": label_value(name)}
+    assert labels["finetune.dev/job"] != name
+    woken.events.child("MODIFIED", make("Pod", "p", metadata={"labels": labels}))
+    assert woken.take() == {Key("FineTuneJob", "default", name)}
+
+
+async def test_pods_that_run_a_step_are_read_for_progress() -> None:
+    woken = Woken()
+    woken.progress._logs.logs["p"] = '{"kind": "progress", "step": 1}'  # type: ignore[attr-defined]
+    pod = make("Pod", "p", metadata={"labels": {"finetune.dev/job": "facts", "finetune.dev/step": "train"}})
+    woken.events.child("ADDED", pod | {"status": {"phase": "Pending"}})
+    assert await woken.progress.read_all() == set()
+    woken.events.child("MODIFIED", pod | {"status": {"phase": "Running"}})
+    assert await woken.progress.read_all() == {JOB}
+    woken.events.child("MODIFIED", pod | {"status": {"phase": "Succeeded"}})
+    assert woken.progress.of(JOB) == {}
+
+
+def test_conditions_are_counted_by_kind_and_status() -> None:
+    woken = Woken()
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    for name in ("a", "b"):
+        woken.events.ours(None, make("FineTuneJob", name, status=ready))
+    woken.events.ours(None, make("ModelServe", "c", status=ready))
+    woken.events.ours("DELETED", make("FineTuneJob", "b"))
+    assert woken.seen.counts() == {("FineTuneJob", "Ready", "True"): 1, ("ModelServe", "Ready", "True"): 1}
+
+
+def test_kopf_watches_only_and_never_gives_up() -> None:
+    handlers = registry(Woken().events)
+    watched = {h.selector.any_name or h.selector.plural for h in handlers._watching.get_all_handlers() if h.selector}
+    assert watched == {"finetunejobs", "modelserves", "jobs", "pods", "deployments", "services"}
+    for family in (handlers._changing, handlers._spawning, handlers._indexing, handlers._webhooks):
+        assert list(family.get_all_handlers()) == [], "these write to objects, or worse"
+    settings = kopf_settings()
+    assert settings.scanning.disabled
+    assert not settings.posting.enabled
+    assert len(settings.watching.label_selectors) == 4
+    assert len(list(itertools.islice(Backoffs(), 1000))) == 1000

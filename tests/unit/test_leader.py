@@ -1,0 +1,164 @@
+"""The election: one holder, judged by one's own clock; lost means dead; released means taken at once."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.fake_cluster import FakeCluster
+
+from finetune_operator.errors import NotLeader, Unavailable
+from finetune_operator.leader import LEASE_SECONDS, NAME, RETRY_SECONDS, Clock, Elector
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Time:
+    """Time that passes only in `sleep`, and lets other tasks run there."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+        await asyncio.sleep(0)
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.seconds, self.sleep, lambda: START + timedelta(seconds=self.seconds))
+
+
+class Candidate:
+    def __init__(self, cluster: FakeCluster, identity: str, time: Time | None = None) -> None:
+        self.time = time or Time()
+        self.lost: list[str] = []
+        self.elector = Elector(cluster, "system", identity, self.lost.append, self.time.clock)
+
+
+def holder(cluster: FakeCluster) -> str:
+    return cluster.objects["Lease", "system", NAME]["spec"]["holderIdentity"]
+
+
+async def test_the_first_takes_the_lease_and_may_write() -> None:
+    cluster = FakeCluster()
+    first = Candidate(cluster, "first")
+    with pytest.raises(NotLeader):
+        first.elector.check()
+    await first.elector.acquire()
+    first.elector.check()
+    spec = cluster.objects["Lease", "system", NAME]["spec"]
+    assert spec == {
+        "holderIdentity": "first",
+        "leaseDurationSeconds": LEASE_SECONDS,
+        "acquireTime": "2026-01-01T00:00:00.000000Z",
+        "renewTime": "2026-01-01T00:00:00.000000Z",
+        "leaseTransitions": 0,
+    }
+
+
+async def test_a_second_waits_as_long_as_the_lease_is_renewed() -> None:
+    cluster, time = FakeCluster(), Time()
+    first, second = Candidate(cluster, "first", time), Candidate(cluster, "second", time)
+    await first.elector.acquire()
+    holding = asyncio.create_task(first.elector.hold())
+    waiting = asyncio.create_task(second.elector.acquire())
+    while time.seconds < 10 * LEASE_SECONDS:
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    assert holder(cluster) == "first"
+    assert first.lost == []
+    holding.cancel()
+    await waiting
+    assert holder(cluster) == "second"
+    assert cluster.objects["Lease", "system", NAME]["spec"]["leaseTransitions"] == 1
+    with pytest.raises(NotLeader):
+        first.elector.check()
+
+
+async def test_clocks_that_differ_change_nothing() -> None:
+    """The second's wall clock is far ahead, yet it waits a whole lease by its own monotonic clock."""
+    cluster = FakeCluster()
+    first, second = Candidate(cluster, "first"), Candidate(cluster, "second")
+    await first.elector.acquire()
+    second.time.seconds = 1e6
+    begin = second.time.seconds
+    await second.elector.acquire()
+    assert second.time.seconds - begin > LEASE_SECONDS
+
+
+async def test_a_released_lease_is_taken_at_once() -> None:
+    cluster = FakeCluster()
+    first, second = Candidate(cluster, "first"), Candidate(cluster, "second")
+    await first.elector.acquire()
+    await first.elector.release()
+    await second.elector.acquire()
+    assert second.time.seconds == 0
+    with pytest.raises(NotLeader):
+        first.elector.check()
+
+
+async def test_a_process_that_comes_back_in_the_same_pod_need_not_wait() -> None:
+    cluster = FakeCluster()
+    await Candidate(cluster, "pod").elector.acquire()
+    again = Candidate(cluster, "pod")
+    await again.elector.acquire()
+    assert again.time.seconds == 0
+
+
+async def test_a_leader_whose_lease_was_taken_is_lost() -> None:
+    cluster = FakeCluster()
+    first = Candidate(cluster, "first")
+    await first.elector.acquire()
+    lease = cluster.objects["Lease", "system", NAME]
+    await cluster.replace({**lease, "spec": lease["spec"] | {"holderIdentity": "second"}})
+    await first.elector.hold()
+    assert first.lost == ["another replica took the lease"]
+
+
+async def test_a_lost_answer_to_our_own_renewal_is_not_a_lost_lease() -> None:
+    cluster = FakeCluster()
+    first = Candidate(cluster, "first")
+    await first.elector.acquire()
+    await cluster.replace(cluster.objects["Lease", "system", NAME])  # as if we had written and never heard back
+    holding = asyncio.create_task(first.elector.hold())
+    while first.time.seconds < 3 * RETRY_SECONDS:
+        await asyncio.sleep(0)
+    assert first.lost == []
+    holding.cancel()
+
+
+async def test_a_leader_without_an_answer_is_lost_before_another_may_start() -> None:
+    cluster = FakeCluster()
+    first = Candidate(cluster, "first")
+    await first.elector.acquire()
+
+    def fail(_: str) -> None:
+        raise Unavailable("connection refused")
+
+    cluster.fail = fail
+    await first.elector.hold()
+    assert first.lost == ["the lease could not be renewed: connection refused"]
+    assert first.time.seconds < LEASE_SECONDS
+
+
+async def test_while_the_server_is_away_a_candidate_keeps_asking() -> None:
+    cluster = FakeCluster()
+    first = Candidate(cluster, "first")
+    failures = iter(range(5))
+
+    def fail(_: str) -> None:
+        if next(failures, None) is not None:
+            raise Unavailable("connection refused")
+
+    cluster.fail = fail
+    await first.elector.acquire()
+    assert first.time.seconds == 5 * RETRY_SECONDS
+
+
+async def test_a_process_that_was_frozen_may_not_write() -> None:
+    first = Candidate(FakeCluster(), "first")
+    await first.elector.acquire()
+    first.time.seconds += LEASE_SECONDS + 0.1
+    with pytest.raises(NotLeader):
+        first.elector.check()

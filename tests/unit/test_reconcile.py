@@ -1,0 +1,243 @@
+"""One pass, with a policy of the test's own: what is read, applied, written, told, and what a failure leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.fake_cluster import FakeCluster
+
+from finetune_operator.decision import (
+    Apply,
+    Create,
+    Decision,
+    Delete,
+    Event,
+    Observed,
+    Reads,
+    Ref,
+    SuspendJob,
+)
+from finetune_operator.errors import Conflict, Forbidden, InvalidSpec, NotLeader, Unavailable
+from finetune_operator.finetunejob.api import FineTuneJob
+from finetune_operator.meta import API_VERSION, Key, Object
+from finetune_operator.reconcile import Kind, Outcome, pruned, reconcile, without_unknown
+from finetune_operator.settings import Settings
+
+NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
+KEY = Key("FineTuneJob", "default", "facts")
+STATUS = {"observedGeneration": 1, "stage": "Training"}
+TOLD = Event("Started", "Training has started.")
+CHILD = {
+    "kind": "Job",
+    "metadata": {"name": "facts-1", "namespace": "default", "ownerReferences": [{"uid": "facts-uid"}]},
+}
+
+
+class Scripted:
+    """A policy that decides as the test says, and keeps what it was shown."""
+
+    def __init__(self, decide: Callable[[Object, Observed], Decision] | Decision, reads: Reads | None = None) -> None:
+        self._decide = decide
+        self._reads = reads or Reads({}, ())
+        self.observed: list[Observed] = []
+
+    def reads(self, body: Object) -> Reads:
+        return self._reads
+
+    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+        assert now == NOW
+        self.observed.append(observed)
+        return self._decide if isinstance(self._decide, Decision) else self._decide(body, observed)
+
+
+def make_job(**changes: Any) -> Object:
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}}
+    metadata = {"name": "facts", "namespace": "default", "uid": "facts-uid", "generation": 1}
+    body = {"apiVersion": API_VERSION, "kind": "FineTuneJob", "metadata": metadata, "spec": spec}
+    return body | {"status": {"observedGeneration": -1}} | changes
+
+
+async def one_pass(cluster: FakeCluster, policy: Scripted, progress: dict[str, Any] | None = None) -> Outcome:
+    kind = Kind(FineTuneJob, policy)
+    return await reconcile(KEY, kind, cluster, lambda _: progress or {}, Settings(), NOW)  # type: ignore[arg-type]
+
+
+async def test_actions_then_status_then_events() -> None:
+    cluster = FakeCluster(make_job())
+    outcome = await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), requeue_after=30)))
+    assert cluster.writes == ["create Job facts-1", "status FineTuneJob facts", "event FineTuneJob facts"]
+    assert outcome == Outcome("changed", generation=1, writes=2, requeue_after=30)
+    assert cluster.objects[KEY]["status"] == STATUS
+    assert cluster.events == [TOLD]
+
+
+async def test_a_second_pass_with_the_same_decision_writes_nothing() -> None:
+    cluster = FakeCluster(make_job())
+    policy = Scripted(lambda _, seen: Decision(() if seen.children["Job"] else (Create(CHILD),), STATUS), Reads({}, ("Job",)))
+    await one_pass(cluster, policy)
+    cluster.writes.clear()
+    assert await one_pass(cluster, policy) == Outcome("unchanged", generation=1)
+    assert cluster.writes == []
+
+
+async def test_what_holds_nothing_is_no_difference() -> None:
+    cluster = FakeCluster(make_job(status=STATUS))
+    empty: dict[str, Any] = {"progress": None, "steps": [], "fit": {"terms": {}}}
+    await one_pass(cluster, Scripted(Decision(status=STATUS | empty, events=(TOLD,))))
+    assert cluster.writes == []
+
+
+async def test_a_policy_sees_the_children_the_named_and_the_progress() -> None:
+    labelled = {"kind": "Pod", "metadata": {"name": "p", "namespace": "default", "labels": {"finetune.dev/job": "facts"}}}
+    stranger = {"kind": "Pod", "metadata": {"name": "q", "namespace": "default"}}
+    claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": "default"}}
+    there, missing = Ref("PersistentVolumeClaim", "c"), Ref("Secret", "s")
+    policy = Scripted(Decision(status=STATUS), Reads({"finetune.dev/job": "facts"}, ("Pod",), (there, missing)))
+    await one_pass(FakeCluster(make_job(), labelled, stranger, claim), policy, {"p": {"step": 3}})
+    (seen,) = policy.observed
+    assert [p["metadata"]["name"] for p in seen.children["Pod"]] == ["p"]
+    assert seen.named[there] is not None
+    assert seen.named[missing] is None
+    assert seen.progress == {"p": {"step": 3}}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "result"),
+    [
+        ({"deletionTimestamp": "2026-11-23T14:00:00Z"}, "gone"),
+        ({"annotations": {"finetune.dev/hold": "true"}}, "held"),
+    ],
+)
+async def test_a_deleted_or_held_object_is_left_alone(metadata: dict[str, Any], result: str) -> None:
+    job = make_job()
+    cluster = FakeCluster(make_job(metadata=job["metadata"] | metadata))
+    policy = Scripted(Decision((Create(CHILD),), STATUS))
+    assert (await one_pass(cluster, policy)).result == result
+    assert cluster.writes == []
+
+
+async def test_an_object_that_is_gone_is_nothing_to_do() -> None:
+    assert await one_pass(FakeCluster(), Scripted(Decision())) == Outcome("gone")
+
+
+async def test_every_action_is_carried_out() -> None:
+    old = {"kind": "Job", "metadata": {"name": "old", "namespace": "default", "uid": "old-uid"}}
+    held = {"kind": "Job", "metadata": {"name": "held", "namespace": "default", "uid": "held-uid"}}
+    service = {"kind": "Service", "metadata": {"name": "s", "namespace": "default"}}
+    cluster = FakeCluster(make_job(), old, held)
+    actions = (Apply(service), Delete("Job", "old", "old-uid"), SuspendJob("held", "held-uid", True))
+    await one_pass(cluster, Scripted(Decision(actions, STATUS)))
+    assert cluster.writes[:3] == ["apply Service s", "delete Job old", "suspend Job held"]
+
+
+async def test_a_job_that_exists_and_is_ours_is_taken_as_created() -> None:
+    cluster = FakeCluster(make_job(), CHILD)
+    await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))
+    assert cluster.objects[KEY]["status"] == STATUS
+
+
+async def test_a_job_of_another_owner_is_not_ours() -> None:
+    stranger = {**CHILD, "metadata": CHILD["metadata"] | {"ownerReferences": [{"uid": "another"}]}}
+    cluster = FakeCluster(make_job(), stranger)
+    with pytest.raises(Conflict, match="Job facts-1 exists and belongs to another owner"):
+        await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))
+    assert cluster.objects[KEY]["status"] == {"observedGeneration": -1}
+
+
+async def test_a_claim_that_nobody_owns_is_used_as_it_is() -> None:
+    claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "facts-artifacts", "namespace": "default"}}
+    cluster = FakeCluster(make_job(), claim)
+    await one_pass(cluster, Scripted(Decision((Create(claim),), STATUS)))
+    assert cluster.objects[KEY]["status"] == STATUS
+
+
+async def test_a_refused_child_is_told_in_the_status_and_tried_again() -> None:
+    cluster = FakeCluster(make_job())
+
+    def fail(write: str) -> None:
+        if write.startswith("create Job"):
+            raise Forbidden("exceeded quota: gpus")
+
+    cluster.fail = fail
+    conditions = [{"type": "Fits", "status": "True", "reason": "Fits", "message": ""}]
+    policy = Scripted(Decision((Create(CHILD),), STATUS | {"conditions": conditions}, (TOLD,)))
+    with pytest.raises(Forbidden):
+        await one_pass(cluster, policy)
+    status = cluster.objects[KEY]["status"]
+    found = {c["type"]: (c["status"], c["reason"], c.get("message", "")) for c in status["conditions"]}
+    assert found == {
+        "Ready": ("False", "Refused", "exceeded quota: gpus"),
+        "Reconciling": ("True", "Refused", "exceeded quota: gpus"),
+        "Fits": ("True", "Fits", ""),
+    }
+    assert [e.reason for e in cluster.events] == ["Refused"], "what the decision wanted to tell did not happen"
+    cluster.writes.clear()
+    with pytest.raises(Forbidden):
+        await one_pass(cluster, policy)
+    assert cluster.writes == [], "the same refusal is told once"
+
+
+@pytest.mark.parametrize("error", [Unavailable("timeout"), Conflict("changed"), NotLeader("frozen")])
+async def test_other_failures_leave_the_status_as_it_was(error: Exception) -> None:
+    cluster = FakeCluster(make_job())
+
+    def fail(_: str) -> None:
+        raise error
+
+    cluster.fail = fail
+    with pytest.raises(type(error)):
+        await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,))))
+    assert cluster.events == []
+
+
+async def test_an_event_that_gets_lost_costs_no_second_pass() -> None:
+    cluster = FakeCluster(make_job())
+
+    def fail(write: str) -> None:
+        if write.startswith("event"):
+            raise Forbidden("no events here")
+
+    cluster.fail = fail
+    assert (await one_pass(cluster, Scripted(Decision(status=STATUS, events=(TOLD,))))).result == "changed"
+
+
+async def test_a_spec_that_cannot_be_read_is_stalled_with_its_field_named() -> None:
+    cluster = FakeCluster(make_job(spec={"model": {"uri": "ftp://x"}, "dataset": {"uri": "hf://c/d"}}))
+    policy = Scripted(Decision((Create(CHILD),), STATUS))
+    assert (await one_pass(cluster, policy)).result == "stalled"
+    status = cluster.objects[KEY]["status"]
+    found = {c["type"]: (c["status"], c["reason"], c["lastTransitionTime"]) for c in status["conditions"]}
+    assert found == {
+        "Ready": ("False", "InvalidSpec", "2026-11-23T15:00:00Z"),
+        "Stalled": ("True", "InvalidSpec", "2026-11-23T15:00:00Z"),
+    }
+    assert status["observedGeneration"] == 1
+    assert "spec.model.uri" in status["conditions"][0]["message"]
+    cluster.writes.clear()
+    await one_pass(cluster, policy)
+    assert cluster.writes == []
+
+
+def test_fields_of_a_newer_version_are_passed_over() -> None:
+    job = make_job()
+    job["spec"]["training"] = {"epochs": 2, "warp": 9}
+    job["spec"]["galaxy"] = {"name": "milky"}
+    known = without_unknown(FineTuneJob, job)
+    assert known["spec"]["training"] == {"epochs": 2}
+    assert "galaxy" not in known["spec"]
+    assert "galaxy" in job["spec"], "what was read is not touched"
+
+
+def test_an_unknown_field_does_not_hide_a_wrong_one() -> None:
+    job = make_job()
+    job["spec"] |= {"galaxy": 1, "training": {"epochs": -1}}
+    with pytest.raises(InvalidSpec, match=r"spec\.training\.epochs"):
+        without_unknown(FineTuneJob, job)
+
+
+def test_pruned_keeps_what_means_something() -> None:
+    value = {"a": None, "b": [], "c": {}, "d": 0, "e": False, "f": "", "g": [{"x": None, "y": 1}], "h": {"z": {}}}
+    assert pruned(value) == {"d": 0, "e": False, "f": "", "g": [{"y": 1}]}

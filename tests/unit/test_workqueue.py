@@ -1,0 +1,122 @@
+"""The queue: each key once, never twice at a time, later where asked, slower after failures."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from finetune_operator.workqueue import LONGEST_DELAY, ShutDown, WorkQueue
+
+
+class Time:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def queue(time: Time) -> WorkQueue[str]:
+    return WorkQueue(clock=time, jitter=lambda: 0.0)
+
+
+async def empty(queue: WorkQueue[str]) -> bool:
+    """Whether nothing is handed out now."""
+    task = asyncio.create_task(queue.get())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    if task.done():
+        return False
+    task.cancel()
+    return True
+
+
+async def test_keys_come_in_order_and_each_once(queue: WorkQueue[str]) -> None:
+    for key in ("a", "b", "a"):
+        queue.add(key)
+    assert [await queue.get(), await queue.get()] == ["a", "b"]
+    assert await empty(queue)
+
+
+async def test_a_key_in_work_is_handed_out_again_only_after_it_is_done(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    assert await queue.get() == "a"
+    queue.add("a")
+    assert await empty(queue)
+    queue.done("a")
+    assert await queue.get() == "a"
+    queue.done("a")
+    assert await empty(queue)
+
+
+async def test_other_keys_pass_a_key_in_work(queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    await queue.get()
+    queue.add("a")
+    queue.add("b")
+    assert await queue.get() == "b"
+
+
+async def test_a_delayed_key_comes_when_its_time_has_come(queue: WorkQueue[str], time: Time) -> None:
+    queue.add_after("a", 5)
+    assert await empty(queue)
+    time.now += 5
+    assert await queue.get() == "a"
+
+
+async def test_the_earliest_of_two_delays_wins_and_an_event_beats_both(queue: WorkQueue[str], time: Time) -> None:
+    queue.add_after("a", 50)
+    queue.add_after("a", 5)
+    queue.add_after("a", 70)
+    time.now += 5
+    assert await queue.get() == "a"
+    queue.done("a")
+    time.now += 100
+    assert await empty(queue), "the later delays were of the same wish"
+    queue.add_after("a", 50)
+    queue.add("a")
+    assert await queue.get() == "a"
+    queue.done("a")
+    time.now += 100
+    assert await empty(queue), "a pass decides anew when to come back"
+
+
+async def test_failures_double_the_delay_up_to_a_limit_until_one_pass_goes_well(queue: WorkQueue[str]) -> None:
+    assert [queue.add_failed("a") for _ in range(4)] == [0.5, 1.0, 2.0, 4.0]
+    assert [queue.add_failed("a") for _ in range(40)][-1] == LONGEST_DELAY
+    queue.forget("a")
+    assert queue.add_failed("a") == 0.5
+    assert queue.add_failed("b", at_least=7) == 7
+
+
+async def test_jitter_adds_up_to_a_half(time: Time) -> None:
+    queue: WorkQueue[str] = WorkQueue(clock=time, jitter=lambda: 1.0)
+    assert queue.add_failed("a") == 0.75
+
+
+async def test_after_shut_down_nothing_is_handed_out(queue: WorkQueue[str]) -> None:
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    queue.add("a")
+    assert await waiting == "a"
+    queue.add("b")
+    queue.shut_down()
+    with pytest.raises(ShutDown):
+        await queue.get()
+
+
+async def test_many_workers_share_the_keys(queue: WorkQueue[str]) -> None:
+    workers = [asyncio.create_task(queue.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    for key in ("a", "b", "c"):
+        queue.add(key)
+    assert {await w for w in workers} == {"a", "b", "c"}
