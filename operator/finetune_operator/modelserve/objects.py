@@ -105,6 +105,26 @@ def gate_prompts(serve: ModelServe) -> Object:
 
 def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
     """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
+    seconds = serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
+    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
+    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
+    name = gate_job(serve, target.revision, target.trial)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _owned(serve, name, {LABEL_REVISION: target.revision}),
+        "spec": {
+            "backoffLimit": GATE_RETRIES,
+            "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [final, lost]},
+            "template": {"metadata": {"labels": labels}, "spec": _gate_pod(serve, target, settings)},
+        },
+    }
+
+
+def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
     wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
     command = ["python", "-m", "finetune_trainer.ask", "--url", url, "--model", served_name(serve)]
     command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
@@ -121,7 +141,7 @@ def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    pod: Object = {
+    return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -131,21 +151,6 @@ def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "prompts", "configMap": {"name": _prompts_name(serve)}},
             {"name": "tmp", "emptyDir": {}},
         ],
-    }
-    labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
-    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
-    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": _owned(serve, gate_job(serve, target.revision, target.trial), {LABEL_REVISION: target.revision}),
-        "spec": {
-            "backoffLimit": GATE_RETRIES,
-            "activeDeadlineSeconds": (wanted.timeout_seconds + GATE_MARGIN_SECONDS) * (GATE_RETRIES + 1),
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": [final, lost]},
-            "template": {"metadata": {"labels": labels}, "spec": pod},
-        },
     }
 
 
