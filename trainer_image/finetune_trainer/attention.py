@@ -20,8 +20,9 @@ def register_varlen() -> str:
     from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12 and later
-    options: dict[str, Any] = {"window_size": (-1, 0)} | ({"enable_gqa": True} if grouped else {})
+    options: dict[str, Any] = {"window_size": (-1, 0)}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # before torch 2.12 grouped heads need no leave
+        options["enable_gqa"] = True
 
     def attend(
         module: nn.Module,  # noqa: ARG001 - transformers passes it
@@ -39,8 +40,6 @@ def register_varlen() -> str:
         if cu_seq_lens_q is None:
             cu_seq_lens_q = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32, device=query.device)
             max_length_q = tokens
-        if not grouped:
-            key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
         q, k, v = (t.transpose(1, 2).reshape(batch * tokens, -1, dim) for t in (query, key, value))
         assert max_length_q is not None
         ends = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)

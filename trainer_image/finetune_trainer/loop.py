@@ -44,6 +44,11 @@ def labels(row: dict[str, Any]) -> list[int]:
 class Loop(SFTTrainer):  # type: ignore[misc]
     """One training run. The loss of a step is the mean over the tokens of all its micro-batches."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model.train()  # PEFT's wrapper says that it trains while the model inside it was loaded to evaluate
+        self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
+
     def set_trained_type(self, dtype: torch.dtype) -> None:
         """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that."""
         for parameter in self.model.parameters():
@@ -65,17 +70,40 @@ class Loop(SFTTrainer):  # type: ignore[misc]
             return None
         return float(self.evaluate()["eval_loss"])
 
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The mean loss over the batch's tokens. TRL adds entropy and accuracy, for which a GPU waits three times a step."""
+        if return_outputs or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs.sum() / num_items_in_batch
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch forward and backward: the Trainer's own step without what makes a GPU wait for Python."""
+        if not model.training:
+            model.train()  # walks over thousands of modules
+        inputs = self._prepare_inputs(inputs)
+        with self.maybe_activation_offload_context, self.compute_loss_context_manager():
+            loss: torch.Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        self._unchecked.append(loss.detach())
+        return loss.detach()
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU."""
+        mask = inputs.get("attention_mask")
+        self.state.num_input_tokens_seen += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Nobody reads the Trainer's count, and walking all parameters for it at each step makes a GPU wait."""
+        """Nobody reads the Trainer's count, and it walks over all parameters at each step."""
         return 0
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._check_finite("loss", float(loss))
-        return loss
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called once a step, before the optimizer: the place to stop at a number that would spoil the weights."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        losses, self._unchecked = torch.stack(self._unchecked), []
+        self._check_finite("loss", float(losses.sum()))
         if norm is not None and not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work
             self._check_finite("gradient norm", float(norm))
         return norm
