@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 
+from finetune_trainer import llamacpp
 from finetune_trainer.libraries import threads
 from finetune_trainer.score_row import Row
 from finetune_trainer.scores import Answer
@@ -17,10 +18,8 @@ class LlamaCppScorer:
     """Scores one GGUF file on the CPU, row by row."""
 
     def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
-        from llama_cpp import Llama
-
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
-        self._model = Llama(
+        self._model = llamacpp.binding().Llama(
             str(file),
             n_ctx=max(len(row.tokens) for row in rows) + new_tokens + 1,
             n_batch=512,

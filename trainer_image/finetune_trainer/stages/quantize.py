@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import llamacpp
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, ArtifactFacts, ArtifactFormat, ExitCode, StepResult
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten, threads
 from finetune_trainer.pipeline import MERGE, TRAIN
 
-ENV_LLAMA_CPP = "LLAMA_CPP_DIR"
-LLAMA_CPP = "/opt/llama.cpp"  # convert_hf_to_gguf.py and bin/llama-quantize lie here in the image
+CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "bin/llama-quantize"
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
 
 
@@ -59,7 +59,8 @@ def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) 
     K-quants need rows of a multiple of 256 values; llama.cpp takes another type for tensors that have none, and the
     manifest says for how many.
     """
-    tools = Path(os.environ.get(ENV_LLAMA_CPP, LLAMA_CPP))
+    tools = llamacpp.folder()
+    _check(tools / CONVERTER, tools / QUANTIZER)
     file = folder / f"{artifact.name}.gguf"
     notes: dict[str, str] = {}
     context.progress("converting to GGUF")
@@ -69,8 +70,7 @@ def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) 
         whole = context.scratch / "whole.gguf"
         _convert(tools, merged, whole, "bf16")  # the merged weights as they are
         context.progress(f"quantizing to {artifact.quantization}")
-        program = tools / "bin" / "llama-quantize"
-        log = _tool(str(program), str(whole), str(file), artifact.quantization, str(threads()))
+        log = _tool(str(tools / QUANTIZER), str(whole), str(file), artifact.quantization, str(threads()))
         whole.unlink()
         fallback = FALLBACK.search(log)
         if fallback is not None:
@@ -79,19 +79,22 @@ def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) 
     return notes
 
 
+def _check(*tools: Path) -> None:
+    missing = [tool.name for tool in tools if not tool.is_file()]
+    if missing:
+        message = f"{' and '.join(missing)} not found: set {llamacpp.ENV_FOLDER} to llama.cpp's folder"
+        raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message)
+
+
 def _convert(tools: Path, merged: Path, file: Path, kind: str) -> None:
-    _tool(sys.executable, str(tools / "convert_hf_to_gguf.py"), str(merged), "--outfile", str(file), "--outtype", kind)
+    _tool(sys.executable, str(tools / CONVERTER), str(merged), "--outfile", str(file), "--outtype", kind)
 
 
 def _tool(*command: str) -> str:
     """Run one of llama.cpp's programs; returns what it printed."""
     name = Path(command[1] if command[0] == sys.executable else command[0]).name
     environment = os.environ | {"NO_LOCAL_GGUF": ""}  # empty: use the gguf package that lies beside the converter
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    except FileNotFoundError as error:
-        message = f"{name} is not in this image: set {ENV_LLAMA_CPP} to llama.cpp's folder"
-        raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message) from error
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")

@@ -1,0 +1,122 @@
+"""GGUF files answer as the merged model does, within what their type rounds away."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.entries import PAIRS, context, prepare
+
+from finetune_trainer import llamacpp, verify
+from finetune_trainer.contract import ExitCode, Metric, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import evaluate, merge, quantize, train
+
+MakeRun = Callable[..., RunConfig]
+# Mean KL divergence in nats from the merged model, on a width of 256, where every K-quant applies.
+LIMITS = {"F16": 1e-4, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 1e-2, "Q4_K_M": 5e-2}
+ARTIFACTS = [{"name": t.lower().replace("_", "-"), "format": "GGUF", "quantization": t} for t in LIMITS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tools() -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
+    if llamacpp.ENV_FOLDER not in os.environ and (cache / "bin").is_dir():
+        os.environ[llamacpp.ENV_FOLDER] = str(cache)
+    missing = [p for p in ("convert_hf_to_gguf.py", "bin/llama-quantize") if not (llamacpp.folder() / p).is_file()]
+    if not missing:
+        return
+    message = f"{' and '.join(missing)} not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def run(make_run: MakeRun, tmp_path: Path, tiny_smollm: Path) -> RunConfig:
+    """A merged model, which learned its rows by heart, with SmolLM2's tokenizer."""
+    (tmp_path / "mounts/claims/models/smollm").symlink_to(tiny_smollm)
+    training = {
+        "method": "Full",
+        "precision": "FP32",
+        "maxSteps": 30,
+        "globalBatchSize": 8,
+        "maxLength": 128,
+        "learningRate": 3e-3,
+    }
+    made = make_run(
+        model={"uri": "pvc://models/smollm"}, training=training, artifacts=ARTIFACTS, generation={"maxNewTokens": 24}
+    )
+    prepare(made, tmp_path, test=PAIRS)
+    train.run(context(made, "train", tmp_path))
+    merge.run(context(made, "merge", tmp_path))
+    return made
+
+
+def logits(run: RunConfig, tmp_path: Path, file: Path) -> tuple[Any, Any]:
+    """Logits of the merged model by transformers and of a GGUF file by llama.cpp, over one row's tokens."""
+    import torch
+
+    from finetune_trainer.contract import Method
+    from finetune_trainer.model import Compute, load_base, load_tokenizer
+    from finetune_trainer.score_llamacpp import LlamaCppScorer
+    from finetune_trainer.stages.evaluate import _rows
+
+    at = context(run, "evaluate", tmp_path)
+    _, merged = at.output("merge")
+    rows = _rows(at)[:1]
+    network = load_base(merged, Method.LORA, Compute("cpu", torch.float32)).eval()
+    with torch.no_grad():
+        expected = network(input_ids=torch.tensor([rows[0].tokens])).logits[0]
+    scorer = LlamaCppScorer(file, load_tokenizer(merged), (0,), 1, rows)
+    return expected, torch.from_numpy(scorer.logits(rows[0].tokens))
+
+
+def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> None:
+    merged = evaluate.run(context(run, "evaluate", tmp_path)).scores[1].values
+    found, sizes = {}, {}
+    for artifact in run.artifacts:
+        result = quantize.run(context(run, f"quantize-{artifact.name}", tmp_path))
+        assert result.artifact is not None
+        manifest, folder = context(run, f"evaluate-{artifact.name}", tmp_path).output(f"quantize-{artifact.name}")
+        assert {f.path for f in manifest.files} == {f"{artifact.name}.gguf", "Modelfile", "README.md"}
+        assert "fallbackTensors" not in manifest.inputs
+        file = folder / f"{artifact.name}.gguf"
+        found[artifact.quantization] = verify.divergence(*logits(run, tmp_path, file))
+        sizes[artifact.quantization] = file.stat().st_size
+    assert all(0 <= found[t] <= limit for t, limit in LIMITS.items()), found
+    assert sorted(sizes, key=lambda t: sizes[t], reverse=True) == list(LIMITS)
+
+    scores = evaluate.run(context(run, "evaluate-q8-0", tmp_path)).scores[0]
+    assert scores.subject == "q8-0"
+    assert scores.values[Metric.LOSS] == pytest.approx(merged[Metric.LOSS], abs=0.05)
+    assert scores.values[Metric.EXACT_MATCH] == pytest.approx(merged[Metric.EXACT_MATCH], abs=0.13)  # one row of eight
+
+
+def test_modelfile_stops_where_the_model_does(run: RunConfig, tmp_path: Path) -> None:
+    quantize.run(context(run, "quantize-f16", tmp_path))
+    _, folder = context(run, "evaluate-f16", tmp_path).output("quantize-f16")
+    text = (folder / "Modelfile").read_text()
+    assert text.startswith("FROM ./f16.gguf\nTEMPLATE")
+    assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+def test_a_model_that_the_converter_refuses(run: RunConfig, tmp_path: Path) -> None:
+    _, merged = context(run, "quantize-f16", tmp_path).output("merge")
+    config = json.loads((merged / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps(config | {"architectures": ["UnheardOf"]}))
+    at = context(run, "quantize-f16", tmp_path)
+    with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py refused this model") as failed:
+        quantize.make_gguf(at, run.artifacts[0], merged, at.scratch)
+    assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
+
+
+def test_missing_tool_is_named(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path))
+    at = context(run, "quantize-f16", tmp_path)
+    with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py and llama-quantize not found: set LLAMA_CPP_DIR"):
+        quantize.make_gguf(at, run.artifacts[0], at.output("merge")[1], at.scratch)

@@ -1,0 +1,30 @@
+"""Where llama.cpp lies: its programs, its converter, its libraries and their Python binding, all of one version.
+
+$LLAMA_CPP_DIR/convert_hf_to_gguf.py   bin/llama-quantize   lib/*.so   python/llama_cpp
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ENV_FOLDER = "LLAMA_CPP_DIR"
+FOLDER = "/opt/llama.cpp"  # in the trainer's image
+
+
+def folder() -> Path:
+    """llama.cpp's folder on this machine; nothing says that it is there."""
+    return Path(os.environ.get(ENV_FOLDER, FOLDER))
+
+
+def binding() -> Any:
+    """The module llama_cpp from below `folder`, or as it is installed. Raises ImportError where it is neither."""
+    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(folder() / "lib"))
+    packages = str(folder() / "python")
+    if packages not in sys.path:
+        sys.path.append(packages)
+    import llama_cpp
+
+    return llama_cpp
