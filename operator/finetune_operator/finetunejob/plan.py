@@ -111,7 +111,7 @@ def _failed(case: Case) -> Outlook | None:
     failure = case.status.last_failure
     if failure is None or not any(s.state is StepState.FAILED for s in case.status.steps):
         return None
-    again = "after that, edit the job or set the annotation finetune.dev/retry to a new value to run it again"
+    again = "once that is mended, edit the job or set its annotation finetune.dev/retry to a new value"
     return Outlook(Standing.FAILED, "Failed", failure.reason, f"{failure.step}: {failure.message}; {again}")
 
 
