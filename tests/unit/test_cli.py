@@ -43,10 +43,21 @@ def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
         (MODEL + DATA, ["--local", "--claim", "models=/none"], "/none is not a directory"),
     ],
 )
-def test_a_file_that_can_not_run_here_is_refused(tmp_path: Path, text: str, options: list[str], sentence: str) -> None:
+def test_a_file_that_can_not_run_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, options: list[str], sentence: str
+) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     code, output = call("run", write(tmp_path, text), "--workdir", tmp_path / "w", *options)
     assert code == 2
     assert sentence in output
+
+
+def test_a_machine_without_llama_cpp_is_told_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    code, output = call("run", "--local", write(tmp_path, GOOD + DATA), "--workdir", tmp_path / "w")
+    assert code == 2
+    assert "spec.artifacts q4: GGUF needs llama.cpp, which is not in" in output
 
 
 def test_progress_in_words() -> None:

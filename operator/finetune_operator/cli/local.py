@@ -31,10 +31,12 @@ from finetune_operator.finetunejob.record import DONE, step_record, with_facts, 
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer import contract
-from finetune_trainer.contract import ExitCode, Progress, StepResult, Termination
+from finetune_trainer.contract import ArtifactFormat, ExitCode, Progress, StepResult, Termination
 from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, source_uris
 
 GRACE_SECONDS = 120
+# Where the trainer looks for llama.cpp (finetune_trainer.llamacpp); the trainer's image has it in this folder.
+ENV_LLAMA_CPP, LLAMA_CPP = "LLAMA_CPP_DIR", "/opt/llama.cpp"
 
 
 class StepStopped(Exception):
@@ -89,7 +91,8 @@ class Ending:
 
 
 def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path]) -> Workdir:
-    """Lay out the folders that a pod would find mounted. Raises FileError where the file or the user names nothing."""
+    """Lay out the folders that a pod would find mounted. Raises FileError where the file or the machine lacks one."""
+    _need_llama_cpp(run)
     workdir = Workdir(root.resolve())
     for name in config_maps(run.config):
         _write_config_map(document, name, workdir.mounts / "configmaps" / name, source_uris(run.config))
@@ -226,6 +229,17 @@ def _termination(path: Path) -> Termination:
         return Termination.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return Termination()  # killed before it could say why
+
+
+def _need_llama_cpp(run: Run) -> None:
+    """Told before an hour of training, not after."""
+    folder = Path(os.environ.get(ENV_LLAMA_CPP, LLAMA_CPP))
+    wanted = [a.name for a in run.config.artifacts if a.format is ArtifactFormat.GGUF]
+    if wanted and not (folder / "convert_hf_to_gguf.py").is_file():
+        raise FileError(
+            f"spec.artifacts {', '.join(wanted)}: GGUF needs llama.cpp, which is not in {folder}; set {ENV_LLAMA_CPP}"
+            " to a folder with convert_hf_to_gguf.py and bin/llama-quantize, or take these artifacts out"
+        )
 
 
 def _write_config_map(document: Document, name: str, folder: Path, uris: tuple[str, ...]) -> None:
