@@ -6,7 +6,6 @@ clash with the trainer's: that runs in the quantizer image.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -93,8 +92,7 @@ def _convert(tools: Path, merged: Path, file: Path, kind: str) -> None:
 def _tool(*command: str) -> str:
     """Run one of llama.cpp's programs; returns what it printed."""
     name = Path(command[1] if command[0] == sys.executable else command[0]).name
-    environment = os.environ | {"NO_LOCAL_GGUF": ""}  # empty: use the gguf package that lies beside the converter
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
