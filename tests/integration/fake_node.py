@@ -23,7 +23,6 @@ class FakeNode:
         self._ending = ending
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.ended: list[str] = []  # names of the pods that it ended
 
     def __enter__(self) -> FakeNode:
         self._thread.start()
@@ -41,30 +40,30 @@ class FakeNode:
 
     def _end(self, pod: Pod) -> None:
         ending = self._ending(pod)
-        status: dict[str, Any] = {"phase": "Running", "startTime": pod["metadata"]["creationTimestamp"]}
-        if ending is not None:
-            code, message = ending
-            status = {"phase": "Failed" if code else "Succeeded", "startTime": pod["metadata"]["creationTimestamp"]}
-            name, times = pod["spec"]["containers"][0]["name"], pod["metadata"]["creationTimestamp"]
-            ended = {"exitCode": code, "message": message, "startedAt": times, "finishedAt": times}
-            status["containerStatuses"] = [
-                {
-                    "name": name,
-                    "image": "none",
-                    "imageID": "",
-                    "ready": False,
-                    "restartCount": 0,
-                    "state": {"terminated": ended},
-                }
-            ]
-        elif pod["status"]["phase"] == "Running":
+        if ending is None and pod["status"]["phase"] == "Running":
             return
         path = f"{self._pods}/{pod['metadata']['name']}/status"
+        status = _running(pod) if ending is None else _ended(pod, *ending)
         try:
             self._api.request("PATCH", path, {"status": status}, "application/merge-patch+json")
         except ApiError as error:
             if error.code != 404:  # deleted in between, as a test may well do
                 raise
-        else:
-            if ending is not None:
-                self.ended.append(pod["metadata"]["name"])
+
+
+def _running(pod: Pod) -> dict[str, Any]:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": pod["metadata"]["creationTimestamp"]}
+    state = {"running": {"startedAt": pod["metadata"]["creationTimestamp"]}}
+    return {"phase": "Running", "conditions": [ready], "containerStatuses": [_container(pod, state, ready=True)]}
+
+
+def _ended(pod: Pod, code: int, message: str) -> dict[str, Any]:
+    time = pod["metadata"]["creationTimestamp"]
+    state = {"terminated": {"exitCode": code, "message": message, "startedAt": time, "finishedAt": time}}
+    containers = [_container(pod, state, ready=False)]
+    return {"phase": "Failed" if code else "Succeeded", "startTime": time, "containerStatuses": containers}
+
+
+def _container(pod: Pod, state: dict[str, Any], *, ready: bool) -> dict[str, Any]:
+    name = pod["spec"]["containers"][0]["name"]
+    return {"name": name, "image": "none", "imageID": "", "ready": ready, "restartCount": 0, "state": state}

@@ -27,6 +27,7 @@ VOLATILE = {
     "time",
     "message",
     "runDigest",
+    "progress",  # what a pass happened to see of a pod that ran for a moment
 }
 
 
