@@ -1,0 +1,62 @@
+# `make help` lists what there is to do. VENV=DIRECTORY uses another environment than .venv.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON := $(abspath $(VENV))/bin/python
+export PYTHONPATH := operator:trainer_image:.
+
+help: ## This list
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
+
+setup: ## The Python environment in .venv; installs what the machine lacks (root)
+	@$(if $(filter .venv,$(VENV)),sh requirements/venv.sh,true)
+
+demo: ## The whole path on this machine: cluster, training, served model (CLUSTER=current: your kubeconfig's cluster)
+	@python3 -m demo
+
+test: setup ## All that CI runs: lint, unit, house, integration, trainer, core e2e scenarios
+	@$(PYTHON) -m tests.layers
+
+test-all: setup ## The same with every e2e scenario
+	@$(PYTHON) -m tests.layers --all
+
+lint: setup ## ruff, mypy --strict, import contracts
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(dir $(PYTHON))lint-imports --no-cache
+
+lint-types: setup ## mypy --strict alone
+	$(PYTHON) -m mypy
+
+unit: setup ## Tests of pure modules: seconds, no network, no torch
+	$(PYTHON) -m pytest tests/unit
+
+house: setup ## Rules of the house: generated files fresh, examples valid, sizes, names
+	$(PYTHON) -m pytest tests/house
+
+test-trainer: setup ## Tests of the programs in the pods, on tiny models
+	$(PYTHON) -m pytest tests/trainer
+
+integration: setup ## Tests against a real API server; needs no root
+	$(PYTHON) -m pytest tests/integration
+
+e2e: setup ## Scenarios on a whole cluster (root): make e2e K=quickstart
+	$(PYTHON) -m pytest tests/e2e -s $(if $(K),-k '$(K)')
+
+crds: setup ## Generate crds/ and the chart's copy from the types
+	$(PYTHON) -m finetune_operator.crdgen crds charts/finetune-operator/crds
+
+format: setup ## Format the code
+	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
+
+requirements: ## Lock the dependencies anew (UPGRADE=1: newest versions that fit)
+	sh requirements/compile.sh
+
+images: ## Build the container images that changed into the local cluster's registry
+	@python3 -m localcluster up && python3 -m localcluster.images
+
+clean-cluster: ## Take the local cluster away; the cache of programs and images stays
+	@python3 -m localcluster down
+
+.PHONY: help setup demo test test-all lint lint-types unit house test-trainer integration e2e crds format requirements images clean-cluster

@@ -1,0 +1,55 @@
+"""What is generated is fresh, and what the CRDs say can be read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from finetune_operator.crdgen import render
+
+ROOT = Path(__file__).parents[2]
+LONGEST_CRD = 100_000  # bytes
+
+
+@pytest.mark.parametrize("folder", ["crds", "charts/finetune-operator/crds"])
+def test_crds_are_fresh(folder: str) -> None:
+    rendered = render()
+    assert {p.name for p in (ROOT / folder).glob("*.yaml")} == set(rendered)
+    for name, text in rendered.items():
+        assert (ROOT / folder / name).read_text() == text, f"{folder}/{name} is stale: run `make crds`"
+        assert len(text.encode()) <= LONGEST_CRD
+
+
+@pytest.mark.parametrize("name", sorted(render()))
+def test_every_field_of_a_spec_is_described(name: str) -> None:
+    crd = yaml.safe_load(render()[name])
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    fields = dict(_fields(schema, "spec"))
+    assert len(fields) > 20
+    # metadata of a well-known shape needs no words: a Secret's name is described once, in its own type
+    assert [path for path, field in fields.items() if not field.get("description", "").strip()] == []
+
+
+def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, field in schema.get("properties", {}).items():
+        yield f"{path}.{name}", field
+        yield from _fields(field, f"{path}.{name}")
+    if "items" in schema:
+        yield from _fields(schema["items"], f"{path}[]")
+
+
+def test_locks_name_no_registry_and_check_hashes() -> None:
+    locks = sorted((ROOT / "requirements").glob("*.txt"))
+    assert len(locks) >= 5
+    for lock in locks:
+        text = lock.read_text()
+        assert re.search(r"https?://|--index-url|--extra-index-url|--find-links", text) is None, f"{lock.name} names a registry"
+        pins = re.findall(r"^[a-zA-Z0-9][^\s=]*==[^\s;\\]+", text, re.MULTILINE)
+        unhashed = [e for e in re.split(r"\n(?=[a-zA-Z0-9])", text) if "==" in e and "--hash=sha256:" not in e]
+        assert pins, f"{lock.name} pins nothing"
+        assert unhashed == [], f"{lock.name} has pins without hashes"

@@ -1,0 +1,72 @@
+"""Sizes and names: files that fit into a head, functions that fit on a screen, words of the field."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CODE = ("operator/finetune_operator", "trainer_image/finetune_trainer", "localcluster", "demo")
+LONGEST_FILE = 300
+LISTS_OF_TYPES = {  # flat lists of fields with what `kubectl explain` says: longer, and nothing to follow
+    "operator/finetune_operator/finetunejob/api.py": 420,
+    "trainer_image/finetune_trainer/contract.py": 420,
+}
+LONGEST_FUNCTION, LONG_FUNCTION, SHARE_OF_LONG = 80, 50, 0.05
+VAGUE = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc", "core"}
+
+
+def files() -> list[Path]:
+    found = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(found) > 80, "the code was not found"
+    return found
+
+
+def test_no_package_shadows_the_standard_library() -> None:
+    assert not (ROOT / "operator/__init__.py").exists(), "operator/__init__.py would take the place of the stdlib's operator"
+    assert not (ROOT / "trainer_image/__init__.py").exists()
+    assert not (ROOT / "tests/operator").exists()
+
+
+def test_files_are_short() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files()}
+    assert {p: n for p, n in lengths.items() if n > LISTS_OF_TYPES.get(p, LONGEST_FILE)} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths: dict[str, int] = {}
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                lengths[f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"] = node.end_lineno - node.lineno + 1
+    too_long = {n: v for n, v in lengths.items() if v > LONGEST_FUNCTION and not ("/stages/" in n and n.endswith(" run"))}
+    assert too_long == {}
+    long = sorted(n for n, v in lengths.items() if v > LONG_FUNCTION)
+    assert len(long) <= SHARE_OF_LONG * len(lengths), f"too many functions above {LONG_FUNCTION} lines: {long}"
+
+
+def test_modules_are_named_after_what_they_are_about() -> None:
+    assert [str(path.relative_to(ROOT)) for path in files() if path.stem in VAGUE or path.parent.name in VAGUE] == []
+
+
+def test_the_operator_sees_three_modules_of_the_trainer() -> None:
+    """The contract, the pipeline and the memory estimate; everything else may need torch."""
+    seen = set()
+    for path in sorted((ROOT / "operator").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("finetune_trainer"):
+                inner = node.module.removeprefix("finetune_trainer").strip(".")
+                seen |= {inner.split(".")[0]} if inner else {alias.name for alias in node.names}
+    assert {"contract", "pipeline"} <= seen <= {"contract", "pipeline", "memory"}
+
+
+def test_import_contracts_hold() -> None:
+    """See .importlinter."""
+    path = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "trainer_image"))
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert ", 0 broken" in done.stdout
