@@ -16,9 +16,10 @@ from typing import Any
 
 from finetune_trainer import dataset, pipeline, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
-from finetune_trainer.contract import ExitCode, File, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.fit import fit_for
+from finetune_trainer.preflight import check_convertible
 from finetune_trainer.rendering import load_tokenizer
 from finetune_trainer.sources import Source, fetch
 from finetune_trainer.store import files_json, folder_digest, parse_files, sha256
@@ -43,8 +44,15 @@ def run(context: Context) -> StepResult:
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.model_without_weights())
     done = _finished(context)
+    if asks_for_gguf(context.run) and pipeline.TRAIN not in {result.step for result in done}:
+        context.progress("asking llama.cpp whether it knows the model")
+        check_convertible(context.model_without_weights(), context.scratch)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     return result.model_copy(update={"step": context.step.name, "model": facts, "fit": fit, "done": done})
+
+
+def asks_for_gguf(run: RunConfig) -> bool:
+    return any(artifact.format is ArtifactFormat.GGUF for artifact in run.artifacts)
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,68 @@
+"""What llama.cpp's converter says of a model before it is trained: only a refusal of the model itself stops a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer import llamacpp
+from finetune_trainer.contract import ExitCode
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.preflight import check_convertible
+
+
+@pytest.fixture(autouse=True)
+def _converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    if llamacpp.ENV_FOLDER not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
+        found = (cache / "convert_hf_to_gguf.py", *cache.glob("src/*/vendor/*/convert_hf_to_gguf.py"))
+        monkeypatch.setenv(llamacpp.ENV_FOLDER, str(next((p.parent for p in found if p.is_file()), cache)))
+    if (llamacpp.folder() / "convert_hf_to_gguf.py").is_file():
+        return
+    message = f"convert_hf_to_gguf.py not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, smollm: Path) -> Path:
+    """SmolLM2 without its weights, as a store on S3 gives it to prepare."""
+    shutil.copytree(smollm, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    return tmp_path / "model"
+
+
+def refusal(folder: Path, scratch: Path) -> str:
+    with pytest.raises(StepFailed) as caught:
+        check_convertible(folder, scratch)
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_CONFIG, "ModelNotConvertible")
+    return caught.value.message
+
+
+def test_a_known_model_passes(folder: Path, tmp_path: Path) -> None:
+    check_convertible(folder, tmp_path)
+    assert (tmp_path / "vocab.gguf").is_file()
+
+
+def test_an_unknown_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    assert "pre-tokenizer was not recognized" in refusal(tiny_model, tmp_path)
+
+
+def test_an_unknown_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OwnForCausalLM"]}))
+    assert "OwnForCausalLM is not supported" in refusal(folder, tmp_path)
+
+
+def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('No module named gguf')")
+    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path))
+    check_convertible(folder, tmp_path)
+    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path / "nowhere"))
+    check_convertible(folder, tmp_path)
