@@ -1,4 +1,4 @@
-"""ModelServe on a real API server with the real Deployment, Job and endpoint controllers; only the node is played."""
+"""ModelServe on a real API server with the real Deployment and Job controllers; only the node is played."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRONG = Termination(failure=Failure(reason="GateFailed", message="prompt 1 of 1 
 
 
 class ServingNode:
-    """Makes engines' pods ready and ends gates' pods: with failure for the revisions in `refuses`."""
+    """Makes engines' pods ready and ends gates' pods as the test says."""
 
     def __init__(self, world: World, namespace: str) -> None:
         self._world = world
@@ -54,7 +54,7 @@ class ServingNode:
             if pod["status"]["phase"] == "Running":
                 return None
             ready = [{"type": t, "status": "True", "lastTransitionTime": created} for t in ("Ready", "ContainersReady")]
-            return {"phase": "Running", "podIP": "198.18.15.1", "podIPs": [{"ip": "198.18.15.1"}], "conditions": ready}
+            return {"phase": "Running", "conditions": ready}
         if LABEL_GATE not in labels or self.gate is None:
             return None
         code = int(ExitCode.VERIFICATION_FAILED) if self.gate.failure else 0
@@ -66,10 +66,9 @@ class ServingNode:
 
 def apply_serve(world: World, space: str, **spec: Any) -> str:
     """A ModelServe and its claim; returns its path."""
-    for name in ("models",):
-        claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}}
-        size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
-        world.api.apply(f"/api/v1/namespaces/{space}/persistentvolumeclaims/{name}", claim | {"spec": size})
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "models"}}
+    size = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    world.api.apply(f"/api/v1/namespaces/{space}/persistentvolumeclaims/models", claim | {"spec": size})
     path = f"{FINETUNE}/namespaces/{space}/modelserves/facts"
     body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "ModelServe", "metadata": {"name": "facts"}}
     fields = {"model": {"uri": "pvc://models/one"}, "engine": {"type": "LlamaCpp"}, "parallelism": {"gpus": False}}
@@ -101,11 +100,17 @@ def deployments(world: World, space: str) -> set[str]:
     return {d["metadata"]["labels"][LABEL_REVISION] for d in found}
 
 
-def endpoints(world: World, space: str) -> list[str]:
-    """Pods that the stable Service sends requests to."""
-    path = f"/apis/discovery.k8s.io/v1/namespaces/{space}/endpointslices?labelSelector=kubernetes.io/service-name%3Dfacts"
-    found = [e for piece in world.items(path) for e in piece.get("endpoints") or []]
-    return [e["targetRef"]["name"] for e in found if e["conditions"].get("ready")]
+def answering(world: World, space: str) -> list[str]:
+    """Pods that the stable Service selects and that are ready."""
+    service = world.get(f"/api/v1/namespaces/{space}/services/facts")
+    assert service is not None
+    wanted = service["spec"]["selector"].items()
+    pods = world.items(f"/api/v1/namespaces/{space}/pods")
+    return [p["metadata"]["name"] for p in pods if wanted <= p["metadata"]["labels"].items() and is_ready(p)]
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or [])
 
 
 def test_rollout_promotion_refusal_and_silence(world: World, operators: Operators) -> None:
@@ -115,7 +120,7 @@ def test_rollout_promotion_refusal_and_silence(world: World, operators: Operator
     with ServingNode(world, space) as node:
         wait_until("the first revision serves", lambda: is_true(world, path, "Ready"))
         first = selected(world, space)
-        wait_until("its pod gets requests", lambda: endpoints(world, space))
+        assert len(answering(world, space)) == 1
         assert status(world, path)["url"] == f"http://facts.{space}.svc:8000/v1"
 
         node.gate = WRONG
@@ -135,10 +140,10 @@ def test_rollout_promotion_refusal_and_silence(world: World, operators: Operator
         wait_until("the first is gone", lambda: deployments(world, space) == {third})
 
         apply_serve(world, space, model={"uri": "pvc://models/three"}, suspend=True)
-        wait_until("no pod is left", lambda: not endpoints(world, space))
+        wait_until("no pod is left", lambda: not answering(world, space))
         assert is_true(world, path, "Ready")
         apply_serve(world, space, model={"uri": "pvc://models/three"}, replicas=2)
-        wait_until("two pods answer", lambda: len(endpoints(world, space)) == 2 and is_true(world, path, "Ready"))
+        wait_until("two pods answer", lambda: len(answering(world, space)) == 2 and is_true(world, path, "Ready"))
         assert world.get(path)["status"]["replicas"] == 2  # type: ignore[index]
 
         before = quiet(operator)
