@@ -1,10 +1,10 @@
-"""python3 -m localcluster up | down | status | kubeconfig | build"""
+"""python3 -m localcluster up | down | status | kubeconfig | build | images"""
 
 import argparse
 import sys
 from dataclasses import replace
 
-from localcluster import cluster, control_plane, settings, toolchain
+from localcluster import cluster, control_plane, images, settings, toolchain
 from localcluster.errors import LocalclusterError
 
 
@@ -40,6 +40,8 @@ def _run(arguments: argparse.Namespace, chosen: settings.Settings) -> int:
             print(chosen.kubeconfig.read_text() if arguments.content else chosen.kubeconfig)
         case "build":
             toolchain.build_all(chosen.cache)
+        case "images":
+            images.ensure(chosen, arguments.names)
     return 0
 
 
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "status": "a table of the parts; exit code 0 if all of them run",
         "kubeconfig": "print the path of the administrator's kubeconfig",
         "build": "build every program now, so that `up` need not",
+        "images": "build the container images that changed and push them to the cluster's registry",
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -67,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("up", "down", "kubeconfig"):
             meaning = "etcd, API server, controllers and scheduler; no node, no root"
             command.add_argument("--control-plane-only", action="store_true", help=meaning)
+        if name == "images":
+            command.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(images.NAMES)}; none means all")
         if name == "kubeconfig":
             command.add_argument("--content", action="store_true", help="print the file itself")
     return parser

@@ -1,8 +1,10 @@
 """Container images by buildah, kept in a folder of our own: the machine's own images are neither used nor touched."""
 
 import os
+import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,3 +96,35 @@ def forget_others(storage: Storage, reference: str) -> None:
     for other in told.split():
         if other.startswith(f"{name}:") and other != reference:
             subprocess.run([*storage.options, "rmi", other], env=storage.environment, capture_output=True, check=False)
+
+
+def run(
+    storage: Storage, reference: str, command: list[str], folders: Mapping[Path, str], environment: Mapping[str, str]
+) -> None:
+    """Run a program of an image once, as root, with folders of this machine mounted at the places given."""
+    options = [f"--volume={source}:{target}:rw" for source, target in folders.items()]
+    options += [f"--env={name}={value}" for name, value in environment.items()]
+    with _container(storage, reference) as container:
+        _run(storage, [*storage.options, "run", "--user=0:0", *options, container, "--", *command], storage.log(reference))
+
+
+def copy_out(storage: Storage, reference: str, source: str, target: Path) -> None:
+    """Copy the folder `source` of an image to `target`, which must not be there yet."""
+    with _container(storage, reference) as container:
+        command = [*storage.options, "mount", container]
+        place = subprocess.run(command, env=storage.environment, capture_output=True, text=True, check=True).stdout.strip()
+        shutil.copytree(Path(place) / source.lstrip("/"), target, symlinks=True)
+
+
+@contextmanager
+def _container(storage: Storage, reference: str) -> Iterator[str]:
+    """A container of the image, gone afterwards."""
+    command = [*storage.options, "from", "--pull-never", reference]
+    made = subprocess.run(command, env=storage.environment, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise BuildFailed(f"{' '.join(command)} failed: {made.stderr.strip()}")
+    name = made.stdout.strip()
+    try:
+        yield name
+    finally:
+        subprocess.run([*storage.options, "rm", name], env=storage.environment, capture_output=True, check=False)

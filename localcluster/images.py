@@ -4,10 +4,8 @@ An image's tag is a hash of all that goes into it, so a reference changes exactl
 registry has already need not be built. The references end up in `images.json` in the cache, as values for the Helm chart.
 """
 
-import argparse
 import hashlib
 import json
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from localcluster import base_image, builder, debian, ownership, settings
-from localcluster.errors import BuildFailed, LocalclusterError
+from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parent.parent
 TRAINER_CODE = "trainer_image/finetune_trainer"
@@ -26,13 +24,14 @@ REGISTRY_SECONDS = 10
 
 @dataclass(frozen=True)
 class Image:
-    """One image: `sources` are all the files and folders that its Dockerfile copies, `parents` its build arguments' images."""
+    """One image: `sources` are all that its Dockerfile copies; `parents` are build arguments that name other images here."""
 
     name: str
     dockerfile: str = ""  # of BASE there is none
     sources: tuple[str, ...] = ()
     target: str | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, str] = field(default_factory=dict)
     value: str = ""  # its name under `images` in the chart's values; empty: only other images need it
 
 
@@ -51,9 +50,16 @@ IMAGES = {
         Image(
             "operator",
             "operator/Dockerfile",
-            ("requirements/uv.txt", "requirements/operator.txt", "operator/finetune_operator", TRAINER_CODE),
+            (
+                "requirements/install.sh",
+                "requirements/uv.txt",
+                "requirements/operator.txt",
+                "operator/finetune_operator",
+                TRAINER_CODE,
+            ),
             None,
             {"BASE_IMAGE": "base"},
+            {},
             "operator",
         ),
         Image(
@@ -62,62 +68,67 @@ IMAGES = {
             ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
             "serve",
             {"BASE_IMAGE": "base"},
+            {},
             "llamacpp",
         ),
         Image(
             "trainer",
             "trainer_image/Dockerfile",
-            ("requirements/uv.txt", "requirements/torch.txt", "requirements/trainer.txt", TRAINER_CODE),
+            (
+                "requirements/install.sh",
+                "requirements/uv.txt",
+                "requirements/torch.txt",
+                "requirements/trainer.txt",
+                TRAINER_CODE,
+            ),
             "trainer",
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
+            {"DEVICE": "cpu"},
             "trainer",
         ),
         Image(
             "quantizer",
             "trainer_image/Dockerfile",
-            ("requirements/uv.txt", "requirements/torch.txt", "requirements/quantizer.txt", TRAINER_CODE),
+            (
+                "requirements/install.sh",
+                "requirements/uv.txt",
+                "requirements/torch.txt",
+                "requirements/quantizer.txt",
+                TRAINER_CODE,
+            ),
             "quantizer",
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
+            {},
             "quantizer",
         ),
         Image(
             "serve-vllm",
             "serving_images/vllm/Dockerfile",
-            ("requirements/uv.txt", "requirements/torch.txt", "requirements/serve-vllm.txt"),
+            ("requirements/install.sh", "requirements/uv.txt", "requirements/torch.txt", "requirements/serve-vllm.txt"),
             None,
             {"BASE_IMAGE": "base"},
+            {},
             "vllm",
         ),
     )
 }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Build and push the named images, or all of them; 0 when the registry has them."""
-    parser = argparse.ArgumentParser(prog="localcluster images", description="Build the images that changed and push them.")
-    choices = [image.name for image in IMAGES.values() if image.value]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(choices)}; none means all of them")
-    arguments = parser.parse_args(argv)
-    if unknown := sorted(set(arguments.names) - set(choices)):
-        parser.error(f"there is no image {unknown[0]!r}: the names are {', '.join(choices)}")
-    try:
-        ensure(settings.read(), arguments.names or choices)
-    except LocalclusterError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+NAMES = [image.name for image in IMAGES.values() if image.value]
 
 
 def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
-    """Bring the named images into the registry; returns name → reference, and writes the chart's values.
+    """Bring the named images (none means all) into the registry; returns name → reference, and writes the chart's values.
 
     Raises BuildFailed with the last lines of the build, or if the registry does not answer.
     """
+    if unknown := sorted(set(names) - set(NAMES)):
+        raise BuildFailed(f"there is no image {unknown[0]!r}: the names are {', '.join(NAMES)}")
     debian.ensure_tools()
     storage = builder.Storage(chosen.cache / "buildah")
-    references = {name: reference(chosen, IMAGES[name]) for name in names}
+    references = {name: reference(chosen, IMAGES[name]) for name in names or NAMES}
     with ownership.exclusively(storage.directory):
-        for name in names:
+        for name in references:
             _ensure(chosen, storage, IMAGES[name])
     values_file(chosen).write_text(json.dumps(_values(chosen), indent=2) + "\n")
     print(f"references of the images, as Helm values: {values_file(chosen)}", flush=True)
@@ -138,7 +149,7 @@ def key(image: Image) -> str:
     """Changes with each file that goes into the image, and with the images that it is built from."""
     if image is BASE:
         return base_image.key()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps([image.target, dict(image.arguments)]).encode())
     for parent in image.parents.values():
         digest.update(key(IMAGES[parent]).encode())
     for file in _files(image):
@@ -160,15 +171,23 @@ def _ensure(chosen: settings.Settings, storage: builder.Storage, image: Image) -
         print(f"{image.name:<16} unchanged    {wanted}", flush=True)
         return
     begin = time.monotonic()
-    arguments = {argument: _local(chosen, storage, IMAGES[parent]) for argument, parent in image.parents.items()}
-    if image is BASE:
-        base_image.build(storage, wanted)
-    else:
-        builder.build(storage, wanted, ROOT / image.dockerfile, ROOT, arguments, image.target)
+    if not builder.exists(storage, wanted):  # built, but by a run that was cut off, or for a registry that is gone
+        _build(chosen, storage, image)
     built = time.monotonic()
     builder.push(storage, wanted)
     builder.forget_others(storage, wanted)
     print(f"{image.name:<16} built {built - begin:4.0f} s, pushed {time.monotonic() - built:3.0f} s    {wanted}", flush=True)
+
+
+def _build(chosen: settings.Settings, storage: builder.Storage, image: Image) -> None:
+    wanted = reference(chosen, image)
+    if image is BASE:
+        base_image.build(storage, wanted)
+        return
+    arguments = dict(image.arguments)
+    for argument, parent in image.parents.items():
+        arguments[argument] = _local(chosen, storage, IMAGES[parent])
+    builder.build(storage, wanted, ROOT / image.dockerfile, ROOT, arguments, image.target)
 
 
 def _local(chosen: settings.Settings, storage: builder.Storage, image: Image) -> str:
@@ -199,7 +218,3 @@ def _is_in_registry(chosen: settings.Settings, image: Image) -> bool:
     except OSError as error:
         message = f"the registry {chosen.registry_address} does not answer: run `python3 -m localcluster up` first"
         raise BuildFailed(message) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
