@@ -69,7 +69,7 @@ class FaultProxy:
     async def _serve(self) -> None:
         context = ssl.create_default_context(cadata=self._authority)
         # No limit on connections: each watch holds one.
-        connector = aiohttp.TCPConnector(ssl=context, limit=0, enable_cleanup_closed=True, ssl_shutdown_timeout=0)
+        connector = aiohttp.TCPConnector(ssl=context, limit=0, enable_cleanup_closed=True)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             self._session = session
             app = web.Application(client_max_size=64 * 2**20)

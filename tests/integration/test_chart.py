@@ -1,0 +1,71 @@
+"""The chart: every setting reaches the operator, no right is broader than it must be, and the pods are restricted."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import fields
+
+import pytest
+from tests.integration.conftest import SYSTEM, World, chart
+
+from finetune_operator.settings import Settings, read_settings
+
+
+def the(kind: str, bodies: list[dict]) -> dict:
+    (found,) = [b for b in bodies if b["kind"] == kind]
+    return found
+
+
+def test_every_setting_is_set_and_the_defaults_are_the_operators_own() -> None:
+    container = the("Deployment", chart())["spec"]["template"]["spec"]["containers"][0]
+    environment = {e["name"]: e.get("value") for e in container["env"]}
+    assert {f"FINETUNE_{f.name.upper()}" for f in fields(Settings)} <= set(environment)
+    settings = read_settings({k: v for k, v in environment.items() if v is not None})
+    differ = {f.name for f in fields(Settings) if getattr(settings, f.name) != f.default}
+    assert all(name.endswith("_image") for name in differ), "a tag is the chart's version; all else is as in settings.py"
+
+
+def test_values_reach_the_operator() -> None:
+    values = ("workers=3", "progressSeconds=2", "leaderElection=false", "images.trainer=registry:5000/t", "logLevel=debug")
+    container = the("Deployment", chart(*values))["spec"]["template"]["spec"]["containers"][0]
+    settings = read_settings({e["name"]: e["value"] for e in container["env"] if "value" in e})
+    assert (settings.workers, settings.progress_seconds, settings.leader_election) == (3, 2.0, False)
+    assert settings.trainer_image.startswith("registry:5000/t:")
+    assert settings.log_level == "debug"
+
+
+def test_a_misspelt_value_is_refused() -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refusal:
+        chart("wrokers=3")
+    assert "wrokers" in refusal.value.stderr
+
+
+def test_no_right_is_broad() -> None:
+    rules = the("ClusterRoleBinding", chart())["roleRef"]["name"]
+    (role,) = [b for b in chart() if b["kind"] == "ClusterRole" and b["metadata"]["name"] == rules]
+    granted = {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
+    assert not any("*" in (r, v) for r, v in granted)
+    assert {v for r, v in granted if r == "secrets"} == {"get"}, "secrets are read by name and never listed"
+    assert {v for r, v in granted if r == "pods"} == {"get", "list", "watch"}
+    assert not {r for r, _ in granted} & {"roles", "rolebindings", "customresourcedefinitions", "nodes", "namespaces"}
+
+
+def test_with_a_namespace_to_watch_there_is_no_right_beyond_it() -> None:
+    bodies = chart("watchNamespace=team", "rbac.aggregate=false")
+    assert not [b["kind"] for b in bodies if b["kind"].startswith("Cluster")]
+    spaces = {b["metadata"]["name"]: b["metadata"]["namespace"] for b in bodies if b["kind"] == "Role"}
+    assert spaces == {"finetune-operator": "team", "finetune-operator-leader": SYSTEM}
+
+
+def test_the_pod_is_taken_where_pods_must_be_restricted(world: World) -> None:
+    template = the("Deployment", chart())["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator"}, "spec": template["spec"]}
+    world.api.request("POST", f"/api/v1/namespaces/{SYSTEM}/pods?dryRun=All", pod)
+
+
+def test_editors_of_a_namespace_may_write_our_kinds_and_viewers_may_read(world: World) -> None:
+    for role, verbs in {"view": {"get", "list", "watch"}, "edit": {"create", "update", "patch", "delete"}}.items():
+        found = world.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/finetune-operator-{role}")
+        assert found is not None
+        assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+        assert verbs <= set(found["rules"][0]["verbs"])
