@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.builders import Namespace, data_config_map, make_job, reported_failure
+from tests.story import Story
 
 from finetune_operator.cli.render import manifests
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
 from finetune_trainer.contract import ExitCode
-from tests.builders import Namespace, data_config_map, make_job, reported_failure
-from tests.story import Story
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[1] / "golden" / "finetunejob").glob("*/job.yaml"))
 KEYS = ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
