@@ -54,7 +54,7 @@ requirements: ## Lock the dependencies anew (UPGRADE=1: newest versions that fit
 	sh requirements/compile.sh
 
 images: ## Build the container images that changed into the local cluster's registry
-	@python3 -m localcluster up && python3 -m localcluster.images
+	@python3 -m localcluster up && python3 -m localcluster images
 
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down

@@ -130,7 +130,7 @@ def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
     with ownership.exclusively(storage.directory):
         for name in references:
             _ensure(chosen, storage, IMAGES[name])
-    values_file(chosen).write_text(json.dumps(_values(chosen), indent=2) + "\n")
+    values_file(chosen).write_text(json.dumps(_values(chosen, references), indent=2) + "\n")
     print(f"references of the images, as Helm values: {values_file(chosen)}", flush=True)
     return references
 
@@ -199,9 +199,11 @@ def _local(chosen: settings.Settings, storage: builder.Storage, image: Image) ->
     return wanted
 
 
-def _values(chosen: settings.Settings) -> dict[str, dict[str, str]]:
-    there = [image for image in IMAGES.values() if image.value and _is_in_registry(chosen, image)]
-    return {"images": {image.value: reference(chosen, image) for image in there}}
+def _values(chosen: settings.Settings, fresh: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """`fresh` as it was built, though its sources may have changed meanwhile, and what else the registry has."""
+    others = [image for image in IMAGES.values() if image.value and image.name not in fresh and _is_in_registry(chosen, image)]
+    references = {image.name: reference(chosen, image) for image in others} | dict(fresh)
+    return {"images": {IMAGES[name].value: references[name] for name in NAMES if name in references}}
 
 
 def _is_in_registry(chosen: settings.Settings, image: Image) -> bool:
