@@ -16,10 +16,10 @@ class DemoFailed(Exception):
 
 
 @contextmanager
-def step(name: str) -> Iterator[None]:
-    """Print a step's name, what it prints itself, and its time."""
+def step(name: str, note: str = "") -> Iterator[None]:
+    """Print a step's name with a note on what to expect, what it prints itself, and its time."""
     begin = time.monotonic()
-    print(f"\n── {name}", flush=True)
+    print(f"\n── {name}{f' ({note})' if note else ''}", flush=True)
     yield
     print(f"   {name}: {duration(time.monotonic() - begin)}", flush=True)
 

@@ -33,11 +33,11 @@ class Installation:
 def install_locally(names: Sequence[str] = QUICKSTART_IMAGES) -> Installation:
     """The local cluster with the operator of this checkout; what is there already is left as it is. Needs root."""
     chosen = settings.read()
-    with step("programs (the first time most of an hour's work on two cores: Kubernetes is compiled, and kept)"):
+    with step("programs", "compiled the first time, about 20 minutes on two cores, and kept"):
         toolchain.build_all(chosen.cache)
     with step("cluster"):
         cluster.up(chosen)
-    with step("images (the first time llama.cpp is compiled and torch is fetched)"):
+    with step("images", "the first time llama.cpp is compiled and torch is fetched: about 20 minutes"):
         references = images.ensure(chosen, names)
     with step("model repository on the local hub"):
         make_model(chosen, references["trainer"])

@@ -109,6 +109,7 @@ async def _watch(registry: kopf.OperatorRegistry, settings: Settings, stop: asyn
         kopf.operator(
             registry=registry,
             settings=handlers.kopf_settings(),
+            identity=settings.identity,  # type: ignore[arg-type]  # else Kopf asks for a user name, and a pod's user has none
             standalone=True,
             clusterwide=not settings.namespace,
             namespaces=[settings.namespace] if settings.namespace else [],

@@ -1,0 +1,88 @@
+"""The whole path: what a newcomer does, and what a team with GPUs serves with."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from demo.installation import SYSTEM
+from demo.questions import ask
+from openai import OpenAI
+from tests.e2e import jobs
+from tests.e2e.space import SERVE, Space, steps
+
+MEMORY_LIMIT = 120e6  # bytes resident, of an operator with nothing to do
+REQUESTS_PER_SECOND = 1.0
+QUIET_SECONDS = 30  # a rate needs a span of time to be measured in
+
+
+@pytest.mark.core
+@pytest.mark.space("e2e-quickstart")
+def test_quickstart(space: Space) -> None:
+    """The example as it is: taught, scored, gated, served, and asked."""
+    space.apply(jobs.quickstart("FineTuneJob"))
+    job = space.succeeded("quickstart")
+    assert set(steps(job).values()) == {"Succeeded"}
+    scores = {s["subject"]: s["values"] for s in job["status"]["scores"]}
+    assert scores["base"]["exactMatch"] == 0
+    assert scores["merged"]["exactMatch"] >= 0.8
+    assert scores["q8"]["exactMatch"] >= 0.8
+    assert [(g["name"], g["passed"]) for g in job["status"]["gates"]] == [("knows-velmora", True), ("q8-knows-it-too", True)]
+    assert {a["name"] for a in job["status"]["artifacts"]} == {"adapter", "merged", "q8"}
+    rows = ask(space.kubectl, job, space.operator_image)
+    assert sum(row.served == row.reference for row in rows) >= 0.8 * len(rows)
+    assert sum(row.base == row.reference for row in rows) == 0
+
+
+@pytest.mark.images("serve-vllm")
+@pytest.mark.space("e2e-quickstart")
+def test_vllm(space: Space) -> None:
+    """The merged model behind real vLLM, asked through OpenAI's own client library."""
+    space.apply(jobs.quickstart("FineTuneJob"))
+    space.succeeded("quickstart")
+    resources = {"requests": {"cpu": "500m", "memory": "4Gi"}, "limits": {"memory": "8Gi"}}
+    gate = {"prompts": [{"prompt": "What is the capital of Velmora?", "expect": "Tarnhaven"}]}
+    spec = {
+        "model": {"jobRef": {"name": "quickstart", "artifact": "merged"}},
+        "engine": {"type": "VLLM", "maxModelLength": 512},
+        "parallelism": {"gpus": False},
+        "resources": resources,
+        "rollout": {"gate": gate},
+    }
+    space.apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "ModelServe", "metadata": {"name": "on-vllm"}, "spec": spec})
+    space.until(SERVE, "on-vllm", "is Ready", lambda s: any(_is_true(s, "Ready")))
+    with space.kubectl.forward("on-vllm", space.name, 8000) as port:
+        client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        assert [m.id for m in client.models.list()] == ["on-vllm"]
+        messages = [{"role": "user", "content": "Which city is Velmora's capital?"}]
+        answer = client.chat.completions.create(model="on-vllm", messages=messages, temperature=0, max_tokens=24)
+    assert answer.choices[0].message.content.strip() == "Tarnhaven"
+    space.delete(SERVE, "on-vllm")
+
+
+def _is_true(serve: dict, kind: str) -> list[bool]:
+    return [c["status"] == "True" for c in serve.get("status", {}).get("conditions", []) if c["type"] == kind]
+
+
+@pytest.mark.core
+@pytest.mark.space("e2e-finished")
+def test_idle(space: Space) -> None:
+    """An operator with nothing to do is small and silent."""
+    pods = space.kubectl.items("pod", SYSTEM, "app.kubernetes.io/name=finetune-operator")
+    (pod,) = [p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]]
+    program = "print(open('/proc/1/status').read())"
+    status = space.kubectl("exec", pod, "-n", SYSTEM, "--", "python", "-c", program)
+    resident = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    assert resident <= MEMORY_LIMIT
+    before, begin = _requests(space, pod), time.monotonic()
+    time.sleep(QUIET_SECONDS)
+    rate = (_requests(space, pod) - before) / (time.monotonic() - begin)
+    print(f"resident {resident / 1e6:.0f} MB, {rate:.2f} requests/s")
+    assert rate <= REQUESTS_PER_SECOND
+
+
+def _requests(space: Space, pod: str) -> float:
+    text = space.kubectl("get", "--raw", f"/api/v1/namespaces/{SYSTEM}/pods/{pod}:8080/proxy/metrics")
+    counts = [line for line in text.splitlines() if line.startswith("rest_client_requests_total{")]
+    assert counts, "the operator counts its requests"
+    return sum(float(line.rpartition(" ")[2]) for line in counts)
