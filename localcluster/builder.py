@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from localcluster.errors import BuildFailed
 
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 SHOWN_LINES = 30  # of a failed build
+SHOWN_COLUMNS = 80  # of a running one
+PROGRESS_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,30 @@ def exists(storage: Storage, reference: str) -> bool:
 
 
 def _run(storage: Storage, command: list[str], log: Path) -> None:
+    """Run a command into a log; now and then the log's newest line is shown, for some builds take many minutes."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
-        done = subprocess.run(command, env=storage.environment, stdout=output, stderr=output, check=False)
-    if done.returncode:
+    begin = shown = time.monotonic()
+    with (
+        log.open("a") as output,
+        subprocess.Popen(
+            command, env=storage.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            output.write(line)
+            now = time.monotonic()
+            if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
+                shown = now
+                _show(f"  {log.stem.rpartition('-')[0]}: {line.strip()[:SHOWN_COLUMNS]} ({now - begin:.0f} s)")
+    if process.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
         raise BuildFailed(f"{' '.join(command)} failed (all of its output: {log}):\n{last}")
+
+
+def _show(line: str) -> None:
+    """A line that the next one overwrites, where there is a terminal."""
+    print(f"{line:<{SHOWN_COLUMNS + 40}}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
 
 def pull(storage: Storage, reference: str) -> None:

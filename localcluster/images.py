@@ -192,9 +192,10 @@ def _build(chosen: settings.Settings, storage: builder.Storage, image: Image) ->
 
 def _local(chosen: settings.Settings, storage: builder.Storage, image: Image) -> str:
     """The reference of an image to build from, once buildah has it: built now, or before and then perhaps forgotten."""
-    _ensure(chosen, storage, image)
     wanted = reference(chosen, image)
-    if not builder.exists(storage, wanted):
+    if not _is_in_registry(chosen, image):
+        _ensure(chosen, storage, image)
+    elif not builder.exists(storage, wanted):
         builder.pull(storage, wanted)
     return wanted
 
