@@ -7,6 +7,7 @@ standby (probes answer) ──► leader ──► SIGTERM: no new keys, running
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -20,6 +21,8 @@ import structlog
 from finetune_operator import handlers, logs, metrics, probes
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
+from finetune_operator.errors import ClusterError
+from finetune_operator.kinds import KINDS
 from finetune_operator.leader import Elector
 from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
@@ -58,10 +61,11 @@ async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
             await _until(electors[0].acquire(), stop)
         if not stop.is_set():
             await lead(cluster, electors, settings, kinds, stop)
-        for elector in electors:
-            await elector.release()
         log.info("stopped")
     finally:
+        for elector in electors:
+            with contextlib.suppress(ClusterError):  # then the next replica waits until the lease has run out
+                await elector.release()
         await server.cleanup()
         await cluster.close()
 
@@ -148,8 +152,6 @@ def main() -> None:
         logs.configure(settings.log_level)
     except ValueError as error:
         sys.exit(str(error))
-    from finetune_operator.kinds import KINDS
-
     asyncio.run(run(settings, KINDS))
 
 

@@ -62,9 +62,7 @@ class Controller:
     async def _one_pass(self, key: Key) -> None:
         begin = time.monotonic()
         try:
-            outcome = await reconcile(
-                key, self.kinds[key.kind], self.cluster, self.progress.of, self.settings, self.now()
-            )
+            outcome = await reconcile(key, self.kinds[key.kind], self.cluster, self.progress.of, self.settings, self.now())
         except NotLeader:
             raise
         except ClusterError as error:

@@ -16,9 +16,7 @@ ACTIVE_WORKERS = Gauge("controller_runtime_active_workers", "Passes that run now
 QUEUE_DEPTH = Gauge("workqueue_depth", "Keys that wait for a worker.")
 QUEUE_ADDS = Counter("workqueue_adds_total", "Keys that were put into the queue.")
 QUEUE_RETRIES = Counter("workqueue_retries_total", "Keys that came back after a failed pass.")
-API_REQUESTS = Counter(
-    "rest_client_requests_total", "Requests to the API server, watches not counted.", ["method", "code"]
-)
+API_REQUESTS = Counter("rest_client_requests_total", "Requests to the API server, watches not counted.", ["method", "code"])
 LEADER = Gauge("leader_election_master_status", "1 where this replica acts.", ["name"])
 
 

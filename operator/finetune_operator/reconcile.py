@@ -25,6 +25,7 @@ from finetune_operator.decision import (
     Action,
     Apply,
     Create,
+    Decision,
     Delete,
     Event,
     Observed,
@@ -62,9 +63,7 @@ class Outcome:
 Progress = Callable[[Key], dict[str, dict[str, Any]]]
 
 
-async def reconcile(
-    key: Key, kind: Kind, cluster: Cluster, progress: Progress, settings: Settings, now: datetime
-) -> Outcome:
+async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, settings: Settings, now: datetime) -> Outcome:
     """One pass. Raises ClusterError where it must be repeated; what a Refused error says is in the status by then."""
     body = await cluster.get(key.kind, key.namespace, key.name)
     if body is None or body["metadata"].get("deletionTimestamp"):
@@ -79,9 +78,10 @@ async def reconcile(
         status = problems.stalled(body, str(error), now)
         writes = await _report(cluster, body, status, (Event(problems.INVALID_SPEC, str(error), warning=True),))
         return Outcome("stalled", generation, writes)
-    observed = await observe(cluster, key, policy.reads(known), progress(key))
-    decision = policy.decide(known, observed, settings, now)
+    decision = Decision(status=body.get("status", {}))
     try:
+        observed = await observe(cluster, key, policy.reads(known), progress(key))
+        decision = policy.decide(known, observed, settings, now)
         for action in decision.actions:
             await act(cluster, key.namespace, action)
     except Refused as error:
@@ -121,9 +121,7 @@ async def _create(cluster: Cluster, body: Object) -> None:
         found = await cluster.get(body["kind"], metadata["namespace"], metadata["name"])
         if found is None or not _owners(body) <= _owners(found):
             # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
-            text = (
-                f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
-            )
+            text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
             raise Conflict(text) from None
 
 

@@ -26,9 +26,7 @@ class WorkQueue(Generic[K]):
     `clock` gives seconds; `jitter` a number from 0 to 1, which spreads the retries of many keys by up to a half.
     """
 
-    def __init__(
-        self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random) -> None:
         self._clock = clock
         self._jitter = jitter
         self._ready: dict[K, None] = {}  # in the order in which they came

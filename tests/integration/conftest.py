@@ -23,7 +23,7 @@ from tests.integration.fault_proxy import FaultProxy
 ROOT = Path(__file__).parents[2]
 SYSTEM = "finetune-system"
 FINETUNE = "/apis/finetune.dev/v1alpha1"
-PATIENCE = 20.0  # seconds; a busy machine needs a few
+PATIENCE = 60.0  # seconds; a busy machine needs a few
 
 
 def wait_until(what: str, check: Callable[[], object], seconds: float = PATIENCE) -> object:

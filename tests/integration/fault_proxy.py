@@ -19,7 +19,7 @@ from aiohttp import web
 
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 UNCOUNTED = ("leases", "events")  # an election goes on for ever, and an event is a courtesy
-HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding"}
+HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length"}
 
 
 @dataclass(frozen=True)

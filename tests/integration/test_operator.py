@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import socket
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,7 @@ def succeed(_: dict[str, Any]) -> tuple[int, str]:
 def test_from_object_to_job_to_status_to_event_and_then_silence(world: World, operators: Operators) -> None:
     space = world.namespace("whole-way")
     path = apply_job(world, space)
-    operator = operators(TINY).start()
+    operator = operators(TINY, FINETUNE_NAMESPACE=space).start()
     with FakeNode(world.api, space, succeed):
         wait_until("the object is ready", lambda: condition(world, path, "Ready") == "True")
     body = world.get(path)
@@ -88,7 +91,7 @@ def test_from_object_to_job_to_status_to_event_and_then_silence(world: World, op
 def test_a_deleted_object_takes_its_job_along_and_its_name_can_be_used_again(world: World, operators: Operators) -> None:
     space = world.namespace("deleted")
     path = apply_job(world, space)
-    operators(TINY).start()
+    operators(TINY, FINETUNE_NAMESPACE=space).start()
     (first,) = wait_until("there is a Job", lambda: jobs(world, space))  # type: ignore[misc]
     world.api.request("DELETE", path, {"propagationPolicy": "Background"})
     apply_job(world, space)
@@ -104,7 +107,7 @@ def test_a_held_object_is_left_alone_until_it_is_let_go(world: World, operators:
     space = world.namespace("held")
     path = apply_job(world, space, "held", annotations={"finetune.dev/hold": "true"})
     apply_job(world, space, "free")
-    operators(TINY).start()
+    operators(TINY, FINETUNE_NAMESPACE=space).start()
     wait_until("the other object has its Job", lambda: jobs(world, space))
     assert [j["metadata"]["name"] for j in jobs(world, space)] == ["free-1"]
     assert world.get(path)["status"] == {"observedGeneration": -1}
@@ -120,7 +123,7 @@ def test_what_the_server_refuses_is_in_the_status_and_mended_without_a_restart(w
     world.api.apply(quota, body | {"spec": {"hard": {"count/jobs.batch": "0"}}})
     wait_until("the quota counts", lambda: "hard" in (world.get(quota) or {}).get("status", {}))
     path = apply_job(world, space)
-    operators(TINY).start()
+    operators(TINY, FINETUNE_NAMESPACE=space).start()
     wait_until("the status tells", lambda: condition(world, path, "Reconciling") == "True")
     conditions = {c["type"]: c for c in world.get(path)["status"]["conditions"]}
     assert conditions["Ready"]["status"] == "False"
@@ -133,9 +136,9 @@ def test_what_the_server_refuses_is_in_the_status_and_mended_without_a_restart(w
 
 def test_only_one_of_two_replicas_acts_and_the_other_takes_over(world: World, operators: Operators) -> None:
     space = world.namespace("leader")
-    first = operators(TINY, FINETUNE_IDENTITY="first").start()
+    first = operators(TINY, FINETUNE_IDENTITY="first", FINETUNE_NAMESPACE=space).start()
     wait_until("the first leads", lambda: '"leading"' in first.log)
-    second = operators(TINY, FINETUNE_IDENTITY="second").start()
+    second = operators(TINY, FINETUNE_IDENTITY="second", FINETUNE_NAMESPACE=space).start()
     wait_until("the second stands by", lambda: '"standing by"' in second.log)
     apply_job(world, space)
     wait_until("the first acts", lambda: jobs(world, space))
@@ -150,12 +153,10 @@ def test_only_one_of_two_replicas_acts_and_the_other_takes_over(world: World, op
 
 
 def test_a_frozen_leader_writes_nothing_after_its_lease_ran_out(world: World, operators: Operators) -> None:
-    import signal
-
     space = world.namespace("frozen")
-    first = operators(TINY, FINETUNE_IDENTITY="first").start()
+    first = operators(TINY, FINETUNE_IDENTITY="first", FINETUNE_NAMESPACE=space).start()
     wait_until("the first leads", lambda: '"leading"' in first.log)
-    second = operators(TINY, FINETUNE_IDENTITY="second").start()
+    second = operators(TINY, FINETUNE_IDENTITY="second", FINETUNE_NAMESPACE=space).start()
     wait_until("the second stands by", lambda: '"standing by"' in second.log)
     assert first.process is not None
     first.process.send_signal(signal.SIGSTOP)
@@ -168,10 +169,11 @@ def test_a_frozen_leader_writes_nothing_after_its_lease_ran_out(world: World, op
 
 
 def test_an_operator_with_nothing_to_do_is_small_and_silent(world: World, operators: Operators) -> None:
+    """The program itself, watching all namespaces, with one object in each state that needs nothing."""
     space = world.namespace("idle")
-    apply_job(world, space)
-    operator = operators(TINY).start()
-    wait_until("the object was seen", lambda: jobs(world, space))
+    apply_job(world, space, "held", annotations={"finetune.dev/hold": "true"})
+    operator = operators("-m", "finetune_operator").start()
+    wait_until("it leads", lambda: '"leading"' in operator.log)
     quiet(operator, 6)  # Kopf's workers end after five seconds without an event
     before, begin = len(operator.proxy.requests), time.monotonic()
     time.sleep(20)
@@ -185,17 +187,42 @@ def test_an_operator_with_nothing_to_do_is_small_and_silent(world: World, operat
 
 
 @pytest.mark.parametrize("watched", [True, False])
-def test_a_role_in_one_namespace_is_enough(world: World, operators: Operators, watched: bool) -> None:
-    """With watchNamespace nothing outside of it is looked at; the rights are the same in a Role."""
+def test_only_the_namespace_to_watch_is_looked_at(world: World, operators: Operators, watched: bool) -> None:
     space = world.namespace(f"watched-{str(watched).lower()}")
     apply_job(world, space)
-    operator = operators(TINY, FINETUNE_NAMESPACE=space if watched else SYSTEM).start()
+    looked_at = space if watched else SYSTEM
+    operator = operators(TINY, FINETUNE_NAMESPACE=looked_at).start()
     wait_until("it leads", lambda: '"leading"' in operator.log)
     if watched:
         wait_until("there is a Job", lambda: jobs(world, space))
     quiet(operator)
     assert len(jobs(world, space)) == (1 if watched else 0)
-    outside = [r.path for r in operator.proxy.requests if r.path.endswith(("/finetunejobs", "/jobs", "/pods", "/services"))]
-    assert outside
-    assert all(f"/namespaces/{space if watched else SYSTEM}/" in path for path in outside)
+    lists = [r.path for r in operator.proxy.requests if r.path.endswith(("/finetunejobs", "/jobs", "/pods", "/services"))]
+    assert lists
+    assert all(f"/namespaces/{looked_at}/" in path for path in lists)
     assert operator.refusals() == []
+
+
+def test_metrics_and_probes_answer(world: World, operators: Operators) -> None:
+    space = world.namespace("metrics")
+    apply_job(world, space)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    operator = operators(TINY, FINETUNE_NAMESPACE=space, FINETUNE_HTTP_PORT=str(port)).start()
+    wait_until("there is a Job", lambda: jobs(world, space))
+    quiet(operator)
+
+    def answer(path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.read().decode()
+
+    assert answer("/healthz") == answer("/readyz") == "ok\n"
+    metrics = answer("/metrics")
+    for line in (
+        'leader_election_master_status{name="finetune-operator"} 1.0',
+        'finetune_resources{condition="Ready",kind="FineTuneJob",status="False"} 1.0',
+        'controller_runtime_reconcile_total{controller="FineTuneJob",result="success"}',
+        "workqueue_depth 0.0",
+    ):
+        assert line in metrics
+    assert 'rest_client_requests_total{code="403"' not in metrics

@@ -61,9 +61,7 @@ class SaveCheckpoints(TrainerCallback):
             control.should_save = control.should_training_stop = True
         return control
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> TrainerControl:
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         """Between two micro-batches of a step: leave it, since the rest of it may outlast the grace period."""
         if self._preemption.requested:
             raise preempted(f"within step {state.global_step + 1}")

@@ -1,9 +1,9 @@
 """The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
 
-    method   frozen weights          trained weights                compute
-    QLoRA    NF4, double quantized   adapters in BF16 or float32    BF16, FP16 or FP32
-    LoRA     in the compute type     adapters in float32            BF16, FP16 or FP32
-    Full     none                    all, in float32                the same, by autocast
+method   frozen weights          trained weights                compute
+QLoRA    NF4, double quantized   adapters in BF16 or float32    BF16, FP16 or FP32
+LoRA     in the compute type     adapters in float32            BF16, FP16 or FP32
+Full     none                    all, in float32                the same, by autocast
 """
 
 from __future__ import annotations

@@ -89,9 +89,7 @@ def model_fingerprint(model: Model) -> str:
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
     """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
     source = run.dataset.model_dump(mode="json", exclude={"secret_ref"})
-    return digest(
-        "data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss
-    )
+    return digest("data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss)
 
 
 def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
