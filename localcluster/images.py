@@ -118,12 +118,12 @@ NAMES = [image.name for image in IMAGES.values() if image.value]
 
 
 def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
-    """Bring the named images (none means all) into the registry; returns name → reference, and writes the chart's values.
+    """Bring the named images (none means all that the chart names) into the registry, and write the chart's values.
 
-    Raises BuildFailed with the last lines of the build, or if the registry does not answer.
+    Returns name → reference. Raises BuildFailed with the last lines of the build, or if the registry does not answer.
     """
-    if unknown := sorted(set(names) - set(NAMES)):
-        raise BuildFailed(f"there is no image {unknown[0]!r}: the names are {', '.join(NAMES)}")
+    if unknown := sorted(set(names) - set(IMAGES)):
+        raise BuildFailed(f"there is no image {unknown[0]!r}: the names are {', '.join(IMAGES)}")
     debian.ensure_tools()
     storage = builder.Storage(chosen.cache / "buildah")
     references = {name: reference(chosen, IMAGES[name]) for name in names or NAMES}

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from localcluster import images
+from localcluster import images, settings
+from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parents[2]
 BUILT = [image for image in images.IMAGES.values() if image.dockerfile]
@@ -70,3 +71,16 @@ def test_a_tag_changes_with_a_source_and_with_an_image_below(tmp_path: Path, mon
     assert changed != before
     monkeypatch.setitem(images.IMAGES, "below", replace(below, target="other"))
     assert images.key(image) != changed
+
+
+def test_an_image_that_only_others_need_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(images.debian, "ensure_tools", lambda: None)
+    monkeypatch.setattr(images, "_ensure", lambda chosen, storage, image: asked.append(image.name))
+    monkeypatch.setattr(images, "_is_in_registry", lambda chosen, image: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = settings.read()
+    chosen.cache.mkdir()
+    assert list(images.ensure(chosen, ["llamacpp-build"])) == asked == ["llamacpp-build"]
+    with pytest.raises(BuildFailed, match="there is no image 'lamacpp'"):
+        images.ensure(chosen, ["lamacpp"])

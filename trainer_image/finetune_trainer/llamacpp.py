@@ -22,6 +22,8 @@ def folder() -> Path:
 def binding() -> Any:
     """The module llama_cpp from below `folder`, or as it is installed. Raises ImportError where it is neither."""
     os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(folder() / "lib"))
+    # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     packages = str(folder() / "python")
     if packages not in sys.path:
         sys.path.append(packages)
