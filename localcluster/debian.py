@@ -4,10 +4,10 @@ containerd, runc and the CNI plugins are unpacked into the cache, not installed:
 containerd, or on a machine with Docker remove Docker's.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +51,28 @@ def ensure_tools() -> list[str]:
     """Install the missing command line tools; returns the packages that were installed."""
     missing = [package for command, package in INSTALLED.items() if shutil.which(command, path=SYSTEM_PATH) is None]
     missing += [library for library in LIBRARIES if not _is_installed(library)]
-    if importlib.util.find_spec("pip") is None:
-        missing.append("python3-pip")  # fetches Go and the demo's model
+    if not _pips():
+        missing.append("python3-pip")
     if missing:
         print(f"installing {' '.join(missing)} (apt-get)", flush=True)
         _apt("install", "--yes", "--no-install-recommends", *missing)
     return missing
+
+
+def pip() -> list[str]:
+    """The command that runs pip, which fetches Go and the demo's model: this Python's, else the machine's."""
+    found = _pips()
+    if not found:
+        raise CommandFailed("pip is missing: install it, for example with apt-get install python3-pip, and try again")
+    return [found[0], "-m", "pip"]
+
+
+def _pips() -> list[str]:
+    """Pythons that have pip; an environment made by uv has none."""
+    pythons = [sys.executable, *(p for path in (None, SYSTEM_PATH) if (p := shutil.which("python3", path=path)))]
+    return [
+        p for p in pythons if subprocess.run([p, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
+    ]
 
 
 def runtime(cache: Path) -> Runtime:

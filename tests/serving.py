@@ -59,6 +59,7 @@ class Stage:
         self.objects: dict[tuple[str, str], Object] = {}
         self.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}})
         self.now = NOW
+        self.settings = SETTINGS
         self.deleted: list[str] = []
         self._uids = itertools.count()
 
@@ -83,7 +84,7 @@ class Stage:
         children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
         named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
         seen = copy.deepcopy(Observed(children, named))
-        decision = policy.decide(copy.deepcopy(self.serve), seen, SETTINGS, self.now)
+        decision = policy.decide(copy.deepcopy(self.serve), seen, self.settings, self.now)
         for action in decision.actions:
             self._act(action)
         self.serve["status"] = pruned(decision.status)

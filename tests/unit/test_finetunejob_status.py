@@ -220,7 +220,7 @@ def test_progress_is_what_the_pod_said_last_and_goes_stale() -> None:
     story.succeed()
     story.passes()
     pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
-    said = {"stepName": "train", "activity": "training", "step": 10, "total": 40, "loss": 1.5, "etaSeconds": 90.4}
+    said = {"stepName": "train", "activity": "training", "step": 10, "total": 40, "loss": 1.50004, "etaSeconds": 90.4}
     at = NOW + timedelta(minutes=60)
     story.space.progress[pod] = {**said, "tokensPerSecond": 1000.0, "time": at.timestamp()}
     status = decide_at(story, at)["progress"]

@@ -254,6 +254,23 @@ def test_the_job_has_ended_when_the_model_serve_is_ready_with_its_artifact() -> 
     assert story.job["status"]["serving"]["ready"] is True
 
 
+def test_a_job_that_is_applied_again_knows_the_model_serve_of_the_one_before() -> None:
+    first = Story(make_job(serving=SERVING))
+    drive_to_serving(first)
+    first.passes()
+    again = Story(make_job(serving=SERVING), done=first.done)
+    again.space.named = first.space.named
+    assert again.to_the_end() == ["prepare"]
+    assert again.job["status"]["serving"] == first.job["status"]["serving"]
+    assert again.job["status"]["serving"]["ready"] is True
+
+
+def test_numbers_in_the_status_are_short() -> None:
+    story = Story(make_job(), loss=0.0026787202147749703)
+    story.to_the_end()
+    assert story.job["status"]["scores"][-1]["values"]["loss"] == 0.00267872
+
+
 def test_a_refused_model_stalls_the_job_until_it_is_served_after_all() -> None:
     story = Story(make_job(serving=SERVING))
     served = drive_to_serving(story, type="Stalled", reason="GateFailed", message="no answer to prompt 1")

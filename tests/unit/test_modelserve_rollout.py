@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -143,6 +144,20 @@ def test_what_is_no_part_of_a_revision_rolls_nothing_out(change: Any) -> None:
     stage.available(live)
     stage.settle()
     assert (stage.live(), stage.revisions(), standing(stage)) == (live, {live}, SERVING)
+
+
+def test_an_upgrade_of_the_operator_loads_no_model_anew() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    before = stage.deployment(live)["spec"]["template"]
+    stage.settings = replace(stage.settings, operator_image="finetune/operator:next")
+    stage.edit(replicas=2)
+    stage.step()
+    stage.available(live)
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (live, {live}, SERVING)
+    assert stage.deployment(live)["spec"]["template"] == before
+    assert stage.deployment(live)["spec"]["replicas"] == 2
 
 
 def test_revert_while_the_next_one_loads_keeps_what_serves() -> None:

@@ -121,14 +121,21 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
         )
         changes["artifacts"] = [*(a for a in status.artifacts if a.name != artifact.name), artifact]
     if result.train is not None:
-        shown = status.progress or ProgressStatus(step=result.step)
-        changes["progress"] = shown.model_copy(update={"loss": result.train.loss})
+        progress = status.progress or ProgressStatus(step=result.step)
+        changes["progress"] = progress.model_copy(update={"loss": rounded(result.train.loss)})
     if result.scores:
         new = {s.subject for s in result.scores}
-        changes["scores"] = [*(s for s in status.scores if s.subject not in new), *result.scores]
+        kept = [s for s in status.scores if s.subject not in new]
+        shown = [s.model_copy(update={"values": {m: rounded(v, 6) for m, v in s.values.items()}}) for s in result.scores]
+        changes["scores"] = [*kept, *shown]
     if result.published:
         changes["published"] = _union(status.published, result.published)
     return status.model_copy(update=changes)
+
+
+def rounded(value: float | None, digits: int = 4) -> float | None:
+    """To this many significant digits: as much as a column of `kubectl get` has room for. The store holds the rest."""
+    return None if value is None else float(f"{value:.{digits}g}")
 
 
 def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:

@@ -23,6 +23,7 @@ from finetune_operator.finetunejob.api import (
     StepState,
 )
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
+from finetune_operator.finetunejob.record import rounded
 from finetune_operator.finetunejob.run import resolved
 from finetune_operator.meta import Condition, Object
 from finetune_trainer.contract import Progress
@@ -116,9 +117,9 @@ def _told(step: str, said: Progress, last: ProgressStatus | None, now: datetime)
         percent=min(100, 100 * said.step // said.total) if said.total > 0 else 0,
         current=said.step,
         total=said.total,
-        loss=said.loss if said.loss is not None else last and last.loss,
-        learning_rate=said.learning_rate,
-        tokens_per_second=said.tokens_per_second,
+        loss=rounded(said.loss) if said.loss is not None else last and last.loss,
+        learning_rate=rounded(said.learning_rate),
+        tokens_per_second=rounded(said.tokens_per_second),
         eta_seconds=None if said.eta_seconds is None else round(said.eta_seconds),
         updated_at=at,
         stale=_is_stale(at, now),
@@ -134,12 +135,15 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
     if name is None:
         return None
     digest = last.digest if last and last.name == name else None
+    served = ((serve or {}).get("spec") or {}).get("model", {}).get("digest")
     if outlook.hand_over is not None:
         digest = outlook.hand_over["spec"]["model"]["digest"]
+    elif any(served == a.digest for a in case.status.artifacts):  # perhaps handed over by a job of this name before
+        digest = served
     if serve is None:
         return ServingStatus(name=name, digest=digest)
     told = serve.get("status") or {}
-    is_ours = (serve.get("spec") or {}).get("model", {}).get("digest") == digest
+    is_ours = served == digest
     is_seen = told.get("observedGeneration") == serve["metadata"].get("generation")
     is_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in told.get("conditions") or [])
     return ServingStatus(name=name, digest=digest, ready=is_ours and is_seen and is_ready, url=told.get("url"))

@@ -23,9 +23,16 @@ class Target:
 
 
 def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:
-    """The same spec, model and settings give the same revision; replicas and gate are no part of it."""
+    """The same spec, model and settings give the same revision; replicas, gate and the loader's image are no part of it."""
     template = pod_template(serve, model, settings)
-    revision = short_hash(json.dumps(template, sort_keys=True), model.uri, model.digest or "", length=10)
+    revision = short_hash(_identity(template), model.uri, model.digest or "", length=10)
     gate = serve.spec.rollout.gate.model_dump_json()
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
     return Target(revision, short_hash(gate, retry, length=6), model, template)
+
+
+def _identity(template: Object) -> str:
+    """The loader comes with the operator: an upgrade of the operator must not load every model of a cluster anew."""
+    spec = template["spec"]
+    loaders = [{k: v for k, v in loader.items() if k != "image"} for loader in spec["initContainers"]]
+    return json.dumps({**template, "spec": {**spec, "initContainers": loaders}}, sort_keys=True)

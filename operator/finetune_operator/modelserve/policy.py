@@ -50,7 +50,9 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     """First what serves, then what is on its way, then what nothing needs any more."""
     serve, wanted, live = case.serve, case.target, rollout.live
     if wanted is not None and rollout.load:
-        yield Apply(objects.deployment(serve, wanted))
+        found = case.world.deployed.get(wanted.revision)
+        whole = objects.deployment(serve, wanted) if found is None else objects.scaled(found.body, rollout.replicas)
+        yield Apply(whole)
         yield Apply(objects.revision_service(serve, wanted.revision))
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))

@@ -50,7 +50,9 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(directory: Pat
 
 
 def test_a_lost_record_loses_no_process(directory: Path) -> None:
-    Process(directory, "sleeper", ["sleep", "60"]).ensure()
+    sleeper = Process(directory, "sleeper", ["sleep", "60"])
+    sleeper.ensure()
+    sleeper.wait(lambda: bool(processes.strays(directory)))  # for a moment after exec the kernel shows no environment
     (directory / "run/sleeper.json").unlink()
     (pid,) = processes.strays(directory)
     assert processes.leads_session(pid)
