@@ -8,12 +8,15 @@ what a decision causes is seen in the next pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from finetune_operator.meta import Object
+from finetune_operator.meta import Condition, Object
 from finetune_operator.settings import Settings
+
+SHORTEST_LOOK_AGAIN, LONGEST_LOOK_AGAIN = 15.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,17 @@ class Decision:
     status: dict[str, Any] = field(default_factory=dict)  # whole, in the API's camelCase
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds; None waits for the next event
+
+
+def look_again(conditions: Iterable[Condition], now: datetime) -> float:
+    """Seconds until what sends no event (a claim or Secret that is missing) is looked at again.
+
+    A quarter of the time that the object has waited so far, 15 s to 5 min: quick for the person who is at it, and
+    little work for many objects that nobody mends.
+    """
+    since = [c.last_transition_time for c in conditions if c.type in ("Stalled", "Reconciling") and c.last_transition_time]
+    waited = (now - datetime.fromisoformat(max(since))).total_seconds() if since else 0.0
+    return min(LONGEST_LOOK_AGAIN, max(SHORTEST_LOOK_AGAIN, waited / 4))
 
 
 class Policy(Protocol):

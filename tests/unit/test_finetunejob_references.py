@@ -60,7 +60,17 @@ def test_missing(spec: dict[str, Any], ref: Ref, found: Any, reason: str, messag
     assert story.conditions()["Stalled"] == ("True", reason)
     stalled = next(c for c in story.job["status"]["conditions"] if c["type"] == "Stalled")
     assert message in stalled["message"]
-    assert story.decide().requeue_after is not None  # it may appear without an event
+    assert 15 <= (story.decide().requeue_after or 0) <= 300  # it may appear without an event
+
+
+def test_what_stays_missing_is_looked_at_less_and_less_often() -> None:
+    story = Story(make_job(model={"uri": "pvc://missing/model"}), space=Namespace(data_config_map()))
+    story.one_pass()
+    waits = []
+    for minutes in (0, 4, 60):
+        story.minute += minutes
+        waits.append(story.decide().requeue_after)
+    assert waits == [15, 60, 300]
 
 
 def test_a_secret_that_may_be_read_by_name_only_is_taken_as_it_is() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from finetune_operator.decision import Ref
+from finetune_operator.decision import Ref, look_again
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.finetunejob.observed import Attempt, Waiting, World
@@ -30,7 +30,6 @@ DOING = {
     "publish": "Publishing",
 }
 LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
-REFERENCE_LOOK_AGAIN = 15.0
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
 LONGEST_PAUSE = 300.0
 LONG_START_SECONDS = 120.0
@@ -175,7 +174,8 @@ def _next_step(case: Case) -> Outlook | None:
     if case.job.spec.suspend:
         return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED)
     if missing := first_missing(case.wanted, case.named):
-        return Outlook(Standing.STALLED, "Waiting", missing.reason, missing.message, requeue_after=REFERENCE_LOOK_AGAIN)
+        again = look_again(case.job.status.conditions, case.now)
+        return Outlook(Standing.STALLED, "Waiting", missing.reason, missing.message, requeue_after=again)
     if case.world.live_pods:
         names = ", ".join(p.name for p in case.world.live_pods)
         message = f"{step.name} starts when the pod before it has ended: {names}"
@@ -216,7 +216,7 @@ def _hand_over(case: Case) -> Outlook | None:
         "ServingRefused" if refused else "Serving",
         found.message,
         hand_over=wanted if found.apply else None,
-        requeue_after=REFERENCE_LOOK_AGAIN,
+        requeue_after=look_again(case.job.status.conditions, case.now),
     )
 
 

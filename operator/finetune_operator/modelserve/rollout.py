@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
+from finetune_operator.decision import look_again
 from finetune_operator.modelserve.api import ModelServe, Revision, RevisionState
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
 from finetune_operator.modelserve.model import Resolution
@@ -19,8 +20,6 @@ from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import object_name
-
-OBSTACLE_SECONDS = 30  # a claim or Secret that was missing sends no event when it comes
 
 
 class Standing(Enum):
@@ -66,19 +65,18 @@ class Rollout:
 def next_rollout(case: Case) -> Rollout:
     """The next step. The same case gives the same one."""
     live, spec = _live(case), case.serve.spec
+    later = look_again(case.serve.status.conditions, case.now)
     if case.world.stranger:
         name = object_name(case.serve.metadata.name)
         text = f"a Service {name} exists that this ModelServe does not own; delete it, or rename the ModelServe"
-        return Rollout(Standing.STALLED, "NameTaken", text, live, replicas=spec.replicas, requeue_after=OBSTACLE_SECONDS)
+        return Rollout(Standing.STALLED, "NameTaken", text, live, replicas=spec.replicas, requeue_after=later)
     if spec.suspend or spec.replicas == 0:
         return _paused(case, live)
     obstacle, target = case.resolution.obstacle, case.target
     is_settled = live is not None and target is not None and live.name == target.revision
     if obstacle is not None and (target is None or (obstacle.blocks and not is_settled)):
         standing = Standing.STALLED if obstacle.stalled else Standing.WORKING
-        return Rollout(
-            standing, obstacle.reason, obstacle.message, live, replicas=spec.replicas, requeue_after=OBSTACLE_SECONDS
-        )
+        return Rollout(standing, obstacle.reason, obstacle.message, live, replicas=spec.replicas, requeue_after=later)
     assert target is not None  # without an obstacle there is a model
     step = _settled(case, target, live) if live and is_settled else _candidate(case, target, live)
     if obstacle is not None:  # what was resolved before is rolled out all the same
@@ -87,7 +85,7 @@ def next_rollout(case: Case) -> Rollout:
             standing=Standing.STALLED,
             reason=obstacle.reason,
             message=obstacle.message,
-            requeue_after=OBSTACLE_SECONDS,
+            requeue_after=later,
         )
     return step
 
