@@ -95,11 +95,13 @@ def test_an_interrupt_saves_a_checkpoint_that_the_next_run_goes_on_from(folder: 
         command(folder, long), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
+    told = False  # once: a second Ctrl-C does not wait for the checkpoint
     for line in process.stdout:
         lines.append(line)
-        if "train: training" in line and "loss" in line:
+        if not told and "train: training" in line and "loss" in line:
             process.send_signal(signal.SIGINT)
+            told = True
     process.stdout.close()
     assert process.wait(timeout=120) == 128 + signal.SIGINT, "".join(lines)
     assert list((folder / "work").glob("mounts/claims/tiny-artifacts/tiny/checkpoint/*/*"))
