@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import DatasetFormat, ExitCode, Split
+from finetune_trainer.contract import ExitCode
 from finetune_trainer.data import Example, Turn, detect, examples, hold_out, sample
+from finetune_trainer.dataset_fields import DatasetFormat, Split
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rows import Row, is_data_file, read_rows
 

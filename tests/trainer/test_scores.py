@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from finetune_trainer.contract import Metric
+from finetune_trainer.metrics import Metric
 from finetune_trainer.scores import Answer, exact_match, perplexity, rouge_l, values
 
 

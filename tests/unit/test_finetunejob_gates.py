@@ -9,7 +9,7 @@ from tests.builders import make_scores
 
 from finetune_operator.finetunejob.api import Gate
 from finetune_operator.finetunejob.gates import blocking, verdicts
-from finetune_trainer.contract import Metric
+from finetune_trainer.metrics import Metric
 
 SCORES = [
     make_scores("base", loss=3.0, exact_match=0.1),

@@ -4,7 +4,8 @@
     operator ◄── Progress (one JSON line on stdout, read from the log's tail) ───── pod
     operator ◄── Termination (termination message) + ExitCode (exit status) ─────── pod
 
-Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them).
+Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
+What spec.dataset takes is in dataset_fields.py, the names of the scores in metrics.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -13,8 +14,11 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
+
+from finetune_trainer.dataset_fields import Dataset, DatasetFormat
+from finetune_trainer.fields import Report, SecretRef, Strict
+from finetune_trainer.metrics import Metric
 
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
@@ -31,31 +35,7 @@ ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
 
 
-class Strict(BaseModel):
-    """A value that we write: an unknown key is an error, not a surprise."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
-    )
-
-
-class Report(BaseModel):
-    """A value that a pod of any version reports: what this version doesn't know is passed over."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
-    )
-
-
 # ── What to train: the part of a FineTuneJob's spec that reaches the pods ─────────────────────────────────────────────
-
-Uri = Field(min_length=1, max_length=1024)
-
-
-class SecretRef(Strict):
-    name: str = Field(min_length=1, max_length=253)
-    """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
-    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://."""
 
 
 class Model(Strict):
@@ -64,51 +44,6 @@ class Model(Strict):
     Weights are read from safetensors files only."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
-
-
-class DatasetFormat(StrEnum):
-    AUTO = "Auto"
-    MESSAGES = "Messages"
-    PROMPT_COMPLETION = "PromptCompletion"
-    ALPACA = "Alpaca"
-    SHARE_GPT = "ShareGPT"
-    TEXT = "Text"
-    CLASSIFICATION = "Classification"
-
-
-class Split(Strict):
-    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
-    """Rows of their own instead of a share of the training rows. Same schemes and format as dataset.uri."""
-    fraction: float | None = Field(None, ge=0, le=0.9)
-    """Share of dataset.uri's rows that is held out, chosen by the seed. 0 holds out none."""
-    seed: int = Field(42, ge=0, le=2**31 - 1)
-    """Seed of the choice; the same seed and rows give the same split on any machine."""
-
-
-class Dataset(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
-    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, pvc://claim/path or configmap://name/key.
-    A file (jsonl, json, csv, parquet) or a folder of such files."""
-    secret_ref: SecretRef | None = None
-    """Secret with the credentials of that source."""
-    files: list[str] = Field(default_factory=list, max_length=100)
-    """Only these files of a folder or repository (glob patterns). Empty: every data file found."""
-    format: DatasetFormat = DatasetFormat.AUTO
-    """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
-    {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label}.
-    Auto looks at the columns; status.dataset.format says what it took them for."""
-    columns: dict[str, str] = Field(default_factory=dict, max_length=16)
-    """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
-    system_prompt: str | None = Field(None, max_length=8192)
-    """System message put before each conversation that has none."""
-    max_samples: int | None = Field(None, ge=1)
-    """Use only this many rows, chosen by the test split's seed: try on little data first."""
-    test: Split = Field(default_factory=lambda: Split(fraction=0.1))
-    """Held-out rows that the scores and gates are computed on, never trained on. Default: a fraction of 0.1."""
-    validation: Split | None = None
-    """Rows for the loss measured during training. They never score a gate. Unset: none."""
-    max_dropped_fraction: float = Field(0.05, ge=0, le=1)
-    """The job stops before training when more than this share of the rows is too long to be used."""
 
 
 class Method(StrEnum):
@@ -208,16 +143,6 @@ class Artifact(Strict):
     """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8."""
 
 
-class Metric(StrEnum):
-    LOSS = "loss"
-    PERPLEXITY = "perplexity"
-    EXACT_MATCH = "exactMatch"
-    ROUGE_L = "rougeL"
-
-
-LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
-
-
 class Publish(Strict):
     uri: str = Field(min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
     """Where copies go: pvc://claim/path or s3://bucket/path. Each artifact gets a folder of its name below it."""
@@ -311,7 +236,7 @@ class FitFacts(Report):
     available_bytes: int | None = None
     micro_batch_size: int
     gradient_checkpointing: bool
-    terms: dict[str, int] = {}
+    terms: dict[str, int] = Field(default_factory=dict)
 
 
 class TrainFacts(Report):

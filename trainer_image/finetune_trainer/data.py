@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.contract import DatasetFormat, ExitCode, Split
+from finetune_trainer.contract import ExitCode
+from finetune_trainer.dataset_fields import DatasetFormat, Split
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rows import Row
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract import Dataset, DatasetFacts, DatasetFormat, ExitCode, RunConfig, Split
+from finetune_trainer.contract import DatasetFacts, ExitCode, RunConfig
 from finetune_trainer.data import detect, examples, hold_out, sample
+from finetune_trainer.dataset_fields import Dataset, DatasetFormat, Split
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rendering import Rendered, Renderer, describe
 from finetune_trainer.rows import READERS, Row, is_data_file, read_rows

@@ -18,12 +18,12 @@ from typing import Any
 from finetune_trainer.contract import (
     Artifact,
     ArtifactFormat,
-    Dataset,
     DatasetFacts,
     Model,
     ModelFacts,
     RunConfig,
 )
+from finetune_trainer.dataset_fields import Dataset
 
 RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 1, "quantize": 1, "evaluate": 1, "publish": 1}
 

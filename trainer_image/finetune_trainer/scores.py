@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_trainer.contract import Metric
+from finetune_trainer.metrics import Metric
 
 
 @dataclass(frozen=True)

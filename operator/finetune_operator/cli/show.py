@@ -12,7 +12,8 @@ from rich.table import Table
 
 from finetune_operator.cli.local import Ending, Watcher, Workdir
 from finetune_operator.finetunejob.api import ArtifactStatus, GateVerdict, StepState
-from finetune_trainer.contract import Metric, Progress, Scores
+from finetune_trainer.contract import Progress, Scores
+from finetune_trainer.metrics import Metric
 from finetune_trainer.pipeline import Step, mounted_path
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity

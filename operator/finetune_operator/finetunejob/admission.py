@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from finetune_operator.finetunejob import handover
 from finetune_operator.finetunejob.api import FineTuneJobSpec
-from finetune_trainer.contract import SecretRef
+from finetune_trainer.fields import SecretRef
 
 _Named = tuple[str, str, SecretRef | None]  # field, uri, secret
 

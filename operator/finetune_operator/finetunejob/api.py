@@ -14,19 +14,17 @@ from pydantic import Field
 from finetune_operator.meta import Condition, ObjectMeta, Quantity
 from finetune_trainer.contract import (
     Artifact,
-    Dataset,
     DatasetFacts,
     FitFacts,
-    Metric,
     Model,
     ModelFacts,
     Publish,
-    Report,
     Scores,
-    SecretRef,
-    Strict,
     Training,
 )
+from finetune_trainer.dataset_fields import Dataset
+from finetune_trainer.fields import Report, SecretRef, Strict
+from finetune_trainer.metrics import Metric
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from finetune_operator.finetunejob.api import Gate, GateAction, GateVerdict
-from finetune_trainer.contract import LOWER_IS_BETTER, Metric, Scores
+from finetune_trainer.contract import Scores
+from finetune_trainer.metrics import LOWER_IS_BETTER, Metric
 from finetune_trainer.pipeline import BASE, MERGED
 
 # Judged where the spec names no gate: training must not have made the model worse on the test rows.

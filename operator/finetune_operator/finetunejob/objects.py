@@ -25,7 +25,8 @@ from finetune_operator.names import (
 )
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
-from finetune_trainer.contract import ArtifactFormat, SecretRef
+from finetune_trainer.contract import ArtifactFormat
+from finetune_trainer.fields import SecretRef
 from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, mounted_path
 
 USER = 10001  # of the images

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_operator.finetunejob.api import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
-from finetune_trainer.contract import Report, SecretRef, Strict
+from finetune_trainer.fields import Report, SecretRef, Strict
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,54 @@
+"""spec.dataset: where the rows lie, what shape they have, and which of them are held out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune_trainer.fields import SecretRef, Strict
+
+
+class DatasetFormat(StrEnum):
+    AUTO = "Auto"
+    MESSAGES = "Messages"
+    PROMPT_COMPLETION = "PromptCompletion"
+    ALPACA = "Alpaca"
+    SHARE_GPT = "ShareGPT"
+    TEXT = "Text"
+    CLASSIFICATION = "Classification"
+
+
+class Split(Strict):
+    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
+    """Rows of their own instead of a share of the training rows. Same schemes and format as dataset.uri."""
+    fraction: float | None = Field(None, ge=0, le=0.9)
+    """Share of dataset.uri's rows that is held out, chosen by the seed. 0 holds out none."""
+    seed: int = Field(42, ge=0, le=2**31 - 1)
+    """Seed of the choice; the same seed and rows give the same split on any machine."""
+
+
+class Dataset(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
+    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, pvc://claim/path or configmap://name/key.
+    A file (jsonl, json, csv, parquet) or a folder of such files."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that source."""
+    files: list[str] = Field(default_factory=list, max_length=100)
+    """Only these files of a folder or repository (glob patterns). Empty: every data file found."""
+    format: DatasetFormat = DatasetFormat.AUTO
+    """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
+    {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label}.
+    Auto looks at the columns; status.dataset.format says what it took them for."""
+    columns: dict[str, str] = Field(default_factory=dict, max_length=16)
+    """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
+    system_prompt: str | None = Field(None, max_length=8192)
+    """System message put before each conversation that has none."""
+    max_samples: int | None = Field(None, ge=1)
+    """Use only this many rows, chosen by the test split's seed: try on little data first."""
+    test: Split = Field(default_factory=lambda: Split(fraction=0.1))
+    """Held-out rows that the scores and gates are computed on, never trained on. Default: a fraction of 0.1."""
+    validation: Split | None = None
+    """Rows for the loss measured during training. They never score a gate. Unset: none."""
+    max_dropped_fraction: float = Field(0.05, ge=0, le=1)
+    """The job stops before training when more than this share of the rows is too long to be used."""

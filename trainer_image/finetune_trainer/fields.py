@@ -1,0 +1,28 @@
+"""The two kinds of value that the contract is made of, and a field that several parts of a spec share."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class Strict(BaseModel):
+    """A value that we write: an unknown key is an error, not a surprise."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class Report(BaseModel):
+    """A value that a pod of any version reports: what this version doesn't know is passed over."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class SecretRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
+    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://."""
