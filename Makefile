@@ -14,10 +14,10 @@ setup: ## The Python environment in .venv; installs what the machine lacks (root
 demo: ## The whole path on this machine: cluster, training, served model (CLUSTER=current: your kubeconfig's cluster)
 	@python3 -m demo
 
-test: setup ## All that CI runs: lint, unit, house, integration, trainer, core e2e scenarios
+test: setup ## All that CI runs: lint, unit, house, integration, the fast trainer tests, core e2e scenarios
 	@$(PYTHON) -m tests.layers
 
-test-all: setup ## The same with every e2e scenario
+test-all: setup ## The same with every trainer test and every e2e scenario
 	@$(PYTHON) -m tests.layers --all
 
 lint: setup ## ruff, mypy --strict, import contracts
@@ -35,7 +35,7 @@ unit: setup ## Tests of pure modules: seconds, no network, no torch
 house: setup ## Rules of the house: generated files fresh, examples valid, sizes, names
 	$(PYTHON) -m pytest tests/house
 
-test-trainer: setup ## Tests of the programs in the pods, on tiny models
+test-trainer: setup ## Tests of the programs in the pods, on tiny models, the slow ones too
 	$(PYTHON) -m pytest tests/trainer
 
 integration: setup ## Tests against a real API server; needs no root

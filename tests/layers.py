@@ -56,6 +56,7 @@ def layers(everything: bool) -> list[Layer]:
     """The layers in the order of their cost."""
     pytest_ = ("-m", "pytest", *(["-p", "no:cacheprovider"] if os.environ.get("CI") else []))
     scenarios = () if everything else ("-m", "core")
+    quick = () if everything else ("-m", "not slow")
     return [
         Layer("lint", ("-m", "ruff", "check", ".")),
         Layer("format", ("-m", "ruff", "format", "--check", ".")),
@@ -69,7 +70,7 @@ def layers(everything: bool) -> list[Layer]:
         Layer("unit", (*pytest_, "tests/unit")),
         Layer("house", (*pytest_, "tests/house")),
         Layer("integration", (*pytest_, "tests/integration"), prepare=_build_programs),
-        Layer("trainer", (*pytest_, "tests/trainer"), prepare=_install_everything),
+        Layer("trainer", (*pytest_, "tests/trainer", *quick), prepare=_install_everything),
         Layer("e2e", (*pytest_, "tests/e2e", "-s", *scenarios), _no_root),
     ]
 

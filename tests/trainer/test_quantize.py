@@ -16,6 +16,8 @@ from finetune_trainer.contract import ExitCode, Metric, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
 
+pytestmark = pytest.mark.slow
+
 MakeRun = Callable[..., RunConfig]
 # Mean KL divergence in nats from the merged model, on a width of 256, where every K-quant applies.
 LIMITS = {"F16": 1e-4, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 1e-2, "Q4_K_M": 5e-2}
