@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import create_model
 
 from finetune_trainer import pipeline
 from finetune_trainer.contract import DatasetFacts, ModelFacts, RunConfig
@@ -121,6 +122,16 @@ def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: d
     before = pipeline.fingerprints(run(), MODEL, DATA)
     after = pipeline.fingerprints(run(), MODEL.model_copy(update=model), DATA.model_copy(update=data))
     assert changed(before, after) == expected, name
+
+
+@pytest.mark.parametrize("part", ["dataset", "training", "generation"])
+def test_a_field_that_an_upgrade_brings_changes_nothing_until_it_is_set(part: str) -> None:
+    old = getattr(run(), part)
+    newer = create_model("Newer", __base__=type(old), brand_new=(int, 1))
+    before = pipeline.fingerprints(run(), MODEL, DATA)
+    unset, on = newer.model_validate(old.model_dump()), newer.model_validate(old.model_dump() | {"brand_new": 2})
+    assert pipeline.fingerprints(run().model_copy(update={part: unset}), MODEL, DATA) == before
+    assert pipeline.fingerprints(run().model_copy(update={part: on}), MODEL, DATA) != before
 
 
 def test_a_higher_recipe_version_makes_its_stage_and_what_follows_again(monkeypatch: pytest.MonkeyPatch) -> None:

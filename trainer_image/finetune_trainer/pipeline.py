@@ -5,7 +5,9 @@
                                └─► publish-<n>     (after everything that it copies was scored)
 
 A fingerprint is a hash of a step's own inputs and of its recipe version. The version is raised only when the step's
-output would change: an upgrade of the operator or of the trainer's image retrains nothing.
+output would change: an upgrade of the operator or of the trainer's image retrains nothing. For the same reason only what
+differs from the fields' defaults counts: a field that is new changes nothing until somebody sets it. (So a default that
+changes needs a higher recipe version.)
 """
 
 from __future__ import annotations
@@ -88,13 +90,13 @@ def model_fingerprint(model: Model) -> str:
 
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
     """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
-    source = run.dataset.model_dump(mode="json", exclude={"secret_ref"})
+    source = run.dataset.model_dump(mode="json", exclude={"secret_ref"}, exclude_defaults=True)
     return digest("data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss)
 
 
 def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
     """Fingerprint of each step by name, `evaluate/<subject>` for each scored subject included."""
-    training = run.training.model_dump(mode="json", exclude={"checkpoint"})
+    training = run.training.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)
     train = digest("train", RECIPES["train"], model.digest, dataset.train_digest, training)
     merge = digest("merge", RECIPES["merge"], train, run.merge_base)
     made = {BASE: model.digest, ADAPTER: train, MERGED: merge}
@@ -118,7 +120,7 @@ def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
 
 
 def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:
-    generation = run.generation.model_dump(mode="json")
+    generation = run.generation.model_dump(mode="json", exclude_defaults=True)
     return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation)
 
 
