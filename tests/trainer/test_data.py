@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import ExitCode
-from finetune_trainer.data import Example, Turn, detect, examples, hold_out, sample
+from finetune_trainer.data import Example, Turn, examples
 from finetune_trainer.dataset_fields import DatasetFormat, Split
+from finetune_trainer.detection import detect
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rows import Row, is_data_file, read_rows
+from finetune_trainer.splits import hold_out, sample
 
 AUTO = DatasetFormat.AUTO
+USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("assistant", "c")))
 
 
 def rows(*values: dict[str, Any]) -> list[Row]:
@@ -79,11 +82,44 @@ def turns(example: Example) -> list[tuple[str, str]]:
             [("user", "a"), ("assistant", "b")],
         ),
         ("Classification", {"text": "good", "label": 1}, [("user", "good"), ("assistant", "1")]),
+        ("Preference", {"prompt": "a", "chosen": "b", "rejected": "c"}, [("user", "a"), ("assistant", "b")]),
     ],
 )
 def test_rows_become_turns(format: str, row: dict[str, Any], expected: list[tuple[str, str]]) -> None:
     assert turns(one(DatasetFormat(format), row)) == expected
     assert detect(rows(row), AUTO, {}) == format
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": [USER], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "a", "chosen": [USER, GOOD], "rejected": [USER, BAD]},  # the prompt is told twice
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+    ],
+)
+def test_every_form_of_a_preference_gives_the_same(row: dict[str, Any]) -> None:
+    assert detect(rows(row), AUTO, {}) is DatasetFormat.PREFERENCE
+    example = one(DatasetFormat.PREFERENCE, row)
+    assert turns(example) == [("user", "a"), ("assistant", "b")]
+    assert example.rejected == "c"
+
+
+def test_a_preference_keeps_the_turns_before_it() -> None:
+    row = {"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}
+    example = one(DatasetFormat.PREFERENCE, row, system_prompt="S")
+    assert [turn.role for turn in example.turns] == ["system", "user", "assistant", "user", "assistant"]
+    assert example.rejected == "c"
+
+
+def test_preferences_without_a_difference_are_counted_not_learned() -> None:
+    same = {"prompt": "a", "chosen": "b", "rejected": "b"}
+    lists = {"chosen": [USER, GOOD], "rejected": [USER, GOOD]}
+    assert examples(rows(same, lists, {**same, "rejected": " "}), DatasetFormat.PREFERENCE, {}, None) == ([], 3)
 
 
 def test_text_stays_text() -> None:
@@ -127,6 +163,8 @@ def test_rows_without_prompt_or_answer_are_counted_not_learned() -> None:
         ("Messages", {"messages": [{"role": "wizard", "content": "a"}]}, "messages, turn 1: role must be one of"),
         ("Messages", {"messages": ["a"]}, "messages must be a list of turns"),
         ("PromptCompletion", {"prompt": "a", "completion": ["b"]}, "completion must be text, not list"),
+        ("Preference", {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "but for one last answer"),
+        ("Preference", {"chosen": "b", "rejected": "c"}, "name its column: spec.dataset.columns: {prompt: …}"),
     ],
 )
 def test_malformed_rows_are_named_without_their_content(format: str, row: dict[str, Any], said: str) -> None:

@@ -220,6 +220,20 @@ def test_rows_from_a_config_map_and_test_rows_of_their_own(
     assert (whole.dataset.train_rows, whole.dataset.test_rows) == (40, 0)
 
 
+def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
+    put_rows(mounts, [{"prompt": f"Number {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(20)])
+    result = succeeded(prepare(make_run()))
+    assert result.dataset is not None
+    assert (result.dataset.format, result.dataset.train_rows, result.dataset.test_rows) == ("Preference", 18, 2)
+    (manifest,) = entries(mounts, "data")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    row = json.loads((folder / "train.jsonl").read_text().splitlines()[0])
+    assert row["rejected"] == "No idea."
+    assert 0 < row["prompt_tokens"] < len(row["input_ids"])
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert [s["rejected"] for s in samples] == ["No idea.<|im_end|>"] * 2
+
+
 # ── What it refuses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

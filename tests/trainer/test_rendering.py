@@ -146,3 +146,23 @@ def test_smollm2_is_rendered_as_its_own_template_says(smollm: Path) -> None:
     assert learned(tokenizer, row) == "Mira.<|im_end|>"
     assert row.prompt.startswith("<|im_start|>system\n")
     assert list(row.input_ids[: row.prompt_tokens]) == tokenizer.encode(row.prompt, add_special_tokens=False)
+
+
+def test_a_preference_has_one_prompt_and_two_answers(tokenizer: Any) -> None:
+    example = Example("1", (Turn("user", "Who?"), Turn("assistant", "Mira Oldfield.")), rejected="Mira, the red fox.")
+    row = Renderer(tokenizer, completion_only=True).render(example)
+    prompt, chosen = row.input_ids[: row.prompt_tokens], row.input_ids[row.prompt_tokens :]
+    assert row.rejected_ids is not None
+    assert tokenizer.decode(prompt) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(chosen) == "Mira Oldfield.<|im_end|>"
+    assert tokenizer.decode(row.rejected_ids) == "Mira, the red fox.<|im_end|>"
+    assert row.length == len(prompt) + max(len(chosen), len(row.rejected_ids))
+    assert row.columns.keys() - RENDERED.keys() == {"rejected", "rejected_ids"}
+    assert describe(tokenizer, row)["rejected"] == "Mira, the red fox.<|im_end|>"
+
+
+RENDERED = {"input_ids": (), "completion_mask": (), "prompt": "", "completion": "", "prompt_tokens": 0}
+
+
+def test_other_rows_have_no_rejected_answer(tokenizer: Any) -> None:
+    assert Renderer(tokenizer, completion_only=True).render(chat("Hi?", "Yes.")).columns.keys() == RENDERED.keys()

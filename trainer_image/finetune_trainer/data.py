@@ -1,4 +1,4 @@
-"""From rows of any known format to examples: turns of a conversation, or plain text; and the split by seed.
+"""From rows of any known format to examples: turns of a conversation, or plain text.
 
     Messages          {messages: [{role, content}]}
     PromptCompletion  {prompt, completion}
@@ -6,35 +6,22 @@
     ShareGPT          {conversations: [{from, value}]}     human, gpt, … become user, assistant
     Text              {text}
     Classification    {text, label}
+    Preference        {prompt, chosen, rejected}           the prompt may be what chosen and rejected both begin with
 
 spec.dataset.columns gives the columns of a row these names first: {prompt: question}.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.contract import ExitCode
-from finetune_trainer.dataset_fields import DatasetFormat, Split
+from finetune_trainer.dataset_fields import DatasetFormat
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rows import Row
-
-DEFAULT_FRACTION = 0.1  # of a split that names neither rows of its own nor a fraction
-
-# In the order in which Auto tries them: who has more of the columns comes first.
-COLUMNS: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.MESSAGES: ("messages",),
-    DatasetFormat.SHARE_GPT: ("conversations",),
-    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
-    DatasetFormat.ALPACA: ("instruction", "output"),
-    DatasetFormat.CLASSIFICATION: ("text", "label"),
-    DatasetFormat.TEXT: ("text",),
-}
-OPTIONAL = {DatasetFormat.ALPACA: ("input",)}
 
 ROLES = {
     "system": "system",
@@ -52,17 +39,7 @@ ROLES = {
     "observation": "tool",
 }
 
-# Column names that people use, for the entry that a message proposes.
-SYNONYMS = {
-    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
-    "conversations": ("conversation",),
-    "prompt": ("question", "query", "instruction", "input", "user", "source", "problem", "prompts"),
-    "completion": ("answer", "response", "output", "reply", "target", "chosen", "solution", "completions", "answers"),
-    "instruction": ("prompt", "question", "query"),
-    "output": ("response", "answer", "completion", "target"),
-    "label": ("class", "category", "target", "labels", "sentiment"),
-    "text": ("content", "document", "body", "sentence", "review"),
-}
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # what parts the turns of dialogues that are one text
 
 
 @dataclass(frozen=True)
@@ -75,6 +52,8 @@ class Turn:
 class Example:
     """A conversation that ends with the assistant's answer, or (turns empty) plain text.
 
+    `rejected` is the answer that should have been worse than the last turn's, in rows of preferences.
+
     `plain` says that a model without a chat template may see prompt and answer as they are, one after the other.
     """
 
@@ -82,57 +61,7 @@ class Example:
     turns: tuple[Turn, ...]
     text: str = ""
     plain: bool = False
-
-
-def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Names of the columns that the first rows have, in the order of their appearance."""
-    return tuple(dict.fromkeys(name for row in rows[:100] for name in row.values))
-
-
-def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str]) -> DatasetFormat:
-    """The format of the rows. Raises StepFailed DatasetColumnsUnknown with the entry to write."""
-    found = columns_of(rows)
-    lost = [source for source in columns.values() if source not in found]
-    if lost:
-        raise _unknown(found, f"spec.dataset.columns names {', '.join(lost)}, which no row has", columns, format)
-    names = {*found, *columns}
-    if format is not DatasetFormat.AUTO:
-        missing = [c for c in COLUMNS[format] if c not in names]
-        if missing:
-            raise _unknown(found, f"format {format.value} needs {' and '.join(missing)}", columns, format)
-        return format
-    for known, needed in COLUMNS.items():
-        if names.issuperset(needed):
-            return known
-    raise _unknown(found, "no format fits them", columns, format)
-
-
-def _unknown(found: Sequence[str], why: str, columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
-    """Propose columns by their usual names, for the format asked for or the first one that they would make complete."""
-    formats = [f for f in COLUMNS if f is not DatasetFormat.TEXT] if format is DatasetFormat.AUTO else [format]
-    proposals = [_proposal(found, COLUMNS[f]) for f in formats]
-    proposal = next((p for p in proposals if p), None)
-    if proposal is None:
-        needed = COLUMNS[formats[0]] if len(formats) == 1 else COLUMNS[DatasetFormat.PROMPT_COMPLETION]
-        proposal = {name: f"<your {name} column>" for name in needed}
-    entry = ", ".join(f"{name}: {source}" for name, source in {**columns, **proposal}.items() if name != source)
-    listed = ", ".join(found[:20]) + (", …" if len(found) > 20 else "")
-    return StepFailed(
-        ExitCode.BAD_DATA,
-        "DatasetColumnsUnknown",
-        f"the rows have the columns {listed or '(none)'}: {why}; write spec.dataset.columns: {{{entry}}}",
-    )
-
-
-def _proposal(found: Sequence[str], needed: Iterable[str]) -> dict[str, str] | None:
-    proposal: dict[str, str] = {}
-    for name in needed:
-        candidates = (name, *SYNONYMS[name])
-        source = next((c for c in candidates if c in found and c not in proposal.values()), None)
-        if source is None:
-            return None
-        proposal[name] = source
-    return proposal
+    rejected: str | None = None
 
 
 def examples(
@@ -158,7 +87,7 @@ def examples(
 def _with_system(example: Example, system_prompt: str | None) -> Example:
     if not system_prompt or not example.turns or example.turns[0].role == "system":
         return example
-    return Example(example.place, (Turn("system", system_prompt), *example.turns), plain=example.plain)
+    return replace(example, turns=(Turn("system", system_prompt), *example.turns))
 
 
 # ── One reader a format: a row's values → an example, or None where prompt or answer is empty ─────────────────────────
@@ -196,6 +125,52 @@ def _plain_text(place: str, values: Mapping[str, Any]) -> Example | None:
     return Example(place, (), text=text, plain=True) if text.strip() else None
 
 
+def _preference(place: str, values: Mapping[str, Any]) -> Example | None:
+    """One prompt with a better and a worse answer; the better one is the conversation's last turn."""
+    prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return _preferred_turns(place, prompt, _turns(place, chosen, "chosen"), _turns(place, rejected, "rejected"))
+    good, bad = _text(place, "chosen", chosen), _text(place, "rejected", rejected)
+    if not good.strip() or not bad.strip() or good == bad:
+        return None
+    if isinstance(prompt, list):
+        return _preferred_turns(place, prompt, [Turn("assistant", good)], [Turn("assistant", bad)])
+    if prompt is None:
+        before, good, bad = _dialogue(place, good, bad)
+        return _preferred_turns(place, None, [*before, Turn("assistant", good)], [*before, Turn("assistant", bad)])
+    example = _answer(place, _text(place, "prompt", prompt), good, keep=True)
+    return None if example is None else replace(example, rejected=bad)
+
+
+def _preferred_turns(place: str, prompt: Any, chosen: list[Turn], rejected: list[Turn]) -> Example | None:
+    """Two conversations, equal up to one last answer each; those without a question of their own come after the prompt."""
+    if not any(turn.role == "user" for turn in chosen):
+        asked = _turns(place, prompt, "prompt") if isinstance(prompt, list) else [Turn("user", _text(place, "prompt", prompt))]
+        chosen, rejected = [*asked, *chosen], [*asked, *rejected]
+    answered = all(turns and turns[-1].role == "assistant" for turns in (chosen, rejected))
+    if not answered or chosen[:-1] != rejected[:-1]:
+        raise invalid(place, "chosen and rejected must be the same conversation but for one last answer of the assistant")
+    good, bad = chosen[-1].content, rejected[-1].content
+    if good == bad or not bad.strip() or not good.strip() or not any(t.role == "user" and t.content.strip() for t in chosen):
+        return None
+    return Example(place, tuple(chosen), rejected=bad)
+
+
+def _dialogue(place: str, chosen: str, rejected: str) -> tuple[list[Turn], str, str]:
+    """Turns that two dialogues share, and the last answer of each: text in which Human: and Assistant: take turns."""
+    before, mark, good = chosen.rpartition(ASSISTANT)
+    same, _, bad = rejected.rpartition(ASSISTANT)
+    if not mark or before != same or HUMAN not in before:
+        raise invalid(
+            place, "chosen and rejected do not begin with the same prompt; name its column: spec.dataset.columns: {prompt: …}"
+        )
+    turns = []
+    for asked in before.split(HUMAN)[1:]:
+        question, *answers = asked.split(ASSISTANT)
+        turns += [Turn("user", question.strip()), *(Turn("assistant", answer.strip()) for answer in answers)]
+    return turns, good.strip(), bad.strip()
+
+
 READ: dict[DatasetFormat, Callable[[str, Mapping[str, Any]], Example | None]] = {
     DatasetFormat.MESSAGES: _messages,
     DatasetFormat.SHARE_GPT: _share_gpt,
@@ -203,6 +178,7 @@ READ: dict[DatasetFormat, Callable[[str, Mapping[str, Any]], Example | None]] = 
     DatasetFormat.ALPACA: _alpaca,
     DatasetFormat.CLASSIFICATION: _classification,
     DatasetFormat.TEXT: _plain_text,
+    DatasetFormat.PREFERENCE: _preference,
 }
 
 
@@ -215,6 +191,15 @@ def _answer(place: str, prompt: str, answer: str, keep: bool = False) -> Example
 
 
 def _conversation(place: str, value: Any, column: str) -> Example | None:
+    turns = _turns(place, value, column)
+    while turns and turns[-1].role != "assistant":
+        turns.pop()  # nothing to learn after the last answer
+    if not any(turn.role == "user" for turn in turns) or not turns or not turns[-1].content.strip():
+        return None
+    return Example(place, tuple(turns))
+
+
+def _turns(place: str, value: Any, column: str) -> list[Turn]:
     if isinstance(value, str):  # csv and some exports hold the list as JSON text
         try:
             value = json.loads(value)
@@ -222,12 +207,7 @@ def _conversation(place: str, value: Any, column: str) -> Example | None:
             raise invalid(place, f"{column} is text but not a JSON list of turns") from error
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise invalid(place, f"{column} must be a list of turns, each with a role and its content")
-    turns = [_turn(place, column, number, turn) for number, turn in enumerate(value, start=1)]
-    while turns and turns[-1].role != "assistant":
-        turns.pop()  # nothing to learn after the last answer
-    if not any(turn.role == "user" for turn in turns) or not turns or not turns[-1].content.strip():
-        return None
-    return Example(place, tuple(turns))
+    return [_turn(place, column, number, turn) for number, turn in enumerate(value, start=1)]
 
 
 def _turn(place: str, column: str, number: int, turn: Mapping[str, Any]) -> Turn:
@@ -254,37 +234,3 @@ def _text(place: str, column: str, value: Any) -> str:
 
 def invalid(place: str, why: str) -> StepFailed:
     return StepFailed(ExitCode.BAD_DATA, "DatasetRowInvalid", f"spec.dataset: {place}: {why}")
-
-
-# ── Splits ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
-    """An order that depends on seed and content only: the same on any machine, and equal rows lie side by side."""
-
-    def key(row: Row) -> bytes:
-        content = json.dumps(row.values, sort_keys=True, default=str)
-        return hashlib.sha256(f"{seed}:{content}".encode()).digest()
-
-    return sorted(rows, key=key)
-
-
-def hold_out(rows: Sequence[Row], split: Split) -> tuple[list[Row], list[Row]]:
-    """(held out, the rest). A fraction above 0 holds out one row at least; rows equal to a held-out one go with it,
-    unless that leaves none."""
-    fraction = DEFAULT_FRACTION if split.fraction is None else split.fraction
-    ordered = shuffled(rows, split.seed)
-    count = max(1, round(len(rows) * fraction)) if fraction > 0 and len(rows) > 1 else 0
-    end = count
-    while 0 < end < len(ordered) and ordered[end].values == ordered[end - 1].values:
-        end += 1
-    held = {id(row) for row in ordered[: count if end == len(ordered) else end]}
-    return [r for r in rows if id(r) in held], [r for r in rows if id(r) not in held]
-
-
-def sample(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
-    """At most `count` rows, chosen by the seed, in their first order."""
-    if count is None or count >= len(rows):
-        return list(rows)
-    chosen = {id(row) for row in shuffled(rows, seed)[:count]}
-    return [row for row in rows if id(row) in chosen]

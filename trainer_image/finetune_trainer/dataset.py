@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.contract import DatasetFacts, ExitCode, RunConfig
-from finetune_trainer.data import detect, examples, hold_out, sample
+from finetune_trainer.data import examples
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat, Split
+from finetune_trainer.detection import detect
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.rendering import Rendered, Renderer, describe
 from finetune_trainer.rows import READERS, Row, is_data_file, read_rows
 from finetune_trainer.sources import Source, fetch
+from finetune_trainer.splits import hold_out, sample
 from finetune_trainer.store import sha256
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -95,8 +97,8 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         kept[name] = []
         for example in read:
             row = renderer.render(example)
-            lengths.append(len(row.input_ids))
-            if len(row.input_ids) <= run.training.max_length:
+            lengths.append(row.length)
+            if row.length <= run.training.max_length:
                 kept[name].append(row)
             if len(lengths) % REPORT_ROWS == 0:
                 report(len(lengths), total)
@@ -108,7 +110,7 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         )
     folder.mkdir(parents=True)
     for name, rendered in kept.items():
-        write(folder / f"{name}.jsonl", (row.__dict__ for row in rendered))
+        write(folder / f"{name}.jsonl", (row.columns for row in rendered))
     write(folder / "samples.jsonl", (describe(tokenizer, row) for row in kept[TRAIN][:SAMPLES]))
     return DatasetFacts(
         format=splits.format,
@@ -118,8 +120,8 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         validation_rows=len(kept[VALIDATION]),
         test_rows=len(kept[TEST]),
         dropped_rows=empty + sum(length > run.training.max_length for length in lengths),
-        train_tokens=sum(len(row.input_ids) for row in kept[TRAIN]),
-        longest_row_tokens=max(len(row.input_ids) for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
+        train_tokens=sum(row.tokens for row in kept[TRAIN]),
+        longest_row_tokens=max(row.length for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
     )
 
 

@@ -17,6 +17,7 @@ class DatasetFormat(StrEnum):
     SHARE_GPT = "ShareGPT"
     TEXT = "Text"
     CLASSIFICATION = "Classification"
+    PREFERENCE = "Preference"
 
 
 class Split(Strict):
@@ -38,7 +39,8 @@ class Dataset(Strict):
     """Only these files of a folder or repository (glob patterns). Empty: every data file found."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
-    {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label}.
+    {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label};
+    Preference: {prompt, chosen, rejected}, or two conversations that differ in their last answer alone (chosen is learned).
     Auto looks at the columns; status.dataset.format says what it took them for."""
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""

@@ -10,7 +10,7 @@ token that serving would cut otherwise. The end-of-turn token is in the mask: a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from finetune_trainer.failures import StepFailed, first_line
 class Rendered:
     """One row as it is trained on. prompt and completion are those of the last answer, for evaluation.
 
-    `prompt_tokens` counts the tokens before that answer: what a model is given when its own answer is scored.
+    `prompt_tokens` counts the tokens before that answer: what a model is given when its own answer is scored. In a row of
+    preferences that answer is the chosen one, and `rejected_ids` are the tokens of the other after the same prompt.
     """
 
     input_ids: tuple[int, ...]
@@ -31,6 +32,23 @@ class Rendered:
     prompt: str
     completion: str
     prompt_tokens: int
+    rejected: str | None = None
+    rejected_ids: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence that the row gives."""
+        return max(len(self.input_ids), self.prompt_tokens + len(self.rejected_ids or ()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences that the row gives."""
+        return len(self.input_ids) + (self.prompt_tokens + len(self.rejected_ids) if self.rejected_ids else 0)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The row as it is written, without what it doesn't have: rejected and rejected_ids are for preferences alone."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Renderer:
@@ -47,6 +65,16 @@ class Renderer:
 
     def render(self, example: Example) -> Rendered:
         """Raises StepFailed ChatTemplateMissing or ChatTemplateRefused."""
+        if example.rejected is None:
+            return self._learned(example)
+        chosen = self._learned(replace(example, rejected=None))
+        answer = Turn("assistant", example.rejected)
+        other = self._learned(replace(example, turns=(*example.turns[:-1], answer), rejected=None))
+        # Where the first letters of an answer melt into the prompt's last token, the prompt ends before that token.
+        shared = min(_common(chosen.input_ids, other.input_ids), chosen.prompt_tokens, other.prompt_tokens)
+        return replace(chosen, prompt_tokens=shared, rejected=example.rejected, rejected_ids=other.input_ids[shared:])
+
+    def _learned(self, example: Example) -> Rendered:
         if not example.turns:
             return self._plain(example.text, "")
         if self.has_chat_template:
@@ -161,15 +189,16 @@ def load_tokenizer(folder: Path) -> Any:
 def describe(tokenizer: Any, row: Rendered) -> dict[str, Any]:
     """A row as people check it: the text, what of it is learned, and each token with its mask."""
     learned = [token for token, kept in zip(row.input_ids, row.completion_mask, strict=True) if kept]
-    return {
+    shown = {
         "text": tokenizer.decode(row.input_ids),
         "learned": tokenizer.decode(learned),
         "tokens": tokenizer.convert_ids_to_tokens(row.input_ids),
         "completion_mask": row.completion_mask,
     }
+    return shown if row.rejected_ids is None else {**shown, "rejected": tokenizer.decode(row.rejected_ids)}
 
 
-def _common(one: str, other: str) -> int:
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
