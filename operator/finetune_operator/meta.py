@@ -1,8 +1,9 @@
-"""The pieces of Kubernetes' own API that both our kinds use: metadata, conditions, quantities."""
+"""The pieces of Kubernetes' own API that both our kinds use: metadata, conditions, times, quantities."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -41,6 +42,11 @@ def quantity_value(quantity: str) -> Decimal:
     """Number that a quantity such as 500m, 2 or 24Gi stands for (bytes, cores)."""
     digits = quantity.rstrip("EPTGMKkim")
     return Decimal(digits) * _SUFFIX[quantity[len(digits) :]]
+
+
+def stamp(at: datetime) -> str:
+    """A time as the API writes it, in UTC."""
+    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Condition(Report):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, stamp
 
 INVALID_SPEC = "InvalidSpec"
 REFUSED = "Refused"
@@ -44,4 +44,4 @@ def _with(
 def _since(before: dict[str, Any] | None, value: str, now: datetime) -> str:
     if before is not None and before["status"] == value and before.get("lastTransitionTime"):
         return str(before["lastTransitionTime"])
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return stamp(now)

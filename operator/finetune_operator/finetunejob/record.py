@@ -22,6 +22,7 @@ from finetune_operator.finetunejob.api import (
 from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.runs import Run
+from finetune_operator.meta import stamp
 from finetune_trainer.contract import StepResult
 from finetune_trainer.pipeline import PREPARE, Step, fingerprints
 
@@ -57,13 +58,11 @@ def _read(
         if record.job_uid is None:
             return status  # not seen yet: it is created again under the same name, which is harmless
         gone = Failure(JOB_DELETED.retry, JOB_DELETED.reason, JOB_DELETED.message)
-        return _fail(status, step, gone, max_retries, _stamp(now))
-    status = with_step(
-        status, step.name, job_uid=attempt.uid, started_at=record.started_at or attempt.started_at or _stamp(now)
-    )
+        return _fail(status, step, gone, max_retries, stamp(now))
+    status = with_step(status, step.name, job_uid=attempt.uid, started_at=record.started_at or attempt.started_at or stamp(now))
     if attempt.state is State.ACTIVE:
         return status
-    ended = attempt.finished_at or _stamp(now)
+    ended = attempt.finished_at or stamp(now)
     status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
     if attempt.state is State.FAILED:
         return _fail(status, step, failure_of(attempt, step.stage), max_retries, ended)
@@ -174,7 +173,3 @@ def _gpu_seconds(run: Run, step: Step, attempt: Attempt, ended: str) -> int:
         return 0
     held = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt.started_at)
     return max(0, round(held.total_seconds())) * run.config.devices.gpus
-
-
-def _stamp(now: datetime) -> str:
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")

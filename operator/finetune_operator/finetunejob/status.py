@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
+from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
 from finetune_operator.finetunejob import fit, handover
 from finetune_operator.finetunejob.api import (
@@ -25,13 +26,10 @@ from finetune_operator.finetunejob.api import (
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded
 from finetune_operator.finetunejob.run import resolved
-from finetune_operator.meta import Condition, Object
+from finetune_operator.meta import Object, stamp
 from finetune_trainer.contract import Progress
 
 STALE_SECONDS = 120
-LONGEST_MESSAGE = 1000  # characters; a scheduler's or registry's text can be much longer
-
-Truth = Literal["True", "False", "Unknown"]
 
 
 def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
@@ -40,7 +38,7 @@ def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJ
     return status.model_copy(
         update={
             "observed_generation": job.metadata.generation,
-            "conditions": _conditions(case, outlook),
+            "conditions": conditions(_told_conditions(case, outlook), job.status.conditions, job.metadata.generation, case.now),
             "stage": outlook.stage,
             "resolved": resolved(case.run.config, status.fit, handover.serving_artifact(job.spec)),
             "progress": _progress(case, outlook),
@@ -55,41 +53,22 @@ def rendered(status: FineTuneJobStatus) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _conditions(case: Case, outlook: Outlook) -> list[Condition]:
-    before = {c.type: c for c in case.job.status.conditions}
-    found = []
-    for kind, truth, reason, message in _truths(case, outlook):
-        old = before.get(kind)
-        moved = old is None or old.status != truth or not old.last_transition_time
-        found.append(
-            Condition(
-                type=kind,
-                status=truth,
-                reason=reason,
-                message=message[:LONGEST_MESSAGE],
-                observed_generation=case.job.metadata.generation,
-                last_transition_time=_stamp(case.now) if moved or old is None else old.last_transition_time,
-            )
-        )
-    return found
-
-
-def _truths(case: Case, outlook: Outlook) -> Iterator[tuple[str, Truth, str, str]]:
+def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
     standing, why = outlook.standing, (outlook.reason, outlook.message)
-    yield ("Ready", "True" if standing is Standing.SUCCEEDED else "False", *why)
+    yield Told("Ready", "True" if standing is Standing.SUCCEEDED else "False", *why)
     if standing is Standing.WORKING:
-        yield ("Reconciling", "True", *why)
+        yield Told("Reconciling", "True", *why)
     if standing in (Standing.STALLED, Standing.FAILED):
-        yield ("Stalled", "True", *why)
+        yield Told("Stalled", "True", *why)
     if standing is Standing.SUCCEEDED:
-        yield ("Succeeded", "True", *why)
+        yield Told("Succeeded", "True", *why)
     if standing is Standing.FAILED:
-        yield ("Failed", "True", *why)
+        yield Told("Failed", "True", *why)
     if case.status.fit is not None:
         fits = fit.judge(case.status.fit, case.run.config.devices)
-        yield "Fits", fits.status, fits.reason, fits.message
+        yield Told("Fits", fits.status, fits.reason, fits.message)
     elif standing is Standing.FAILED and outlook.reason == "DoesNotFit":
-        yield "Fits", "False", *why
+        yield Told("Fits", "False", *why)
 
 
 def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:
@@ -110,7 +89,7 @@ def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:
 
 
 def _told(step: str, said: Progress, last: ProgressStatus | None, now: datetime) -> ProgressStatus:
-    at = _stamp(datetime.fromtimestamp(said.time, UTC)) if said.time else _stamp(now)
+    at = stamp(datetime.fromtimestamp(said.time, UTC)) if said.time else stamp(now)
     return ProgressStatus(
         step=step,
         activity=said.activity,
@@ -147,10 +126,6 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
     is_seen = told.get("observedGeneration") == serve["metadata"].get("generation")
     is_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in told.get("conditions") or [])
     return ServingStatus(name=name, digest=digest, ready=is_ours and is_seen and is_ready, url=told.get("url"))
-
-
-def _stamp(at: datetime) -> str:
-    return at.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:

@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import Enum
 
 from finetune_operator.decision import look_again
+from finetune_operator.meta import stamp
 from finetune_operator.modelserve.api import ModelServe, Revision, RevisionState
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
 from finetune_operator.modelserve.model import Resolution
@@ -177,7 +178,7 @@ def _known(case: Case, target: Target) -> Revision:
         state=RevisionState.LOADING,
         model_uri=target.model.uri,
         model_digest=target.model.digest,
-        created_at=case.now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created_at=stamp(case.now),
         trial=target.trial,
     )
 

@@ -11,19 +11,15 @@ Reconciling and Stalled are absent where they don't hold; Ready and Available, w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
+from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
-from finetune_operator.meta import Condition
 from finetune_operator.modelserve.api import ModelServeStatus, Revision, RevisionState
 from finetune_operator.modelserve.objects import revision_labels, service_url
 from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.rollout import Case, Rollout, Standing
 from finetune_operator.names import object_name
-
-LONGEST_MESSAGE = 1000  # characters; a scheduler's or registry's text can be much longer
-
-Truth = Literal["True", "False", "Unknown"]
 
 
 def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
@@ -33,7 +29,7 @@ def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
     selector = revision_labels(serve, live.name) if live else {}
     return ModelServeStatus(
         observed_generation=serve.metadata.generation,
-        conditions=_conditions(case, rollout),
+        conditions=conditions(_told_conditions(case, rollout), serve.status.conditions, serve.metadata.generation, case.now),
         model=case.resolution.model,
         live=live,
         candidate=_told(rollout.candidate),
@@ -71,34 +67,14 @@ def _told(candidate: Revision | None) -> Revision | None:
     return candidate.model_copy(update={"message": candidate.message[:LONGEST_MESSAGE]})
 
 
-def _conditions(case: Case, rollout: Rollout) -> list[Condition]:
-    before = {c.type: c for c in case.serve.status.conditions}
-    found = []
-    for kind, truth, reason, message in _truths(case, rollout):
-        old = before.get(kind)
-        unmoved = old is not None and old.status == truth and old.last_transition_time
-        now = case.now.strftime("%Y-%m-%dT%H:%M:%SZ")
-        found.append(
-            Condition(
-                type=kind,
-                status=truth,
-                reason=reason,
-                message=message[:LONGEST_MESSAGE],
-                observed_generation=case.serve.metadata.generation,
-                last_transition_time=old.last_transition_time if old and unmoved else now,
-            )
-        )
-    return found
-
-
-def _truths(case: Case, rollout: Rollout) -> Iterator[tuple[str, Truth, str, str]]:
+def _told_conditions(case: Case, rollout: Rollout) -> Iterator[Told]:
     standing, why = rollout.standing, (rollout.reason, rollout.message)
-    yield ("Ready", "True" if standing in (Standing.SERVING, Standing.PAUSED) else "False", *why)
+    yield Told("Ready", "True" if standing in (Standing.SERVING, Standing.PAUSED) else "False", *why)
     if standing is Standing.WORKING:
-        yield ("Reconciling", "True", *why)
+        yield Told("Reconciling", "True", *why)
     if standing is Standing.STALLED:
-        yield ("Stalled", "True", *why)
-    yield "Available", *_available(case, rollout)
+        yield Told("Stalled", "True", *why)
+    yield Told("Available", *_available(case, rollout))
 
 
 def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:
