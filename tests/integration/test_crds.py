@@ -48,6 +48,20 @@ REFUSED_JOBS = [
         {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0.5}, "validation": {"fraction": 0.5}}},
         "leave no rows to train on",
     ),
+    (
+        {"dataset": {"uri": "hf://c/d", "test": {"uri": "hf://e/f", "stratifyBy": "kind"}}},
+        "spec.dataset.test.stratifyBy says how a fraction",
+    ),
+    (
+        {"dataset": {"uri": "hf://c/d", "validation": {"uri": "hf://e/f", "stratifyBy": "kind"}}},
+        "spec.dataset.validation.stratifyBy says how a fraction",
+    ),
+    ({"dataset": {"uri": "hf://c/d", "format": "Text", "labels": {"0": "no"}}}, "spec.dataset.labels is for rows with labels"),
+    (
+        gate(min=0.9, metric="accuracy") | {"dataset": {"uri": "hf://c/d", "format": "Messages"}},
+        "spec.evaluation.gates[].metric accuracy and macroF1 are for rows with labels",
+    ),
+    (gate(min=0.9, metric="bleu"), 'supported values: "loss", "perplexity", "exactMatch", "rouge1"'),
     ({"artifacts": [Q4, Q4]}, "Duplicate value"),
     ({"artifacts": [Q4 | {"name": "merged"}]}, "spec.artifacts[].name can't be adapter, merged or base"),
     ({"artifacts": [Q4 | {"quantization": "FP8"}]}, "quantization does not go with its format"),

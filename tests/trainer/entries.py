@@ -59,6 +59,7 @@ def prepare(
     train: Sequence[tuple[str, str]] = PAIRS,
     validation: Sequence[tuple[str, str]] = (),
     test: Sequence[tuple[str, str]] = PAIRS[:2],
+    format: str = "PromptCompletion",
 ) -> None:
     """Commit the entries `model` and `data` with these rows."""
     from transformers import AutoTokenizer
@@ -75,7 +76,7 @@ def prepare(
     empty.mkdir()
     (empty / "facts.json").write_text("{}")
     dataset = DatasetFacts(
-        format="PromptCompletion",
+        format=format,
         train_digest=pipeline.digest(list(train), list(validation)),
         test_digest=pipeline.digest(list(test)),
         train_rows=len(train),

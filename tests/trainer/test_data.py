@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from finetune_trainer.data import Example, Turn, examples
 from finetune_trainer.dataset_fields import DatasetFormat, Split
 from finetune_trainer.detection import detect
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.labels import check_seen, worded
 from finetune_trainer.rows import Row, is_data_file, read_rows
 from finetune_trainer.splits import hold_out, sample
 
@@ -289,6 +291,56 @@ def test_equal_rows_are_never_on_both_sides() -> None:
 @pytest.mark.parametrize(("count", "fraction", "held"), [(100, 0.0, 0), (3, 0.1, 1), (1, 0.5, 0), (10, None, 1)])
 def test_how_many_are_held_out(count: int, fraction: float | None, held: int) -> None:
     assert len(hold_out(numbered(count), Split(fraction=fraction))[0]) == held
+
+
+def labelled(**counts: int) -> list[Row]:
+    return rows(*({"text": f"{label} {n}", "label": label} for label, count in counts.items() for n in range(count)))
+
+
+def count(held: list[Row]) -> Counter[str]:
+    return Counter(row.values["label"] for row in held)
+
+
+def test_a_stratified_split_holds_out_each_value_in_proportion() -> None:
+    all_rows = labelled(common=170, rare=20, lone=1, few=9)
+    held, rest = hold_out(all_rows, Split(fraction=0.1), "label")
+    assert count(held) == {"common": 17, "rare": 2, "few": 1}
+    assert count(rest)["lone"] == 1
+    assert hold_out(all_rows[::-1], Split(fraction=0.1), "label")[0] == held[::-1], "the order of the files must not matter"
+    assert hold_out(all_rows, Split(fraction=0.1, seed=7), "label")[0] != held
+
+
+def test_many_small_groups_are_held_out_together_in_proportion() -> None:
+    groups = {f"g{n}": 3 for n in range(20)}
+    held, rest = hold_out(labelled(**groups), Split(fraction=0.1), "label")
+    assert len(held) == 6
+    assert set(count(rest)) == set(groups), "each value is left to be trained on"
+
+
+# ── Labels ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("value", [1, "1", 1.0, " 1 "])
+def test_labels_become_their_words(value: Any) -> None:
+    made = worded(rows({"text": "good", "kind": value}, {"text": "none", "kind": None}), "kind", {"0": "bad", "1": "good"})
+    assert [row.values["kind"] for row in made] == ["good", None]
+
+
+def test_a_label_without_a_word_is_refused() -> None:
+    with pytest.raises(StepFailed, match=r"row 1 has the label 2, which spec\.dataset\.labels does not name \(it names 0, 1\)"):
+        worded(rows({"text": "good", "label": 2}), "label", {"0": "bad", "1": "good"})
+
+
+def test_truth_values_are_named_as_json_spells_them() -> None:
+    assert worded(rows({"label": True}), "label", {"true": "spam"})[0].values == {"label": "spam"}
+
+
+def test_a_label_that_was_not_trained_is_refused() -> None:
+    trained = labelled(good=3, bad=3)
+    assert check_seen(trained, {"test": labelled(good=1), "validation": []}, "label") == 2
+    with pytest.raises(StepFailed, match=r"validation: row 2 has the label ugly, which no training row") as caught:
+        check_seen(trained, {"test": [], "validation": labelled(good=1, ugly=1)}, "label")
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetLabelUnknown")
 
 
 def test_a_sample_keeps_the_order() -> None:

@@ -49,6 +49,7 @@ def test_what_was_learned_is_scored(make_run: MakeRun, tmp_path: Path) -> None:
     base, merged = scores["base"].values, scores["merged"].values
     assert (base[Metric.EXACT_MATCH], merged[Metric.EXACT_MATCH]) == (0.0, 1.0)
     assert merged[Metric.ROUGE_L] == 1.0
+    assert merged[Metric.ENTROPY] < 0.2 < 4 < base[Metric.ENTROPY] < math.log(512) + 0.2
     assert merged[Metric.LOSS] < 0.1 < 4 < base[Metric.LOSS]
     assert base[Metric.PERPLEXITY] == pytest.approx(math.exp(base[Metric.LOSS]))
     answers = rows_of(run, tmp_path, "merged")
@@ -93,6 +94,29 @@ def test_base_is_scored_once_for_all_jobs(make_run: MakeRun, tmp_path: Path) -> 
     assert second["base"] == first["base"]
     assert second["merged"] != first["merged"]
     assert kept.stat().st_mtime_ns == committed
+
+
+def test_labels_are_scored_as_labels(make_run: MakeRun, tmp_path: Path) -> None:
+    labels = [(f"The fox is {colour}?", colour) for colour in ("red", "green", "red", "red")]
+    run = make_run(training=TRAINING | {"maxSteps": 30}, generation=GENERATION)
+    prepare(run, tmp_path, train=labels, test=labels, format="Classification")
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    scores = evaluated(run, tmp_path)
+    assert (scores["merged"].values[Metric.ACCURACY], scores["merged"].values[Metric.MACRO_F1]) == (1.0, 1.0)
+    assert (scores["base"].values[Metric.ACCURACY], scores["base"].values[Metric.MACRO_F1]) == (0.0, 0.0)
+
+
+def test_rows_keep_their_own_scores(make_run: MakeRun, tmp_path: Path) -> None:
+    run = trained_and_merged(make_run, tmp_path, generation=GENERATION)
+    scores = evaluated(run, tmp_path)["merged"].values
+    rows = rows_of(run, tmp_path, "merged")
+    assert len(rows) == len(PAIRS)
+    for metric in (Metric.EXACT_MATCH, Metric.ROUGE_1, Metric.ROUGE_2, Metric.ROUGE_L):
+        assert sum(float(str(row[metric])) for row in rows) / len(rows) == pytest.approx(scores[metric])
+    tokens = sum(int(str(row["tokens"])) for row in rows)
+    for metric, total in ((Metric.LOSS, "lossSum"), (Metric.ENTROPY, "entropySum")):
+        assert sum(float(str(row[total])) for row in rows) / tokens == pytest.approx(scores[metric])
 
 
 def test_no_test_rows(make_run: MakeRun, tmp_path: Path) -> None:

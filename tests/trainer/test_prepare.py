@@ -234,6 +234,56 @@ def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunC
     assert [s["rejected"] for s in samples] == ["No idea.<|im_end|>"] * 2
 
 
+REVIEWS = [{"review": f"Number {n} is {'fine' if n % 4 else 'poor'}.", "stars": int(n % 4 > 0)} for n in range(40)]
+STARS = {"text": "review", "label": "stars"}
+
+
+def test_labels_are_answers_by_their_words(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
+    put_rows(mounts, REVIEWS)
+    dataset = {"uri": "pvc://data/rows.jsonl", "columns": STARS, "labels": {"0": "bad", "1": "good"}}
+    result = succeeded(prepare(make_run(dataset=dataset)))
+    assert result.dataset is not None
+    assert (result.dataset.format, result.dataset.labels, result.dataset.test_rows) == ("Classification", 2, 4)
+    (manifest,) = entries(mounts, "data")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    told = {name: read_column(folder / f"{name}.jsonl", "completion") for name in ("train", "test")}
+    assert sorted(told["test"]) == ["bad", "good", "good", "good"], "one in four, as in all rows"
+    assert set(told["train"]) == {"bad", "good"}
+
+
+def read_column(file: Path, name: str) -> list[Any]:
+    return [json.loads(line)[name] for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "reason", "said"),
+    [
+        ("no word", {"labels": {"1": "good"}}, "DatasetLabelUnknown", "has the label 0, which spec.dataset.labels does not"),
+        (
+            "unseen",
+            {"test": {"uri": "pvc://data/test.jsonl"}},
+            "DatasetLabelUnknown",
+            "dataset.test: test.jsonl line 1 has",
+        ),
+        ("stratify", {"test": {"fraction": 0.1, "stratifyBy": "age"}}, "DatasetColumnsUnknown", "test.stratifyBy names age"),
+        ("no labels", {"columns": {"text": "review"}, "labels": {"1": "good"}}, "DatasetLabelsUnused", "but these are Text"),
+    ],
+)
+def test_labels_that_do_not_fit(
+    make_run: Callable[..., RunConfig],
+    prepare: Prepare,
+    mounts: Path,
+    name: str,
+    dataset: dict[str, Any],
+    reason: str,
+    said: str,
+) -> None:
+    put_rows(mounts, REVIEWS)
+    put_rows(mounts, [{"review": "Odd.", "stars": 7}], "test.jsonl")
+    run = make_run(dataset={"uri": "pvc://data/rows.jsonl", "columns": STARS} | dataset)
+    assert said in refused(prepare(run), ExitCode.BAD_DATA, reason), name
+
+
 # ── What it refuses ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

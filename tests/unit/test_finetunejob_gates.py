@@ -31,6 +31,8 @@ ROWS: list[tuple[dict[str, Any], bool, str]] = [
     ({"metric": "loss", "artifact": "q4", "maxRegressionFromMerged": 0}, False, "must be not worse than merged's 0.5"),
     ({"metric": "exactMatch", "artifact": "q4", "maxRegressionFromMerged": 0.1}, True, "worse than merged's 0.9"),
     ({"metric": "rougeL", "min": 0.1}, False, "merged has no rougeL score"),
+    ({"metric": "accuracy", "min": 0.1}, False, "merged has no accuracy score; it is for rows of format Classification"),
+    ({"metric": "accuracy", "artifact": "gone", "min": 0.1}, False, "gone has no accuracy score; are there test rows?"),
     ({"metric": "loss", "artifact": "gone", "max": 1}, False, "gone has no loss score"),
 ]
 

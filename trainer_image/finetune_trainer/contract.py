@@ -227,6 +227,7 @@ class DatasetFacts(Report):
     dropped_rows: int
     train_tokens: int
     longest_row_tokens: int
+    labels: int | None = None  # Classification: how many the training rows have
 
 
 class FitFacts(Report):

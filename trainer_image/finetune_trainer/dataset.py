@@ -13,8 +13,9 @@ from typing import Any
 from finetune_trainer.contract import DatasetFacts, ExitCode, RunConfig
 from finetune_trainer.data import examples
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat, Split
-from finetune_trainer.detection import detect
+from finetune_trainer.detection import columns_of, detect
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.labels import check_seen, worded
 from finetune_trainer.rendering import Rendered, Renderer, describe
 from finetune_trainer.rows import READERS, Row, is_data_file, read_rows
 from finetune_trainer.sources import Source, fetch
@@ -32,6 +33,7 @@ class Splits:
 
     rows: dict[str, list[Row]]
     format: DatasetFormat
+    labels: int | None  # how many there are, in rows with labels
     source_digest: str  # over the bytes of all files that were read
 
 
@@ -54,31 +56,51 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
 
     rows = sample(rows_of(dataset.uri, "spec.dataset.uri"), dataset.max_samples, dataset.test.seed)
     format = detect(rows, dataset.format, dataset.columns)
-    splits = {TEST: dataset.test, VALIDATION: dataset.validation}
-    made: dict[str, list[Row]] = {}
-    for name, split in splits.items():
-        made[name], rows = _split(split, rows, f"spec.dataset.{name}.uri", rows_of, format, dataset)
-    if not rows:
+    label = _label_column(format, dataset)
+    made = {TRAIN: _worded(rows, label, dataset)}
+    for name, split in ((TEST, dataset.test), (VALIDATION, dataset.validation)):
+        if split is None:
+            made[name] = []
+        elif split.uri is None:
+            made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or label)
+        else:
+            held = rows_of(split.uri, f"spec.dataset.{name}.uri")
+            detect(held, format, dataset.columns)
+            made[name] = _worded(held, label, dataset)
+    if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
-    return Splits(made | {TRAIN: rows}, format, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
+    labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
+    return Splits(made, format, labels, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
 
 
-def _split(
-    split: Split | None,
-    rows: list[Row],
-    field: str,
-    rows_of: Callable[[str, str], list[Row]],
-    format: DatasetFormat,
-    dataset: Dataset,
-) -> tuple[list[Row], list[Row]]:
-    """(rows of this split, rows that remain)."""
-    if split is None:
-        return [], rows
-    if split.uri is None:
-        return hold_out(rows, split)
-    held = rows_of(split.uri, field)
-    detect(held, format, dataset.columns)
-    return held, rows
+def _worded(rows: list[Row], label: str | None, dataset: Dataset) -> list[Row]:
+    return rows if label is None else worded(rows, label, dataset.labels)
+
+
+def _stratify_by(name: str, split: Split, rows: Sequence[Row]) -> str | None:
+    """Raises StepFailed where the rows lack the column."""
+    found = columns_of(rows)
+    if split.stratify_by is not None and split.stratify_by not in found:
+        raise StepFailed(
+            ExitCode.BAD_DATA,
+            "DatasetColumnsUnknown",
+            f"spec.dataset.{name}.stratifyBy names {split.stratify_by}, which no row has; they have {', '.join(found)}",
+        )
+    return split.stratify_by
+
+
+def _label_column(format: DatasetFormat, dataset: Dataset) -> str | None:
+    """Column that holds the label, None for rows without. Raises StepFailed where labels are named for other rows."""
+    if format is DatasetFormat.CLASSIFICATION:
+        return dataset.columns.get("label", "label")
+    if dataset.labels:
+        raise StepFailed(
+            ExitCode.BAD_DATA,
+            "DatasetLabelsUnused",
+            f"spec.dataset.labels is for rows of format Classification, but these are {format.value}: remove it, or set"
+            " spec.dataset.format and spec.dataset.columns: {text: <your text column>, label: <your label column>}",
+        )
+    return None
 
 
 def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report: Callable[[int, int], None]) -> DatasetFacts:
@@ -122,6 +144,7 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         dropped_rows=empty + sum(length > run.training.max_length for length in lengths),
         train_tokens=sum(row.tokens for row in kept[TRAIN]),
         longest_row_tokens=max(row.length for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
+        labels=splits.labels,
     )
 
 

@@ -27,6 +27,8 @@ class Split(Strict):
     """Share of dataset.uri's rows that is held out, chosen by the seed. 0 holds out none."""
     seed: int = Field(42, ge=0, le=2**31 - 1)
     """Seed of the choice; the same seed and rows give the same split on any machine."""
+    stratify_by: str | None = Field(None, min_length=1, max_length=253)
+    """Column of the rows whose values are held out in proportion. Unset: the label in format Classification, else none."""
 
 
 class Dataset(Strict):
@@ -44,6 +46,9 @@ class Dataset(Strict):
     Auto looks at the columns; status.dataset.format says what it took them for."""
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
+    labels: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    """Classification: the word that the model answers for each stored label: {"0": negative, "1": positive}. Every label
+    must then have one. Empty: labels are the words."""
     system_prompt: str | None = Field(None, max_length=8192)
     """System message put before each conversation that has none."""
     max_samples: int | None = Field(None, ge=1)

@@ -1,4 +1,4 @@
-"""Names of the scores that evaluate computes and gates judge."""
+"""Names of the scores that evaluate computes and gates judge. What they mean is told in scores.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ class Metric(StrEnum):
     LOSS = "loss"
     PERPLEXITY = "perplexity"
     EXACT_MATCH = "exactMatch"
+    ROUGE_1 = "rouge1"
+    ROUGE_2 = "rouge2"
     ROUGE_L = "rougeL"
+    ACCURACY = "accuracy"
+    MACRO_F1 = "macroF1"
+    ENTROPY = "entropy"
 
 
-LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY})
+LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY, Metric.ENTROPY})
+OF_LABELS = frozenset({Metric.ACCURACY, Metric.MACRO_F1})  # for rows of format Classification only

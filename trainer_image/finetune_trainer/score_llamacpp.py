@@ -31,8 +31,8 @@ class LlamaCppScorer:
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order."""
         for row in rows:
-            loss_sum, tokens = self._loss(row)
-            yield Answer(row.reference.strip(), self._answer(row), loss_sum, tokens)
+            loss_sum, tokens, entropy_sum = self._loss(row)
+            yield Answer(row.reference.strip(), self._answer(row), loss_sum, tokens, entropy_sum)
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits at every position, float32 of shape (tokens, vocabulary)."""
@@ -40,14 +40,15 @@ class LlamaCppScorer:
         self._model.eval(list(tokens))
         return numpy.array(self._model.scores[: len(tokens)])
 
-    def _loss(self, row: Row) -> tuple[float, int]:
-        """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
+    def _loss(self, row: Row) -> tuple[float, int, float]:
+        """Over the completion's tokens: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
         counted = numpy.flatnonzero(row.counted[1:])
         logits = self.logits(row.tokens)[counted].astype(numpy.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        logits -= numpy.log(numpy.exp(logits).sum(axis=-1, keepdims=True))  # now they are log-probabilities
         wanted = logits[numpy.arange(len(counted)), numpy.asarray(row.tokens)[counted + 1]]
-        highest = logits.max(axis=-1)
-        total = highest + numpy.log(numpy.exp(logits - highest[:, None]).sum(axis=-1))
-        return float((total - wanted).sum()), len(counted)
+        entropy = -(numpy.exp(logits) * logits).sum()
+        return float(-wanted.sum()), len(counted), float(entropy)
 
     def _answer(self, row: Row) -> str:
         if not row.prompt:

@@ -32,16 +32,18 @@ class TransformersScorer:
         for batch in _batches(rows, self._new_tokens):
             answers = self._answers(batch)
             for row, answer in zip(batch, answers, strict=True):
-                loss_sum, tokens = self._loss(row)
-                yield Answer(row.reference.strip(), answer, loss_sum, tokens)
+                loss_sum, tokens, entropy_sum = self._loss(row)
+                yield Answer(row.reference.strip(), answer, loss_sum, tokens, entropy_sum)
 
-    def _loss(self, row: Row) -> tuple[float, int]:
-        """Sum of the negative log-likelihood over the completion's tokens, in nats, and how many they are."""
+    def _loss(self, row: Row) -> tuple[float, int, float]:
+        """Over the completion's tokens: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
         tokens = torch.tensor([row.tokens], device=self._device)
         counted = torch.tensor(row.counted[1:], device=self._device)  # the first token is predicted by nothing
         logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
-        loss = torch.nn.functional.cross_entropy(logits, tokens[0, 1:][counted], reduction="sum")
-        return float(loss), int(counted.sum())
+        log_probabilities = torch.log_softmax(logits, dim=-1)
+        loss = torch.nn.functional.nll_loss(log_probabilities, tokens[0, 1:][counted], reduction="sum")
+        entropy = torch.special.entr(log_probabilities.exp()).sum()
+        return float(loss), int(counted.sum()), float(entropy)
 
     def _answers(self, batch: Sequence[Row]) -> list[str]:
         if not all(row.prompt for row in batch):

@@ -22,17 +22,41 @@ def shuffled(rows: Sequence[Row], seed: int) -> list[Row]:
     return sorted(rows, key=key)
 
 
-def hold_out(rows: Sequence[Row], split: Split) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: Sequence[Row], split: Split, stratify_by: str | None = None) -> tuple[list[Row], list[Row]]:
     """(held out, the rest). A fraction above 0 holds out one row at least; rows equal to a held-out one go with it,
-    unless that leaves none."""
+    unless that leaves none.
+
+    With `stratify_by` each value of that column is held out in proportion, and one row of each at least is not.
+    """
     fraction = DEFAULT_FRACTION if split.fraction is None else split.fraction
-    ordered = shuffled(rows, split.seed)
-    count = max(1, round(len(rows) * fraction)) if fraction > 0 and len(rows) > 1 else 0
-    end = count
-    while 0 < end < len(ordered) and ordered[end].values == ordered[end - 1].values:
-        end += 1
-    held = {id(row) for row in ordered[: count if end == len(ordered) else end]}
+    held: set[int] = set()
+    if fraction > 0 and len(rows) > 1:
+        share = max(fraction, 1 / len(rows))
+        before = 0
+        for group in _groups(shuffled(rows, split.seed), stratify_by):
+            # Each group takes what the rounded total has grown by: the groups' counts sum up to the total's.
+            count = round((before + len(group)) * share) - round(before * share)
+            before += len(group)
+            held |= {id(row) for row in group[: _with_equals(group, count)]}
     return [r for r in rows if id(r) in held], [r for r in rows if id(r) not in held]
+
+
+def _groups(ordered: Sequence[Row], column: str | None) -> list[list[Row]]:
+    """The rows by the value that they have in this column, larger groups first; in one group where there is none."""
+    if column is None:
+        return [list(ordered)]
+    groups: dict[str, list[Row]] = {}
+    for row in ordered:
+        groups.setdefault(json.dumps(row.values.get(column), sort_keys=True, default=str), []).append(row)
+    return [rows for _, rows in sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))]
+
+
+def _with_equals(group: Sequence[Row], count: int) -> int:
+    """How many of a group's first rows to hold out, so that no row is equal to one of the rest and one is left."""
+    count = end = min(count, len(group) - 1)
+    while 0 < end < len(group) and group[end].values == group[end - 1].values:
+        end += 1
+    return count if end == len(group) else end
 
 
 def sample(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:

@@ -58,7 +58,8 @@ class Gate(Strict):
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     """Name of the gate, as status shows it."""
     metric: Metric
-    """Score that is judged: loss, perplexity, exactMatch or rougeL, each on the held-out test rows."""
+    """Score that is judged, on the held-out test rows: loss, perplexity, exactMatch, rouge1, rouge2, rougeL, entropy; for
+    rows of format Classification accuracy and macroF1 as well. Of loss, perplexity and entropy less is better."""
     artifact: str = Field("merged", min_length=1, max_length=20)
     """Which artifact is judged: merged, or a name from spec.artifacts."""
     min: float | None = None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from finetune_operator.finetunejob.api import Gate, GateAction, GateVerdict
 from finetune_trainer.contract import Scores
-from finetune_trainer.metrics import LOWER_IS_BETTER, Metric
+from finetune_trainer.metrics import LOWER_IS_BETTER, OF_LABELS, Metric
 from finetune_trainer.pipeline import BASE, MERGED
 
 # Judged where the spec names no gate: training must not have made the model worse on the test rows.
@@ -32,6 +32,8 @@ def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:
 
 def _judge(gate: Gate, scores: dict[str, Scores]) -> tuple[bool, str]:
     value = _value(gate.artifact, gate.metric, scores)
+    if value is None and gate.metric in OF_LABELS and gate.artifact in scores:
+        return False, f"{gate.artifact} has no {gate.metric} score; it is for rows of format Classification: judge exactMatch"
     if value is None:
         return False, f"{gate.artifact} has no {gate.metric} score; are there test rows?"
     what = f"{gate.metric} of {gate.artifact} is {value:.4g}"

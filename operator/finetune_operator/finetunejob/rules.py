@@ -26,9 +26,24 @@ def _split(at: str) -> Rule:
     )
 
 
+def _stratified(at: str) -> Rule:
+    return Rule(
+        at,
+        "!has(self.stratifyBy) || has(self.fraction)",
+        f"{at}.stratifyBy says how a fraction of dataset.uri's rows is chosen; set {at}.fraction, or remove it",
+    )
+
+
 RULES = (
     _split("spec.dataset.test"),
     _split("spec.dataset.validation"),
+    _stratified("spec.dataset.test"),
+    _stratified("spec.dataset.validation"),
+    Rule(
+        "spec.dataset",
+        "!has(self.labels) || self.labels.size() == 0 || self.format in ['Auto', 'Classification']",
+        "spec.dataset.labels is for rows with labels; set spec.dataset.format to Classification, or remove labels",
+    ),
     Rule(
         "spec.dataset",
         "!has(self.validation) || !has(self.validation.fraction) || !has(self.test.fraction)"
@@ -95,6 +110,13 @@ RULES = (
         "!has(self.evaluation.gates) || self.evaluation.gates.size() == 0"
         " || !has(self.dataset.test.fraction) || self.dataset.test.fraction > 0.0",
         "spec.evaluation.gates need test rows; set spec.dataset.test.uri, or spec.dataset.test.fraction above 0",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Classification']"
+        " || !self.evaluation.gates.exists(g, g.metric in ['accuracy', 'macroF1'])",
+        "spec.evaluation.gates[].metric accuracy and macroF1 are for rows with labels; set spec.dataset.format to"
+        " Classification, or judge exactMatch",
     ),
     Rule(
         "spec",

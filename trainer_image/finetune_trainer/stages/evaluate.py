@@ -13,6 +13,7 @@ from pathlib import Path
 from finetune_trainer import scores
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
+from finetune_trainer.dataset_fields import DatasetFormat
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects
@@ -62,9 +63,10 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
     for answer in _scorer(context, subject, rows).score(rows):
         answers.append(answer)
         context.progress(f"scoring {subject}", len(answers), len(rows))
-    values = scores.values(answers, generated=all(row.prompt for row in rows))
+    generated, labelled = all(row.prompt for row in rows), context.data()[0].format is DatasetFormat.CLASSIFICATION
+    values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
-    _write(folder, rows, answers)
+    _write(folder, rows, answers, generated)
     result = StepResult(
         step=context.step.name,
         fingerprint=fingerprint,
@@ -113,17 +115,18 @@ def _folder(context: Context, subject: str) -> Path:
     return folder
 
 
-def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
+def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], generated: bool) -> None:
     """rows.jsonl: prompt, reference, answer and the row's own scores."""
     folder.mkdir(parents=True)
     with (folder / "rows.jsonl").open("w") as out:
         for row, answer in zip(rows, answers, strict=True):
-            line = {
+            line: dict[str, str | float] = {
                 "prompt": row.prompt,
                 "reference": answer.reference,
                 "answer": answer.answer,
-                "exactMatch": scores.exact_match(answer.reference, answer.answer),
+                **{str(metric): value for metric, value in scores.of_row(answer, generated=generated).items()},
                 "lossSum": answer.loss_sum,
+                "entropySum": answer.entropy_sum,
                 "tokens": answer.tokens,
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
