@@ -164,6 +164,7 @@ class Namespace:
         self.jobs: dict[str, Object] = {}
         self.pods: dict[str, Object] = {}
         self.config_maps: dict[str, Object] = {}
+        self.services: dict[str, Object] = {}
         self.named: dict[Ref, Object | None] = {Ref(o["kind"], o["metadata"]["name"]): o for o in named}
         self.progress: dict[str, dict[str, Any]] = {}
         self._created = 0
@@ -173,6 +174,7 @@ class Namespace:
             "Job": tuple(self.jobs.values()),
             "Pod": tuple(self.pods.values()),
             "ConfigMap": tuple(self.config_maps.values()),
+            "Service": tuple(self.services.values()),
         }
         return Observed(children, dict(self.named), dict(self.progress))
 
@@ -202,6 +204,8 @@ class Namespace:
             return f"job {body['metadata']['labels']['finetune.dev/step']}"
         if kind == "ConfigMap":
             self.config_maps[name] = body
+        elif kind == "Service":
+            self.services[name] = body
         else:
             self.named[Ref(kind, name)] = body
         return f"create {kind}"

@@ -24,6 +24,7 @@ ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
 LONGEST = 63  # of a label's value and of a Job's name, which becomes one
+LONGEST_INDEX = 3  # "-63": the pods of an Indexed Job have it in their host names
 
 
 def short_hash(*parts: str, length: int = 8) -> str:
@@ -31,16 +32,16 @@ def short_hash(*parts: str, length: int = 8) -> str:
     return sha256("\0".join(parts).encode()).hexdigest()[:length]
 
 
-def object_name(owner: str, *suffix: str) -> str:
-    """`<owner>-<suffix>…` in at most 63 characters: a long owner's name is cut and ends in a hash of the whole.
+def object_name(owner: str, *suffix: str, longest: int = LONGEST) -> str:
+    """`<owner>-<suffix>…` in at most `longest` characters: a long owner's name is cut and ends in a hash of the whole.
 
     Dots, which an owner's name may have, become dashes: the result names pods and volumes too.
     """
     tail = "".join(f"-{part}" for part in suffix)
     head = owner.replace(".", "-")
-    if head != owner or len(head) + len(tail) > LONGEST:
+    if head != owner or len(head) + len(tail) > longest:
         mark = short_hash(owner, length=6)
-        head = f"{head[: LONGEST - len(tail) - 7].rstrip('-')}-{mark}"
+        head = f"{head[: longest - len(tail) - 7].rstrip('-')}-{mark}"
     return head + tail
 
 
@@ -72,7 +73,12 @@ def run_config_map(job: str, run_id: str) -> str:
 
 def step_job(job: str, step: str, run_id: str, attempt: int) -> str:
     """Job of one attempt at one step of one run: a deterministic name, so that creating it twice is harmless."""
-    return object_name(job, step, run_id, str(attempt))
+    return object_name(job, step, run_id, str(attempt), longest=LONGEST - LONGEST_INDEX)
+
+
+def ranks_service(run_id: str) -> str:
+    """Of a run whose training spans several pods. Services' names begin with a letter, which jobs' need not."""
+    return f"ranks-{run_id}"
 
 
 def volume_name(kind: str, name: str) -> str:

@@ -22,6 +22,7 @@ SERVE: dict[str, Any] = {
     "spec": {"model": {"uri": "pvc://claim/model"}, "engine": {"type": "VLLM"}},
 }
 Q4 = {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"}
+SHARED = {"artifacts": {"uri": "s3://bucket/job"}}
 GPU = {"requests": {"nvidia.com/gpu": 1}}
 
 
@@ -35,6 +36,14 @@ REFUSED_JOBS = [
     ({"training": {"evaluateEverySteps": 5}}, "spec.training.evaluateEverySteps needs validation rows"),
     ({"training": {"packing": True}, "parallelism": {"gpusPerNode": 0}}, "spec.training.packing needs a GPU"),
     ({"training": {"precision": "FP16"}, "parallelism": {"gpusPerNode": 0}}, "spec.training.precision FP16 needs a GPU"),
+    ({"parallelism": {"numNodes": 3}, "storage": SHARED}, "multiple of numNodes x gpusPerNode x microBatchSize"),
+    ({"parallelism": {"gpusPerNode": 2}, "training": {"microBatchSize": 16}}, "multiple of numNodes x gpusPerNode x"),
+    ({"parallelism": {"strategy": "DDP"}}, "spec.parallelism.strategy is for several ranks"),
+    (
+        {"parallelism": {"numNodes": 2, "gpusPerNode": 0, "strategy": "FSDP"}, "storage": SHARED},
+        "strategy FSDP shares out QLoRA's 4-bit weights on GPUs only",
+    ),
+    ({"parallelism": {"numNodes": 2}}, "spec.parallelism.numNodes above 1 needs a store that several nodes reach"),
     ({"training": {"epochs": 0}}, "spec.training.epochs"),
     ({"training": {"method": "Magic"}}, 'supported values: "QLoRA", "LoRA", "Full"'),
     ({"model": {"uri": "ftp://x"}}, "spec.model.uri"),

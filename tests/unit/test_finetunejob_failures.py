@@ -61,6 +61,8 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
     ("a segmentation fault", ended_pod(JOB, 139, None), Retry.COUNTED, "UnexpectedError"),
     ("the hub is down", ended_pod(JOB, ExitCode.SOURCE_UNAVAILABLE, None), Retry.COUNTED, "SourceUnavailable"),
     ("the store is down", ended_pod(JOB, ExitCode.STORE_UNAVAILABLE, None), Retry.COUNTED, "StoreUnavailable"),
+    ("a lost rank", ended_pod(JOB, ExitCode.LOST_RANK, None), Retry.COUNTED, "LostRank"),
+    ("a pod that never came", ended_pod(JOB, ExitCode.WORLD_INCOMPLETE, None), Retry.COUNTED, "WorldIncomplete"),
     ("a hang", ended_pod(JOB, ExitCode.HANG, None), Retry.COUNTED, "Hang"),
     ("bad data", ended_pod(JOB, ExitCode.BAD_DATA, None), Retry.NEVER, "InvalidDataset"),
     ("bad config", ended_pod(JOB, ExitCode.BAD_CONFIG, None), Retry.NEVER, "InvalidSpec"),
@@ -133,3 +135,62 @@ def test_children_of_an_earlier_job_of_the_same_name_are_only_live_pods() -> Non
     world = observe(Observed({"Job": (JOB,), "Pod": (make_pod(JOB),)}), "another uid")
     assert world.attempts == ()
     assert [p.job_uid for p in world.live_pods] == ["j1"]
+
+
+CAUSES: list[tuple[str, list[Object], str]] = [
+    (
+        "a rank fails, the others because of it",
+        [
+            ended_pod(JOB, *reported_failure(ExitCode.LOST_RANK, "LostRank", "m")),
+            ended_pod(JOB, *reported_failure(ExitCode.NON_FINITE_LOSS, "NonFiniteLoss", "m")),
+            ended_pod(JOB, *reported_failure(ExitCode.PREEMPTED, "Preempted", "m")),
+        ],
+        "NonFiniteLoss",
+    ),
+    (
+        "one runs out of memory",
+        [
+            ended_pod(JOB, *reported_failure(ExitCode.LOST_RANK, "LostRank", "m")),
+            ended_pod(JOB, 137, None, reason="OOMKilled"),
+        ],
+        "OutOfMemory",
+    ),
+    (
+        "one is killed with its node",
+        [
+            ended_pod(JOB, *reported_failure(ExitCode.LOST_RANK, "LostRank", "m")),
+            deleted(ended_pod(JOB, 137, None)),
+        ],
+        "PodDeleted",
+    ),
+    (
+        "one is drained, all save and leave",
+        [
+            ended_pod(JOB, *reported_failure(ExitCode.PREEMPTED, "Preempted", "m")),
+            deleted(ended_pod(JOB, *reported_failure(ExitCode.PREEMPTED, "Preempted", "m"))),
+        ],
+        "Preempted",
+    ),
+    (
+        "one vanished",
+        [ended_pod(JOB, *reported_failure(ExitCode.LOST_RANK, "LostRank", "m"))],
+        "LostRank",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pods", "reason"), [c[1:] for c in CAUSES], ids=[c[0] for c in CAUSES])
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_several_pods_the_first_cause_is_told(pods: list[Object], reason: str, turned: bool) -> None:
+    for index, pod in enumerate(reversed(pods) if turned else pods):
+        pod["metadata"] |= {"name": f"p{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": tuple(pods)}), UID).attempts
+    assert failure_of(attempt, "train").reason == reason
+
+
+def test_an_attempt_of_several_pods_goes_on_until_the_last_has_ended() -> None:
+    first, second = ended_pod(JOB, 0, Termination()), make_pod(JOB)
+    for index, pod in enumerate((first, second)):
+        pod["metadata"] |= {"name": f"p{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
+    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (first, second)}), UID).attempts
+    assert (attempt.state, attempt.running_pods) == (State.ACTIVE, 1)

@@ -42,6 +42,16 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
         "is being deleted",
     ),
     (
+        {
+            "parallelism": {"gpusPerNode": 0, "numNodes": 2},
+            "storage": {"artifacts": {"uri": "pvc://store/x"}},
+        },
+        Ref("PersistentVolumeClaim", "store"),
+        {"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"]}},
+        "ClaimNotShared",
+        "take one with access mode ReadWriteMany, or s3://",
+    ),
+    (
         {"publish": [{"uri": "pvc://shelf/x"}]},
         Ref("PersistentVolumeClaim", "shelf"),
         None,

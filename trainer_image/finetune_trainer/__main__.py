@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from finetune_trainer import contract
+from finetune_trainer import contract, distributed
 from finetune_trainer.contract import ExitCode, Failure, StepResult, Termination
 from finetune_trainer.failures import StepFailed, first_line
 
@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     step = parser.parse_args(arguments).step
     # As a container's first process it would ignore SIGTERM by default. Train puts its own handler in place.
     signal.signal(signal.SIGTERM, _terminate)
+    distributed.note_start()
     try:
         termination, status = Termination(result=run_step(step)), int(ExitCode.OK)
     except SystemExit as stop:
@@ -58,17 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{step} stopped: {failure}", file=sys.stderr)
         termination = Termination(failure=Failure(reason=failure.reason, message=failure.message))
         status = int(failure.exit_code)
-    Path(os.environ.get(contract.ENV_TERMINATION_LOG, contract.TERMINATION_LOG)).write_text(message(termination))
+    distributed.leave_report(message(termination), status)
     return status
 
 
-def run_step(name: str) -> StepResult:
-    """Load the run's configuration and run the program of the step."""
-    from finetune_trainer.context import open_context
+def run_step(name: str) -> StepResult | None:
+    """Load the run's configuration and run the program of the step; its ranks, where there are to be many.
+
+    None comes back from ranks and nodes that have nothing to report.
+    """
+    from finetune_trainer.context import open_context, read_run, scratch_folder
     from finetune_trainer.progress import make_reporter
 
-    context = open_context(name, make_reporter())
-    result: StepResult = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
+    run = read_run(Path(os.environ.get(contract.ENV_RUN_FILE, contract.RUN_FILE)))
+    if distributed.is_launched_here(name, run.devices):
+        return distributed.launch(name, run.devices, scratch_folder(name))
+    context = open_context(name, run, make_reporter())
+    result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
     return result
 
 

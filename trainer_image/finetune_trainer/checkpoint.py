@@ -14,16 +14,29 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer.contract import Checkpoint
+from finetune_trainer import distributed
+from finetune_trainer.contract import Checkpoint, ExitCode
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.preemption import Preemption, preempted
 from finetune_trainer.store import Store
 
 DAMAGED = "CheckpointDamaged"
+GO_ON, SAVE, LEAVE = range(3)  # what ranks agree on after each step: the most that one of them wants
 
 
 def restore(store: Store, fingerprint: str, into: Path) -> Path | None:
-    """The newest checkpoint that verifies, copied below `into`, or None; damaged ones are passed over."""
+    """The newest checkpoint that verifies, copied below `into`, or None; the same one on every node."""
+    with distributed.first_on_node() as first:
+        found = _newest(store, fingerprint, into) if first else next(into.glob("checkpoint-*"), None)
+    step = -1 if found is None else int(found.name.rpartition("-")[2])
+    if distributed.agree(step) != step:
+        message = f"the nodes of this attempt read different checkpoints; this one has step {step}"
+        raise StepFailed(ExitCode.STORE_UNAVAILABLE, "CheckpointsDiffer", message)
+    return found
+
+
+def _newest(store: Store, fingerprint: str, into: Path) -> Path | None:
+    """Damaged ones are passed over."""
     for step in store.checkpoints(fingerprint):
         folder = into / f"checkpoint-{step}"
         try:
@@ -56,21 +69,27 @@ class SaveCheckpoints(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         self._generators = generator_states()
-        control.should_save = self._is_due(state.global_step)
-        if self._preemption.requested:
-            control.should_save = control.should_training_stop = True
+        what = distributed.agree(LEAVE if self._preemption.requested else SAVE if self._is_due(state.global_step) else GO_ON)
+        control.should_save = what >= SAVE
+        if what == LEAVE:
+            control.should_training_stop = self._preemption.requested = True
         return control
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Between two micro-batches of a step: leave it, since the rest of it may outlast the grace period."""
-        if self._preemption.requested:
+        """Between two micro-batches of a step: leave it, since the rest of it may outlast the grace period.
+
+        One of many ranks can't leave alone: they agree on it at the end of the step.
+        """
+        if self._preemption.requested and not distributed.is_rank():
             raise preempted(f"within step {state.global_step + 1}")
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The Trainer has written its folder: keep it, and no more of the older ones than asked for."""
         assert args.output_dir is not None
-        self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+        self._last_save = self._clock()
+        if distributed.is_first():
+            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
 
     def save_unfinished(self, trainer: Any) -> None:
         """Save the state after the last whole step, once a step was left between two micro-batches."""

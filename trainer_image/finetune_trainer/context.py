@@ -23,6 +23,7 @@ from finetune_trainer.contract import (
     RunConfig,
     StepResult,
 )
+from finetune_trainer.distributed import is_rank
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.fit import fit_for
 from finetune_trainer.pipeline import Step
@@ -153,28 +154,33 @@ def kind_of(step: Step) -> str:
     return KINDS.get(step.stage, step.stage)
 
 
-def open_context(step_name: str, report: Callable[[Progress], None]) -> Context:
-    """The context of this process, from the run file and the environment that contract.py names."""
-    run = read_run(Path(os.environ.get(contract.ENV_RUN_FILE, contract.RUN_FILE)))
+def open_context(step_name: str, run: RunConfig, report: Callable[[Progress], None]) -> Context:
+    """The context of this process, from the run and the environment that contract.py names."""
     steps = {step.name: step for step in pipeline.steps(run)}
     if step_name not in steps:
         raise StepFailed(
             ExitCode.BAD_CONFIG, "StepUnknown", f"{step_name} is no step of this run; its steps are {', '.join(steps)}"
         )
     mounts = os.environ.get(contract.ENV_MOUNTS, contract.MOUNTS)
-    scratch = Path(os.environ.get(contract.ENV_SCRATCH, contract.SCRATCH)) / step_name
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     pod = os.environ.get(contract.ENV_POD_UID) or uuid.uuid4().hex
     return Context(
         run=run,
         step=steps[step_name],
         store=open_store(run.store, mounts),
-        scratch=scratch,
+        scratch=scratch_folder(step_name),
         mounts=mounts,
         attempt=f"{os.environ.get(contract.ENV_ATTEMPT, '1')}-{pod.replace('-', '')[:12]}",
         report=report,
     )
+
+
+def scratch_folder(step_name: str) -> Path:
+    """The folder that a step works in: empty at its start, and shared by the ranks of a node."""
+    scratch = Path(os.environ.get(contract.ENV_SCRATCH, contract.SCRATCH)) / step_name
+    if not is_rank():
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    return scratch
 
 
 def read_run(path: Path) -> RunConfig:

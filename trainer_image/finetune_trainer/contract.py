@@ -33,6 +33,8 @@ ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
 ENV_ATTEMPT = "FINETUNE_ATTEMPT"  # counts from 1; with the pod's uid it names what this attempt writes
 ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
+ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
+ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
 
 
 # ── What to train: the part of a FineTuneJob's spec that reaches the pods ─────────────────────────────────────────────
@@ -167,11 +169,27 @@ class StoreConfig(Strict):
     region: str | None = None
 
 
-class Devices(Strict):
-    """What the train pod holds. No GPU means that all runs on the CPU."""
+class Strategy(StrEnum):
+    AUTO = "Auto"
+    DDP = "DDP"
+    FSDP = "FSDP"
 
-    gpus: int = Field(0, ge=0)
+
+class Devices(Strict):
+    """What the train pods hold. No GPU means that all runs on CPUs, as one rank in each pod."""
+
+    gpus: int = Field(0, ge=0)  # of one pod
     memory_bytes: int | None = None  # of one GPU, or the train pod's limit where it has none; unset: not known
+    nodes: int = Field(1, ge=1)
+    strategy: Strategy = Strategy.AUTO
+
+    @property
+    def ranks_per_node(self) -> int:
+        return max(1, self.gpus)
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
 
 
 class RunConfig(Strict):
@@ -237,6 +255,7 @@ class FitFacts(Report):
     available_bytes: int | None = None
     micro_batch_size: int
     gradient_checkpointing: bool
+    strategy: Strategy | None = None  # of many ranks: what Auto chose; None for one
     terms: dict[str, int] = Field(default_factory=dict)
 
 
@@ -248,6 +267,7 @@ class TrainFacts(Report):
     seconds: float
     resumed_from_step: int = 0
     peak_memory_bytes: int | None = None
+    world_size: int = 1
 
 
 class ArtifactFacts(Report):
@@ -326,5 +346,11 @@ class ExitCode(IntEnum):
     NON_FINITE_LOSS = 22
     HANG = 23
     VERIFICATION_FAILED = 24
+    LOST_RANK = 25
+    WORLD_INCOMPLETE = 26
     PREEMPTED = 30  # SIGTERM: a checkpoint was saved
     OUT_OF_MEMORY = 137  # SIGKILL, as the kernel's OOM killer sends it
+
+
+# How ranks end because another one failed, the most telling first; any other code is a cause.
+CONSEQUENCES = (ExitCode.OUT_OF_MEMORY, ExitCode.LOST_RANK, ExitCode.WORLD_INCOMPLETE, ExitCode.PREEMPTED, 143)

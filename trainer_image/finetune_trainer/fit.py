@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from finetune_trainer import memory
-from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, ModelFacts, RunConfig
+from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, Method, ModelFacts, RunConfig, Strategy
 from finetune_trainer.failures import StepFailed
 
 MEMORY_LIMITS = (
@@ -22,11 +22,10 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
 
     Raises StepFailed DoesNotFit, or BadConfig where the batch sizes don't go together.
     """
-    on_gpu = run.devices.gpus > 0
     config = json.loads((model_folder / "config.json").read_bytes())
     try:
         shape = memory.shape_of(config, model.parameters)
-        return memory.fit(shape, run.training, dataset.longest_row_tokens, available_memory(run), on_gpu)
+        return _with_strategy(run, shape, dataset.longest_row_tokens)
     except KeyError as error:
         raise StepFailed(
             ExitCode.BAD_CONFIG,
@@ -38,6 +37,42 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
         raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", str(error)) from error
     except memory.DoesNotFit as error:
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
+
+
+def _with_strategy(run: RunConfig, shape: memory.Shape, row_tokens: int) -> FitFacts:
+    """Each rank takes its part of the global batch. Auto is DDP, which is faster, where its whole weights fit.
+
+    Raises DoesNotFit of the last strategy, ValueError where the global batch can't be shared out.
+    """
+    devices, training = run.devices, run.training
+    on_gpu, available, world = devices.gpus > 0, available_memory(run), devices.world_size
+    if world == 1:
+        return memory.fit(shape, training, row_tokens, available, on_gpu)
+    least = world * (training.micro_batch_size or 1)
+    if training.global_batch_size % least:
+        raise ValueError(
+            f"spec.training.globalBatchSize {training.global_batch_size} can't be shared out evenly among {world} ranks:"
+            f" make it a multiple of {least}"
+        )
+    own = training.model_copy(update={"global_batch_size": training.global_batch_size // world})
+    *others, last = strategies(run)
+    for strategy in others:
+        try:
+            found = memory.fit(shape, own, row_tokens, available, on_gpu)
+        except memory.DoesNotFit:
+            continue
+        return found.model_copy(update={"strategy": strategy})
+    shards = world if last is Strategy.FSDP else 1
+    return memory.fit(shape, own, row_tokens, available, on_gpu, shards).model_copy(update={"strategy": last})
+
+
+def strategies(run: RunConfig) -> tuple[Strategy, ...]:
+    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only."""
+    if run.devices.strategy is not Strategy.AUTO:
+        return (run.devices.strategy,)
+    if run.training.method is Method.QLORA and run.devices.gpus == 0:
+        return (Strategy.DDP,)
+    return (Strategy.DDP, Strategy.FSDP)
 
 
 def available_memory(run: RunConfig) -> int | None:

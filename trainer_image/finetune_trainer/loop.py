@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
+from finetune_trainer import distributed
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, Progress
 from finetune_trainer.failures import StepFailed
@@ -77,7 +78,8 @@ class Loop(SFTTrainer):  # type: ignore[misc]
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        return -outputs.log_probs.sum() / num_items_in_batch
+        # The count is over all ranks, whose gradients are averaged afterwards.
+        return -outputs.log_probs.sum() / num_items_in_batch * self.args.world_size
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch forward and backward: the Trainer's own step without what makes a GPU wait for Python."""
@@ -91,9 +93,21 @@ class Loop(SFTTrainer):  # type: ignore[misc]
         return loss.detach()
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
-        """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU."""
+        """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU.
+
+        Of many ranks each takes its own for the others': asking them would make all wait for each other.
+        """
         mask = inputs.get("attention_mask")
-        self.state.num_input_tokens_seen += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        own = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        self.state.num_input_tokens_seen += own * self.args.world_size
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Each rank writes its generators where it is; rank 0, which keeps the checkpoint, collects them."""
+        super()._save_rng_state(output_dir)
+        if self.args.world_size > 1:
+            own = (Path(output_dir) / f"rng_state_{self.args.process_index}.pth").read_bytes()
+            for rank, content in enumerate(distributed.gathered(own) or ()):
+                (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(content)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nobody reads the Trainer's count, and it walks over all parameters at each step."""

@@ -27,6 +27,7 @@ FRAGMENTATION = 0.05  # of what is allocated step by step
 GPU_FRAGMENTATION = 0.01  # the same with CUDA's expandable segments
 HEAD_TILE = 2 * 4096 * 32768  # bytes: TRL computes the loss on GPUs in tiles, so logits never exist as a whole
 FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
+SHARDED = frozenset({"weights", "adapter", "gradients", "optimizer"})
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
@@ -74,6 +75,7 @@ class Setting:
 
     micro_batch_size: int
     checkpointing: bool
+    shards: int = 1  # ranks that share out weights, gradients and optimizer state (FSDP)
 
 
 class DoesNotFit(Exception):
@@ -122,7 +124,7 @@ def estimate(
         "lossHead": HEAD_TILE + 4 * width * tokens * shape.hidden if on_gpu else 12 * tokens * shape.vocabulary,
         "buffers": 4 * width * tokens * shape.feed_forward,
     }
-    weights = _weights(shape, training, width, on_gpu)
+    weights = sharded(_weights(shape, training, width, on_gpu), shape, setting.shards)
     if fused and training.method is Method.QLORA:
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
     reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
@@ -153,6 +155,16 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
     }
 
 
+def sharded(weights: dict[str, int], shape: Shape, shards: int) -> dict[str, int]:
+    """The same terms for one of several ranks that share them out: two whole layers are there at a time, one at work and
+    one on its way."""
+    if shards == 1:
+        return weights
+    layer = weights["weights"] // max(1, shape.layers)
+    split = {name: -(-count // shards) if name in SHARDED else count for name, count in weights.items()}
+    return split | {"gathered": 2 * layer}
+
+
 def number_bytes(precision: Precision, on_gpu: bool) -> int:
     """Bytes of one number of the compute type."""
     if precision is Precision.AUTO:
@@ -160,7 +172,7 @@ def number_bytes(precision: Precision, on_gpu: bool) -> int:
     return 4 if precision is Precision.FP32 else 2
 
 
-def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool) -> FitFacts:
+def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, shards: int = 1) -> FitFacts:
     """The fastest allowed setting whose estimate stays within `available` bytes of one device.
 
     Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
@@ -174,7 +186,7 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
         )
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
-    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training)}
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards)}
     fitting = [s for s in needs if sum(needs[s].values()) <= limit]
     smallest = min(needs, key=lambda s: sum(needs[s].values()))
     if not fitting and available is not None:
@@ -189,10 +201,10 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
     )
 
 
-def _settings(training: Training) -> Iterator[Setting]:
+def _settings(training: Training, shards: int) -> Iterator[Setting]:
     sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
     modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
-    return (Setting(size, mode) for size in sizes for mode in modes)
+    return (Setting(size, mode, shards) for size in sizes for mode in modes)
 
 
 def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
@@ -211,11 +223,11 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
-    least = Setting(1, True)
+    least = Setting(1, True, smallest.shards)
     loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
     if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
-    length = _longest(shape, loosened, row, available, on_gpu)
+    length = _longest(shape, loosened, row, available, on_gpu, smallest.shards)
     if length is not None:
         return f"{said}; it fits with spec.training.maxLength: {length}"
     for method in (Method.LORA, Method.QLORA):
@@ -225,10 +237,10 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
     return f"{said}; take a device with more memory or a smaller model"
 
 
-def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool) -> int | None:
+def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, shards: int) -> int | None:
     """Longest row, a multiple of 64 tokens, with which one row at a time fits."""
-    lengths = range(row // 64 * 64, 127, -64)
-    return next((n for n in lengths if sum(estimate(shape, training, Setting(1, True), n, on_gpu).values()) <= available), None)
+    lengths, least = range(row // 64 * 64, 127, -64), Setting(1, True, shards)
+    return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
 
 
 def divisors(number: int) -> list[int]:

@@ -73,17 +73,19 @@ def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     return tuple({t for t in (tokenizer.eos_token_id, *more) if t is not None})
 
 
-def load_base(folder: Path, method: Method, compute: Compute, attention: str = "sdpa") -> Any:
+def load_base(folder: Path, method: Method, compute: Compute, attention: str = "sdpa", *, sharded: bool = False) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
 
-    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows.
+    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. `sharded`
+    weights lie where their ranks can share them out: 4-bit ones in the compute type, which FSDP can split.
     """
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float32 if method is Method.FULL else compute.dtype
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": compute.device}, "attn_implementation": attention}
+    device = torch.cuda.current_device() if compute.device == "cuda" else "cpu"
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "attn_implementation": attention}
     if method is Method.QLORA:
-        options["quantization_config"] = nf4(compute.dtype)
+        options["quantization_config"] = nf4(compute.dtype, storage=compute.dtype if sharded else torch.uint8)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     _keep_layout(model)
     return model
@@ -100,7 +102,7 @@ def _keep_layout(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def nf4(dtype: torch.dtype) -> Any:
+def nf4(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> Any:
     """The 4-bit storage that QLoRA trains on: NF4 with double quantization, expanded to `dtype` for each product."""
     from transformers import BitsAndBytesConfig
 
@@ -109,6 +111,7 @@ def nf4(dtype: torch.dtype) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=storage,
     )
 
 
@@ -138,8 +141,13 @@ def add_adapters(model: Any, training: Training) -> Any:
         raise _refused(message) from error
 
 
-def trained_weights_type(method: Method, compute: Compute) -> torch.dtype:
-    """BF16 for QLoRA in BF16, as its paper has it; float32 for all else, lest small updates round away."""
+def trained_weights_type(method: Method, compute: Compute, *, sharded: bool = False) -> torch.dtype:
+    """BF16 for QLoRA in BF16, as its paper has it; float32 for all else, lest small updates round away.
+
+    FSDP shares out weights of one type only, so sharded adapters have the base's.
+    """
+    if sharded and method is not Method.FULL:
+        return compute.dtype
     return torch.bfloat16 if method is Method.QLORA and compute.dtype is torch.bfloat16 else torch.float32
 
 

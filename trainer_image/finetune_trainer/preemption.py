@@ -51,7 +51,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def _on_signal(self, *_: Any) -> None:
-        if self.requested:
+        if self._timer is not None:
             return
         self.requested = True
         seconds = float(os.environ.get(ENV_GRACE_SECONDS) or DEFAULT_GRACE_SECONDS)

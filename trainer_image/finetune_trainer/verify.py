@@ -27,7 +27,10 @@ def trace(model: Any) -> dict[str, Trace]:
 
 
 def _trace(parameter: torch.nn.Parameter) -> Trace:
-    values = parameter.detach().flatten()
+    values = parameter.detach()
+    if hasattr(values, "full_tensor"):  # FSDP's ranks hold a share each
+        values = values.full_tensor()
+    values = values.flatten()
     if not parameter.requires_grad:
         values = values[:: max(1, values.numel() // FROZEN_SAMPLE)]
     # Squares: adapters start at zero mean, and a change of sign must show as well, so the plain sum is added.
@@ -44,7 +47,7 @@ def check_trained(before: dict[str, Trace], model: Any, steps: int) -> None:
     after = trace(model)
     frozen = [n for n, t in after.items() if not t.trained and t != before[n]]
     still = [n for n, t in after.items() if t.trained and t == before[n] and not (steps == 1 and "lora_A" in n)]
-    dead = [n for n, p in model.named_parameters() if "lora_B" in n and not bool(p.detach().any())]
+    dead = [n for n, t in after.items() if "lora_B" in n and t.trained and t.total == 0.0]
     wrong = {"frozen weights changed": frozen, "weights did not train": still, "adapters are zero": dead}
     for what, names in wrong.items():
         if names:

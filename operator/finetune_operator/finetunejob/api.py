@@ -20,6 +20,7 @@ from finetune_trainer.contract import (
     ModelFacts,
     Publish,
     Scores,
+    Strategy,
     Training,
 )
 from finetune_trainer.dataset_fields import Dataset
@@ -37,10 +38,16 @@ class Gpu(Strict):
 
 
 class Parallelism(Strict):
-    gpus_per_node: int = Field(1, ge=0, le=1)
-    """GPUs of the train and evaluate pods. 0 runs everything on CPUs."""
+    num_nodes: int = Field(1, ge=1, le=64)
+    """Pods that train together, each on a node with its share of GPUs. More than 1 needs a store that all of them reach:
+    s3://, or a claim with ReadWriteMany."""
+    gpus_per_node: int = Field(1, ge=0, le=16)
+    """GPUs of each train pod, and a rank for each; evaluate takes one. 0 runs everything on CPUs, one rank in each pod."""
     gpu: Gpu = Field(default_factory=lambda: Gpu())
     """Which GPUs."""
+    strategy: Strategy = Strategy.AUTO
+    """How several ranks train one model. DDP: each holds all of it; FSDP: they share out weights, gradients and optimizer
+    state. Auto: DDP where that fits the memory of one GPU, else FSDP."""
 
 
 class Merge(Strict):
@@ -225,6 +232,8 @@ class StepStatus(Report):
     """Its uid: another Job of that name is not ours."""
     resumed_from_step: int | None = None
     """Optimizer step that the last attempt of training went on from."""
+    running_pods: int | None = None
+    """Pods of the current attempt that run, where spec.parallelism.numNodes asks for several."""
 
 
 class ProgressStatus(Report):
@@ -298,6 +307,7 @@ class Resolved(Report):
 
     micro_batch_size: int | None = None
     gradient_checkpointing: bool | None = None
+    strategy: Strategy | None = None
     learning_rate: float | None = None
     epochs: float | None = None
     store: str | None = None

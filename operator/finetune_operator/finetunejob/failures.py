@@ -71,6 +71,8 @@ BY_CODE: dict[int, Rule] = {
     ExitCode.VERIFICATION_FAILED: Rule(
         Retry.NEVER, "VerificationFailed", "the result does not agree with what it was made from; see the pod's log"
     ),
+    ExitCode.LOST_RANK: Rule(Retry.COUNTED, "LostRank", "another rank of the attempt was lost"),
+    ExitCode.WORLD_INCOMPLETE: Rule(Retry.COUNTED, "WorldIncomplete", "not all pods of the attempt came together"),
     ExitCode.PREEMPTED: Rule(Retry.FREE, "Preempted", "the pod was asked to stop and saved a checkpoint"),
     ExitCode.OUT_OF_MEMORY: Rule(Retry.COUNTED, "Killed", "the program was killed by the system"),
     SIGTERM: Rule(Retry.FREE, "Preempted", "the pod was asked to stop"),

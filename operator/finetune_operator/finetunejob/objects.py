@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_operator import names
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.runs import Run
@@ -27,11 +28,12 @@ from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ArtifactFormat
 from finetune_trainer.fields import SecretRef
-from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, mounted_path
+from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, mounted_path
 
 USER = 10001  # of the images
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
+RANKS_PORT = 29500  # torchrun's own
 _GIB = 1024**3
 # Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
 MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
@@ -53,7 +55,8 @@ def run_config_map(job: FineTuneJob, run: Run) -> Object:
 def artifacts_volume_claim(job: FineTuneJob) -> Object:
     """The claim made where the spec names no store. It has no owner: results outlive the job."""
     store = job.spec.storage.artifacts
-    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": store.size}}}
+    mode = "ReadWriteMany" if job.spec.parallelism.num_nodes > 1 else "ReadWriteOnce"
+    spec: Object = {"accessModes": [mode], "resources": {"requests": {"storage": store.size}}}
     if store.storage_class_name is not None:
         spec["storageClassName"] = store.storage_class_name
     labels = {LABEL_MANAGED_BY: job_labels(job.metadata.name)[LABEL_MANAGED_BY]}
@@ -70,7 +73,10 @@ def artifacts_volume_claim(job: FineTuneJob) -> Object:
 
 
 def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
-    """The Job of one attempt: one pod, never restarted in place, so each attempt has its own exit code and report."""
+    """The Job of one attempt: pods that are never restarted in place, so each attempt has its own exit code and report.
+
+    Where several pods train together, the first that fails ends the Job, and Kubernetes takes the others away.
+    """
     step = start.step
     labels = {LABEL_RUN: run.id, LABEL_STEP: step.name, LABEL_ATTEMPT: str(start.attempt)}
     name = step_job(job.metadata.name, step.name, run.id, start.attempt)
@@ -81,10 +87,30 @@ def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobSta
         "spec": {
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
+            **(_indexed(run.pods(step)) if run.pods(step) > 1 else {}),
             "template": {
                 "metadata": {"labels": {**job_labels(job.metadata.name), **labels}},
                 "spec": _pod_spec(job, run, start, status, settings),
             },
+        },
+    }
+
+
+def _indexed(pods: int) -> Object:
+    return {"completionMode": "Indexed", "completions": pods, "parallelism": pods}
+
+
+def ranks_service(job: FineTuneJob, run: Run) -> Object:
+    """Gives the run's train pods names in DNS, from the moment that they have an address: by them the ranks meet."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _owned(job, names.ranks_service(run.id), {LABEL_RUN: run.id}),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {**job_labels(job.metadata.name), LABEL_RUN: run.id, LABEL_STEP: TRAIN},
+            "ports": [{"name": "ranks", "port": RANKS_PORT}],
         },
     }
 
@@ -116,7 +142,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "image": stage.image or _image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings),
+        "env": _environment(start.attempt, grace, settings, _master(job, run, start)),
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -143,6 +169,8 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "containers": [container],
         "volumes": [v.source for v in volumes],
     }
+    if run.pods(step) > 1:
+        spec["subdomain"] = names.ranks_service(run.id)
     if stage.node_selector:
         spec["nodeSelector"] = dict(stage.node_selector)
     if stage.tolerations:
@@ -160,7 +188,15 @@ def _image(run: Run, step: Step, settings: Settings) -> str:
     return settings.trainer_image
 
 
-def _environment(attempt: int, grace: int, settings: Settings) -> list[Object]:
+def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
+    """Where the ranks of several pods meet; those of one pod need no name for it."""
+    if run.pods(start.step) == 1:
+        return {}
+    first = f"{step_job(job.metadata.name, start.step.name, run.id, start.attempt)}-0"
+    return {contract.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
+
+
+def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:
     values = {
         contract.ENV_RUN_FILE: contract.RUN_FILE,
         contract.ENV_MOUNTS: contract.MOUNTS,
@@ -171,6 +207,7 @@ def _environment(attempt: int, grace: int, settings: Settings) -> list[Object]:
         "HOME": "/tmp",  # the root file system is read-only
         "HF_HOME": f"{contract.SCRATCH}/huggingface",
         "PYTHONUNBUFFERED": "1",  # progress lines are read while the pod runs
+        **more,
     }
     if settings.hub_endpoint:
         values["HF_ENDPOINT"] = settings.hub_endpoint
@@ -181,7 +218,7 @@ def _environment(attempt: int, grace: int, settings: Settings) -> list[Object]:
 
 
 def _resources(job: FineTuneJob, run: Run, step: Step, wanted: Resources, status: FineTuneJobStatus) -> Object:
-    gpus = run.config.devices.gpus if step.needs_gpu else 0
+    gpus = run.gpus(step)
     factor = MEMORY_FACTOR_ON_GPU if gpus else MEMORY_FACTOR[step.stage]
     mebibytes = int((_GIB + factor * (status.model.bytes if status.model else 0)) / 1024**2)
     requests: dict[str, str] = {"cpu": DEFAULT_CPU, "memory": f"{mebibytes}Mi"}

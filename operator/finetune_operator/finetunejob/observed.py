@@ -1,11 +1,12 @@
 """Jobs and Pods, as the API server sends them, read once into attempts at steps. Nothing else looks at raw children.
 
 Job (labels: run, step, attempt) ─┐
-Pod (owned by that Job) ──────────┴─► Attempt(state, pod: exit code, termination, waiting reason, why it went away)
+Pods (owned by that Job) ─────────┴─► Attempt(state, pod: exit code, termination, waiting reason, why it went away)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -15,8 +16,9 @@ from pydantic import ValidationError
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP
-from finetune_trainer.contract import Progress, Termination
+from finetune_trainer.contract import CONSEQUENCES, Progress, Termination
 
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
 
@@ -39,6 +41,7 @@ class Waiting:
 class Pod:
     name: str
     job_uid: str
+    index: int  # among the pods of its Job
     live: bool  # its container may still write: not ended, not lost
     node: str | None = None
     exit_code: int | None = None
@@ -63,7 +66,8 @@ class Attempt:
     state: State
     suspended: bool
     deleting: bool
-    pod: Pod | None
+    pod: Pod | None  # of several, the one that tells most
+    running_pods: int
     started_at: str | None
     finished_at: str | None
 
@@ -83,10 +87,27 @@ def observe(observed: Observed, owner_uid: str) -> World:
     """Children of the job with this uid. Pods of an earlier job of the same name count only as live."""
     listed = [p for p in observed.children.get("Pod", ()) if LABEL_STEP in p["metadata"].get("labels", {})]
     pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"])) for p in listed)
-    by_job = {p.job_uid: p for p in sorted(pods, key=lambda p: p.started_at or "")}  # the newest pod of a resumed Job
+    newest = {(p.job_uid, p.index): p for p in sorted(pods, key=lambda p: p.started_at or "")}  # of a resumed Job
     jobs = [j for j in observed.children.get("Job", ()) if _owner(j, "FineTuneJob") == owner_uid]
-    attempts = tuple(_attempt(j, by_job.get(j["metadata"]["uid"])) for j in jobs)
+    attempts = tuple(_attempt(j, [p for p in newest.values() if p.job_uid == j["metadata"]["uid"]]) for j in jobs)
     return World(attempts, tuple(p for p in pods if p.live))
+
+
+def most_telling(pods: Sequence[Pod]) -> Pod | None:
+    """The pod whose state is the attempt's: the first cause of a failure, what keeps it from starting, who reports."""
+    return min(pods, key=_tells, default=None)
+
+
+def _tells(pod: Pod) -> tuple[int, int, int]:
+    consequence = CONSEQUENCES.index(pod.exit_code) + 1 if pod.exit_code in CONSEQUENCES else 0
+    if pod.oom_killed or pod.removed not in (None, "Deleted"):
+        consequence = 0
+    if pod.exit_code:
+        return 0, consequence, pod.index
+    if pod.waiting is not None or pod.pending_since is not None:
+        return 1, pod.waiting is None, pod.index
+    reports = pod.progress is not None or (pod.termination is not None and pod.termination.result is not None)
+    return 2, not reports, pod.index
 
 
 def _owner(child: Object, kind: str) -> str:
@@ -94,12 +115,13 @@ def _owner(child: Object, kind: str) -> str:
     return next((o["uid"] for o in owners if o["kind"] == kind), "")
 
 
-def _attempt(job: Object, pod: Pod | None) -> Attempt:
+def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
     meta, spec, status = job["metadata"], job.get("spec", {}), job.get("status") or {}
     ended = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
     end = ended.get("Complete") or ended.get("Failed")
     state = State.SUCCEEDED if "Complete" in ended else State.FAILED if "Failed" in ended else State.ACTIVE
-    if pod is not None and pod.live:
+    pod = most_telling(pods)
+    if any(p.live for p in pods):
         state = State.ACTIVE  # pods and Jobs are not read at the same moment: wait until the pod's report is seen too
     labels = meta.get("labels", {})
     return Attempt(
@@ -112,6 +134,7 @@ def _attempt(job: Object, pod: Pod | None) -> Attempt:
         suspended=bool(spec.get("suspend")),
         deleting="deletionTimestamp" in meta,
         pod=pod,
+        running_pods=sum(p.live and p.pending_since is None for p in pods),
         started_at=(pod and pod.started_at) or status.get("startTime"),
         finished_at=(pod and pod.finished_at) or (end and end.get("lastTransitionTime")),
     )
@@ -125,6 +148,7 @@ def _pod(pod: Object, progress: dict[str, Any] | None) -> Pod:
     return Pod(
         name=meta["name"],
         job_uid=_owner(pod, "Job"),
+        index=int((meta.get("annotations") or {}).get(COMPLETION_INDEX, 0)),
         live=phase not in ("Succeeded", "Failed") and not ended,
         node=pod.get("spec", {}).get("nodeName"),
         exit_code=ended.get("exitCode"),

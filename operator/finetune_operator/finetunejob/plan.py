@@ -133,6 +133,8 @@ def _at_work(case: Case) -> Outlook | None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
     message = f"{step.name} runs, attempt {record.attempt}"
+    if (asked := case.run.pods(step)) > 1:
+        message += f", {attempt.running_pods} of {asked} pods run"
     return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
 
 

@@ -19,7 +19,7 @@ from finetune_operator.finetunejob.run import run_config
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.finetunejob.status import events, next_status, rendered
 from finetune_operator.meta import Object
-from finetune_operator.names import artifacts_claim, job_labels, step_job
+from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
 from finetune_operator.settings import Settings
 
 
@@ -31,7 +31,7 @@ def reads(body: Object) -> Reads:
         named.append(_made_claim(job))
     if (serve := handover.serve_name(job)) is not None:
         named.append(Ref("ModelServe", serve))
-    return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap"), tuple(dict.fromkeys(named)))
+    return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)))
 
 
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -107,4 +107,7 @@ def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> 
     have = {c["metadata"]["name"] for c in observed.children.get("ConfigMap", ())}
     if run.config_map not in have:
         yield Create(objects.run_config_map(job, run))
+    services = {c["metadata"]["name"] for c in observed.children.get("Service", ())}
+    if run.pods(start.step) > 1 and ranks_service(run.id) not in services:
+        yield Create(objects.ranks_service(job, run))
     yield Create(objects.attempt_job(job, run, start, case.status, settings))

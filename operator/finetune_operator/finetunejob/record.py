@@ -59,7 +59,13 @@ def _read(
             return status  # not seen yet: it is created again under the same name, which is harmless
         gone = Failure(JOB_DELETED.retry, JOB_DELETED.reason, JOB_DELETED.message)
         return _fail(status, step, gone, max_retries, stamp(now))
-    status = with_step(status, step.name, job_uid=attempt.uid, started_at=record.started_at or attempt.started_at or stamp(now))
+    status = with_step(
+        status,
+        step.name,
+        job_uid=attempt.uid,
+        started_at=record.started_at or attempt.started_at or stamp(now),
+        running_pods=attempt.running_pods if run.pods(step) > 1 and attempt.state is State.ACTIVE else None,
+    )
     if attempt.state is State.ACTIVE:
         return status
     ended = attempt.finished_at or stamp(now)
@@ -172,4 +178,4 @@ def _gpu_seconds(run: Run, step: Step, attempt: Attempt, ended: str) -> int:
     if not step.needs_gpu or attempt.started_at is None:
         return 0
     held = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt.started_at)
-    return max(0, round(held.total_seconds())) * run.config.devices.gpus
+    return max(0, round(held.total_seconds())) * run.gpus(step) * run.pods(step)

@@ -15,6 +15,8 @@ from finetune_trainer.fields import SecretRef
 
 # Keys that a Secret must hold for a source of this scheme.
 KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+# Claims that the train pods mount, and how several of them on several nodes may do so.
+SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": ("ReadWriteMany", "ReadOnlyMany")}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Reference:
     ref: Ref
     field: str
     keys: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()  # a claim must have one of these access modes; none: any will do
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
         scheme, _, rest = (uri or "").partition("://")
         host, _, key = rest.partition("/")
         if scheme == "pvc":
-            yield Reference(Ref("PersistentVolumeClaim", host), field)
+            modes = SHARED.get(field, ()) if run.devices.nodes > 1 else ()
+            yield Reference(Ref("PersistentVolumeClaim", host), field, modes=modes)
         elif scheme == "configmap":
             yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
     secrets = [
@@ -82,6 +86,12 @@ def _missing(wanted: Reference, found: Object | None) -> Missing | None:
         )
     if "deletionTimestamp" in found.get("metadata", {}):
         return Missing(f"{short}NotFound", f"{wanted.field} names the {kind} {name}, which is being deleted; create it again")
+    if wanted.modes and not set(wanted.modes) & set(found.get("spec", {}).get("accessModes", ())):
+        return Missing(
+            "ClaimNotShared",
+            f"{wanted.field} names the PersistentVolumeClaim {name}, which one node at a time can mount, but"
+            f" spec.parallelism.numNodes asks for several; take one with access mode {' or '.join(wanted.modes)}, or s3://",
+        )
     has = {**(found.get("data") or {}), **(found.get("binaryData") or {})}
     # Secrets may be readable by name only; then their keys are not ours to judge.
     absent = [k for k in wanted.keys if k not in has] if kind == "ConfigMap" or has else []

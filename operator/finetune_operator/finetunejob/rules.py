@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.meta import Rule
 
+_RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
 
@@ -74,6 +75,29 @@ RULES = (
         "spec",
         "self.training.precision != 'FP16' || self.parallelism.gpusPerNode > 0",
         "spec.training.precision FP16 needs a GPU; use Auto or FP32 where spec.parallelism.gpusPerNode is 0",
+    ),
+    Rule(
+        "spec",
+        f"self.training.globalBatchSize % ({_RANKS}"
+        " * (has(self.training.microBatchSize) ? self.training.microBatchSize : 1)) == 0",
+        "spec.training.globalBatchSize must be a multiple of numNodes x gpusPerNode x microBatchSize, so that each rank takes"
+        " the same share; change it, or spec.parallelism",
+    ),
+    Rule(
+        "spec",
+        f"self.parallelism.strategy == 'Auto' || {_RANKS} > 1",
+        "spec.parallelism.strategy is for several ranks; set it to Auto, or numNodes or gpusPerNode above 1",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.strategy != 'FSDP' || self.training.method != 'QLoRA' || self.parallelism.gpusPerNode > 0",
+        "spec.parallelism.strategy FSDP shares out QLoRA's 4-bit weights on GPUs only; use DDP, or method LoRA",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.numNodes == 1 || has(self.storage.artifacts.uri) || has(self.storage.artifacts.storageClassName)",
+        "spec.parallelism.numNodes above 1 needs a store that several nodes reach; set spec.storage.artifacts.uri to s3:// or"
+        " to a claim with ReadWriteMany, or storageClassName to a class that makes such claims",
     ),
     Rule(
         "spec.artifacts[]",

@@ -22,7 +22,12 @@ def run_config(job: FineTuneJob) -> RunConfig:
         model=spec.model,
         dataset=spec.dataset,
         training=_training(spec.training),
-        devices=Devices(gpus=gpus, memory_bytes=None if memory is None else int(quantity_value(memory))),
+        devices=Devices(
+            gpus=gpus,
+            memory_bytes=None if memory is None else int(quantity_value(memory)),
+            nodes=spec.parallelism.num_nodes,
+            strategy=spec.parallelism.strategy,
+        ),
         merge_base=spec.merge.base,
         artifacts=tuple(spec.artifacts),
         generation=Generation(samples=spec.evaluation.samples, max_new_tokens=spec.evaluation.max_new_tokens),
@@ -36,6 +41,7 @@ def resolved(run: RunConfig, fit: FitFacts | None, serving_artifact: str | None)
     return Resolved(
         micro_batch_size=fit.micro_batch_size if fit else run.training.micro_batch_size,
         gradient_checkpointing=fit.gradient_checkpointing if fit else None,
+        strategy=fit.strategy if fit else None,
         learning_rate=run.training.learning_rate,
         epochs=run.training.epochs,
         store=run.store.uri,

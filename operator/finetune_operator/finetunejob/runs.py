@@ -13,7 +13,7 @@ from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, St
 from finetune_operator.finetunejob.run import run_config
 from finetune_operator.names import ANNOTATION_RETRY, run_config_map, short_hash
 from finetune_trainer.contract import RunConfig
-from finetune_trainer.pipeline import Step, digest, steps
+from finetune_trainer.pipeline import TRAIN, Step, digest, steps
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class Run:
 
     def step(self, name: str) -> Step | None:
         return next((s for s in self.steps if s.name == name), None)
+
+    def pods(self, step: Step) -> int:
+        """How many pods an attempt at this step has."""
+        return self.config.devices.nodes if step.stage == TRAIN else 1
+
+    def gpus(self, step: Step) -> int:
+        """GPUs of each of its pods: only training spreads over several."""
+        gpus = self.config.devices.gpus if step.needs_gpu else 0
+        return gpus if step.stage == TRAIN else min(1, gpus)
 
 
 def current_run(job: FineTuneJob) -> tuple[Run, FineTuneJobStatus]:

@@ -10,8 +10,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import distributed
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, TrainFacts, Training
+from finetune_trainer.contract import (
+    ArtifactFacts,
+    ExitCode,
+    FitFacts,
+    Method,
+    RunConfig,
+    StepResult,
+    Strategy,
+    TrainFacts,
+    Training,
+)
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import ADAPTER, PREPARE
@@ -21,21 +32,26 @@ ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an or
 DEFAULT_EPOCHS = 3.0
 
 
-def run(context: Context) -> StepResult:
-    """Train and commit. Raises StepFailed: BadConfig, NonFiniteLoss, VerificationFailed, Preempted."""
+def run(context: Context) -> StepResult | None:
+    """Train and commit; None on ranks other than the first.
+
+    Raises StepFailed: BadConfig, NonFiniteLoss, VerificationFailed, Preempted, LostRank, WorldIncomplete.
+    """
     done = context.committed()
     if done is not None:
         return done
     preemption = Preemption()
     preemption.install()
     try:
-        return _train(context, preemption)
+        quieten()
+        distributed.join(context.run.devices)
+        with distributed.lost_ranks():
+            return _train(context, preemption)
     finally:
         preemption.restore()
 
 
-def _train(context: Context, preemption: Preemption) -> StepResult:
-    quieten()
+def _train(context: Context, preemption: Preemption) -> StepResult | None:
     from transformers import PrinterCallback
 
     from finetune_trainer import acceleration, card, checkpoint, model, verify
@@ -45,22 +61,24 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
     compute = model.compute_for(training.precision, context.run.devices)
     if training.packing and compute.device == "cpu":
         raise _refused("training.packing needs a GPU's attention kernel to keep packed rows apart: set it to false")
-    fit = _fit(context)
-    arguments = _arguments(training, fit, compute, context.scratch / "train")
+    fit = distributed.of_first(lambda: _fit(context))
+    sharded = fit.strategy is Strategy.FSDP
 
     context.progress("loading the base model")
-    _, model_folder = context.model()
-    _, data_folder = context.data()
+    with distributed.first_on_node():
+        _, model_folder = context.model()
+        _, data_folder = context.data()
     tokenizer = model.load_tokenizer(model_folder)
-    network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute))
+    network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute), sharded=sharded)
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
-    acceleration.accelerate(network, compute)
+    if not sharded:  # the fused path holds on to whole weights
+        acceleration.accelerate(network, compute)
 
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training.checkpoint, preemption)
     loop = Loop(
         model=network,
-        args=arguments,
+        args=_arguments(context.run, fit, compute, context.scratch / "train"),
         train_dataset=rows(data_folder / "train.jsonl"),
         eval_dataset=rows(data_folder / "validation.jsonl"),
         processing_class=tokenizer,
@@ -68,7 +86,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
     )
     loop.remove_callback(PrinterCallback)
     loop.add_callback(ReportProgress(context, loop))
-    loop.set_trained_type(model.trained_weights_type(training.method, compute))
+    loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=sharded))
     loop.set_warmup(training.warmup_ratio)
     before = verify.trace(network)
     resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir))
@@ -92,11 +110,14 @@ def _train(context: Context, preemption: Preemption) -> StepResult:
         validation_loss=loop.validation_loss(),
         tokens=int(loop.state.num_input_tokens_seen),
         seconds=round(time.monotonic() - started, 3),
+        world_size=loop.args.world_size,
         resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
         peak_memory_bytes=model.peak_memory(compute.device),
     )
     context.progress("saving", facts.steps, facts.steps)
-    folder = _save(network, tokenizer, context, training.method)
+    folder = _save(loop, tokenizer, context)
+    if not distributed.is_first():
+        return None
     card.write(folder, context, facts)
     result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=_made(training))
     committed = context.commit(folder, result, {PREPARE: context.fingerprint(PREPARE)})
@@ -116,13 +137,14 @@ def _fit(context: Context) -> FitFacts:
     return fit
 
 
-def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) -> Any:
+def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any:
     import torch
     from transformers.training_args import OptimizerNames
     from trl import SFTConfig
 
     from finetune_trainer.acceleration import uses_varlen
 
+    training = run.training
     optimizer = _optimizer(training, compute.device)
     known = sorted(name.value for name in OptimizerNames)
     if optimizer not in known:
@@ -132,7 +154,9 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
         output_dir=str(folder),
         per_device_train_batch_size=fit.micro_batch_size,
         per_device_eval_batch_size=fit.micro_batch_size,
-        gradient_accumulation_steps=training.global_batch_size // fit.micro_batch_size,
+        gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
+        ddp_find_unused_parameters=False,
+        **(_sharding() if fit.strategy is Strategy.FSDP else {}),
         num_train_epochs=training.epochs or DEFAULT_EPOCHS,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
@@ -162,6 +186,12 @@ def _arguments(training: Training, fit: FitFacts, compute: Any, folder: Path) ->
     )
 
 
+def _sharding() -> dict[str, Any]:
+    """FSDP over whole decoder layers; checkpoints are gathered, so that any number of ranks can go on from them."""
+    wrap = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT", "version": 2}
+    return {"fsdp": True, "fsdp_config": wrap}
+
+
 def _optimizer(training: Training, device: str) -> str:
     if training.optimizer != "Auto":
         return training.optimizer
@@ -173,18 +203,23 @@ def _optimizer(training: Training, device: str) -> str:
 # ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _save(network: Any, tokenizer: Any, context: Context, method: Method) -> Path:
-    """Adapter or model as it will be committed. The base is named by its uri, not by a path of this pod."""
+def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
+    """Adapter or model as it will be committed, gathered from all ranks and written by the first.
+
+    The base is named by its uri, not by a path of this pod.
+    """
     import torch
 
-    folder = context.scratch / "output"
-    if method is Method.FULL:
-        network.to(torch.bfloat16).save_pretrained(folder)
+    folder, network = context.scratch / "output", loop.model
+    if context.run.training.method is Method.FULL:
+        network.to(torch.bfloat16)
     else:
         for config in network.peft_config.values():
             config.base_model_name_or_path = context.run.model.uri
-        network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    weights = loop.accelerator.get_state_dict(network) if loop.is_fsdp_enabled else None
+    if distributed.is_first():
+        network.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
     return folder
 
 
