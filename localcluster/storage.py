@@ -21,6 +21,8 @@ from localcluster.settings import NODE_NAME, Settings
 PROVISIONER = "finetune.dev/node-directory"
 STORAGE_CLASS = "standard"
 USER = "finetune-localcluster:storage"
+# On the only node a directory is shared by all pods there are.
+MODES = {"ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany", "ReadOnlyMany"}
 SECONDS_BETWEEN_PASSES = 1.0  # reads come from the API server's cache
 RULES: list[Object] = [
     {"apiGroups": [""], "resources": ["persistentvolumes"], "verbs": ["list", "create", "delete"]},
@@ -80,7 +82,7 @@ def awaits_volume(claim: Object) -> bool:
         and spec.get("storageClassName") == STORAGE_CLASS
         and annotations.get("volume.kubernetes.io/selected-node") == NODE_NAME
         and spec.get("volumeMode", "Filesystem") == "Filesystem"
-        and set(spec["accessModes"]) <= {"ReadWriteOnce", "ReadWriteOncePod"}
+        and set(spec["accessModes"]) <= MODES
         and "deletionTimestamp" not in claim["metadata"]
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.trainer.entries import context, prepare
 
@@ -56,9 +57,7 @@ class Pods:
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
             command = [sys.executable, "-m", "finetune_trainer", "train"]
-            self.processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-            )
+            self.processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
 
     def losses(self, until: int = 10**9) -> dict[int, float]:
         """Loss of each step as the first pod reports it, up to a step."""
@@ -87,7 +86,9 @@ class Pods:
 
     def kill(self, node: int) -> None:
         """What becomes of a pod whose machine stops."""
-        os.killpg(self.processes[node].pid, signal.SIGKILL)
+        launcher = psutil.Process(self.processes[node].pid)
+        for process in (*launcher.children(recursive=True), launcher):
+            process.kill()
 
 
 def run_of(make_run: MakeRun, tmp_path: Path, store: str, training: dict[str, Any], **devices: Any) -> RunConfig:
@@ -110,6 +111,7 @@ def weights(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
     return load_file(file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "method"), [("DDP", "LoRA"), ("FSDP", "LoRA"), ("FSDP", "Full")])
 def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy: str, method: str) -> None:
     """The global batch is kept: losses and weights agree but for the order of additions."""
@@ -134,6 +136,7 @@ def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy
     assert worst < 0.02
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_all_and_the_next_attempt_goes_on(make_run: MakeRun, tmp_path: Path) -> None:
     """One pod is told to go, then one is killed: bit for bit the unbroken run, with dropout on each rank."""
     training = {"maxSteps": 30, "globalBatchSize": 8, "lora": {"dropout": 0.1}, "checkpoint": {"everySteps": 1}}

@@ -14,6 +14,7 @@ from finetune_operator.cli.show import describe, duration
 from finetune_trainer.contract import Progress
 
 MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")
+SPREAD = "  parallelism: {gpusPerNode: 0, numNodes: 2}\n  storage: {artifacts: {storageClassName: shared}}\n"
 
 
 def call(*arguments: object) -> tuple[int, str]:
@@ -38,6 +39,7 @@ def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
             ["--local"],
             "the ConfigMap facts has no key train.jsonl; it has rows.jsonl",
         ),
+        (GOOD + SPREAD + DATA, ["--local"], "spec.parallelism.numNodes above 1 needs a cluster; set it to 1"),
         (MODEL + DATA, ["--local"], "the claim models has no folder on this machine; add --claim models=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models"], "--claim models has no directory; write NAME=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models=/none"], "/none is not a directory"),

@@ -161,3 +161,18 @@ def test_peaks_measured_on_an_h100_on_the_fused_path(rows: int, measured_gib: fl
 
 def test_divisors() -> None:
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
+
+
+def test_what_ranks_share_out_is_divided_and_what_each_computes_is_not() -> None:
+    alone = estimate(MISTRAL, training(method="Full"), Setting(1, True), 512, on_gpu=True)
+    shared = estimate(MISTRAL, training(method="Full"), Setting(1, True, shards=4), 512, on_gpu=True)
+    for term in ("weights", "gradients", "optimizer"):
+        assert shared[term] == alone[term] // 4
+    assert shared["activations"] == alone["activations"]
+    assert shared["gathered"] == pytest.approx(2 * alone["weights"] / 32, rel=0.01)
+
+
+def test_a_model_too_large_for_one_gpu_fits_several() -> None:
+    with pytest.raises(DoesNotFit):
+        fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True)
+    assert fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, shards=8).predicted_bytes < 80 * GIB

@@ -93,6 +93,8 @@ class Ending:
 def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path]) -> Workdir:
     """Lay out the folders that a pod would find mounted. Raises FileError where the file or the machine lacks one."""
     _need_llama_cpp(run)
+    if run.config.devices.nodes > 1:
+        raise FileError("spec.parallelism.numNodes above 1 needs a cluster; set it to 1 for a run on this machine")
     workdir = Workdir(root.resolve())
     for name in config_maps(run.config):
         _write_config_map(document, name, workdir.mounts / "configmaps" / name, source_uris(run.config))

@@ -31,7 +31,7 @@ def test_a_claim_waits_for_its_first_pod() -> None:
     assert not storage.awaits_volume(claim)
 
 
-@pytest.mark.parametrize("spec", [{"storageClassName": "fast"}, {"volumeMode": "Block"}, {"accessModes": ["ReadWriteMany"]}])
+@pytest.mark.parametrize("spec", [{"storageClassName": "fast"}, {"volumeMode": "Block"}, {"accessModes": ["ReadWriteFirst"]}])
 def test_a_claim_that_this_class_cannot_serve_is_left_alone(spec: dict[str, Any]) -> None:
     assert not storage.awaits_volume(make_claim(**spec))
 

@@ -1,0 +1,75 @@
+"""How several ranks share out a run: the strategy that Auto takes, each rank's part of the global batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_trainer.contract import DatasetFacts, ExitCode, ModelFacts, RunConfig, Strategy
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.fit import fit_for
+
+MakeRun = Callable[..., RunConfig]
+MISTRAL = {
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}
+MODEL = ModelFacts(revision="r", digest="d", parameters=7_241_732_096, architecture="Mistral", bytes=1)
+ROWS = DatasetFacts(
+    format="Text",
+    train_digest="d",
+    test_digest="d",
+    train_rows=100,
+    validation_rows=0,
+    test_rows=0,
+    dropped_rows=0,
+    train_tokens=1000,
+    longest_row_tokens=512,
+)
+GIB = 1 << 30
+
+
+def fitted(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], **devices: Any) -> Any:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
+    run = make_run(training={"globalBatchSize": 16} | training, devices={"gpus": 4, "memoryBytes": 80 * GIB} | devices)
+    return fit_for(run, MODEL, ROWS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("training", "devices", "strategy"),
+    [
+        ({"method": "QLoRA"}, {"gpus": 1}, None),
+        ({"method": "QLoRA"}, {}, Strategy.DDP),
+        ({"method": "QLoRA"}, {"strategy": "FSDP"}, Strategy.FSDP),
+        ({"method": "Full"}, {}, Strategy.FSDP),  # 7 billion weights of 10 bytes and more don't fit one GPU
+        ({"method": "QLoRA", "precision": "FP32"}, {"gpus": 0, "nodes": 2}, Strategy.DDP),
+    ],
+)
+def test_auto_shards_what_does_not_fit(
+    make_run: MakeRun, tmp_path: Path, training: dict[str, Any], devices: dict[str, Any], strategy: Strategy | None
+) -> None:
+    assert fitted(make_run, tmp_path, training, **devices).strategy is strategy
+
+
+def test_micro_batches_of_all_ranks_make_the_global_batch(make_run: MakeRun, tmp_path: Path) -> None:
+    found = fitted(make_run, tmp_path, {"globalBatchSize": 24}, nodes=2)
+    assert 24 % (8 * found.micro_batch_size) == 0
+
+
+@pytest.mark.parametrize(
+    ("training", "least"), [({"globalBatchSize": 6}, "a multiple of 4"), ({"microBatchSize": 8}, "a multiple of 32")]
+)
+def test_a_batch_that_can_not_be_shared_out_is_refused(
+    make_run: MakeRun, tmp_path: Path, training: dict[str, Any], least: str
+) -> None:
+    with pytest.raises(StepFailed, match=f"spec.training.globalBatchSize .* among 4 ranks: make it {least}") as refused:
+        fitted(make_run, tmp_path, training)
+    assert refused.value.exit_code is ExitCode.BAD_CONFIG
