@@ -77,6 +77,34 @@ def test_merged_answers_as_the_trained_model(make_run: MakeRun, tmp_path: Path, 
         assert value > 1e-6  # it is another base, and the test can tell
 
 
+@pytest.mark.parametrize("lora", [{"dora": True}, {"rankStabilized": True, "rank": 4}], ids=lambda lora: next(iter(lora)))
+def test_variants_of_lora_are_trained_and_merged_as_such(make_run: MakeRun, tmp_path: Path, lora: dict[str, Any]) -> None:
+    from safetensors.torch import load_file
+
+    run = make_run(training=TRAINING | {"lora": lora})
+    folder = merged_folder(run, tmp_path)
+    assert 0 <= divergence_from_trained(run, tmp_path, folder) <= 1e-4
+    _, adapter = context(run, "merge", tmp_path).output("train")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"]) == ("dora" in lora, "rankStabilized" in lora)
+    lengths = {n: t for n, t in load_file(adapter / "adapter_model.safetensors").items() if "magnitude" in n}
+    assert bool(lengths) == ("dora" in lora)
+
+
+def test_pain_15_lengths_of_dora_move_and_stay_in_float32(make_run: MakeRun, tmp_path: Path) -> None:
+    """In BF16 they would stay where they were, and the run would be plain LoRA; check_trained would say so."""
+    import torch
+    from safetensors.torch import load_file
+
+    run = make_run(training=TRAINING | {"precision": "BF16", "lora": {"dora": True}})
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    _, adapter = context(run, "merge", tmp_path).output("train")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    assert {t.dtype for n, t in weights.items() if "magnitude" in n} == {torch.float32}
+    assert {t.dtype for n, t in weights.items() if "lora_A" in n} == {torch.bfloat16}
+
+
 def test_merged_folder_can_be_served(make_run: MakeRun, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

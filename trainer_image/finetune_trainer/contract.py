@@ -66,6 +66,10 @@ class Lora(Strict):
     """Rank r of the adapter's matrices."""
     alpha: float = Field(32, gt=0)
     """Scale: the adapter's output is multiplied by alpha / rank."""
+    rank_stabilized: bool = False
+    """Multiply by alpha / √rank instead, so that a high rank learns as fast as a low one (rsLoRA)."""
+    dora: bool = False
+    """Train the length of each weight's rows beside the adapter (DoRA): often better at low ranks, slower, more memory."""
     dropout: float = Field(0, ge=0, lt=1)
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
     targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)

@@ -51,10 +51,13 @@ class Loop(SFTTrainer):  # type: ignore[misc]
         self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
 
     def set_trained_type(self, dtype: torch.dtype) -> None:
-        """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that."""
-        for parameter in self.model.parameters():
+        """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that.
+
+        DoRA's lengths stay in float32: they are near one, and in BF16 their small updates would round away.
+        """
+        for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+                parameter.data = parameter.data.to(torch.float32 if "lora_magnitude_vector" in name else dtype)
 
     def set_warmup(self, ratio: float) -> None:
         """Share of the steps over which the rate rises, rounded down: few steps must not be spent at rate 0."""

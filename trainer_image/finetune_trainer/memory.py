@@ -108,15 +108,15 @@ def estimate(
     `fused` says whether adapters take the fused path; by default they do wherever the trainer would.
     """
     if fused is None:
-        fused = on_gpu and training.method is not Method.FULL and training.lora.dropout == 0
+        fused = on_gpu and training.method is not Method.FULL and training.lora.dropout == 0 and not training.lora.dora
     width = number_bytes(training.precision, on_gpu)
     tokens = setting.micro_batch_size * row_tokens
     rank = 0 if training.method is Method.FULL else training.lora.rank
     layer = width * tokens * (4 * shape.feed_forward + 8 * shape.hidden + 2 * shape.key_value + 7 * rank)
     if fused:
         layer = width * tokens * (2 * shape.feed_forward + 6 * shape.hidden + 2 * shape.key_value + 2 * rank)
-    elif training.lora.dropout > 0 and rank:
-        layer = int(layer * 1.6)  # each adapted module keeps its own dropped-out copy of its input
+    elif (training.lora.dropout > 0 or training.lora.dora) and rank:
+        layer = int(layer * 1.6)  # a module's own dropped-out input, or DoRA's outputs before they are scaled
     stepwise = {
         "activations": int(width * tokens * shape.layers * shape.hidden + 1.6 * layer)
         if setting.checkpointing

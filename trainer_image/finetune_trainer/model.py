@@ -128,6 +128,8 @@ def add_adapters(model: Any, training: Training) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
+        use_rslora=lora.rank_stabilized,
+        use_dora=lora.dora,
         target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",

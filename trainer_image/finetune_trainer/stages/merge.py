@@ -103,10 +103,17 @@ def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
         target = merged.get_submodule(path).weight
         weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state) if is_nf4 and dequantized else target.data
         total = weight.float()
-        if adapts:
-            total = total + module.get_delta_weight("default").float()
-        target.data = total.to(torch.bfloat16)
+        target.data = (_with_adapter(module, total) if adapts else total).to(torch.bfloat16)
     return merged
+
+
+def _with_adapter(layer: Any, weight: Any) -> Any:
+    """The frozen weight (out, in) and its adapter in one, float32; DoRA gives each row the length that it trained."""
+    total = weight + layer.get_delta_weight("default").float()
+    if layer.use_dora.get("default"):
+        lengths = layer.lora_magnitude_vector["default"].weight.float()
+        total *= (lengths / total.norm(dim=1)).unsqueeze(1)
+    return total
 
 
 def _rows(context: Context) -> list[Any]:
