@@ -16,9 +16,16 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "cluster"
 
 
-def test_a_process_is_started_once_found_again_and_ended(directory: Path) -> None:
+def start_sleeper(directory: Path) -> Process:
+    """A process whose environment can be read: for a moment after exec the kernel shows none."""
     sleeper = Process(directory, "sleeper", ["sleep", "60"])
     assert sleeper.ensure()
+    sleeper.wait(lambda: bool(processes.strays(directory)))
+    return sleeper
+
+
+def test_a_process_is_started_once_found_again_and_ended(directory: Path) -> None:
+    sleeper = start_sleeper(directory)
     pid = processes.pid_of(directory, "sleeper")
     assert not sleeper.ensure()
     assert processes.strays(directory) == [pid]
@@ -50,9 +57,7 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(directory: Pat
 
 
 def test_a_lost_record_loses_no_process(directory: Path) -> None:
-    sleeper = Process(directory, "sleeper", ["sleep", "60"])
-    sleeper.ensure()
-    sleeper.wait(lambda: bool(processes.strays(directory)))  # for a moment after exec the kernel shows no environment
+    start_sleeper(directory)
     (directory / "run/sleeper.json").unlink()
     (pid,) = processes.strays(directory)
     assert processes.leads_session(pid)
