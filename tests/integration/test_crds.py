@@ -57,6 +57,11 @@ REFUSED_JOBS = [
         {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0.5}, "validation": {"fraction": 0.5}}},
         "leave no rows to train on",
     ),
+    ({"dataset": {"uri": "hf://c/d", "test": {"split": "train"}}}, "can't be the split that is trained on"),
+    (
+        {"dataset": {"uri": "hf://c/d", "test": {"split": "test"}, "validation": {"split": "test"}}},
+        "are the same rows, but nothing that chooses a checkpoint may score it",
+    ),
     (
         {"dataset": {"uri": "hf://c/d", "test": {"uri": "hf://e/f", "stratifyBy": "kind"}}},
         "spec.dataset.test.stratifyBy says how a fraction",

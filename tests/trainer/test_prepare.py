@@ -215,9 +215,16 @@ def test_rows_from_a_config_map_and_test_rows_of_their_own(
     result = succeeded(prepare(make_run(dataset=dataset)))
     assert result.dataset is not None
     assert (result.dataset.train_rows, result.dataset.test_rows) == (30, 10)
-    whole = succeeded(prepare(make_run(dataset={"uri": "configmap://facts", "test": {"fraction": 0}})))
-    assert whole.dataset is not None
-    assert (whole.dataset.train_rows, whole.dataset.test_rows) == (40, 0)
+    whole = {"uri": "configmap://facts", "test": {"fraction": 0}}
+    for dataset, counts in (
+        (whole, (30, 0)),  # test.jsonl is not trained on
+        (whole | {"test": {"split": "test"}}, (30, 10)),
+        (whole | {"files": ["*.jsonl"]}, (40, 0)),
+        (whole | {"split": "test"}, (10, 0)),
+    ):
+        result = succeeded(prepare(make_run(dataset=dataset)))
+        assert result.dataset is not None
+        assert (result.dataset.train_rows, result.dataset.test_rows) == counts
 
 
 def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
@@ -412,7 +419,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     rows = folder / "datasets" / "org" / "rows" / "data"
     rows.mkdir(parents=True)
     (rows / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (rows.parent / "README.md").write_text("# Rows")
+    (rows.parent / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: main, data_files: data/rows.jsonl}\n"
+        "- {config_name: apart, data_files: [{split: train, path: data/a.jsonl}, {split: test, path: data/b.jsonl}]}\n---\n"
+    )
+    (rows / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:9]))
+    (rows / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[9:12]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -439,7 +451,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
 def test_model_and_rows_from_a_hub(
     make_run: Callable[..., RunConfig], prepare_pod: Prepare, mounts: Path, hub: str, tiny_model: Path
 ) -> None:
-    run = make_run(model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/rows"})
+    run = make_run(model={"uri": "hf://org/tiny"}, dataset={"uri": "hf://org/rows", "subset": "main"})
     result = succeeded(prepare_pod(run, HF_ENDPOINT=hub))
     assert result.model is not None
     assert len(result.model.revision) == 40
@@ -449,6 +461,16 @@ def test_model_and_rows_from_a_hub(
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     # Nothing is fetched a second time: no hub, same facts.
     assert succeeded(prepare_pod(run, HF_ENDPOINT="http://127.0.0.1:9")) == result
+
+
+def test_a_subset_and_its_splits_from_a_hub(make_run: Callable[..., RunConfig], prepare_pod: Prepare, hub: str) -> None:
+    dataset: dict[str, Any] = {"uri": "hf://org/rows", "subset": "apart", "test": {"split": "test"}}
+    result = succeeded(prepare_pod(make_run(dataset=dataset), HF_ENDPOINT=hub))
+    assert result.dataset is not None
+    assert (result.dataset.train_rows, result.dataset.test_rows) == (9, 3)
+    undecided = make_run(dataset={"uri": dataset["uri"]})
+    message = refused(prepare_pod(undecided, HF_ENDPOINT=hub), ExitCode.BAD_DATA, "DatasetSubsetUnknown")
+    assert message.endswith("the dataset has several subsets; name one of: apart, main")
 
 
 def test_what_a_hub_refuses(make_run: Callable[..., RunConfig], prepare_pod: Prepare, mounts: Path, hub: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -13,7 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from finetune_trainer import sources, weights
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.sources import Source, fetch, matches, with_retries
+from finetune_trainer.retries import wait_asked_for, with_retries
+from finetune_trainer.sources import Source, fetch, matches
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
 MODEL = Source("s3://artifacts/models/tiny", "Model", "spec.model.uri", weights.WANTED, deep=False)
@@ -93,6 +95,7 @@ def test_what_a_bucket_refuses(bucket: str, tmp_path: Path, monkeypatch: pytest.
 # ── Retries ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 HUB = Source("hf://org/model", "Model", "spec.model.uri", ("*",))
+MEANING = partial(sources._meaning_at_hub, HUB)
 
 
 def answer(status: int, **headers: str) -> HfHubHTTPError:
@@ -125,7 +128,7 @@ def outcomes(*errors: Exception) -> Callable[[], str]:
 )
 def test_passing_errors_are_waited_out(name: str, errors: list[Exception], waits: list[float]) -> None:
     slept: list[float] = []
-    assert with_retries(outcomes(*errors), HUB, sources._meaning_at_hub, slept.append) == "fetched", name
+    assert with_retries(outcomes(*errors), MEANING, HUB.unavailable, slept.append) == "fetched", name
     assert slept == waits
 
 
@@ -135,22 +138,30 @@ def test_passing_errors_are_waited_out(name: str, errors: list[Exception], waits
 def test_what_does_not_pass_is_left_to_the_operator(errors: list[Exception], tries: int) -> None:
     slept: list[float] = []
     with pytest.raises(StepFailed, match="hf://org/model did not answer") as caught:
-        with_retries(outcomes(*errors), HUB, sources._meaning_at_hub, slept.append)
+        with_retries(outcomes(*errors), MEANING, HUB.unavailable, slept.append)
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable")
     assert len(slept) == tries - 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(None, 0), ("17", 17), ("Wed, 21 Oct 2015 07:28:30 GMT", 30), ("Wed, 21 Oct 2015 07:00:00 GMT", 0), ("soon", 0)],
+)
+def test_retry_after_is_a_number_or_a_date(header: str | None, seconds: float) -> None:
+    assert wait_asked_for(header, now=lambda: 1445412480.0) == seconds  # 07:28:00 of that day
 
 
 def test_a_refusal_is_not_tried_again() -> None:
     wrapped = LocalEntryNotFoundError("nothing cached")
     wrapped.__cause__ = answer(403)
     with pytest.raises(StepFailed) as caught:
-        with_retries(outcomes(wrapped), HUB, sources._meaning_at_hub, lambda _: pytest.fail("waited"))
+        with_retries(outcomes(wrapped), MEANING, HUB.unavailable, lambda _: pytest.fail("waited"))
     assert caught.value.reason == "ModelAccessDenied"
 
 
 def test_an_error_of_our_own_is_not_hidden() -> None:
     with pytest.raises(KeyError):
-        with_retries(outcomes(KeyError("bug")), HUB, sources._meaning_at_hub, lambda _: pytest.fail("waited"))
+        with_retries(outcomes(KeyError("bug")), MEANING, HUB.unavailable, lambda _: pytest.fail("waited"))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ ROWS = [
     ("learningRate: 0.001", "learningRate: 0", "spec.training.learningRate is 0; it must be above 0"),
     ("learningRate: 0.001", "learningRate: fast", "spec.training.learningRate is fast; input should be a valid number"),
     ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; remove it or correct its name"),
-    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3)://.+"),
+    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3|gs)://.+"),
     ('  model: {uri: "hf://org/model"}\n', "", "spec.model is required; add it"),
     ("name: q4", "name: Q4", "spec.artifacts[0].name is Q4; it must match"),
     ("training: {method: LoRA, learningRate: 0.001}", "training: LoRA", "spec.training is LoRA; it takes a mapping"),

@@ -41,8 +41,8 @@ ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all r
 
 
 class Model(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3)://.+")
-    """Where the base model lies: hf://org/name[@revision], s3://bucket/path or pvc://claim/path.
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
+    """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
     Weights are read from safetensors files only."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""

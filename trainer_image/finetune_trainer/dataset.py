@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from finetune_trainer.dataset_fields import Dataset, DatasetFormat, Split
 from finetune_trainer.detection import columns_of, detect
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.labels import check_seen, worded
+from finetune_trainer.layout import Choice, choose
 from finetune_trainer.rendering import Rendered, Renderer, describe
 from finetune_trainer.rows import READERS, Row, is_data_file, read_rows
 from finetune_trainer.sources import Source, fetch
@@ -42,8 +44,9 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     dataset = run.dataset
     digests: list[str] = []
 
-    def rows_of(uri: str, field: str) -> list[Row]:
-        source = Source(uri, "Dataset", field, tuple(dataset.files) or tuple(f"*{ending}" for ending in READERS))
+    def rows_of(uri: str, field: str, choice: Choice) -> list[Row]:
+        wanted = tuple(dataset.files) or tuple(f"*{ending}" for ending in READERS)
+        source = Source(uri, "Dataset", field, wanted, narrow=None if dataset.files else partial(_narrowed, choice))
         fetched = fetch(source, scratch / field, mounts, run.store.endpoint, run.store.region)
         alone = len(fetched.files) == 1  # a file that the uri names is taken whatever its name is
         files = tuple(f for f in fetched.files if alone or is_data_file(f))
@@ -54,23 +57,36 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
             raise _empty(f"{field}: no rows at {uri} ({found})")
         return rows
 
-    rows = sample(rows_of(dataset.uri, "spec.dataset.uri"), dataset.max_samples, dataset.test.seed)
+    own = Choice("spec.dataset.split", dataset.subset, dataset.split)
+    rows = sample(rows_of(dataset.uri, "spec.dataset.uri", own), dataset.max_samples, dataset.test.seed)
     format = detect(rows, dataset.format, dataset.columns)
     label = _label_column(format, dataset)
+
+    def checked(held: list[Row]) -> list[Row]:
+        detect(held, format, dataset.columns)
+        return _worded(held, label, dataset)
+
     made = {TRAIN: _worded(rows, label, dataset)}
     for name, split in ((TEST, dataset.test), (VALIDATION, dataset.validation)):
         if split is None:
             made[name] = []
+        elif split.split is not None:
+            choice = replace(own, field=f"spec.dataset.{name}.split", split=split.split)
+            made[name] = checked(rows_of(dataset.uri, choice.field, choice))
         elif split.uri is None:
             made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or label)
         else:
-            held = rows_of(split.uri, f"spec.dataset.{name}.uri")
-            detect(held, format, dataset.columns)
-            made[name] = _worded(held, label, dataset)
+            field = f"spec.dataset.{name}.uri"
+            made[name] = checked(rows_of(split.uri, field, Choice(field, otherwise=name)))
     if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
     return Splits(made, format, labels, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def _narrowed(choice: Choice, paths: list[str], card: str) -> list[str]:
+    files = [path for path in paths if is_data_file(path)]
+    return choose(files, card, choice) if files else []
 
 
 def _worded(rows: list[Row], label: str | None, dataset: Dataset) -> list[Row]:

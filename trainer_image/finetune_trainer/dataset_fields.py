@@ -21,8 +21,10 @@ class DatasetFormat(StrEnum):
 
 
 class Split(Strict):
-    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
+    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs|https|configmap)://.+")
     """Rows of their own instead of a share of the training rows. Same schemes and format as dataset.uri."""
+    split: str | None = Field(None, min_length=1, max_length=253)
+    """Rows of dataset.uri's own split of this name, such as test or validation."""
     fraction: float | None = Field(None, ge=0, le=0.9)
     """Share of dataset.uri's rows that is held out, chosen by the seed. 0 holds out none."""
     seed: int = Field(42, ge=0, le=2**31 - 1)
@@ -32,13 +34,20 @@ class Split(Strict):
 
 
 class Dataset(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|configmap)://.+")
-    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, pvc://claim/path or configmap://name/key.
-    A file (jsonl, json, csv, parquet) or a folder of such files."""
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs|https|configmap)://.+")
+    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, gs://bucket/path, pvc://claim/path,
+    configmap://name/key or https://host/path[#sha256=digest]. A file (jsonl, json, csv, tsv, parquet, arrow), or, but for
+    https, a folder of such files, laid out as datasets on the hub are or as datasets.save_to_disk leaves them."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
+    subset: str | None = Field(None, min_length=1, max_length=253)
+    """Subset (configuration) of a dataset that has several: as its README.md names it, or a folder. Unset: the default one."""
+    split: str | None = Field(None, min_length=1, max_length=253)
+    """Split to train on, told by README.md or the names of files and folders (train-00000-of-00002.parquet, dev.jsonl,
+    test/rows.csv). Unset: train where there are several, else the only one."""
     files: list[str] = Field(default_factory=list, max_length=100)
-    """Only these files of a folder or repository (glob patterns). Empty: every data file found."""
+    """Only these files of a folder or repository (glob patterns), whatever their names say of splits. Empty: every data file
+    of the split."""
     format: DatasetFormat = DatasetFormat.AUTO
     """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
     {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label};

@@ -25,4 +25,5 @@ class Report(BaseModel):
 class SecretRef(Strict):
     name: str = Field(min_length=1, max_length=253)
     """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
-    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://."""
+    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, GOOGLE_SERVICE_ACCOUNT_KEY for gs://,
+    HTTPS_AUTHORIZATION (sent as the header Authorization) for https://."""

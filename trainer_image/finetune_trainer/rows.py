@@ -1,10 +1,10 @@
-"""Data files as rows: jsonl, json, csv and parquet. What can't be read is named by file and line."""
+"""Data files as rows: jsonl, json, csv, parquet and arrow. What can't be read is named by file and line."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed
 
-READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 NOT_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "package.json")
 MAX_CELL = 1 << 24  # characters of one csv cell; the module's own limit of 131072 is too low for documents
 
@@ -42,6 +42,8 @@ def read_file(path: Path, name: str) -> Iterator[Row]:
     try:
         if kind == ".parquet":
             yield from _read_parquet(path, name)
+        elif kind == ".arrow":
+            yield from _read_arrow(path, name)
         elif kind in (".csv", ".tsv"):
             yield from _read_csv(path, name, "\t" if kind == ".tsv" else ",")
         elif kind == ".json":
@@ -105,14 +107,28 @@ def _read_parquet(path: Path, name: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(f"{name} row {number}", values)
+        yield from _numbered(pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024), name)
     except pyarrow.ArrowException as error:
         raise unreadable(name, f"not Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _read_arrow(path: Path, name: str) -> Iterator[Row]:
+    """The stream of record batches that datasets.save_to_disk writes."""
+    import pyarrow
+
+    try:
+        with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_stream(file) as stream:
+            yield from _numbered(stream, name)
+    except pyarrow.ArrowException as error:
+        raise unreadable(name, f"not an Arrow stream: {str(error).splitlines()[0]}") from error
+
+
+def _numbered(batches: Iterable[Any], name: str) -> Iterator[Row]:
+    number = 0
+    for batch in batches:
+        for values in batch.to_pylist():
+            number += 1
+            yield Row(f"{name} row {number}", values)
 
 
 def _row(place: str, value: Any) -> Row:

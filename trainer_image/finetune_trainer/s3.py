@@ -15,12 +15,13 @@ from finetune_trainer.contract import ExitCode, File
 from finetune_trainer.failures import StepFailed, store_unavailable
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, S3Config, S3Store
+    from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
 
 MIB = 1 << 20
 PART_BYTES = 16 * MIB  # a part is held in memory; S3 allows 10 000 of them
 MAX_PARTS = 9000
 PARALLEL_FILES = 4
+RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
 class S3Objects:
@@ -116,31 +117,36 @@ class S3Objects:
             raise store_unavailable(where, error) from error
 
 
-def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store:
-    """A client for s3://bucket/prefix; paths are relative to the prefix. Retries server errors for up to three minutes.
+def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store | GCSStore:
+    """A client for s3://bucket/prefix or gs://bucket/prefix; paths are relative to the prefix. Retries server errors for up
+    to three minutes.
 
-    Unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
+    S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
+    Google: GOOGLE_SERVICE_ACCOUNT_KEY or GOOGLE_BEARER_TOKEN, else the pod's own identity; GOOGLE_BASE_URL is another server.
     """
-    from obstore.store import S3Store
+    from obstore.store import GCSStore, S3Store
 
-    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    scheme, _, path = uri.partition("://")
+    bucket, _, prefix = path.partition("/")
+    below = prefix.rstrip("/") or None
+    if scheme == "gs":
+        endpoint = os.environ.get("GOOGLE_BASE_URL")
+        return GCSStore(bucket, prefix=below, client_options=_client(endpoint), retry_config=RETRIES)
     endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    config: S3Config = {"region": region or os.environ.get("AWS_REGION") or "us-east-1"}
+    if endpoint is not None:
+        config["endpoint"] = endpoint
+    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint), retry_config=RETRIES)
+
+
+def _client(endpoint: str | None) -> ClientConfig:
     client: ClientConfig = {"timeout": timedelta(minutes=10), "connect_timeout": timedelta(seconds=10)}
     if endpoint is not None and endpoint.startswith("http://"):
         client["allow_http"] = True
     bundle = os.environ.get("AWS_CA_BUNDLE")
     if bundle:
         client["root_certificate"] = Path(bundle).read_bytes()
-    config: S3Config = {"region": region or os.environ.get("AWS_REGION") or "us-east-1"}
-    if endpoint is not None:
-        config["endpoint"] = endpoint
-    return S3Store(
-        bucket,
-        prefix=prefix.rstrip("/") or None,
-        config=config,
-        client_options=client,
-        retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
-    )
+    return client
 
 
 # obstore gives an answer to a list request no exception of its own, so these two look into its text as well.
@@ -159,7 +165,7 @@ def is_denied(error: Exception) -> bool:
     return known or "status code: 403" in str(error) or "status code: 401" in str(error)
 
 
-def download(store: S3Store, path: str, target: Path) -> None:
+def download(store: S3Store | GCSStore, path: str, target: Path) -> None:
     """Stream one object to a file; it has its name only when it is whole."""
     part = target.with_name(target.name + ".part")
     with part.open("wb") as stream:

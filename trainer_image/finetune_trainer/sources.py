@@ -1,6 +1,7 @@
-"""Fetch a model's or a dataset's files: hf:// from a hub, s3:// from a bucket, pvc:// and configmap:// where mounted.
+"""Fetch a model's or a dataset's files from wherever they lie.
 
-    hf, s3            downloaded to scratch; a file that is whole already is not fetched again
+    hf, s3, gs        downloaded to scratch; a file that is whole already is not fetched again
+    https             one file, downloaded to scratch (web.py)
     pvc, configmap    read where they are mounted
 
 All network calls go through one retry policy. What can't be had is a StepFailed whose reason names the subject:
@@ -10,24 +11,19 @@ ModelNotFound, DatasetAccessDenied, … and SourceUnavailable where a server did
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.pipeline import mounted_path
+from finetune_trainer.retries import TRANSIENT, wait_asked_for, with_retries
+from finetune_trainer.web import fetch_file
 
-T = TypeVar("T")
-
-ATTEMPTS = 5
-FIRST_WAIT = 2.0  # seconds, doubled each time
-LONGEST_WAIT = 60.0  # seconds; a server that asks for more by Retry-After is left to the operator's next attempt
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -40,17 +36,28 @@ class Source:
     wanted: tuple[str, ...]  # glob patterns of paths below the uri
     deep: bool = True  # whether folders below it are looked into
     check: Callable[[list[str]], None] = lambda _: None  # refuses by StepFailed, before anything is downloaded
+    narrow: Callable[[list[str], str], list[str]] | None = None  # of the wanted paths, by what README.md says
 
     @property
     def scheme(self) -> str:
         return self.uri.partition("://")[0]
 
-    def chosen(self, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that are wanted, sorted. Raises StepFailed where the source's check refuses them."""
-        reached = (p for p in paths if self.deep or "/" not in p)
+    def chosen(self, paths: Iterable[str], read: Callable[[str], str]) -> list[str]:
+        """Those of the paths that are wanted, sorted; `read` gives the text of a small file among them.
+
+        Raises StepFailed where the source's check refuses them.
+        """
+        reached = [p for p in paths if self.deep or "/" not in p]
         names = sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
+        if self.narrow is not None and names:
+            names = self.narrow(names, read(CARD) if CARD in reached else "")
         self.check(names)
         return names
+
+    @property
+    def secret(self) -> str:
+        """The field that names the Secret with the credentials."""
+        return f"spec.{self.subject.lower()}.secretRef"
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")
@@ -83,7 +90,9 @@ def fetch(source: Source, into: Path, mounts: str, endpoint: str | None = None, 
     """The source's wanted files. `endpoint` and `region` are those of the S3 server."""
     if source.scheme == "hf":
         return _fetch_from_hub(source, into)
-    if source.scheme == "s3":
+    if source.scheme == "https":
+        return Fetched(into, (fetch_file(source, into),), "")
+    if source.scheme in ("s3", "gs"):
         return _fetch_from_bucket(source, into, endpoint, region)
     return _find_mounted(source, mounts)
 
@@ -102,7 +111,7 @@ def _find_mounted(source: Source, mounts: str) -> Fetched:
         visible = [p for p in found if not any(part.startswith(".") for part in p.split("/"))]
     except PermissionError as error:
         raise source.denied(f"{source.uri} can't be read by user {os.getuid()}: {error.strerror}") from error
-    return Fetched(place, tuple(source.chosen(visible)), "")
+    return Fetched(place, tuple(source.chosen(visible, lambda name: (place / name).read_text(errors="replace"))), "")
 
 
 # ── The hub ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -110,7 +119,7 @@ def _find_mounted(source: Source, mounts: str) -> Fetched:
 
 def _fetch_from_hub(source: Source, into: Path) -> Fetched:
     """A snapshot at one commit. HF_ENDPOINT names another hub, HF_TOKEN opens gated and private repositories."""
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     repository, _, revision = source.uri.removeprefix("hf://").partition("@")
     kind = "dataset" if source.subject == "Dataset" else "model"
@@ -127,14 +136,24 @@ def _fetch_from_hub(source: Source, into: Path) -> Fetched:
             endpoint=api.endpoint, token=api.token, etag_timeout=30,
         )  # fmt: skip
 
-    commit, paths = with_retries(describe, source, _meaning_at_hub)
-    files = source.chosen(paths)
+    def read(name: str) -> str:
+        fetched = with_retries(partial(fetch_one, name), meaning, source.unavailable)
+        return Path(fetched).read_text(errors="replace")
+
+    def fetch_one(name: str) -> str:
+        return hf_hub_download(
+            repository, name, repo_type=kind, revision=commit, local_dir=into, endpoint=api.endpoint, token=api.token
+        )
+
+    meaning = partial(_meaning_at_hub, source)
+    commit, paths = with_retries(describe, meaning, source.unavailable)
+    files = source.chosen(paths, read)
     if files:
-        with_retries(download, source, _meaning_at_hub)
+        with_retries(download, meaning, source.unavailable)
     return Fetched(into, tuple(files), commit)
 
 
-def _meaning_at_hub(error: Exception, source: Source) -> StepFailed | float | None:
+def _meaning_at_hub(source: Source, error: Exception) -> StepFailed | float | None:
     """What an exception of the hub's client means: a failure, seconds to wait before another try, or None: unknown."""
     import httpx2
     from huggingface_hub.errors import (
@@ -147,9 +166,9 @@ def _meaning_at_hub(error: Exception, source: Source) -> StepFailed | float | No
     )
 
     place = source.uri.removeprefix("hf://")
-    secret = f"set {source.field.removesuffix('.uri')}.secretRef to a Secret with the key HF_TOKEN"
+    secret = f"set {source.secret} to a Secret with the key HF_TOKEN"
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return _meaning_at_hub(error.__cause__, source)
+        return _meaning_at_hub(source, error.__cause__)
     if isinstance(error, GatedRepoError):
         return source.denied(f"{place} is gated: accept its terms on the hub and {secret} of an account that was let in")
     if isinstance(error, RevisionNotFoundError):
@@ -176,8 +195,9 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
     """Objects below a prefix, or the one object of that name."""
     from finetune_trainer.s3 import download, open_bucket
 
-    bucket, _, prefix = source.uri.removeprefix("s3://").rstrip("/").partition("/")
-    store = open_bucket(f"s3://{bucket}", endpoint, region)
+    bucket, _, prefix = source.uri.partition("://")[2].rstrip("/").partition("/")
+    store = open_bucket(f"{source.scheme}://{bucket}", endpoint, region)
+    meaning = partial(_meaning_at_bucket, source)
 
     def describe() -> dict[str, int]:
         found = {str(o["path"]): int(o["size"]) for o in store.list(prefix or None).collect()}
@@ -186,21 +206,26 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
             return {str(head["path"]): int(head["size"])}
         return found
 
-    sizes = with_retries(describe, source, _meaning_at_bucket)
+    sizes = with_retries(describe, meaning, source.unavailable)
     above = f"{prefix}/" if prefix and prefix not in sizes else prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
     names = {path.removeprefix(above): path for path in sizes}
     if not sizes:
         raise source.not_found(f"nothing lies at {source.uri}")
-    files = [next(iter(names))] if prefix in sizes else source.chosen(names)
+
+    def read(name: str) -> str:
+        content = with_retries(lambda: bytes(store.get(names[name]).bytes()), meaning, source.unavailable)
+        return content.decode(errors="replace")
+
+    files = [next(iter(names))] if prefix in sizes else source.chosen(names, read)
     for name in files:
         target = into / name
         if not target.is_file() or target.stat().st_size != sizes[names[name]]:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with_retries(partial(download, store, names[name], target), source, _meaning_at_bucket)
+            with_retries(partial(download, store, names[name], target), meaning, source.unavailable)
     return Fetched(into, tuple(files), "")
 
 
-def _meaning_at_bucket(error: Exception, source: Source) -> StepFailed | float | None:
+def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float | None:
     from obstore.exceptions import BaseError
 
     from finetune_trainer.s3 import is_denied, is_not_found
@@ -208,41 +233,6 @@ def _meaning_at_bucket(error: Exception, source: Source) -> StepFailed | float |
     if is_not_found(error):
         return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
     if is_denied(error):
-        secret = f"{source.field.removesuffix('.uri')}.secretRef"
-        return source.denied(f"{source.uri} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in {secret}")
+        keys = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_SERVICE_ACCOUNT_KEY"}[source.scheme]
+        return source.denied(f"{source.uri} was refused: check {keys} in {source.secret}")
     return 0.0 if isinstance(error, BaseError | ConnectionError | TimeoutError) else None
-
-
-# ── Retries ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def with_retries(
-    action: Callable[[], T],
-    source: Source,
-    meaning: Callable[[Exception, Source], StepFailed | float | None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> T:
-    """Run `action`, again after errors that `meaning` calls passing, with doubled waits or as long as the server asks.
-
-    Raises the StepFailed that `meaning` returns; SourceUnavailable after the last try or when asked to wait too long.
-    """
-    wait = FIRST_WAIT
-    for left in reversed(range(ATTEMPTS)):
-        try:
-            return action()
-        except Exception as error:
-            meant = meaning(error, source)
-            if isinstance(meant, StepFailed):
-                raise meant from error
-            if meant is None:
-                raise
-            if left == 0 or meant > LONGEST_WAIT:
-                raise source.unavailable(error) from error
-            sleep(max(wait, meant))
-            wait = min(2 * wait, LONGEST_WAIT)
-    raise AssertionError("unreachable: the last try returns or raises")
-
-
-def wait_asked_for(retry_after: str | None) -> float:
-    """Seconds of a Retry-After header in its numeric form, 0 for none."""
-    return float(retry_after) if retry_after is not None and retry_after.isdigit() else 0.0

@@ -22,8 +22,8 @@ def compute_only(at: str) -> Rule:
 def _split(at: str) -> Rule:
     return Rule(
         at,
-        "has(self.uri) != has(self.fraction)",
-        f"{at} takes exactly one of uri (rows of their own) and fraction (a share of dataset.uri's rows)",
+        "[has(self.uri), has(self.split), has(self.fraction)].filter(given, given).size() == 1",
+        f"{at} takes exactly one of uri (rows of their own), split (of dataset.uri) and fraction (a share of its rows)",
     )
 
 
@@ -40,6 +40,20 @@ RULES = (
     _split("spec.dataset.validation"),
     _stratified("spec.dataset.test"),
     _stratified("spec.dataset.validation"),
+    Rule(
+        "spec.dataset",
+        "[has(self.test.split) ? self.test.split : '', has(self.validation) && has(self.validation.split)"
+        " ? self.validation.split : ''].all(held, held != (has(self.split) ? self.split : 'train'))",
+        "spec.dataset.test.split and validation.split can't be the split that is trained on (train, where spec.dataset.split is"
+        " unset); name another one",
+    ),
+    Rule(
+        "spec.dataset",
+        "!has(self.test.split) || !has(self.validation) || !has(self.validation.split)"
+        " || self.test.split != self.validation.split",
+        "spec.dataset.test.split and validation.split are the same rows, but nothing that chooses a checkpoint may score it;"
+        " name another one",
+    ),
     Rule(
         "spec.dataset",
         "!has(self.labels) || self.labels.size() == 0 || self.format in ['Auto', 'Classification']",
