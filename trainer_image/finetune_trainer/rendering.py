@@ -64,7 +64,7 @@ class Renderer:
         return bool(self._tokenizer.chat_template)
 
     def render(self, example: Example) -> Rendered:
-        """Raises StepFailed ChatTemplateMissing or ChatTemplateRefused."""
+        """Raises StepFailed ChatTemplateMissing, ChatTemplateRefused or NothingToLearn."""
         if example.rejected is None:
             return self._learned(example)
         chosen = self._learned(replace(example, rejected=None))
@@ -75,6 +75,17 @@ class Renderer:
         return replace(chosen, prompt_tokens=shared, rejected=example.rejected, rejected_ids=other.input_ids[shared:])
 
     def _learned(self, example: Example) -> Rendered:
+        row = self._rendered(example)
+        if not any(row.completion_mask):
+            raise StepFailed(
+                ExitCode.BAD_DATA,
+                "NothingToLearn",
+                f"spec.dataset: {example.place}: the model's chat template leaves no token of the answer in the text, so there"
+                " is nothing to learn: take another model, or rows of format Text",
+            )
+        return row
+
+    def _rendered(self, example: Example) -> Rendered:
         if not example.turns:
             return self._plain(example.text, "")
         if self.has_chat_template:
