@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,26 @@ def make_run(tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """Endpoint of a running versitygw and the directory that it keeps objects in."""
+    root = tmp_path_factory.mktemp("s3")
+    with versitygw(root) as address:
+        yield f"http://{address}", root
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost and 127.0.0.1 that signs itself, and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    made, key = folder / "certificate.pem", folder / "key.pem"
+    # Some clients take no authority's certificate for a server's, so it says that it is none.
+    names = "-addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost {names}"
+    subprocess.run([*command.split(), "-keyout", str(key), "-out", str(made)], check=True, capture_output=True)
+    return made, key
+
+
+@contextmanager
+def versitygw(root: Path, *options: str) -> Iterator[str]:
+    """Address of a running S3 server over a directory, with the bucket `artifacts`; skips the test where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
     places = (os.environ.get("FINETUNE_VERSITYGW"), shutil.which("versitygw"), cache / "prebuild" / "versitygw")
     program = next((str(p) for p in places if p and Path(p).is_file()), None)
@@ -164,17 +185,16 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         if os.environ.get("CI"):
             pytest.fail(f"versitygw, the S3 server of this test, is missing: {INSTALL}")
         pytest.skip(f"versitygw is missing: {INSTALL}")
-    root = tmp_path_factory.mktemp("s3")
     (root / BUCKET).mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    log = (root.parent / "versitygw.log").open("w")
-    command = [program, "--access", "key", "--secret", "secret", "--port", address, "posix", str(root)]
+    log = root.with_name(f"{root.name}.log").open("w")
+    command = [program, "--access", "key", "--secret", "secret", "--port", address, *options, "posix", str(root)]
     server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         _wait_for(address, server)
-        yield f"http://{address}", root
+        yield address
     finally:
         server.terminate()
         server.wait(10)

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from tests.trainer.conftest import versitygw
 
 from finetune_trainer import sources, weights
 from finetune_trainer.contract import ExitCode
@@ -90,6 +91,25 @@ def test_what_a_bucket_refuses(bucket: str, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StepFailed, match=r"spec\.model\.secretRef") as caught:
         fetch(MODEL, tmp_path, "/nowhere", endpoint=bucket)
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.SOURCE_DENIED, "ModelAccessDenied")
+
+
+def test_a_bucket_behind_a_certificate_of_its_own(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate[0]))
+    root = tmp_path / "s3"
+    root.mkdir()
+    options = ("--cert", str(certificate[0]), "--key", str(certificate[1]), "--region", "eu-central-1")
+    with versitygw(root, *options) as address:
+        (root / BUCKET / "rows.jsonl").write_text("{}\n")
+        source = Source(f"s3://{BUCKET}/rows.jsonl", "Dataset", "spec.dataset.uri", ROWS)
+        fetched = fetch(source, tmp_path / "rows", "/nowhere", endpoint=f"https://{address}", region="eu-central-1")
+        assert (fetched.folder / "rows.jsonl").read_text() == "{}\n"
+        with pytest.raises(StepFailed, match=r"in another region: set spec\.storage\.artifacts\.region") as caught:
+            fetch(source, tmp_path / "more", "/nowhere", endpoint=f"https://{address}", region="us-east-1")
+        assert caught.value.reason == "DatasetAccessDenied"
 
 
 # ── Retries ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -61,28 +60,17 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for localhost that signs itself, with its key in the same file."""
-    file = tmp_path_factory.mktemp("tls") / "server.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    made = [*command.split(), "-keyout", str(file), "-out", str(file.with_name("certificate.pem"))]
-    subprocess.run(made, check=True, capture_output=True)
-    file.write_text(file.read_text() + file.with_name("certificate.pem").read_text())
-    return file
-
-
 @pytest.fixture
-def site(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(*certificate)
     made = Site()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": made}))
     server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     made.url = f"https://localhost:{server.server_address[1]}/data/rows.jsonl"
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("certificate.pem")))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     yield made
     server.shutdown()
     server.server_close()

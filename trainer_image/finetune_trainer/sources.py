@@ -232,6 +232,8 @@ def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float |
 
     if is_not_found(error):
         return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
+    if "<Code>AuthorizationHeaderMalformed</Code>" in str(error):
+        return source.denied(f"{source.uri}: the bucket is in another region: set spec.storage.artifacts.region or AWS_REGION")
     if is_denied(error):
         keys = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_SERVICE_ACCOUNT_KEY"}[source.scheme]
         return source.denied(f"{source.uri} was refused: check {keys} in {source.secret}")
