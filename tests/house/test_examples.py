@@ -74,3 +74,12 @@ def test_the_quickstart_never_tests_with_a_question_that_it_trains_on() -> None:
 def test_the_readme_of_the_examples_names_each_of_them() -> None:
     text = (ROOT / "examples/README.md").read_text()
     assert [file.name for file in FILES if f"({file.name})" not in text] == []
+
+
+def test_the_job_in_the_readme_is_taken_by_every_rule(tmp_path: Path) -> None:
+    blocks = (ROOT / "README.md").read_text().split("```yaml\n")[1:]
+    assert blocks
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block.split("```")[0])
+        read_document(file)
