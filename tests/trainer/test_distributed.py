@@ -14,11 +14,17 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+import torch.distributed as dist
 from tests.trainer.entries import context, prepare
+from tests.trainer.test_acceleration import SHAPE, adapted, loss_and_gradients
+from torch.nn.parallel import DistributedDataParallel
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer import contract, distributed
+from finetune_trainer import checkpoint, contract, distributed
 from finetune_trainer.contract import Devices, ExitCode, RunConfig, Termination
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.fused_lora import fuse
 from finetune_trainer.stages import train
 
 MakeRun = Callable[..., RunConfig]
@@ -112,10 +118,13 @@ def weights(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "method"), [("DDP", "LoRA"), ("FSDP", "LoRA"), ("FSDP", "Full")])
-def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "method", "checkpointing"),
+    [("DDP", "LoRA", "Off"), ("DDP", "QLoRA", "Full"), ("FSDP", "LoRA", "Full"), ("FSDP", "Full", "Off")],
+)
+def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy: str, method: str, checkpointing: str) -> None:
     """The global batch is kept: losses and weights agree but for the order of additions."""
-    rate = {"method": method, "learningRate": 1e-3 if method == "Full" else 1e-2}
+    rate = {"method": method, "learningRate": 1e-3 if method == "Full" else 1e-2, "gradientCheckpointing": checkpointing}
     one = run_of(make_run, tmp_path, "one", rate)
     expected = alone(one, tmp_path)
     two = run_of(make_run, tmp_path, "two", rate, nodes=2, strategy=strategy)
@@ -134,6 +143,31 @@ def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy
     assert all(ours[name].dtype == theirs[name].dtype for name in ours)
     worst = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
     assert worst < 0.02
+
+
+@pytest.mark.slow
+def test_sharded_training_goes_on_where_it_was_told_to_stop(make_run: MakeRun, tmp_path: Path) -> None:
+    """FSDP's checkpoints are gathered and shared out again; a process alone can't use them, and starts anew."""
+    training = {"method": "Full", "learningRate": 1e-3, "maxSteps": 30, "checkpoint": {"everySteps": 1}}
+    run = run_of(make_run, tmp_path, "sharded", training, nodes=2, strategy="FSDP")
+    told = Pods(run, tmp_path)
+    told.losses(until=2)
+    told.terminate(0)
+    assert [status for status, _ in told.ends()] == [ExitCode.PREEMPTED] * 2
+    (step, *_) = checkpoints(run, tmp_path)
+
+    at = context(run, "train", tmp_path)
+    assert checkpoint.restore(at.store, at.fingerprint("train"), at.scratch) is None
+
+    again = Pods(run, tmp_path, attempt=2)
+    losses = again.losses()
+    ((status, report), _) = again.ends()
+    assert status == 0
+    assert report.result is not None
+    assert report.result.train is not None
+    assert report.result.train.resumed_from_step == step
+    unbroken = run_of(make_run, tmp_path, "unbroken", training)
+    assert losses[30] == pytest.approx(alone(unbroken, tmp_path)[29], rel=2e-2)
 
 
 @pytest.mark.slow
@@ -176,6 +210,24 @@ def test_a_lost_rank_ends_all_and_the_next_attempt_goes_on(make_run: MakeRun, tm
 def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
     at = context(run, "train", tmp_path)
     return at.store.checkpoints(at.fingerprint("train"))
+
+
+def test_ranks_get_the_gradients_of_the_fused_path() -> None:
+    """DDP averages what its hooks see; a gradient that went round them would end the second step with an error."""
+    network = adapted(LlamaForCausalLM(LlamaConfig(**SHAPE)))
+    expected_loss, expected = loss_and_gradients(network)
+    fuse(network)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(network)
+        for _ in range(2):
+            loss, found = loss_and_gradients(wrapped)
+    finally:
+        dist.destroy_process_group()
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert found.keys() == {f"module.{name}" for name in expected}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[f"module.{name}"], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_fewer_processes_than_asked_for_train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

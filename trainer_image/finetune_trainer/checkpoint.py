@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer import distributed
@@ -24,10 +25,13 @@ DAMAGED = "CheckpointDamaged"
 GO_ON, SAVE, LEAVE = range(3)  # what ranks agree on after each step: the most that one of them wants
 
 
-def restore(store: Store, fingerprint: str, into: Path) -> Path | None:
-    """The newest checkpoint that verifies, copied below `into`, or None; the same one on every node."""
+def restore(store: Store, fingerprint: str, into: Path, *, sharded: bool = False) -> Path | None:
+    """The newest checkpoint that verifies, copied below `into`, or None; the same one on every node.
+
+    One that FSDP wrote serves only FSDP (`sharded`), whatever the number of ranks, and one that it didn't only the others.
+    """
     with distributed.first_on_node() as first:
-        found = _newest(store, fingerprint, into) if first else next(into.glob("checkpoint-*"), None)
+        found = _newest(store, fingerprint, into, sharded) if first else next(into.glob("checkpoint-*"), None)
     step = -1 if found is None else int(found.name.rpartition("-")[2])
     if distributed.agree(step) != step:
         message = f"the nodes of this attempt read different checkpoints; this one has step {step}"
@@ -35,17 +39,22 @@ def restore(store: Store, fingerprint: str, into: Path) -> Path | None:
     return found
 
 
-def _newest(store: Store, fingerprint: str, into: Path) -> Path | None:
-    """Damaged ones are passed over."""
+def _newest(store: Store, fingerprint: str, into: Path, sharded: bool) -> Path | None:
+    """Damaged ones are passed over, and those of a strategy that the job had before it was edited."""
     for step in store.checkpoints(fingerprint):
         folder = into / f"checkpoint-{step}"
         try:
-            return store.load_checkpoint(fingerprint, step, folder)
+            found = store.load_checkpoint(fingerprint, step, folder)
         except StepFailed as failure:
             if failure.reason != DAMAGED:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             print(f"the checkpoint of step {step} is damaged: taking the one before", flush=True)
+            continue
+        if any(found.glob(f"{FSDP_MODEL_NAME}*")) == sharded:
+            return found
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"the checkpoint of step {step} was made with another spec.parallelism.strategy: passed over", flush=True)
     return None
 
 

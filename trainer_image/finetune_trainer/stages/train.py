@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import distributed
+from finetune_trainer import distributed, sharding
 from finetune_trainer.context import Context
 from finetune_trainer.contract import (
     ArtifactFacts,
@@ -76,20 +76,25 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         acceleration.accelerate(network, compute)
 
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training.checkpoint, preemption)
+    arguments = _arguments(context.run, fit, compute, context.scratch / "train")
+    if sharded and compute.device == "cpu":
+        sharding.allow_on_cpus()
     loop = Loop(
         model=network,
-        args=_arguments(context.run, fit, compute, context.scratch / "train"),
+        args=arguments,
         train_dataset=rows(data_folder / "train.jsonl"),
         eval_dataset=rows(data_folder / "validation.jsonl"),
         processing_class=tokenizer,
         callbacks=[saving],
     )
+    if sharded:
+        sharding.check(loop)
     loop.remove_callback(PrinterCallback)
     loop.add_callback(ReportProgress(context, loop))
     loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=sharded))
     loop.set_warmup(training.warmup_ratio)
     before = verify.trace(network)
-    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir))
+    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir), sharded=sharded)
 
     started = time.monotonic()
     preemption.activity = Activity.TRAINING
@@ -156,7 +161,7 @@ def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any
         per_device_eval_batch_size=fit.micro_batch_size,
         gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
         ddp_find_unused_parameters=False,
-        **(_sharding() if fit.strategy is Strategy.FSDP else {}),
+        **(sharding.arguments() if fit.strategy is Strategy.FSDP else {}),
         num_train_epochs=training.epochs or DEFAULT_EPOCHS,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
@@ -186,12 +191,6 @@ def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any
     )
 
 
-def _sharding() -> dict[str, Any]:
-    """FSDP over whole decoder layers; checkpoints are gathered, so that any number of ranks can go on from them."""
-    wrap = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT", "version": 2}
-    return {"fsdp": True, "fsdp_config": wrap}
-
-
 def _optimizer(training: Training, device: str) -> str:
     if training.optimizer != "Auto":
         return training.optimizer
@@ -216,7 +215,7 @@ def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
     else:
         for config in network.peft_config.values():
             config.base_model_name_or_path = context.run.model.uri
-    weights = loop.accelerator.get_state_dict(network) if loop.is_fsdp_enabled else None
+    weights = sharding.gathered(network, keep=distributed.is_first()) if loop.is_fsdp_enabled else None
     if distributed.is_first():
         network.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
