@@ -25,7 +25,8 @@ def documents() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_there_are_examples_of_both_kinds() -> None:
-    assert {"quickstart.yaml", "mistral-7b-qlora.yaml", "modelserve.yaml"} <= {file.name for file in FILES}
+    named = {"quickstart.yaml", "classification.yaml", "mistral-7b-qlora.yaml", "modelserve.yaml"}
+    assert named <= {file.name for file in FILES}
     assert {"FineTuneJob", "ModelServe", "ConfigMap"} <= {body["kind"] for _, body in documents()}
 
 

@@ -135,12 +135,12 @@ def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> li
 
 
 def _scores(scores: list[Scores]) -> Table:
-    found = [m for m in Metric if any(m in s.values for s in scores)]
-    table = Table("model", *found, "rows", title="Scores on the test rows", title_justify="left")
-    for score in scores:
-        table.add_row(
-            score.subject, *(f"{score.values[m]:.4g}" if m in score.values else "-" for m in found), str(score.samples)
-        )
+    """One column a model: there are more metrics than a terminal has room for side by side."""
+    table = Table("score", *(s.subject for s in scores), title="Scores on the test rows", title_justify="left")
+    for metric in Metric:
+        if any(metric in s.values for s in scores):
+            table.add_row(metric, *(f"{s.values[metric]:.4g}" if metric in s.values else "-" for s in scores))
+    table.add_row("rows", *(str(s.samples) for s in scores))
     return table
 
 
