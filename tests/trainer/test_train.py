@@ -120,7 +120,7 @@ def untrained_loss(folder: Path) -> float:
     return total / count
 
 
-def test_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
+def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
     """Bit for bit, with dropout, stopped between two micro-batches in the middle of an epoch."""
     settings = LORA | {"maxSteps": 7, "lora": {"dropout": 0.1}}
     unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
@@ -156,7 +156,7 @@ def test_damaged_checkpoint_is_passed_over(make_run: MakeRun, tmp_path: Path) ->
     assert sorted(losses.by_step) == [3, 4, 5]
 
 
-def test_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+def test_pain_11_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     """One micro-batch of eight rows against eight of one: rows of unequal lengths weigh by their tokens."""
     by_micro = {}
     for micro in (8, 1):
@@ -167,7 +167,7 @@ def test_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None
     assert by_micro[1] == pytest.approx(by_micro[8], rel=1e-4)
 
 
-def test_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_path: Path) -> None:
+def test_pain_10_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_path: Path) -> None:
     """An adapter scaled by 1e37 is harmless while B is zero, and overflows as soon as B has moved."""
     settings = LORA | {"maxSteps": 5, "lora": {"alpha": 1e38}, "checkpoint": {"everySteps": 1}}
     run = make_run(training=settings)

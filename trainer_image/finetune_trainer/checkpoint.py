@@ -16,10 +16,11 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer import distributed
-from finetune_trainer.contract import Checkpoint, ExitCode
+from finetune_trainer.contract import ExitCode, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.preemption import Preemption, preempted
 from finetune_trainer.store import Store
+from finetune_trainer.validation import best_step
 
 DAMAGED = "CheckpointDamaged"
 GO_ON, SAVE, LEAVE = range(3)  # what ranks agree on after each step: the most that one of them wants
@@ -66,11 +67,12 @@ class SaveCheckpoints(TrainerCallback):
         store: Store,
         fingerprint: str,
         attempt: str,
-        plan: Checkpoint,
+        training: Training,
         preemption: Preemption,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._fingerprint, self._attempt, self._plan = store, fingerprint, attempt, plan
+        self._store, self._fingerprint, self._attempt = store, fingerprint, attempt
+        self._plan, self._keeps_best = training.checkpoint, training.keep_checkpoint == "Best"
         self._preemption = preemption
         self._clock = clock
         self._last_save = clock()
@@ -93,12 +95,19 @@ class SaveCheckpoints(TrainerCallback):
             raise preempted(f"within step {state.global_step + 1}")
         return control
 
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
+        """The Trainer validates before it saves: what is the best so far is saved at once, and told apart by its loss."""
+        if self._keeps_best and best_step(state.log_history) == state.global_step:
+            control.should_save = True
+        return control
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The Trainer has written its folder: keep it, and no more of the older ones than asked for."""
         assert args.output_dir is not None
         self._last_save = self._clock()
         if distributed.is_first():
-            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step)
+            best = best_step(state.log_history) if self._keeps_best else None
+            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, best)
 
     def save_unfinished(self, trainer: Any) -> None:
         """Save the state after the last whole step, once a step was left between two micro-batches."""
@@ -107,10 +116,22 @@ class SaveCheckpoints(TrainerCallback):
             trainer._save_checkpoint(trainer.model, trial=None)
             self.on_save(trainer.args, trainer.state, trainer.control)
 
-    def keep(self, folder: Path, step: int) -> None:
+    def load_best(self, trainer: Any) -> None:
+        """Put the weights of the best validation into the trained model. Raises StepFailed where they are not whole."""
+        best = best_step(trainer.state.log_history)
+        if best is None or best == trainer.state.global_step:
+            return
+        folder = Path(trainer.args.output_dir) / f"best-{best}"
+        with distributed.first_on_node() as first:
+            if first:
+                self._store.load_checkpoint(self._fingerprint, best, folder)
+        trainer._load_from_checkpoint(str(folder))
+        print(f"validation was best after step {best}: its weights are kept", flush=True)
+
+    def keep(self, folder: Path, step: int, best: int | None = None) -> None:
         """Move one checkpoint folder into the store and drop the older ones that nobody needs."""
         self._store.save_checkpoint(self._fingerprint, step, folder, self._attempt)
-        self._store.drop_checkpoints(self._fingerprint, self._plan.keep)
+        self._store.drop_checkpoints(self._fingerprint, self._plan.keep, best)
         shutil.rmtree(folder)
         self._last_save = self._clock()
 

@@ -74,6 +74,9 @@ class Lora(Strict):
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
     targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
     """Modules that get an adapter: all-linear, or names such as q_proj."""
+    init: Literal["Default", "Gaussian"] = "Default"
+    """How the adapter's first matrix begins: Default (uniform, after Kaiming) or Gaussian. The second one begins at zero, so
+    that training starts from the base model."""
 
 
 class Checkpoint(Strict):
@@ -83,6 +86,11 @@ class Checkpoint(Strict):
     """Save when this many seconds have passed since the last save."""
     keep: int = Field(2, ge=1, le=100)
     """How many checkpoints stay in the artifact store while training runs."""
+
+
+class EarlyStopping(Strict):
+    patience: int = Field(3, ge=1, le=1000)
+    """Training ends after this many validations in a row that were no better than the best one."""
 
 
 class Training(Strict):
@@ -125,6 +133,13 @@ class Training(Strict):
     """Seed of weights, order and dropout."""
     evaluate_every_steps: int | None = Field(None, ge=1)
     """Measure the validation loss after this many steps. Needs dataset.validation. Unset: at the end only."""
+    early_stopping: EarlyStopping | None = None
+    """End training once the validation loss falls no more. Needs evaluateEverySteps. Unset: train all steps."""
+    keep_checkpoint: Literal["Best", "Last"] = "Last"
+    """Which weights the job goes on with. Last: those after the last step. Best: those of the validation with the lowest
+    loss, which needs evaluateEverySteps."""
+    neftune_noise_alpha: float | None = Field(None, gt=0, le=100)
+    """Strength of the noise on the embeddings in training (NEFTune); 5 is usual. Unset: none."""
     checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint())
     """When training state is saved, so that a lost pod costs little."""
 

@@ -130,6 +130,7 @@ def add_adapters(model: Any, training: Training) -> Any:
         lora_dropout=lora.dropout,
         use_rslora=lora.rank_stabilized,
         use_dora=lora.dora,
+        init_lora_weights="gaussian" if lora.init == "Gaussian" else True,
         target_modules=targets,
         bias="none",
         task_type="CAUSAL_LM",

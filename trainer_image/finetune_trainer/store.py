@@ -165,12 +165,13 @@ class Store:
             raise damaged
         return into
 
-    def drop_checkpoints(self, fingerprint: str, keep: int) -> None:
-        """Remove all but the `keep` newest checkpoints, and whatever lies around of unfinished ones before them."""
+    def drop_checkpoints(self, fingerprint: str, keep: int, best: int | None = None) -> None:
+        """Remove all but the `keep` newest checkpoints and the one of step `best`, and what lies around of unfinished
+        ones before them."""
         place = f"{CHECKPOINT}/{fingerprint}"
         kept = self.checkpoints(fingerprint)[:keep]
         for name in self.objects.children(place):
-            if name.isdigit() and int(name) not in kept and (not kept or int(name) < kept[0]):
+            if name.isdigit() and int(name) not in (*kept, best) and (not kept or int(name) < kept[0]):
                 self.objects.delete(f"{place}/{name}")
 
     def _upload(self, prefix: str, folder: Path) -> tuple[File, ...]:

@@ -81,6 +81,16 @@ RULES = (
         "spec.training.evaluateEverySteps needs validation rows; set spec.dataset.validation.uri or .fraction",
     ),
     Rule(
+        "spec.training",
+        "!has(self.earlyStopping) || has(self.evaluateEverySteps)",
+        "spec.training.earlyStopping needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
+    ),
+    Rule(
+        "spec.training",
+        "self.keepCheckpoint != 'Best' || has(self.evaluateEverySteps)",
+        "spec.training.keepCheckpoint Best needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
+    ),
+    Rule(
         "spec",
         "!self.training.packing || self.parallelism.gpusPerNode > 0",
         "spec.training.packing needs a GPU; set it to false, or spec.parallelism.gpusPerNode to 1",

@@ -56,13 +56,13 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
 
     from finetune_trainer import acceleration, card, checkpoint, model, verify
     from finetune_trainer.loop import Loop, ReportProgress, rows
+    from finetune_trainer.validation import StopEarly
 
     training, fingerprint = context.run.training, context.fingerprint(context.step.name)
     compute = model.compute_for(training.precision, context.run.devices)
-    if training.packing and compute.device == "cpu":
-        raise _refused("training.packing needs a GPU's attention kernel to keep packed rows apart: set it to false")
     fit = distributed.of_first(lambda: _fit(context))
     sharded = fit.strategy is Strategy.FSDP
+    _check(training, on_cpu=compute.device == "cpu", sharded=sharded)
 
     context.progress("loading the base model")
     with distributed.first_on_node():
@@ -75,7 +75,8 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     if not sharded:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
 
-    saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training.checkpoint, preemption)
+    saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
+    stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
     arguments = _arguments(context.run, fit, compute, context.scratch / "train")
     if sharded and compute.device == "cpu":
         sharding.allow_on_cpus()
@@ -85,7 +86,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         train_dataset=rows(data_folder / "train.jsonl"),
         eval_dataset=rows(data_folder / "validation.jsonl"),
         processing_class=tokenizer,
-        callbacks=[saving],
+        callbacks=[saving, *stopping],
     )
     if sharded:
         sharding.check(loop)
@@ -104,10 +105,12 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         if failure.exit_code is ExitCode.PREEMPTED:
             saving.save_unfinished(loop)
         raise
-    if loop.state.global_step < loop.state.max_steps:
+    if loop.state.global_step < loop.state.max_steps and not any(stop.stopped for stop in stopping):
         raise preempted(f"after step {loop.state.global_step}")
     preemption.activity = Activity.COMMITTING
 
+    if training.keep_checkpoint == "Best":
+        saving.load_best(loop)
     verify.check_trained(before, network, loop.state.global_step)
     facts = TrainFacts(
         steps=loop.state.global_step,
@@ -140,6 +143,14 @@ def _fit(context: Context) -> FitFacts:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
     return fit
+
+
+def _check(training: Training, *, on_cpu: bool, sharded: bool) -> None:
+    """Raises StepFailed BadConfig for what these devices can't do."""
+    if training.packing and on_cpu:
+        raise _refused("training.packing needs a GPU's attention kernel to keep packed rows apart: set it to false")
+    if sharded and training.keep_checkpoint == "Best":
+        raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
 
 
 def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any:
@@ -180,6 +191,7 @@ def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any
         eval_packing=False,
         eval_strategy="steps" if training.evaluate_every_steps else "no",
         eval_steps=training.evaluate_every_steps,
+        neftune_noise_alpha=training.neftune_noise_alpha,
         save_strategy="no",  # SaveCheckpoints decides
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the steps before
