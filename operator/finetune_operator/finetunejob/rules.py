@@ -86,8 +86,8 @@ RULES = (
         "spec.training.earlyStopping needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
     ),
     Rule(
-        "spec.training",
-        "self.keepCheckpoint != 'Best' || has(self.evaluateEverySteps)",
+        "spec",
+        "self.training.keepCheckpoint != 'Best' || has(self.training.evaluateEverySteps)",
         "spec.training.keepCheckpoint Best needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
     ),
     Rule(
