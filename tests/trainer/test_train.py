@@ -167,6 +167,40 @@ def test_pain_11_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path)
     assert by_micro[1] == pytest.approx(by_micro[8], rel=1e-4)
 
 
+def test_pain_09_a_smaller_micro_batch_goes_on_where_memory_ran_out(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory holds one row only from the third step on; what follows is the run that never ran out."""
+    import torch
+
+    from finetune_trainer.__main__ import as_failure
+    from finetune_trainer.loop import Loop
+
+    settings = LORA | {"maxSteps": 5, "microBatchSize": 4, "learningRate": 1e-3, "checkpoint": {"everySteps": 1}}
+    unbroken = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
+    prepare(unbroken, tmp_path)
+    expected = trained(unbroken, tmp_path)[1].by_step
+    plain = Loop.compute_loss
+
+    def compute_loss(loop: Loop, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+        if loop.state.global_step >= 2 and len(inputs["input_ids"]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(loop, model, inputs, *more, **named)
+
+    monkeypatch.setattr(Loop, "compute_loss", compute_loss)
+    run = make_run(training=settings)
+    prepare(run, tmp_path)
+    with pytest.raises(torch.OutOfMemoryError) as out:
+        trained(run, tmp_path)
+    assert as_failure(out.value).exit_code is ExitCode.OUT_OF_GPU_MEMORY
+    monkeypatch.setenv(contract.ENV_MICRO_BATCH_SIZE, "1")
+    result, losses = trained(run, tmp_path)
+    assert result.fit is not None
+    assert result.train is not None
+    assert (result.fit.micro_batch_size, result.train.resumed_from_step) == (1, 2)
+    assert losses.by_step == pytest.approx({step: loss for step, loss in expected.items() if step > 2}, rel=1e-4)
+
+
 def test_pain_10_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_path: Path) -> None:
     """An adapter scaled by 1e37 is harmless while B is zero, and overflows as soon as B has moved."""
     settings = LORA | {"maxSteps": 5, "lora": {"alpha": 1e38}, "checkpoint": {"everySteps": 1}}

@@ -69,7 +69,7 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
     ("no such model", ended_pod(JOB, ExitCode.SOURCE_NOT_FOUND, None), Retry.NEVER, "SourceNotFound"),
     ("denied", ended_pod(JOB, ExitCode.SOURCE_DENIED, None), Retry.NEVER, "SourceDenied"),
     ("too big", ended_pod(JOB, ExitCode.DOES_NOT_FIT, None), Retry.NEVER, "DoesNotFit"),
-    ("GPU memory", ended_pod(JOB, ExitCode.OUT_OF_GPU_MEMORY, None), Retry.NEVER, "OutOfGpuMemory"),
+    ("GPU memory", ended_pod(JOB, ExitCode.OUT_OF_GPU_MEMORY, None), Retry.SMALLER, "OutOfGpuMemory"),
     ("NaN", ended_pod(JOB, ExitCode.NON_FINITE_LOSS, None), Retry.NEVER, "NonFiniteLoss"),
     ("a merge that does not agree", ended_pod(JOB, ExitCode.VERIFICATION_FAILED, None), Retry.NEVER, "VerificationFailed"),
     (

@@ -10,7 +10,7 @@ from tests.story import Story
 
 from finetune_operator.decision import Apply, Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract import ENV_MICRO_BATCH_SIZE, ExitCode
 from finetune_trainer.pipeline import steps
 
 
@@ -70,6 +70,43 @@ def test_after_final_failure_nothing_is_created_whatever_is_removed() -> None:
     assert story.passes(4) == []
     assert story.conditions()["Stalled"] == ("True", "UnknownColumns")
     assert story.step("train")["attempt"] == 0
+
+
+def out_of_memory(story: Story) -> list[str]:
+    """The training pod's GPU is too small. Returns what is done then."""
+    told = reported_failure(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory", "the GPU's memory is too small")
+    story.space.end(*told)
+    return story.passes()
+
+
+def asked_micro_batch(story: Story) -> str | None:
+    (container,) = story.space.running()["spec"]["template"]["spec"]["containers"]
+    return next((e["value"] for e in container["env"] if e["name"] == ENV_MICRO_BATCH_SIZE), None)
+
+
+def test_training_that_outgrows_the_gpu_goes_on_with_smaller_micro_batches() -> None:
+    story = Story(make_job(retry={"maxRetries": 0}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    assert asked_micro_batch(story) is None  # 8, by the estimate
+    for size in ("4", "2", "1"):
+        assert out_of_memory(story) == ["job train"]
+        assert asked_micro_batch(story) == size
+        assert story.job["status"]["resolved"]["microBatchSize"] == int(size)
+    assert f"it goes on with micro-batches of {size}" in story.job["status"]["lastFailure"]["message"]
+    assert story.step("train")["retries"] == 0
+    assert out_of_memory(story) == []
+    assert story.conditions()["Failed"] == ("True", "OutOfGpuMemory")
+
+
+def test_training_that_outgrows_the_gpu_fails_where_the_user_wants_that() -> None:
+    story = Story(make_job(retry={"onOutOfMemory": "Fail"}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    assert out_of_memory(story) == []
+    assert story.conditions()["Failed"] == ("True", "OutOfGpuMemory")
 
 
 def test_an_added_artifact_runs_its_own_steps_and_prepare_only() -> None:

@@ -85,7 +85,9 @@ def as_failure(error: BaseException) -> StepFailed:
         return error
     torch = sys.modules.get("torch")  # who never imported it can't have run out of its memory
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
-        return StepFailed(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGPUMemory", first_line(error))
+        remedy = "lower spec.training.maxLength, use QLoRA, or take a larger GPU"
+        text = f"the GPU's memory is too small: {remedy} ({first_line(error, 160)})"
+        return StepFailed(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory", text)
     if isinstance(error, MemoryError):
         text = "the machine had no more memory: raise the memory limit of this stage in spec.stages"
         return StepFailed(ExitCode.OUT_OF_MEMORY, "OutOfMemory", text)

@@ -33,6 +33,7 @@ ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
 ENV_ATTEMPT = "FINETUNE_ATTEMPT"  # counts from 1; with the pod's uid it names what this attempt writes
 ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
+ENV_MICRO_BATCH_SIZE = "FINETUNE_MICRO_BATCH_SIZE"  # set where the memory did not hold what was estimated
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
 

@@ -142,6 +142,9 @@ class Retry(Strict):
     max_retries: int = Field(3, ge=0, le=100)
     """New attempts of a step after failures that count (a crash, a store or source that did not answer). A preempted or
     deleted pod is replaced without counting."""
+    on_out_of_memory: Literal["ShrinkMicroBatch", "Fail"] = "ShrinkMicroBatch"
+    """What to do when the GPU's memory does not hold the training after all. ShrinkMicroBatch: go on from the last
+    checkpoint with half the rows per forward pass and the same globalBatchSize; it does not count against maxRetries."""
 
 
 class ArtifactStore(Strict):
@@ -232,6 +235,8 @@ class StepStatus(Report):
     """Its uid: another Job of that name is not ours."""
     resumed_from_step: int | None = None
     """Optimizer step that the last attempt of training went on from."""
+    micro_batch_size: int | None = None
+    """Rows per forward pass, where the GPU's memory did not hold as many as were estimated."""
     running_pods: int | None = None
     """Pods of the current attempt that run, where spec.parallelism.numNodes asks for several."""
 

@@ -4,7 +4,7 @@
     pod's facts ─────────┴─► Failure(retry: FREE | COUNTED | NEVER, reason, message)
 
 FREE: the pod was taken away; nothing is wrong with it. COUNTED: it may pass the next time, spec.retry.maxRetries times.
-NEVER: the same inputs would fail the same way.
+SMALLER: it may pass with a smaller micro-batch. NEVER: the same inputs would fail the same way.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SIGTERM = 143  # the shell's number for a program that SIGTERM ended before it c
 class Retry(Enum):
     FREE = "Free"
     COUNTED = "Counted"
+    SMALLER = "Smaller"
     NEVER = "Never"
 
 
@@ -55,7 +56,7 @@ BY_CODE: dict[int, Rule] = {
         Retry.COUNTED, "StoreUnavailable", "the artifact store did not answer, or is full; see spec.storage.artifacts"
     ),
     ExitCode.OUT_OF_GPU_MEMORY: Rule(
-        Retry.NEVER,
+        Retry.SMALLER,
         "OutOfGpuMemory",
         "the GPU's memory is too small; lower spec.training.microBatchSize or maxLength, or take a larger GPU",
     ),

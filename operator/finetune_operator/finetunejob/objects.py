@@ -9,9 +9,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator import names
+from finetune_operator import names, pod_security
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
 from finetune_operator.finetunejob.plan import Start
+from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.names import (
@@ -30,7 +31,6 @@ from finetune_trainer.contract import ArtifactFormat
 from finetune_trainer.fields import SecretRef
 from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, mounted_path
 
-USER = 10001  # of the images
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
 RANKS_PORT = 29500  # torchrun's own
@@ -142,13 +142,9 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "image": stage.image or _image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings, _master(job, run, start)),
+        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _smaller(status, step)),
         "resources": _resources(job, run, step, stage.resources, status),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": pod_security.container(),
         "volumeMounts": [v.mount for v in volumes],
     }
     if secrets := _secrets(job, run, step):
@@ -158,14 +154,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": grace,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security.pod(),
         "containers": [container],
         "volumes": [v.source for v in volumes],
     }
@@ -194,6 +183,12 @@ def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
         return {}
     first = f"{step_job(job.metadata.name, start.step.name, run.id, start.attempt)}-0"
     return {contract.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
+
+
+def _smaller(status: FineTuneJobStatus, step: Step) -> dict[str, str]:
+    """After the GPU's memory did not hold the micro-batch that was estimated."""
+    size = step_record(status, step.name).micro_batch_size
+    return {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
 
 
 def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:

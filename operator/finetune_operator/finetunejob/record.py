@@ -19,22 +19,23 @@ from finetune_operator.finetunejob.api import (
     StepState,
     StepStatus,
 )
+from finetune_operator.finetunejob.api import Retry as Budget
 from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import stamp
 from finetune_trainer.contract import StepResult
-from finetune_trainer.pipeline import PREPARE, Step, fingerprints
+from finetune_trainer.pipeline import PREPARE, TRAIN, Step, fingerprints
 
 DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 
 
-def absorb(status: FineTuneJobStatus, run: Run, world: World, max_retries: int, now: datetime) -> FineTuneJobStatus:
+def absorb(status: FineTuneJobStatus, run: Run, world: World, budget: Budget, now: datetime) -> FineTuneJobStatus:
     """The status after all that has ended was read into it. Reading the same world again changes nothing more."""
     for step in run.steps:
         record = step_record(status, step.name)
         if record.state is StepState.RUNNING:
-            status = _read(status, run, step, world.attempt(record.job), max_retries, now)
+            status = _read(status, run, step, world.attempt(record.job), budget, now)
     return status
 
 
@@ -49,7 +50,7 @@ def with_step(status: FineTuneJobStatus, name: str, **changes: object) -> FineTu
 
 
 def _read(
-    status: FineTuneJobStatus, run: Run, step: Step, attempt: Attempt | None, max_retries: int, now: datetime
+    status: FineTuneJobStatus, run: Run, step: Step, attempt: Attempt | None, budget: Budget, now: datetime
 ) -> FineTuneJobStatus:
     record = step_record(status, step.name)
     if attempt is not None and record.job_uid not in (None, attempt.uid):
@@ -58,7 +59,7 @@ def _read(
         if record.job_uid is None:
             return status  # not seen yet: it is created again under the same name, which is harmless
         gone = Failure(JOB_DELETED.retry, JOB_DELETED.reason, JOB_DELETED.message)
-        return _fail(status, step, gone, max_retries, stamp(now))
+        return _fail(status, step, gone, budget, stamp(now))
     status = with_step(
         status,
         step.name,
@@ -71,10 +72,10 @@ def _read(
     ended = attempt.finished_at or stamp(now)
     status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
     if attempt.state is State.FAILED:
-        return _fail(status, step, failure_of(attempt, step.stage), max_retries, ended)
+        return _fail(status, step, failure_of(attempt, step.stage), budget, ended)
     result = attempt.pod.termination.result if attempt.pod and attempt.pod.termination else None
     if result is None:
-        return _lost(status, step, max_retries, ended)
+        return _lost(status, step, budget, ended)
     return _succeed(status, run, step, result, ended)
 
 
@@ -106,7 +107,7 @@ def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ende
         else:
             status = with_step(status, step.name, state=StepState.PENDING, fingerprint=wanted.get(step.name))
     if result.fit is not None and (verdict := fit.judge(result.fit, run.config.devices)).status == "False":
-        return _fail(status, run.steps[0], Failure(Retry.NEVER, verdict.reason, verdict.message), 0, ended)
+        return _fail(status, run.steps[0], Failure(Retry.NEVER, verdict.reason, verdict.message), Budget(), ended)
     return status
 
 
@@ -147,31 +148,47 @@ def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:
     return list(dict.fromkeys((*old, *new)))
 
 
-def _lost(status: FineTuneJobStatus, step: Step, max_retries: int, ended: str) -> FineTuneJobStatus:
+def _lost(status: FineTuneJobStatus, step: Step, budget: Budget, ended: str) -> FineTuneJobStatus:
     lost = Failure(RESULT_LOST.retry, RESULT_LOST.reason, RESULT_LOST.message)
-    status = _fail(status, step, lost, max_retries, ended)
+    status = _fail(status, step, lost, budget, ended)
     if step_record(status, step.name).state is StepState.FAILED:
         return status
     return with_step(status, PREPARE, state=StepState.PENDING)
 
 
-def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, max_retries: int, ended: str) -> FineTuneJobStatus:
+def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budget, ended: str) -> FineTuneJobStatus:
     record = step_record(status, step.name)
     retries = record.retries + (failure.retry is Retry.COUNTED)
-    final = failure.retry is Retry.NEVER or retries > max_retries
-    told = f"{failure.message} (attempt {record.attempt}; {max_retries} retries used up)"
+    smaller = _smaller_micro_batch(status, step, budget) if failure.retry is Retry.SMALLER else record.micro_batch_size
+    hopeless = failure.retry is Retry.NEVER or (failure.retry is Retry.SMALLER and smaller is None)
+    final = hopeless or retries > budget.max_retries
+    message = failure.message
+    if final and failure.retry is Retry.COUNTED:
+        message += f" (attempt {record.attempt}; {budget.max_retries} retries used up)"
+    elif failure.retry is Retry.SMALLER and not final:
+        message += f"; it goes on with micro-batches of {smaller}"
     last = LastFailure(
         step=step.name,
         attempt=record.attempt,
         node=failure.node,
         exit_code=failure.exit_code,
         reason=failure.reason,
-        message=told if final and failure.retry is Retry.COUNTED else failure.message,
+        message=message,
         time=ended,
     )
     state = StepState.FAILED if final else StepState.PENDING
-    status = with_step(status, step.name, state=state, retries=min(retries, max_retries), finished_at=ended)
+    changes = {"state": state, "retries": min(retries, budget.max_retries), "finished_at": ended}
+    status = with_step(status, step.name, **changes, micro_batch_size=smaller or record.micro_batch_size)
     return status.model_copy(update={"last_failure": last})
+
+
+def _smaller_micro_batch(status: FineTuneJobStatus, step: Step, budget: Budget) -> int | None:
+    """The largest part of the micro-batch that is at most its half, so that the global batch stays what it is."""
+    estimated = status.fit.micro_batch_size if status.fit else 1
+    now = step_record(status, step.name).micro_batch_size or estimated
+    if step.stage != TRAIN or budget.on_out_of_memory == "Fail":
+        return None
+    return max((part for part in range(1, now // 2 + 1) if now % part == 0), default=None)
 
 
 def _gpu_seconds(run: Run, step: Step, attempt: Attempt, ended: str) -> int:

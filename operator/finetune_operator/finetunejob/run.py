@@ -36,10 +36,12 @@ def run_config(job: FineTuneJob) -> RunConfig:
     )
 
 
-def resolved(run: RunConfig, fit: FitFacts | None, serving_artifact: str | None) -> Resolved:
-    """What the job's status shows of the choices that its spec left open. The fit is known once prepare has run."""
+def resolved(run: RunConfig, fit: FitFacts | None, smaller: int | None, serving_artifact: str | None) -> Resolved:
+    """What the job's status shows of the choices that its spec left open. The fit is known once prepare has run;
+    `smaller` is the micro-batch that the GPU's memory held, where it did not hold the fit's.
+    """
     return Resolved(
-        micro_batch_size=fit.micro_batch_size if fit else run.training.micro_batch_size,
+        micro_batch_size=smaller or (fit.micro_batch_size if fit else run.training.micro_batch_size),
         gradient_checkpointing=fit.gradient_checkpointing if fit else None,
         strategy=fit.strategy if fit else None,
         learning_rate=run.training.learning_rate,

@@ -24,10 +24,11 @@ from finetune_operator.finetunejob.api import (
     StepState,
 )
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
-from finetune_operator.finetunejob.record import rounded
+from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run import resolved
 from finetune_operator.meta import Object, stamp
 from finetune_trainer.contract import Progress
+from finetune_trainer.pipeline import TRAIN
 
 STALE_SECONDS = 120
 
@@ -35,12 +36,13 @@ STALE_SECONDS = 120
 def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
     """The whole status. `serve` is the ModelServe as it is now."""
     status, job = case.status, case.job
+    smaller = step_record(status, TRAIN).micro_batch_size
     return status.model_copy(
         update={
             "observed_generation": job.metadata.generation,
             "conditions": conditions(_told_conditions(case, outlook), job.status.conditions, job.metadata.generation, case.now),
             "stage": outlook.stage,
-            "resolved": resolved(case.run.config, status.fit, handover.serving_artifact(job.spec)),
+            "resolved": resolved(case.run.config, status.fit, smaller, handover.serving_artifact(job.spec)),
             "progress": _progress(case, outlook),
             "gates": list(case.verdicts),
             "serving": _serving(case, outlook, serve),

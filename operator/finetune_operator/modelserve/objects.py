@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import json
 
+from finetune_operator import pod_security
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.api import ModelServe, Prompt
 from finetune_operator.modelserve.plan import Target
-from finetune_operator.modelserve.pod import SECURITY, pod_security, served_name
+from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.rollout import gate_job
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import (
@@ -135,7 +136,7 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "securityContext": SECURITY,
+        "securityContext": pod_security.container(),
         "volumeMounts": [
             {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp"},
@@ -145,7 +146,7 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": pod_security(),
+        "securityContext": pod_security.pod(),
         "containers": [container],
         "volumes": [
             {"name": "prompts", "configMap": {"name": _prompts_name(serve)}},

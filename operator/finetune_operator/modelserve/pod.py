@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_operator import pod_security
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.api import EngineType, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.modelserve.engines import MODEL, Launch, launch
@@ -12,15 +13,9 @@ from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.pipeline import mounted_path
 
-USER = 10001  # of our images; others run under it too
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
 GRACE_MARGIN_SECONDS = 10
-SECURITY: Object = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "capabilities": {"drop": ["ALL"]},
-}
 # llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
 IS_SERVED = r"""
 get() {
@@ -41,7 +36,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) ->
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,  # variables such as VLLM_PORT, made from a Service's name, would mislead an engine
             "terminationGracePeriodSeconds": start.pre_stop_seconds + start.shutdown_seconds + GRACE_MARGIN_SECONDS,
-            "securityContext": pod_security(),
+            "securityContext": pod_security.pod(),
             "initContainers": [_loader(spec, model, mounts, settings)],
             "containers": [_engine(serve, model, start, mounts, settings)],
             "volumes": volumes,
@@ -52,18 +47,6 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) ->
 def served_name(serve: ModelServe) -> str:
     """Name of the model in the OpenAI API."""
     return serve.spec.served_name or serve.metadata.name
-
-
-def pod_security() -> Object:
-    """Of the whole pod, as Pod Security "restricted" wants it."""
-    return {
-        "runAsNonRoot": True,
-        "runAsUser": USER,
-        "runAsGroup": USER,
-        "fsGroup": USER,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
 
 
 def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
@@ -98,7 +81,7 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
         "env": [{"name": "HOME", "value": "/tmp"}],
-        "securityContext": SECURITY,
+        "securityContext": pod_security.container(),
         "volumeMounts": [m for m in writable if m["name"] != "shm"],
     }
     if model.secret is not None:
@@ -117,7 +100,7 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
         "args": start.args,
         "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | start.env | mine).items()],
         "ports": [{"name": "http", "containerPort": start.port}],
-        "securityContext": SECURITY,
+        "securityContext": pod_security.container(),
         "volumeMounts": mounts,
         **_probes(start.port, served_name(serve), budget(spec, model).start),
     }

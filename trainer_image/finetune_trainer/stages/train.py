@@ -6,11 +6,12 @@ Commits an adapter in PEFT's format (QLoRA, LoRA) or the whole model in BF16 (Fu
 from __future__ import annotations
 
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import distributed, sharding
+from finetune_trainer import contract, distributed, sharding
 from finetune_trainer.context import Context
 from finetune_trainer.contract import (
     ArtifactFacts,
@@ -137,12 +138,16 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
 
 
 def _fit(context: Context) -> FitFacts:
-    """Micro-batch and gradient checkpointing: what the user set, else what the memory estimate chose."""
+    """Micro-batch and gradient checkpointing: what the user set, else what the memory estimate chose.
+
+    After the GPU's memory did not hold that, the operator names a smaller micro-batch; more of them make the same step.
+    """
     fit = context.prepared().fit
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
-    return fit
+    smaller = os.environ.get(contract.ENV_MICRO_BATCH_SIZE)
+    return fit if smaller is None else fit.model_copy(update={"micro_batch_size": int(smaller)})
 
 
 def _check(training: Training, *, on_cpu: bool, sharded: bool) -> None:
