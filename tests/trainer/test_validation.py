@@ -11,6 +11,8 @@ from tests.trainer.test_train import LORA, MakeRun, committed, preempted, traine
 
 from finetune_trainer import contract
 from finetune_trainer.contract import RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import train
 from finetune_trainer.validation import best_step, validations
 
 STEADY = LORA | {"schedule": "constant", "warmupRatio": 0, "evaluateEverySteps": 1, "checkpoint": {"everySteps": 1, "keep": 1}}
@@ -50,6 +52,14 @@ def test_best_weights_are_kept_and_training_ends_early(
     assert resumed.train is not None
     assert (resumed.train.steps, resumed.train.resumed_from_step) == (best + 3, best + 1)
     assert weights(broken, tmp_path) == weights(run, tmp_path)
+
+
+def test_best_weights_are_refused_under_fsdp() -> None:
+    training = contract.Training.model_validate({"keepCheckpoint": "Best", "evaluateEverySteps": 1})
+    train._check(training, on_cpu=False, sharded=False)
+    with pytest.raises(StepFailed, match=r"training\.keepCheckpoint: FSDP keeps no weights but the last") as refused:
+        train._check(training, on_cpu=False, sharded=True)
+    assert refused.value.exit_code is contract.ExitCode.BAD_CONFIG
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:
