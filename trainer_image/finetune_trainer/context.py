@@ -7,13 +7,14 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from finetune_trainer import contract, pipeline
 from finetune_trainer.contract import (
+    Check,
     DatasetFacts,
     ExitCode,
     FitFacts,
@@ -98,7 +99,7 @@ class Context:
         manifest = self.store.read(kind_of(self.step), self.fingerprint(self.step.name))
         return None if manifest is None else manifest.result
 
-    def commit(self, folder: Path, result: StepResult, inputs: Mapping[str, str]) -> StepResult:
+    def commit(self, folder: Path, result: StepResult, inputs: Mapping[str, str], checks: Iterable[Check] = ()) -> StepResult:
         """Keep `folder` as this step's output; returns the result that counts, with the artifact's path and digest."""
         return self.store.commit(
             kind_of(self.step),
@@ -109,6 +110,7 @@ class Context:
             inputs=inputs,
             versions=self.versions(),
             result=result,
+            checks=checks,
         ).result
 
     def versions(self) -> dict[str, str]:

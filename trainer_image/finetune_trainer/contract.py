@@ -338,6 +338,14 @@ class File(Strict):
     sha256: str
 
 
+class Check(Report):
+    """One proof that an output is sound, and the limit that its value kept (proof.py says what each name means)."""
+
+    name: str
+    value: float
+    limit: float
+
+
 class Manifest(Strict):
     """The commit of one step: written last, so what it names is whole. `prefix` is the committed attempt's folder."""
 
@@ -347,6 +355,7 @@ class Manifest(Strict):
     files: tuple[File, ...]
     inputs: dict[str, str]
     versions: dict[str, str]
+    checks: tuple[Check, ...] = ()
     result: StepResult
 
 

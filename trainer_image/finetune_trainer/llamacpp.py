@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from finetune_trainer.libraries import threads
 
 ENV_FOLDER = "LLAMA_CPP_DIR"
 FOLDER = "/opt/llama.cpp"  # in the trainer's image
@@ -30,3 +33,17 @@ def binding() -> Any:
     import llama_cpp
 
     return llama_cpp
+
+
+def open_model(file: Path, context: int) -> Any:
+    """llama_cpp's Llama over a GGUF file, on the CPU, with room for `context` tokens and logits at every position."""
+    return binding().Llama(str(file), n_ctx=context, n_batch=512, n_threads=threads(), logits_all=True, verbose=False)
+
+
+def logits(model: Any, tokens: Sequence[int]) -> Any:
+    """Logits at every position, float32 of shape (tokens, vocabulary)."""
+    import numpy
+
+    model.reset()
+    model.eval(list(tokens))
+    return numpy.array(model.scores[: len(tokens)])

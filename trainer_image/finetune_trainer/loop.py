@@ -74,6 +74,12 @@ class Loop(SFTTrainer):  # type: ignore[misc]
             return None
         return float(self.evaluate()["eval_loss"])
 
+    def first_row_loss(self, path: Path) -> float:
+        """Loss over the first row to train on as the model is now, to be found again where the weights are read back."""
+        first = rows(path)
+        assert first is not None, "a run without rows has no step"
+        return float(self.evaluate(first.select([0]), metric_key_prefix="first")["first_loss"])
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:

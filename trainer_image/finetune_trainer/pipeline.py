@@ -31,6 +31,7 @@ RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 1, "quantize": 1, "evalua
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
+FIRST_ROW_LOSS = "firstRowLoss"  # noted in the manifest of train: what merge must see again after reading the weights back
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy
 
 from finetune_trainer import llamacpp
-from finetune_trainer.libraries import threads
 from finetune_trainer.score_row import Row
 from finetune_trainer.scores import Answer
 
@@ -19,14 +18,7 @@ class LlamaCppScorer:
 
     def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
-        self._model = llamacpp.binding().Llama(
-            str(file),
-            n_ctx=max(len(row.tokens) for row in rows) + new_tokens + 1,
-            n_batch=512,
-            n_threads=threads(),
-            logits_all=True,
-            verbose=False,
-        )
+        self._model = llamacpp.open_model(file, max(len(row.tokens) for row in rows) + new_tokens + 1)
 
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order."""
@@ -36,9 +28,7 @@ class LlamaCppScorer:
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits at every position, float32 of shape (tokens, vocabulary)."""
-        self._model.reset()
-        self._model.eval(list(tokens))
-        return numpy.array(self._model.scores[: len(tokens)])
+        return llamacpp.logits(self._model, tokens)
 
     def _loss(self, row: Row) -> tuple[float, int, float]:
         """Over the completion's tokens: sum of the negative log-likelihood in nats, their count, sum of the entropy."""

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from finetune_trainer.contract import ExitCode, File, Manifest, StepResult, StoreConfig
+from finetune_trainer.contract import Check, ExitCode, File, Manifest, StepResult, StoreConfig
 from finetune_trainer.directory import DirectoryObjects
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.pipeline import mounted_path
@@ -92,6 +92,7 @@ class Store:
         inputs: Mapping[str, str],
         versions: Mapping[str, str],
         result: StepResult,
+        checks: Iterable[Check] = (),
     ) -> Manifest:
         """Keep `folder` as the output of a step and return the manifest that counts: an earlier commit stays.
 
@@ -113,6 +114,7 @@ class Store:
             files=files,
             inputs=dict(inputs),
             versions=dict(versions),
+            checks=tuple(checks),
             result=result,
         )
         if self.objects.write_new(f"{entry}/{MANIFEST}", _json(manifest)):

@@ -61,11 +61,5 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:
     return float((expected.exp() * (expected - found)).sum(-1).mean())
 
 
-def check_divergence(what: str, value: float, limit: float) -> None:
-    """Raises StepFailed VerificationFailed above the limit, or for a value that is no number."""
-    if not value <= limit:
-        raise _failed(f"{what} answers unlike the trained one: mean KL divergence {value:.2g}, at most {limit:.2g}")
-
-
 def _failed(message: str) -> StepFailed:
     return StepFailed(ExitCode.VERIFICATION_FAILED, "VerificationFailed", message)

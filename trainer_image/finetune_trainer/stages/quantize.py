@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune_trainer import llamacpp
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Artifact, ArtifactFacts, ArtifactFormat, ExitCode, StepResult
+from finetune_trainer.contract import Artifact, ArtifactFacts, ArtifactFormat, Check, ExitCode, Method, StepResult
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten, threads
 from finetune_trainer.pipeline import MERGE, TRAIN
@@ -38,15 +38,17 @@ def run(context: Context) -> StepResult:
     folder.mkdir()
     if artifact.format is ArtifactFormat.GGUF:
         notes = make_gguf(context, artifact, merged_folder, folder)
+        context.progress("verifying")
+        checks = prove_gguf(context, artifact, merged_folder, folder / f"{artifact.name}.gguf")
     else:
-        notes = make_compressed_tensors(context, merged_folder, folder)
+        notes, checks = make_compressed_tensors(context, merged_folder, folder), ()
     if trained is not None and trained.result.train is not None:
         card.write(folder, context, trained.result.train, artifact)
     made = ArtifactFacts(
         name=artifact.name, format=artifact.format, quantization=artifact.quantization, path="", digest="", bytes=0
     )
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
-    return context.commit(folder, result, {MERGE: merged.fingerprint} | notes)
+    return context.commit(folder, result, {MERGE: merged.fingerprint} | notes, checks)
 
 
 # ── GGUF ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -76,6 +78,28 @@ def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) 
             notes["fallbackTensors"] = f"{fallback[1]} of {fallback[2]}"
     (folder / "Modelfile").write_text(_modelfile(file.name, merged))
     return notes
+
+
+def prove_gguf(context: Context, artifact: Artifact, merged: Path, file: Path) -> tuple[Check, ...]:
+    """The file must read text, carry the template and answer as the merged model does, within its type's rounding."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from finetune_trainer import proof
+    from finetune_trainer.model import Compute, load_base
+
+    rows = proof.fixed_rows(context.data()[1])
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
+    network = load_base(merged, Method.LORA, Compute("cpu", torch.float32))
+    expected = [proof.logits(network, row) for row in rows]
+    del network  # before the file is read: both at once would need half as much memory again
+    llama = llamacpp.open_model(file, max(len(row.tokens) for row in rows))
+    checks = proof.check_tokens(rows, tokenizer, llama)
+    checks += proof.check_template(tokenizer, llama.metadata.get("tokenizer.chat_template"))
+    found = [torch.from_numpy(llamacpp.logits(llama, row.tokens)) for row in rows]
+    likeness = proof.likeness(rows, expected, found)
+    what = f"the GGUF file {artifact.name} answers unlike the merged model"
+    return checks + proof.check_likeness(what, likeness, proof.GGUF_LIMITS[artifact.quantization])
 
 
 def _check(*tools: Path) -> None:

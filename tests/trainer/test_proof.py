@@ -1,0 +1,155 @@
+"""What leaves the pipeline is what was trained: broken adapters, merges and files are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.entries import context, prepare
+
+from finetune_trainer import proof
+from finetune_trainer.contract import ExitCode, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.pipeline import FIRST_ROW_LOSS
+from finetune_trainer.stages import merge, train
+
+MakeRun = Callable[..., RunConfig]
+TRAINING = {"method": "QLoRA", "precision": "FP32", "maxSteps": 4, "maxLength": 128, "learningRate": 1e-2}
+Tensors = dict[str, torch.Tensor]
+
+
+def dead(tensors: Tensors) -> Tensors:
+    return {n: torch.zeros_like(t) if "lora_B" in n else t for n, t in tensors.items()}
+
+
+def compiled(tensors: Tensors) -> Tensors:
+    return {n.replace("base_model.", "base_model._orig_mod."): t for n, t in tensors.items()}
+
+
+def cut(tensors: Tensors) -> Tensors:
+    return dict(sorted(tensors.items())[1:])
+
+
+def other(tensors: Tensors) -> Tensors:
+    return {n: -t if "lora_B" in n else t for n, t in tensors.items()}
+
+
+@pytest.fixture
+def trained(make_run: MakeRun, tmp_path: Path) -> RunConfig:
+    run = make_run(training=TRAINING)
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (dead, "the adapter is dead: all of its B matrices are zero"),
+        (compiled, "named as torch.compile names them"),
+        (cut, "tensors where the model takes 28"),
+        (other, "read back, the trained weights have loss"),
+    ],
+)
+def test_pain_14_a_dead_adapter_is_refused(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensors], Tensors], sentence: str
+) -> None:
+    save = train._save
+
+    def damage(*arguments: Any) -> Path:
+        folder = save(*arguments)
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        file.unlink()
+        save_file(change(tensors), file, metadata={"format": "pt"})
+        return folder
+
+    monkeypatch.setattr(train, "_save", damage)
+    run = make_run(training=TRAINING | {"maxSteps": 2})
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    with pytest.raises(StepFailed, match=sentence) as failed:
+        merge.run(context(run, "merge", tmp_path))
+    assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
+    assert context(run, "merge", tmp_path).committed() is None
+
+
+@pytest.mark.slow
+def test_pain_12_a_merge_that_loses_the_adapter_is_refused(
+    trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As merging in 4 bits does: the sum is rounded back to the base's own steps."""
+    monkeypatch.setattr(merge, "_with_adapter", lambda _, weight: weight)
+    with pytest.raises(StepFailed, match="merged model answers unlike the trained one"):
+        merge.run(context(trained, "merge", tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["QLoRA", "Full"])
+def test_each_proof_of_a_merge_is_in_its_manifest(make_run: MakeRun, tmp_path: Path, method: str) -> None:
+    run = make_run(training=TRAINING | {"method": method, "learningRate": 1e-3})
+    prepare(run, tmp_path)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    at = context(run, "evaluate", tmp_path)
+    manifest, _ = at.output("merge")
+    assert float(at.output("train")[0].inputs[FIRST_ROW_LOSS]) > 0
+    found = {check.name: check for check in manifest.checks}
+    adapter = ["adapterTensors", "largestB", "reloadedLoss", "divergence", "topToken", "perplexityRatio"]
+    assert list(found) == (["reloadedLoss"] if method == "Full" else adapter)
+    assert found["reloadedLoss"].value <= found["reloadedLoss"].limit
+    if method == "QLoRA":
+        assert found["reloadedLoss"].value < 1e-3
+        assert found["largestB"].value > 0
+
+
+def test_top_token_counts_only_what_the_reference_finds_unlikely() -> None:
+    reference = torch.tensor([[5.0, 4.9, 0.0], [5.0, 0.0, 0.0]])
+    assert proof._top_token(reference, torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (proof.Likeness(float("nan"), 1.0, 1.0), "divergence"),
+        (proof.Likeness(0.0, 0.1, 1.0), "topToken"),
+        (proof.Likeness(0.0, 1.0, 9.0), "perplexityRatio"),
+    ],
+)
+def test_pain_17_garbage_is_refused_whatever_shows_it(found: proof.Likeness, name: str) -> None:
+    with pytest.raises(StepFailed, match=f"the file: {name}"):
+        proof.check_likeness("the file", found, proof.GGUF_LIMITS["Q4_K_M"])
+
+
+class Words:
+    """Both tokenizers in one: a token for each word."""
+
+    chat_template = "{{ messages }}"
+
+    def __init__(self, offset: int = 0) -> None:
+        self.offset = offset
+
+    def tokenize(self, text: bytes, **_: Any) -> list[int]:
+        return [len(word) + self.offset for word in text.decode().split()]
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        return type("Encoded", (), {"input_ids": self.tokenize(text.encode())})
+
+
+def test_pain_17_a_file_that_reads_other_tokens_is_refused() -> None:
+    row = proof.FixedRow((1, 2), (False, True), "How are you", True)
+    assert proof.check_tokens([row], Words(), Words())
+    with pytest.raises(StepFailed, match="gives other ids than the model's for 1 of 1 rows"):
+        proof.check_tokens([row], Words(), Words(offset=1))
+
+
+def test_pain_1_an_artifact_with_another_chat_template_is_refused() -> None:
+    assert proof.check_template(Words(), "{{ messages }}\n")
+    for carried in (None, "{{ other }}"):
+        with pytest.raises(StepFailed, match="carries another chat template"):
+            proof.check_template(Words(), carried)

@@ -1,0 +1,192 @@
+"""Proof that what leaves the pipeline is what was trained: each check has a limit, and its result is in the manifest.
+
+adapterTensors   tensors in the adapter's file: exactly those that the model expects, none named as torch.compile names them
+largestB         largest value in the adapter's B matrices: above zero, or the adapter would do nothing
+reloadedLoss     loss over the first training row, read back by another process, against what the training pod saw
+divergence       mean KL divergence in nats of one model's predictions from another's, over the first training rows
+topToken         share of positions where the other's favourite has at least half the favourite's probability
+perplexityRatio  perplexity of those rows under the other model, divided by that under the first
+tokenIds         rows that llama.cpp's tokenizer turned into other ids than the model's own
+template         1 where the file carries another chat template than the model
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.contract import Check, ExitCode
+from finetune_trainer.failures import StepFailed
+
+ROWS, TOKENS = 2, 512  # enough to tell a broken model from a rounded one; it must not cost what an evaluation does
+EXACT_LOSS, ROUNDED_LOSS = 1e-3, 3e-2  # trained in float32 on CPUs; trained in 16 bits, or saved so
+
+
+@dataclass(frozen=True)
+class FixedRow:
+    """The beginning of a training row; the loss counts what `counted` says."""
+
+    tokens: tuple[int, ...]
+    counted: tuple[bool, ...]
+    text: str
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How near one model's predictions come to another's, at worst over the rows."""
+
+    divergence: float
+    top_token: float
+    perplexity_ratio: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Worst values that pass."""
+
+    divergence: float
+    top_token: float
+    perplexity_ratio: float
+
+
+# Of small models, which rounding hurts most; an 8B model has a tenth of it. A broken file is far beyond them all.
+GGUF_LIMITS = {
+    "F16": Limits(0.01, 0.95, 1.05),
+    "Q8_0": Limits(0.02, 0.9, 1.1),
+    "Q6_K": Limits(0.05, 0.85, 1.2),
+    "Q5_K_M": Limits(0.1, 0.8, 1.3),
+    "Q4_K_M": Limits(0.3, 0.7, 1.6),
+}
+
+
+def fixed_rows(data: Path) -> list[FixedRow]:
+    """The first rows to train on, cut at TOKENS tokens."""
+    with (data / "train.jsonl").open() as lines:
+        read = [json.loads(line) for line, _ in zip(lines, range(ROWS), strict=False)]
+    return [
+        FixedRow(
+            tuple(r["input_ids"][:TOKENS]),
+            tuple(map(bool, r["completion_mask"][:TOKENS])),
+            r["prompt"],
+            len(r["input_ids"]) <= TOKENS,
+        )
+        for r in read
+    ]
+
+
+def logits(network: Any, row: FixedRow) -> torch.Tensor:
+    """Logits of a transformers model at every position of a row, float32 of shape (tokens, vocabulary)."""
+    with torch.no_grad():
+        return torch.as_tensor(network(input_ids=torch.tensor([row.tokens]), use_cache=False).logits[0].float())
+
+
+def row_loss(values: torch.Tensor, row: FixedRow) -> float:
+    """Mean loss in nats over the row's counted tokens; not a number where it counts none."""
+    counted = torch.tensor(row.counted[1:])
+    wanted = torch.tensor(row.tokens[1:])[counted]
+    return float(torch.nn.functional.cross_entropy(values[:-1][counted].double(), wanted))
+
+
+def likeness(rows: Sequence[FixedRow], reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Likeness:
+    """Compare the logits of two models over the same rows; the worst row counts."""
+    from finetune_trainer.verify import divergence
+
+    pairs = list(zip(reference, other, strict=True))
+    ratios = [
+        math.exp(row_loss(found, row) - row_loss(expected, row))
+        for row, (expected, found) in zip(rows, pairs, strict=True)
+        if any(row.counted[1:])
+    ]
+    return Likeness(
+        max(divergence(expected, found) for expected, found in pairs),
+        min(_top_token(expected, found) for expected, found in pairs),
+        max(ratios, default=1.0),
+    )
+
+
+def _top_token(reference: torch.Tensor, other: torch.Tensor) -> float:
+    probabilities = reference.softmax(-1)
+    taken = probabilities.gather(-1, other.argmax(-1, keepdim=True)).squeeze(-1)
+    return float((taken >= probabilities.amax(-1) / 2).double().mean())
+
+
+# ── Checks: each returns its results, or raises StepFailed VerificationFailed with a sentence ─────────────────────────
+
+
+def check_likeness(what: str, found: Likeness, limits: Limits) -> tuple[Check, ...]:
+    """Fails where a model answers unlike the one that it was made of."""
+    checks = (
+        Check(name="divergence", value=found.divergence, limit=limits.divergence),
+        Check(name="topToken", value=found.top_token, limit=limits.top_token),
+        Check(name="perplexityRatio", value=found.perplexity_ratio, limit=limits.perplexity_ratio),
+    )
+    passed = (
+        found.divergence <= limits.divergence,
+        found.top_token >= limits.top_token,
+        found.perplexity_ratio <= limits.perplexity_ratio,
+    )
+    for check, good in zip(checks, passed, strict=True):
+        if not good:
+            raise _failed(f"{what}: {check.name} {check.value:.3g}, the limit is {check.limit:.3g}")
+    return checks
+
+
+def check_adapter(file: Path, expected: set[str]) -> tuple[Check, ...]:
+    """Fails for an adapter's file that holds other tensors than the model takes, or whose B is all zero."""
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as tensors:
+        names = set(tensors.keys())
+        compiled = sorted(name for name in names if "_orig_mod" in name)
+        if compiled:
+            raise _failed(f"the adapter's tensors are named as torch.compile names them, such as {compiled[0]}")
+        if names != expected:
+            other = sorted(names ^ expected)
+            raise _failed(f"the adapter has {len(names)} tensors where the model takes {len(expected)}: {other[0]}")
+        largest = max(float(tensors.get_tensor(name).abs().max()) for name in names if "lora_B" in name)
+    if not largest > 0:
+        raise _failed("the adapter is dead: all of its B matrices are zero, so it would change no answer")
+    return (
+        Check(name="adapterTensors", value=len(names), limit=len(expected)),
+        Check(name="largestB", value=largest, limit=0),
+    )
+
+
+def check_reload(trained: float, reloaded: float, limit: float) -> tuple[Check, ...]:
+    """Fails where the weights as they were saved have another loss than the training pod saw."""
+    allowed = limit * max(1.0, trained)
+    if not abs(reloaded - trained) <= allowed:
+        message = f"read back, the trained weights have loss {reloaded:.5g} on the first row, in training it was {trained:.5g}"
+        raise _failed(message)
+    return (Check(name="reloadedLoss", value=abs(reloaded - trained), limit=allowed),)
+
+
+def check_tokens(rows: Sequence[FixedRow], tokenizer: Any, llama: Any) -> tuple[Check, ...]:
+    """Fails where llama.cpp reads a rendered row as other tokens than the model was trained on."""
+    texts = [row.text or tokenizer.decode(row.tokens) for row in rows]
+    different = [
+        text
+        for text in texts
+        if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer(text, add_special_tokens=False).input_ids
+    ]
+    if different:
+        raise _failed(f"llama.cpp's tokenizer gives other ids than the model's for {len(different)} of {len(texts)} rows")
+    return (Check(name="tokenIds", value=0, limit=0),)
+
+
+def check_template(tokenizer: Any, carried: str | None) -> tuple[Check, ...]:
+    """Fails where an artifact carries another chat template than the model was trained with."""
+    if (tokenizer.chat_template or "").strip() != (carried or "").strip():
+        raise _failed("the artifact carries another chat template than the model was trained with")
+    return (Check(name="template", value=0, limit=0),)
+
+
+def _failed(message: str) -> StepFailed:
+    return StepFailed(ExitCode.VERIFICATION_FAILED, "VerificationFailed", message)
