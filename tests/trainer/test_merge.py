@@ -121,6 +121,20 @@ def test_merged_folder_can_be_served(make_run: MakeRun, tmp_path: Path) -> None:
     assert divergence_from_trained(run, tmp_path, folder) <= 1e-4  # also where most of the 4-bit layers have no adapter
 
 
+@pytest.mark.parametrize("method", ["LoRA", "Full"])
+def test_pain_13_tied_embeddings_are_tied_when_read_back(make_run: MakeRun, tmp_path: Path, method: str) -> None:
+    import torch
+
+    from finetune_trainer.model import Compute, load_base
+
+    folder = merged_folder(make_run(training=TRAINING | {"method": method, "learningRate": 1e-3}), tmp_path)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    network = load_base(folder, Method.LORA, Compute("cpu", torch.float32))
+    head, embedding = network.get_output_embeddings().weight, network.get_input_embeddings().weight
+    assert head.data_ptr() == embedding.data_ptr()
+    assert float(embedding.std()) > 1e-3  # read from the file, not made anew as zeros
+
+
 def test_a_broken_merge_is_not_committed(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(training=TRAINING)
     prepare(run, tmp_path)

@@ -45,7 +45,7 @@ def go(template: str, messages: Sequence[dict[str, str]]) -> str:
 
 @pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM], ids=["chatml", "default system message"])
 @pytest.mark.parametrize("roles", TURNS.values(), ids=TURNS.keys())
-def test_template_renders_as_the_chat_template(tokenizer: Any, template: str, roles: list[str]) -> None:
+def test_pain_01_the_modelfile_renders_as_the_chat_template(tokenizer: Any, template: str, roles: list[str]) -> None:
     tokenizer.chat_template = template
     messages = conversation(roles)
     parts = chat_parts(tokenizer)

@@ -48,7 +48,7 @@ def test_a_known_model_passes(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "vocab.gguf").is_file()
 
 
-def test_an_unknown_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_pain_16_a_tokenizer_that_llama_cpp_does_not_know_is_refused_before_training(tiny_model: Path, tmp_path: Path) -> None:
     assert "pre-tokenizer was not recognized" in refusal(tiny_model, tmp_path)
 
 

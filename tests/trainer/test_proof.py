@@ -148,7 +148,7 @@ def test_pain_17_a_file_that_reads_other_tokens_is_refused() -> None:
         proof.check_tokens([row], Words(), Words(offset=1))
 
 
-def test_pain_1_an_artifact_with_another_chat_template_is_refused() -> None:
+def test_pain_01_an_artifact_with_another_chat_template_is_refused() -> None:
     assert proof.check_template(Words(), "{{ messages }}\n")
     for carried in (None, "{{ other }}"):
         with pytest.raises(StepFailed, match="carries another chat template"):

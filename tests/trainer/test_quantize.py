@@ -87,6 +87,8 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
         manifest, folder = context(run, f"evaluate-{artifact.name}", tmp_path).output(f"quantize-{artifact.name}")
         assert {f.path for f in manifest.files} == {f"{artifact.name}.gguf", "Modelfile", "README.md"}
         assert "fallbackTensors" not in manifest.inputs
+        proofs = ["tokenIds", "template", "divergence", "topToken", "perplexityRatio"]
+        assert [check.name for check in manifest.checks] == proofs
         file = folder / f"{artifact.name}.gguf"
         found[artifact.quantization] = verify.divergence(*logits(run, tmp_path, file))
         sizes[artifact.quantization] = file.stat().st_size
@@ -99,7 +101,7 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
     assert scores.values[Metric.EXACT_MATCH] == pytest.approx(merged[Metric.EXACT_MATCH], abs=0.13)  # one row of eight
 
 
-def test_modelfile_stops_where_the_model_does(run: RunConfig, tmp_path: Path) -> None:
+def test_pain_02_the_modelfile_stops_where_the_model_does(run: RunConfig, tmp_path: Path) -> None:
     quantize.run(context(run, "quantize-f16", tmp_path))
     _, folder = context(run, "evaluate-f16", tmp_path).output("quantize-f16")
     text = (folder / "Modelfile").read_text()
