@@ -123,7 +123,8 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
         peak_memory_bytes=model.peak_memory(compute.device),
     )
-    first_row = loop.first_row_loss(data_folder / "train.jsonl")
+    alone = context.run.devices.world_size == 1  # ranks would share the one row out
+    first_row = loop.first_row_loss(data_folder / "train.jsonl") if alone else math.nan
     context.progress("saving", facts.steps, facts.steps)
     folder = _save(loop, tokenizer, context)
     if not distributed.is_first():
