@@ -18,6 +18,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, Progress
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import peak_memory
+from finetune_trainer.pipeline import FIRST_ROW_LOSS
 
 IGNORED = -100  # torch's cross entropy leaves positions with this label out
 
@@ -74,11 +75,16 @@ class Loop(SFTTrainer):  # type: ignore[misc]
             return None
         return float(self.evaluate()["eval_loss"])
 
-    def first_row_loss(self, path: Path) -> float:
-        """Loss over the first row to train on as the model is now, to be found again where the weights are read back."""
+    def first_row(self, path: Path) -> dict[str, str]:
+        """Loss over the first row to train on as the model is now, to be found again where the weights are read back.
+
+        Nothing where many ranks train, which would share the one row out.
+        """
         first = rows(path)
-        assert first is not None, "a run without rows has no step"
-        return float(self.evaluate(first.select([0]), metric_key_prefix="first")["first_loss"])
+        if first is None or self.args.world_size > 1:
+            return {}
+        measured = self.evaluate(first.select([0]), metric_key_prefix="first")
+        return {FIRST_ROW_LOSS: f"{measured['first_loss']:.8g}"}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

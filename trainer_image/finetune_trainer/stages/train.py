@@ -26,7 +26,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import ADAPTER, FIRST_ROW_LOSS, PREPARE
+from finetune_trainer.pipeline import ADAPTER, PREPARE
 from finetune_trainer.preemption import Activity, Preemption, preempted
 
 ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an order of magnitude apart
@@ -123,15 +123,12 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
         peak_memory_bytes=model.peak_memory(compute.device),
     )
-    alone = context.run.devices.world_size == 1  # ranks would share the one row out
-    first_row = loop.first_row_loss(data_folder / "train.jsonl") if alone else math.nan
-    context.progress("saving", facts.steps, facts.steps)
+    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(data_folder / "train.jsonl")
     folder = _save(loop, tokenizer, context)
     if not distributed.is_first():
         return None
     card.write(folder, context, facts)
     result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=_made(training))
-    noted = {PREPARE: context.fingerprint(PREPARE), FIRST_ROW_LOSS: f"{first_row:.8g}"}
     committed = context.commit(folder, result, noted)
     context.store.drop_checkpoints(fingerprint, keep=0)
     return committed
@@ -229,6 +226,7 @@ def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
     """
     import torch
 
+    context.progress("saving", loop.state.global_step, loop.state.global_step)
     folder, network = context.scratch / "output", loop.model
     if context.run.training.method is Method.FULL:
         network.to(torch.bfloat16)
