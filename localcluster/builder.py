@@ -63,7 +63,10 @@ def build(
         command += ["--target", target]
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
-    _run(storage, [*command, str(context)], storage.log(reference))
+    try:
+        _run(storage, [*command, str(context)], storage.log(reference))
+    finally:  # buildah leaves the containers of earlier stages behind, mounted; the caller holds the storage's lock
+        subprocess.run([*storage.options, "rm", "--all"], env=storage.environment, capture_output=True, check=False)
 
 
 def push(storage: Storage, reference: str) -> None:
@@ -89,12 +92,16 @@ def _run(storage: Storage, command: list[str], log: Path) -> None:
         ) as process,
     ):
         assert process.stdout is not None
-        for line in process.stdout:
-            output.write(line)
-            now = time.monotonic()
-            if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
-                shown = now
-                _show(f"  {log.stem.rpartition('-')[0]}: {line.strip()[:SHOWN_COLUMNS]} ({now - begin:.0f} s)")
+        try:
+            for line in process.stdout:
+                output.write(line)
+                now = time.monotonic()
+                if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
+                    shown = now
+                    _show(f"  {log.stem.rpartition('-')[0]}: {line.strip()[:SHOWN_COLUMNS]} ({now - begin:.0f} s)")
+        except BaseException:  # Ctrl-C: nothing goes on building behind our back
+            process.terminate()
+            raise
     if process.returncode:
         last = "\n".join(log.read_text(errors="replace").splitlines()[-SHOWN_LINES:])
         raise BuildFailed(f"{' '.join(command)} failed (all of its output: {log}):\n{last}")
