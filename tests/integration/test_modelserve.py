@@ -141,7 +141,7 @@ def test_rollout_promotion_refusal_and_silence(world: World, operators: Operator
 
         apply_serve(world, space, model={"uri": "pvc://models/three"}, suspend=True)
         wait_until("no pod is left", lambda: not answering(world, space))
-        assert is_true(world, path, "Ready")
+        wait_until("that is as it should be", lambda: is_true(world, path, "Ready"))
         apply_serve(world, space, model={"uri": "pvc://models/three"}, replicas=2)
         wait_until("two pods answer", lambda: len(answering(world, space)) == 2 and is_true(world, path, "Ready"))
         assert world.get(path)["status"]["replicas"] == 2  # type: ignore[index]

@@ -169,10 +169,10 @@ def test_a_frozen_leader_writes_nothing_after_its_lease_ran_out(world: World, op
 
 
 def test_an_operator_with_nothing_to_do_is_small_and_silent(world: World, operators: Operators) -> None:
-    """The program itself, watching all namespaces, with one object in each state that needs nothing."""
+    """The program itself, in a namespace of its own: in the others, other tests' jobs wait for nodes that do not exist."""
     space = world.namespace("idle")
     apply_job(world, space, "held", annotations={"finetune.dev/hold": "true"})
-    operator = operators("-m", "finetune_operator").start()
+    operator = operators("-m", "finetune_operator", FINETUNE_NAMESPACE=space).start()
     wait_until("it leads", lambda: '"leading"' in operator.log)
     quiet(operator, 6)  # Kopf's workers end after five seconds without an event
     before, begin = len(operator.proxy.requests), time.monotonic()
