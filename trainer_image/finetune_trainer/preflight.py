@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,6 @@ def check_convertible(model_folder: Path, scratch: Path) -> None:
             text=True,
             check=False,
             timeout=SECONDS,
-            env=os.environ | {"NO_LOCAL_GGUF": ""},
         )
     except subprocess.TimeoutExpired:
         return  # a slow machine says nothing about the model
