@@ -17,4 +17,4 @@ lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
 lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
 lock llamacpp requirements/llamacpp.in --no-deps
 lock llamacpp-build requirements/llamacpp-build.in
-lock dev pyproject.toml --extra operator --extra trainer --extra cli --extra dev --constraints requirements/trainer.txt
+lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra dev --constraints requirements/trainer.txt
