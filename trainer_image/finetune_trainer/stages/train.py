@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import contract, distributed, sharding
 from finetune_trainer.context import Context
@@ -18,7 +20,6 @@ from finetune_trainer.contract import (
     ExitCode,
     FitFacts,
     Method,
-    RunConfig,
     StepResult,
     Strategy,
     TrainFacts,
@@ -29,8 +30,13 @@ from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import ADAPTER, PREPARE
 from finetune_trainer.preemption import Activity, Preemption, preempted
 
-ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an order of magnitude apart
-DEFAULT_EPOCHS = 3.0
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from finetune_trainer.checkpoint import SaveCheckpoints
+    from finetune_trainer.loop import Loop
+    from finetune_trainer.model import Compute
+    from finetune_trainer.validation import StopEarly
 
 
 def run(context: Context) -> StepResult | None:
@@ -53,13 +59,52 @@ def run(context: Context) -> StepResult | None:
 
 
 def _train(context: Context, preemption: Preemption) -> StepResult | None:
-    from transformers import PrinterCallback
-
-    from finetune_trainer import acceleration, card, checkpoint, model, verify
-    from finetune_trainer.loop import Loop, ReportProgress, rows
+    from finetune_trainer import checkpoint, verify
     from finetune_trainer.validation import StopEarly
 
     training, fingerprint = context.run.training, context.fingerprint(context.step.name)
+    loaded = _load(context)
+    saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
+    stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
+    loop = _loop(context, loaded, [saving, *stopping])
+    before = verify.trace(loaded.network)
+    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir), sharded=loaded.sharded)
+
+    started = time.monotonic()
+    preemption.activity = Activity.TRAINING
+    _run(loop, resume, saving, stopping)
+    preemption.activity = Activity.COMMITTING
+
+    if training.keep_checkpoint == "Best":
+        saving.load_best(loop)
+    verify.check_trained(before, loaded.network, loop.state.global_step)
+    return _commit(context, loaded, loop, _facts(loop, resume, started))
+
+
+# ── What is loaded, and the loop over it ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run trains with: the network where it trains, its tokenizer, and the folder with the rendered rows."""
+
+    compute: Compute
+    fit: FitFacts
+    network: Any
+    tokenizer: Any
+    rows: Path
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks share out the weights."""
+        return self.fit.strategy is Strategy.FSDP
+
+
+def _load(context: Context) -> Loaded:
+    """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before anything is read."""
+    from finetune_trainer import acceleration, model
+
+    training = context.run.training
     compute = model.compute_for(training.precision, context.run.devices)
     fit = distributed.of_first(lambda: _fit(context))
     sharded = fit.strategy is Strategy.FSDP
@@ -68,38 +113,47 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     context.progress("loading the base model")
     with distributed.first_on_node():
         _, model_folder = context.model()
-        _, data_folder = context.data()
+        _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
     network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute), sharded=sharded)
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
     if not sharded:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
+    return Loaded(compute, fit, network, tokenizer, rows)
 
-    saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
-    stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
-    arguments = _arguments(context.run, fit, compute, context.scratch / "train")
-    if sharded and compute.device == "cpu":
+
+def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
+    """The Trainer of this run, ready to train."""
+    from transformers import PrinterCallback
+
+    from finetune_trainer import model
+    from finetune_trainer.arguments import arguments
+    from finetune_trainer.loop import Loop, ReportProgress, rows
+
+    training, compute = context.run.training, loaded.compute
+    asked = arguments(context.run, loaded.fit, compute, context.scratch / "train")
+    if loaded.sharded and compute.device == "cpu":
         sharding.allow_on_cpus()
     loop = Loop(
-        model=network,
-        args=arguments,
-        train_dataset=rows(data_folder / "train.jsonl"),
-        eval_dataset=rows(data_folder / "validation.jsonl"),
-        processing_class=tokenizer,
-        callbacks=[saving, *stopping],
+        model=loaded.network,
+        args=asked,
+        train_dataset=rows(loaded.rows / "train.jsonl"),
+        eval_dataset=rows(loaded.rows / "validation.jsonl"),
+        processing_class=loaded.tokenizer,
+        callbacks=[*callbacks],
     )
-    if sharded:
+    if loaded.sharded:
         sharding.check(loop)
     loop.remove_callback(PrinterCallback)
     loop.add_callback(ReportProgress(context, loop))
-    loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=sharded))
+    loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=loaded.sharded))
     loop.set_warmup(training.warmup_ratio)
-    before = verify.trace(network)
-    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir), sharded=sharded)
+    return loop
 
-    started = time.monotonic()
-    preemption.activity = Activity.TRAINING
+
+def _run(loop: Loop, resume: Path | None, saving: SaveCheckpoints, stopping: Sequence[StopEarly]) -> None:
+    """All steps that are left. Raises StepFailed Preempted, with the state after the last whole step saved."""
     try:
         loop.train(resume_from_checkpoint=None if resume is None else str(resume))
     except StepFailed as failure:
@@ -108,33 +162,6 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
         raise
     if loop.state.global_step < loop.state.max_steps and not any(stop.stopped for stop in stopping):
         raise preempted(f"after step {loop.state.global_step}")
-    preemption.activity = Activity.COMMITTING
-
-    if training.keep_checkpoint == "Best":
-        saving.load_best(loop)
-    verify.check_trained(before, network, loop.state.global_step)
-    facts = TrainFacts(
-        steps=loop.state.global_step,
-        loss=_mean_of_last_tenth(loop.losses()),
-        validation_loss=loop.validation_loss(),
-        tokens=int(loop.state.num_input_tokens_seen),
-        seconds=round(time.monotonic() - started, 3),
-        world_size=loop.args.world_size,
-        resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
-        peak_memory_bytes=model.peak_memory(compute.device),
-    )
-    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(data_folder / "train.jsonl")
-    folder = _save(loop, tokenizer, context)
-    if not distributed.is_first():
-        return None
-    card.write(folder, context, facts)
-    result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=_made(training))
-    committed = context.commit(folder, result, noted)
-    context.store.drop_checkpoints(fingerprint, keep=0)
-    return committed
-
-
-# ── What the run asks for, in TRL's words ─────────────────────────────────────────────────────────────────────────────
 
 
 def _fit(context: Context) -> FitFacts:
@@ -158,65 +185,40 @@ def _check(training: Training, *, on_cpu: bool, sharded: bool) -> None:
         raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
 
 
-def _arguments(run: RunConfig, fit: FitFacts, compute: Any, folder: Path) -> Any:
-    import torch
-    from transformers.training_args import OptimizerNames
-    from trl import SFTConfig
+# ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    from finetune_trainer.acceleration import uses_varlen
 
-    training = run.training
-    optimizer = _optimizer(training, compute.device)
-    known = sorted(name.value for name in OptimizerNames)
-    if optimizer not in known:
-        raise _refused(f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}")
-    full = training.method is Method.FULL
-    return SFTConfig(
-        output_dir=str(folder),
-        per_device_train_batch_size=fit.micro_batch_size,
-        per_device_eval_batch_size=fit.micro_batch_size,
-        gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
-        ddp_find_unused_parameters=False,
-        **(sharding.arguments() if fit.strategy is Strategy.FSDP else {}),
-        num_train_epochs=training.epochs or DEFAULT_EPOCHS,
-        max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
-        lr_scheduler_type=training.schedule,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=optimizer,
-        seed=training.seed,
-        bf16=compute.dtype is torch.bfloat16,
-        fp16=compute.dtype is torch.float16,
-        use_cpu=compute.device == "cpu",
-        gradient_checkpointing=fit.gradient_checkpointing,
-        max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
-        packing=training.packing,
-        padding_free=uses_varlen(compute),
-        eval_packing=False,
-        eval_strategy="steps" if training.evaluate_every_steps else "no",
-        eval_steps=training.evaluate_every_steps,
-        neftune_noise_alpha=training.neftune_noise_alpha,
-        save_strategy="no",  # SaveCheckpoints decides
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the steps before
-        include_num_input_tokens_seen="non_padding",
-        disable_tqdm=True,
-        report_to="none",
-        dataloader_pin_memory=compute.device == "cuda",
-        dataloader_num_workers=2 if compute.device == "cuda" else 0,  # a batch is made while the GPU works on the last
+def _facts(loop: Loop, resume: Path | None, started: float) -> TrainFacts:
+    """Figures of the run that ended; `started` is the monotonic clock's time at its begin."""
+    from finetune_trainer.model import peak_memory
+
+    return TrainFacts(
+        steps=loop.state.global_step,
+        loss=_mean_of_last_tenth(loop.losses()),
+        validation_loss=loop.validation_loss(),
+        tokens=int(loop.state.num_input_tokens_seen),
+        seconds=round(time.monotonic() - started, 3),
+        world_size=loop.args.world_size,
+        resumed_from_step=0 if resume is None else int(resume.name.rpartition("-")[2]),
+        peak_memory_bytes=peak_memory(loop.args.device.type),
     )
 
 
-def _optimizer(training: Training, device: str) -> str:
-    if training.optimizer != "Auto":
-        return training.optimizer
-    if device == "cpu":
-        return "adamw_torch"
-    return "adamw_bnb_8bit" if training.method is Method.FULL else "adamw_torch_fused"
+def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> StepResult | None:
+    """Keep what was trained and drop the checkpoints, on the first rank; None on the others."""
+    from finetune_trainer import card
 
-
-# ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
+    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows / "train.jsonl")
+    folder = _save(loop, loaded.tokenizer, context)
+    if not distributed.is_first():
+        return None
+    card.write(folder, context, facts)
+    fingerprint = context.fingerprint(context.step.name)
+    made = _made(context.run.training)
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=loaded.fit, artifact=made)
+    committed = context.commit(folder, result, noted)
+    context.store.drop_checkpoints(fingerprint, keep=0)
+    return committed
 
 
 def _save(loop: Any, tokenizer: Any, context: Context) -> Path:

@@ -1,0 +1,72 @@
+"""What a run asks for, in TRL's words: SFTConfig from spec.training, the fit and the device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers.training_args import OptimizerNames
+from trl import SFTConfig
+
+from finetune_trainer import sharding
+from finetune_trainer.acceleration import uses_varlen
+from finetune_trainer.contract import ExitCode, FitFacts, Method, RunConfig, Strategy, Training
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.model import Compute
+
+ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an order of magnitude apart
+DEFAULT_EPOCHS = 3.0
+
+
+def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> SFTConfig:
+    """Raises StepFailed BadConfig for an optimizer that transformers doesn't know."""
+    training = run.training
+    optimizer = _optimizer(training, compute.device)
+    known = sorted(name.value for name in OptimizerNames)
+    if optimizer not in known:
+        message = f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}"
+        raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)
+    full = training.method is Method.FULL
+    return SFTConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=fit.micro_batch_size,
+        per_device_eval_batch_size=fit.micro_batch_size,
+        gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
+        ddp_find_unused_parameters=False,
+        **(sharding.arguments() if fit.strategy is Strategy.FSDP else {}),
+        num_train_epochs=training.epochs or DEFAULT_EPOCHS,
+        max_steps=training.max_steps or -1,
+        learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
+        lr_scheduler_type=training.schedule,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=optimizer,
+        seed=training.seed,
+        bf16=compute.dtype is torch.bfloat16,
+        fp16=compute.dtype is torch.float16,
+        use_cpu=compute.device == "cpu",
+        gradient_checkpointing=fit.gradient_checkpointing,
+        max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
+        packing=training.packing,
+        padding_free=uses_varlen(compute),
+        eval_packing=False,
+        eval_strategy="steps" if training.evaluate_every_steps else "no",
+        eval_steps=training.evaluate_every_steps,
+        neftune_noise_alpha=training.neftune_noise_alpha,
+        save_strategy="no",  # SaveCheckpoints decides
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the steps before
+        include_num_input_tokens_seen="non_padding",
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=compute.device == "cuda",
+        dataloader_num_workers=2 if compute.device == "cuda" else 0,  # a batch is made while the GPU works on the last
+    )
+
+
+def _optimizer(training: Training, device: str) -> str:
+    if training.optimizer != "Auto":
+        return training.optimizer
+    if device == "cpu":
+        return "adamw_torch"
+    return "adamw_bnb_8bit" if training.method is Method.FULL else "adamw_torch_fused"
