@@ -36,7 +36,6 @@ REFUSED_JOBS = [
     ({"training": {"evaluateEverySteps": 5}}, "spec.training.evaluateEverySteps needs validation rows"),
     ({"training": {"earlyStopping": {"patience": 2}}}, "spec.training.earlyStopping needs validations to judge by"),
     ({"training": {"keepCheckpoint": "Best"}}, "spec.training.keepCheckpoint Best needs validations to judge by"),
-    ({"training": {"packing": True}, "parallelism": {"gpusPerNode": 0}}, "spec.training.packing needs a GPU"),
     ({"training": {"precision": "FP16"}, "parallelism": {"gpusPerNode": 0}}, "spec.training.precision FP16 needs a GPU"),
     ({"parallelism": {"numNodes": 3}, "storage": SHARED}, "multiple of numNodes x gpusPerNode x microBatchSize"),
     ({"parallelism": {"gpusPerNode": 2}, "training": {"microBatchSize": 16}}, "multiple of numNodes x gpusPerNode x"),

@@ -60,6 +60,7 @@ def prepare(
     validation: Sequence[tuple[str, str]] = (),
     test: Sequence[tuple[str, str]] = PAIRS[:2],
     format: str = "PromptCompletion",
+    micro_batch_size: int = 2,
 ) -> None:
     """Commit the entries `model` and `data` with these rows."""
     from transformers import AutoTokenizer
@@ -86,7 +87,7 @@ def prepare(
         train_tokens=1,
         longest_row_tokens=64,
     )
-    fit = FitFacts(predicted_bytes=1, available_bytes=None, micro_batch_size=2, gradient_checkpointing=False)
+    fit = FitFacts(predicted_bytes=1, available_bytes=None, micro_batch_size=micro_batch_size, gradient_checkpointing=False)
     model_fingerprint = pipeline.model_fingerprint(run.model)
     data_fingerprint = pipeline.data_fingerprint(run, MODEL)
     result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)

@@ -244,7 +244,6 @@ def test_finished_step_is_only_reported_again(make_run: MakeRun, tmp_path: Path)
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ({"packing": True}, r"training\.packing needs a GPU"),
         ({"precision": "FP16"}, r"training\.precision: CPUs can't train in FP16"),
         ({"optimizer": "adam_w"}, r"training\.optimizer: transformers knows no adam_w"),
         ({"lora": {"targets": ["q"]}}, r"training\.lora\.targets: q not in this model.*q_proj"),

@@ -56,9 +56,9 @@ def test_best_weights_are_kept_and_training_ends_early(
 
 def test_best_weights_are_refused_under_fsdp() -> None:
     training = contract.Training.model_validate({"keepCheckpoint": "Best", "evaluateEverySteps": 1})
-    train._check(training, on_cpu=False, sharded=False)
+    train._check(training, sharded=False)
     with pytest.raises(StepFailed, match=r"training\.keepCheckpoint: FSDP keeps no weights but the last") as refused:
-        train._check(training, on_cpu=False, sharded=True)
+        train._check(training, sharded=True)
     assert refused.value.exit_code is contract.ExitCode.BAD_CONFIG
 
 

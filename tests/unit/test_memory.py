@@ -159,6 +159,18 @@ def test_peaks_measured_on_an_h100_on_the_fused_path(rows: int, measured_gib: fl
     assert (sum(terms.values()) + repeated) / GIB == pytest.approx(measured_gib, rel=0.03)
 
 
+def test_masks_on_cpus_count_what_is_compared() -> None:
+    def masks(rows: int, packing: bool, checkpointing: bool = False) -> int:
+        fields = training(precision="FP32", packing=packing)
+        return estimate(SMOLLM, fields, Setting(rows, checkpointing), 512, on_gpu=False)["masks"]
+
+    assert masks(1, packing=False) == 0
+    assert masks(2, packing=False) == 30 * 4 * 2 * 512**2
+    assert masks(2, packing=True) == 30 * 4 * 1024**2
+    assert masks(2, packing=True, checkpointing=True) == 4 * 1024**2
+    assert fit(SMOLLM, training(packing=True, maxLength=512), 100, None, on_gpu=False).micro_batch_size == 1
+
+
 def test_divisors() -> None:
     assert divisors(12) == [1, 2, 3, 4, 6, 12]
 

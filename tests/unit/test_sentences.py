@@ -28,7 +28,7 @@ data: {train.jsonl: "{}"}
 
 RULES = [
     ("learningRate: 0.001", "epochs: 1, maxSteps: 5", "spec.training takes epochs or maxSteps, not both"),
-    ("learningRate: 0.001", "packing: true}\n  parallelism: {gpusPerNode: 0", "spec.training.packing needs a GPU"),
+    ("learningRate: 0.001", "precision: FP16}\n  parallelism: {gpusPerNode: 0", "spec.training.precision FP16 needs a GPU"),
     ("quantization: Q4_K_M", "quantization: FP8", "spec.artifacts[].quantization does not go with its format"),
     ("  training:", "  evaluation: {gates: [{name: g, metric: loss}]}\n  training:", "takes exactly one of min, max"),
     (

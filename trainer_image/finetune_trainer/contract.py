@@ -125,7 +125,8 @@ class Training(Strict):
     max_length: int = Field(2048, ge=8, le=1048576)
     """Longest row in tokens, prompt and completion together."""
     packing: bool = False
-    """Fill rows of maxLength tokens with several short ones, without attention between them. Needs a GPU."""
+    """Fill rows of maxLength tokens with several short ones, without attention between them. globalBatchSize then counts
+    packed rows. On CPUs choose maxLength no longer than the rows need: a packed row costs attention over all of it."""
     gradient_checkpointing: Literal["Auto", "Full", "Off"] = "Auto"
     """Recompute activations in the backward pass to save memory. Auto: only where the memory estimate asks for it."""
     completion_only_loss: bool = True

@@ -117,10 +117,12 @@ def estimate(
         layer = width * tokens * (2 * shape.feed_forward + 6 * shape.hidden + 2 * shape.key_value + 2 * rank)
     elif (training.lora.dropout > 0 or training.lora.dora) and rank:
         layer = int(layer * 1.6)  # a module's own dropped-out input, or DoRA's outputs before they are scaled
+    at_once = 1 if setting.checkpointing else shape.layers
     stepwise = {
         "activations": int(width * tokens * shape.layers * shape.hidden + 1.6 * layer)
         if setting.checkpointing
         else shape.layers * layer,
+        "masks": 0 if on_gpu else at_once * width * _mask_entries(training, setting, row_tokens),
         "lossHead": HEAD_TILE + 4 * width * tokens * shape.hidden if on_gpu else 12 * tokens * shape.vocabulary,
         "buffers": 4 * width * tokens * shape.feed_forward,
     }
@@ -129,6 +131,13 @@ def estimate(
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
     reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
     return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
+
+
+def _mask_entries(training: Training, setting: Setting, row_tokens: int) -> int:
+    """Of the mask that torch's SDPA keeps in each layer on CPUs: packed rows of a micro-batch make one long line."""
+    if training.packing:
+        return (setting.micro_batch_size * row_tokens) ** 2
+    return setting.micro_batch_size * row_tokens**2 if setting.micro_batch_size > 1 else 0  # one row alone has none
 
 
 def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict[str, int]:
@@ -186,7 +195,7 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
         )
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
-    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards)}
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards, on_gpu)}
     fitting = [s for s in needs if sum(needs[s].values()) <= limit]
     smallest = min(needs, key=lambda s: sum(needs[s].values()))
     if not fitting and available is not None:
@@ -201,8 +210,10 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
     )
 
 
-def _settings(training: Training, shards: int) -> Iterator[Setting]:
+def _settings(training: Training, shards: int, on_gpu: bool) -> Iterator[Setting]:
     sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
+    if training.packing and not on_gpu:
+        sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
     modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
     return (Setting(size, mode, shards) for size in sizes for mode in modes)
 

@@ -92,11 +92,6 @@ RULES = (
     ),
     Rule(
         "spec",
-        "!self.training.packing || self.parallelism.gpusPerNode > 0",
-        "spec.training.packing needs a GPU; set it to false, or spec.parallelism.gpusPerNode to 1",
-    ),
-    Rule(
-        "spec",
         "self.training.precision != 'FP16' || self.parallelism.gpusPerNode > 0",
         "spec.training.precision FP16 needs a GPU; use Auto or FP32 where spec.parallelism.gpusPerNode is 0",
     ),

@@ -108,7 +108,7 @@ def _load(context: Context) -> Loaded:
     compute = model.compute_for(training.precision, context.run.devices)
     fit = distributed.of_first(lambda: _fit(context))
     sharded = fit.strategy is Strategy.FSDP
-    _check(training, on_cpu=compute.device == "cpu", sharded=sharded)
+    _check(training, sharded=sharded)
 
     context.progress("loading the base model")
     with distributed.first_on_node():
@@ -177,10 +177,8 @@ def _fit(context: Context) -> FitFacts:
     return fit if smaller is None else fit.model_copy(update={"micro_batch_size": int(smaller)})
 
 
-def _check(training: Training, *, on_cpu: bool, sharded: bool) -> None:
+def _check(training: Training, *, sharded: bool) -> None:
     """Raises StepFailed BadConfig for what these devices can't do."""
-    if training.packing and on_cpu:
-        raise _refused("training.packing needs a GPU's attention kernel to keep packed rows apart: set it to false")
     if sharded and training.keep_checkpoint == "Best":
         raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
 
