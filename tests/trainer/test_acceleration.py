@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from trl import SFTConfig, SFTTrainer
 
 from finetune_trainer.fused_lora import fuse, projection
-from finetune_trainer.loop import Loop
+from finetune_trainer.supervised import SupervisedLoop
 from finetune_trainer.swiglu import swiglu, swiglu_backward
 
 SHAPE = {
@@ -129,7 +129,7 @@ def test_swiglu_backward_is_the_gradient() -> None:
 def test_the_loop_with_fused_lora_learns_as_plain_trl_does(tmp_path: Path) -> None:
     """Forty steps on the same rows: the same loss at each, but for the last digits of float32."""
     curves = []
-    for trainer, prepare in ((SFTTrainer, torch.nn.Module.train), (Loop, fuse)):
+    for trainer, prepare in ((SFTTrainer, torch.nn.Module.train), (SupervisedLoop, fuse)):
         torch.manual_seed(1)
         network = adapted(llama())
         prepare(network)

@@ -14,7 +14,8 @@ from tests.trainer.test_train import LORA, MakeRun, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig
 
-from finetune_trainer.loop import Loop, labels
+from finetune_trainer.supervised import SupervisedLoop
+from finetune_trainer.tokenized import labels
 
 LENGTH = 96  # of a packed row: two or three of PAIRS
 SHAPE = {
@@ -45,7 +46,9 @@ def one_step(network: Any, rows: Dataset, folder: Path, **settings: Any) -> tupl
         "gradient_checkpointing": False,
         "max_length": None,
     }
-    loop = Loop(model=network, args=SFTConfig(**arguments | settings), train_dataset=rows, processing_class=train_tokenizer())
+    loop = SupervisedLoop(
+        model=network, args=SFTConfig(**arguments | settings), train_dataset=rows, processing_class=train_tokenizer()
+    )
     network.zero_grad()
     batches = list(loop.get_train_dataloader())
     batches, count = loop.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))

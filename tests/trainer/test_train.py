@@ -174,20 +174,20 @@ def test_pain_09_a_smaller_micro_batch_goes_on_where_memory_ran_out(
     import torch
 
     from finetune_trainer.__main__ import as_failure
-    from finetune_trainer.loop import Loop
+    from finetune_trainer.supervised import SupervisedLoop
 
     settings = LORA | {"maxSteps": 5, "microBatchSize": 4, "learningRate": 1e-3, "checkpoint": {"everySteps": 1}}
     unbroken = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
     prepare(unbroken, tmp_path)
     expected = trained(unbroken, tmp_path)[1].by_step
-    plain = Loop.compute_loss
+    plain = SupervisedLoop.compute_loss
 
-    def compute_loss(loop: Loop, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+    def compute_loss(loop: SupervisedLoop, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
         if loop.state.global_step >= 2 and len(inputs["input_ids"]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return plain(loop, model, inputs, *more, **named)
 
-    monkeypatch.setattr(Loop, "compute_loss", compute_loss)
+    monkeypatch.setattr(SupervisedLoop, "compute_loss", compute_loss)
     run = make_run(training=settings)
     prepare(run, tmp_path)
     with pytest.raises(torch.OutOfMemoryError) as out:

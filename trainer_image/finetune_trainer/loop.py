@@ -1,17 +1,19 @@
-"""TRL's SFTTrainer as this project uses it: rows are tokenized already, a bad loss stops it, every step is reported."""
+"""One training run, whatever TRL's trainer it is: a bad loss stops it, every step is reported, a resumed run is the same.
+
+Loop ─┬─ SupervisedLoop   supervised.py: SFT, and distillation on the same rows
+      └─ …                preference.py: pairs of answers, by TRL's trainer of each objective
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer import distributed
 from finetune_trainer.context import Context
@@ -19,32 +21,15 @@ from finetune_trainer.contract import ExitCode, Progress
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import peak_memory
 from finetune_trainer.pipeline import FIRST_ROW_LOSS
-
-IGNORED = -100  # torch's cross entropy leaves positions with this label out
-
-
-def rows(path: Path) -> Dataset | None:
-    """Tokens and labels of the rendered rows; None where the file is missing or empty.
-
-    The labels are made here: TRL passes over a completion_mask unless it has seen prompt and completion columns.
-    """
-    if not path.is_file():
-        return None
-    with path.open() as lines:
-        read = [json.loads(line) for line in lines]
-    if not read:
-        return None
-    return Dataset.from_dict({"input_ids": [row["input_ids"] for row in read], "labels": [labels(row) for row in read]})
+from finetune_trainer.tokenized import rows
 
 
-def labels(row: dict[str, Any]) -> list[int]:
-    """The tokens that the loss is computed on, and IGNORED for all others."""
-    pairs = zip(row["input_ids"], row["completion_mask"], strict=True)
-    return [token if counts else IGNORED for token, counts in pairs]
+class Loop(Trainer):
+    """What all objectives share. Each is a class of this and of TRL's trainer, in this order."""
 
-
-class Loop(SFTTrainer):  # type: ignore[misc]
-    """One training run. The loss of a step is the mean over the tokens of all its micro-batches."""
+    model: Any  # a PEFT model, or transformers' own
+    args: Any
+    maybe_activation_offload_context: Any = nullcontext()  # TRL's trainers put their own in its place
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -76,25 +61,23 @@ class Loop(SFTTrainer):  # type: ignore[misc]
         return float(self.evaluate()["eval_loss"])
 
     def first_row(self, path: Path) -> dict[str, str]:
-        """Loss over the first row to train on as the model is now, to be found again where the weights are read back.
-
-        Nothing where many ranks train, which would share the one row out.
+        """Loss over the answer of the first row to train on as the model is now, to be found again where the weights are
+        read back. Nothing where many ranks train, which would share the one row out.
         """
         first = rows(path)
         if first is None or self.args.world_size > 1:
             return {}
-        measured = self.evaluate(first.select([0]), metric_key_prefix="first")
-        return {FIRST_ROW_LOSS: f"{measured['first_loss']:.8g}"}
+        batch = {name: torch.tensor([first[0][name]]) for name in ("input_ids", "labels")}
+        return {FIRST_ROW_LOSS: f"{self._plain_loss(batch):.8g}"}
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The mean loss over the batch's tokens. TRL adds entropy and accuracy, for which a GPU waits three times a step."""
-        if return_outputs or not model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        # The count is over all ranks, whose gradients are averaged afterwards.
-        return -outputs.log_probs.sum() / num_items_in_batch * self.args.world_size
+    def _plain_loss(self, batch: dict[str, torch.Tensor]) -> float:
+        """Mean negative log-likelihood of a batch's labels in nats, whatever the objective is."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.model(**self._prepare_inputs(batch), use_cache=False).loss
+        self.model.train(was_training)
+        return float(loss)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One micro-batch forward and backward: the Trainer's own step without what makes a GPU wait for Python."""
@@ -102,10 +85,12 @@ class Loop(SFTTrainer):  # type: ignore[misc]
             model.train()  # walks over thousands of modules
         inputs = self._prepare_inputs(inputs)
         with self.maybe_activation_offload_context, self.compute_loss_context_manager():
-            loss: torch.Tensor = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss: Any = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.loss_is_scaled_for_ga is False:  # a mean over rows, not over the tokens of the whole step
+            loss = loss / self.current_gradient_accumulation_steps
         self.accelerator.backward(loss)
         self._unchecked.append(loss.detach())
-        return loss.detach()
+        return loss.detach()  # type: ignore[no-any-return]
 
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU.
@@ -130,7 +115,7 @@ class Loop(SFTTrainer):  # type: ignore[misc]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called once a step, before the optimizer: the place to stop at a number that would spoil the weights."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         losses, self._unchecked = torch.stack(self._unchecked), []
         self._check_finite("loss", float(losses.sum()))
         if norm is not None and not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work

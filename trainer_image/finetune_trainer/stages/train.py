@@ -129,13 +129,15 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
 
     from finetune_trainer import model
     from finetune_trainer.arguments import arguments
-    from finetune_trainer.loop import Loop, ReportProgress, rows
+    from finetune_trainer.loop import ReportProgress
+    from finetune_trainer.supervised import SupervisedLoop
+    from finetune_trainer.tokenized import rows
 
     training, compute = context.run.training, loaded.compute
     asked = arguments(context.run, loaded.fit, compute, context.scratch / "train")
     if loaded.sharded and compute.device == "cpu":
         sharding.allow_on_cpus()
-    loop = Loop(
+    loop = SupervisedLoop(
         model=loaded.network,
         args=asked,
         train_dataset=rows(loaded.rows / "train.jsonl"),
