@@ -3,7 +3,8 @@
 It serves directories: `ORG/NAME` is a model, `datasets/ORG/NAME` a dataset. The stock `huggingface_hub` client works
 against it with HF_ENDPOINT set. A repository has one commit, named by its content; any branch name stands for it.
 
-A file `.gated` in a repository makes it gated: it lists, one a line, the tokens that are let in.
+A file `.gated` in a repository makes it gated: it lists, one a line, the tokens that are let in. So does `.private`, and
+the others are told that there is no such repository.
 
     python -m localcluster.hub DIRECTORY ADDRESS PORT
 """
@@ -24,7 +25,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from localcluster.processes import Process, answers
 from localcluster.settings import NODE_ADDRESS, Settings
 
-GATED = ".gated"
+GATED, PRIVATE = ".gated", ".private"
 LFS_BYTES = 10_000_000  # larger files are described by their sha256, as the hub does with Git LFS
 POINTER_BYTES = 134  # what Git keeps of such a file
 ID = r"(?P<id>[^/]+(?:/[^/]+)?)"
@@ -112,7 +113,7 @@ class Repository:
             "id": self.id,
             "author": self.id.rpartition("/")[0] or None,
             "sha": self.commit,
-            "private": False,
+            "private": (self.path / PRIVATE).exists(),
             "gated": "manual" if (self.path / GATED).exists() else False,
             "disabled": False,
             "tags": [],
@@ -240,6 +241,9 @@ class Handler(BaseHTTPRequestHandler):
         if ".." in Path(name).parts or _is_hidden(Path(name)) or not path.is_dir():
             kind = "dataset" if is_dataset else "model"
             raise Refused(HTTPStatus.NOT_FOUND, "RepoNotFound", f"this hub has no {kind} {name}")
+        hidden = path / PRIVATE
+        if hidden.exists() and self._token() not in hidden.read_text().split():
+            raise Refused(HTTPStatus.UNAUTHORIZED, "RepoNotFound", f"this hub has no {name} for you")
         return Repository(name, path)
 
     def _send(self, answer: Answer) -> None:

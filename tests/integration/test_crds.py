@@ -21,6 +21,7 @@ SERVE: dict[str, Any] = {
     "metadata": {"name": "refused"},
     "spec": {"model": {"uri": "pvc://claim/model"}, "engine": {"type": "VLLM"}},
 }
+HUB = {"uri": "hf://org/name", "secretRef": {"name": "hub"}}
 Q4 = {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"}
 SHARED = {"artifacts": {"uri": "s3://bucket/job"}}
 GPU = {"requests": {"nvidia.com/gpu": 1}}
@@ -87,6 +88,9 @@ REFUSED_JOBS = [
     (gate(maxRegressionFromMerged=0.1), "maxRegressionFromMerged compares an artifact with the merged model"),
     (gate(max=2) | {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0}}}, "spec.evaluation.gates need test rows"),
     ({"publish": [{"uri": "s3://b/p", "artifacts": ["q4"]}]}, "spec.publish[].artifacts has one that is not made by"),
+    ({"publish": [{"uri": "hf://org/name/more", "secretRef": {"name": "hub"}}]}, "spec.publish[0].uri"),
+    ({"publish": [{"uri": "hf://org/name"}]}, "spec.publish[].secretRef is needed to write to hf://"),
+    ({"publish": [HUB, HUB | {"artifacts": ["adapter"]}]}, "spec.publish[].uri names one hf:// repository twice"),
     ({"serving": {"artifact": "q4"}}, "spec.serving.artifact is not made by this job"),
     ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, "endpoint and .region go with an s3:// uri only"),
     ({"storage": {"artifacts": {"size": "much"}}}, "spec.storage.artifacts.size"),
@@ -165,7 +169,7 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         {
             "artifacts": [Q4, fp8],
             "evaluation": {"gates": gates},
-            "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}],
+            "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}, HUB, HUB | {"uri": "hf://org/name@v1"}],
             "serving": {"artifact": "fp8", "template": {"engine": {"type": "VLLM"}, "replicas": 2}},
             "stages": {"train": {"resources": {"requests": {"cpu": 4, "memory": "16Gi"}}}},
             "storage": {"artifacts": {"uri": "s3://bucket/x", "endpoint": "http://s3:9000", "region": "eu"}},

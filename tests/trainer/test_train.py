@@ -91,7 +91,7 @@ def test_loss_falls(make_run: MakeRun, tmp_path: Path, method: str, rate: float,
     assert (result.train.steps, result.train.resumed_from_step) == (24, 0)
     folder = committed(run, tmp_path)
     assert (folder / file).is_file()
-    assert (folder / "README.md").read_text().startswith(f"---\nbase_model: {run.model.uri}\n")
+    assert (folder / "README.md").read_text().startswith("---\npipeline_tag: text-generation\n")
     assert str(tmp_path) not in "".join(f.read_text() for f in folder.glob("*.json") if f.name != "tokenizer.json")
 
 

@@ -23,9 +23,10 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     trained = "model" if training.method is Method.FULL else "adapter"
     kind = {"train": trained, "merge": "merged model"}.get(what, what)
     passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"
+    scheme, _, repository = run.model.uri.partition("://")
     lines = [
         "---",
-        f"base_model: {run.model.uri}",
+        *([f"base_model: {repository.partition('@')[0]}"] if scheme == "hf" else []),  # hubs take nothing but a repository
         "pipeline_tag: text-generation",
         "tags: [finetune-operator, " + training.method.lower() + "]",
         "---",

@@ -167,10 +167,14 @@ class Artifact(Strict):
 
 
 class Publish(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
-    """Where copies go: pvc://claim/path or s3://bucket/path. Each artifact gets a folder of its name below it."""
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^((pvc|s3)://.+|hf://[^/@]+/[^/@]+(@[^@]+)?)$")
+    """Where copies go: pvc://claim/path, s3://bucket/path, or a model repository, hf://org/name[@branch]. Each artifact gets
+    a folder of its name below it; in a repository, a single one lies at the root."""
     secret_ref: SecretRef | None = None
-    """Secret with the credentials of that place."""
+    """Secret with the credentials of that place; hf:// needs one, with the key HF_TOKEN."""
+    private: bool = True
+    """Of hf:// only: a repository that does not exist yet is made private, and one that is public is refused. false: it is
+    made public."""
     artifacts: list[str] = Field(default_factory=lambda: ["merged"], min_length=1, max_length=20)
     """Names of the artifacts to copy: adapter, merged, or names from spec.artifacts."""
 

@@ -168,6 +168,17 @@ RULES = (
         "spec.publish[].artifacts has one that is not made by this job; use adapter, merged or names from spec.artifacts",
     ),
     Rule(
+        "spec.publish[]",
+        "!self.uri.startsWith('hf://') || has(self.secretRef)",
+        "spec.publish[].secretRef is needed to write to hf://; name a Secret with the key HF_TOKEN",
+    ),
+    Rule(
+        "spec",
+        "!has(self.publish) || self.publish.all(p, !p.uri.startsWith('hf://')"
+        " || self.publish.filter(other, other.uri == p.uri).size() == 1)",
+        "spec.publish[].uri names one hf:// repository twice, and one entry would undo the other; list the artifacts in one",
+    ),
+    Rule(
         "spec",
         "!has(self.serving) || !has(self.serving.artifact) || self.serving.artifact == 'merged'"
         " || (has(self.artifacts) && self.artifacts.exists(a, a.name == self.serving.artifact))",

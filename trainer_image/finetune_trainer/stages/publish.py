@@ -3,7 +3,7 @@
     <uri>/<artifact>/…            the artifact's files
     <uri>/<artifact>/files.json   written last: who finds it finds all that it names
 
-What is there already with the same digest stays as it is.
+What is there already with the same digest stays as it is. How hf:// differs is told in hub.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from finetune_trainer import hub
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, Manifest, Publish, StepResult
 from finetune_trainer.directory import DirectoryObjects
@@ -25,7 +26,23 @@ def run(context: Context) -> StepResult:
     done = context.committed()
     if done is not None:
         return done
-    target = context.run.publish[int(context.step.name.rpartition("-")[2])]
+    index = int(context.step.name.rpartition("-")[2])
+    target = context.run.publish[index]
+    inputs: dict[str, str] = {}
+    if target.uri.startswith(hub.SCHEME):
+        digests, inputs["commit"] = _to_hub(context, target, f"spec.publish[{index}]")
+    else:
+        digests = _to_place(context, target)
+    folder = context.scratch / "output"
+    folder.mkdir()
+    (folder / "published.json").write_text(json.dumps(digests, indent=1))
+    fingerprint = context.fingerprint(context.step.name)
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, published=tuple(digests))
+    return context.commit(folder, result, digests | inputs)
+
+
+def _to_place(context: Context, target: Publish) -> dict[str, str]:
+    """Digest by the uri that each artifact has now."""
     place = open_place(context, target)
     digests: dict[str, str] = {}
     for name in target.artifacts:
@@ -33,12 +50,18 @@ def run(context: Context) -> StepResult:
         context.progress(f"publishing {name}")
         copy(place, name, manifest, folder, context.scratch / "read-back")
         digests[f"{target.uri.rstrip('/')}/{name}"] = folder_digest(manifest.files)
-    folder = context.scratch / "output"
-    folder.mkdir()
-    (folder / "published.json").write_text(json.dumps(digests, indent=1))
-    fingerprint = context.fingerprint(context.step.name)
-    result = StepResult(step=context.step.name, fingerprint=fingerprint, published=tuple(digests))
-    return context.commit(folder, result, digests)
+    return digests
+
+
+def _to_hub(context: Context, target: Publish, field: str) -> tuple[dict[str, str], str]:
+    """The same, and the commit: a model that lies in a folder of a repository has no uri of its own."""
+    artifacts = {name: context.output(step_of(name)) for name in target.artifacts}
+    context.progress(f"publishing {', '.join(artifacts)}")
+    commit = hub.publish(target, field, artifacts, context.scratch)
+    repository, _, branch = target.uri.partition("@")
+    at = f"@{branch}" if branch else ""
+    below = {name: f"/{name}" if len(artifacts) > 1 else "" for name in artifacts}
+    return {f"{repository}{below[n]}{at}": folder_digest(m.files) for n, (m, _) in artifacts.items()}, commit
 
 
 def step_of(artifact: str) -> str:
