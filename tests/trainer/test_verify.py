@@ -1,0 +1,77 @@
+"""After training each trained tensor has moved and no frozen one; under FSDP all that is shared out is of one type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer.test_train import LORA
+
+from finetune_trainer import model, verify
+from finetune_trainer.contract import ExitCode, Method, Training
+from finetune_trainer.failures import StepFailed
+
+FROZEN = "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight"
+TRAINED = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+CPU = model.Compute("cpu", torch.float32)
+
+
+@pytest.fixture
+def adapted(tiny_model: Path) -> Any:
+    return model.add_adapters(model.load_base(tiny_model, Method.LORA, CPU), Training.model_validate(LORA))
+
+
+def move(network: Any, moves: Callable[[str, torch.nn.Parameter], bool]) -> None:
+    """What an optimizer does to each tensor that is chosen: a little."""
+    for name, parameter in network.named_parameters():
+        if moves(name, parameter):
+            parameter.data.flatten()[::64] += 1e-3
+
+
+def test_trained_tensors_that_moved_pass(adapted: Any) -> None:
+    before = verify.trace(adapted)
+    move(adapted, lambda _, parameter: parameter.requires_grad)
+    verify.check_trained(before, adapted, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("moves", "message"),
+    [
+        (lambda name, _: name == FROZEN or "lora" in name, f"frozen weights changed: 1 tensors, such as {FROZEN}"),
+        (lambda name, _: name != TRAINED and "lora" in name, f"weights did not train: 1 tensors, such as {TRAINED}"),
+        (lambda *_: False, "weights did not train: 28 tensors"),  # seven linear layers in two blocks, A and B each
+        (lambda name, _: "lora_A" in name, "weights did not train: 14 tensors"),
+    ],
+    ids=["frozen moved", "one stayed", "none moved", "every B stayed"],
+)
+def test_pain_15_weights_that_did_not_train_are_refused(adapted: Any, moves: Any, message: str) -> None:
+    before = verify.trace(adapted)
+    move(adapted, moves)
+    with pytest.raises(StepFailed) as refused:
+        verify.check_trained(before, adapted, steps=2)
+    assert message in str(refused.value)
+    assert refused.value.exit_code is ExitCode.VERIFICATION_FAILED
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_model: Path, dtype: torch.dtype) -> None:
+    """FSDP flattens what it shards into tensors of one type: NF4's bytes must pass for numbers of the compute type."""
+    compute = model.Compute("cpu", dtype)
+    network = model.load_base(tiny_model, Method.QLORA, compute, sharded=True)
+    network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA"}))
+    trained = model.trained_weights_type(Method.QLORA, compute, sharded=True)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(trained)
+    assert {parameter.dtype for parameter in network.parameters()} == {dtype}
+    quantized = network.get_submodule(FROZEN.removesuffix(".weight")).weight
+    assert (quantized.quant_state.dtype, quantized.quant_type) == (dtype, "nf4")
+    assert quantized.numel() < 256 * 512 / 3  # it is in 4 bits although its type is wider
+
+
+def test_pain_18_a_single_gpu_keeps_4_bit_weights_in_bytes(tiny_model: Path) -> None:
+    network = model.load_base(tiny_model, Method.QLORA, model.Compute("cpu", torch.bfloat16))
+    assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
