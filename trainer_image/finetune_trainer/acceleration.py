@@ -38,19 +38,19 @@ def accelerate(network: Any, compute: Compute) -> None:
         return
     from finetune_trainer.fused_lora import fuse
 
-    _liger(network)
-    fuse(network)
+    fused = fuse(network)
+    _liger(network, swiglu=not fused)
 
 
-def _liger(network: Any) -> None:
-    """Liger's kernels where it knows the architecture. The loss head is TRL's own, the MLP is the fused path's."""
+def _liger(network: Any, *, swiglu: bool) -> None:
+    """Liger's kernels where it knows the architecture. The loss head is TRL's own, the fused path has its own MLP."""
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     inner = network.get_base_model() if hasattr(network, "get_base_model") else network
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(inner.config.model_type)
     if apply is None:
         return
-    wanted = {"rope": True, "rms_norm": True, "swiglu": False, "cross_entropy": False}
+    wanted = {"rope": True, "rms_norm": True, "swiglu": swiglu, "cross_entropy": False}
     wanted["fused_linear_cross_entropy"] = False
     known = apply.__code__.co_varnames[: apply.__code__.co_argcount]
     apply(model=inner, **{name: on for name, on in wanted.items() if name in known})

@@ -3,9 +3,15 @@
 With T tokens per micro-step, L layers, hidden size h, feed-forward size f, k = key-value heads x head size, rank r and
 w bytes per number of the compute type, the saved activations of one layer are, per token,
 
-    w (4f + 8h + 2k + 7r)   without checkpointing (measured on Mistral's shape in bf16: 180.4 KiB against 180.2 here)
-    w (2f + 6h + 2k + 2r)   on the fused LoRA path (fused_lora.py), which the trainer takes on GPUs: measured on an H100
+    w (4f + 8h + 2k + 7r)   plain PyTorch in 16 bits (measured on Mistral's shape in bf16: 180.4 KiB against 180.2 here)
+    w (4f + 6h + 2k + 7r)   plain PyTorch in float32, where a norm keeps no second copy of its input
+    w (3f + 6h + 2k + 7r)   with Liger's RMSNorm and SwiGLU, which the trainer takes on GPUs
+    w (2f + 6h + 2k + 2r)   on the fused LoRA path as well (fused_lora.py)
+    + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs, not on the fused path
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
+
+Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
+gradients. tests/unit/test_memory.py holds the sum against what was measured on an H100.
 
 The fixed part (CUDA context, workspaces) and the share lost to fragmentation are rules of thumb; the trainer measures
 the peak and reports it beside this estimate.
@@ -15,18 +21,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from finetune_trainer.contract import FitFacts, Method, Precision, Training
 
 GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
-GPU_FIXED = int(0.75 * GIB)  # CUDA context, cuBLAS and Triton workspaces
+GPU_FIXED = int(1.1 * GIB)  # CUDA context, cuBLAS and Triton workspaces
 CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
 FRAGMENTATION = 0.05  # of what is allocated step by step
 GPU_FRAGMENTATION = 0.01  # the same with CUDA's expandable segments
-HEAD_TILE = 2 * 4096 * 32768  # bytes: TRL computes the loss on GPUs in tiles, so logits never exist as a whole
+HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabulary, so logits never exist as a whole
+HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
 FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
+Code = Literal["PyTorch", "Liger", "Fused"]
+KEPT: dict[Code, tuple[int, int, int]] = {"PyTorch": (4, 8, 7), "Liger": (3, 6, 7), "Fused": (2, 6, 2)}  # of f, h and r above
 SHARDED = frozenset({"weights", "adapter", "gradients", "optimizer"})
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
@@ -101,43 +110,66 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
 
 
 def estimate(
-    shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool, fused: bool | None = None
+    shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool, code: Code | None = None
 ) -> dict[str, int]:
     """Bytes by term for one device; their sum is the predicted peak. `row_tokens` is the longest row's length.
 
-    `fused` says whether adapters take the fused path; by default they do wherever the trainer would.
+    `code` is what computes a layer; unset, what the trainer takes.
     """
-    if fused is None:
-        fused = on_gpu and training.method is not Method.FULL and training.lora.dropout == 0 and not training.lora.dora
+    code = code or _code(training, setting, on_gpu)
     width = number_bytes(training.precision, on_gpu)
     tokens = setting.micro_batch_size * row_tokens
-    rank = 0 if training.method is Method.FULL else training.lora.rank
-    layer = width * tokens * (4 * shape.feed_forward + 8 * shape.hidden + 2 * shape.key_value + 7 * rank)
-    if fused:
-        layer = width * tokens * (2 * shape.feed_forward + 6 * shape.hidden + 2 * shape.key_value + 2 * rank)
-    elif (training.lora.dropout > 0 or training.lora.dora) and rank:
-        layer = int(layer * 1.6)  # a module's own dropped-out input, or DoRA's outputs before they are scaled
-    at_once = 1 if setting.checkpointing else shape.layers
-    stepwise = {
-        "activations": int(width * tokens * shape.layers * shape.hidden + 1.6 * layer)
-        if setting.checkpointing
-        else shape.layers * layer,
-        "masks": 0 if on_gpu else at_once * width * _mask_entries(training, setting, row_tokens),
-        "lossHead": HEAD_TILE + 4 * width * tokens * shape.hidden if on_gpu else 12 * tokens * shape.vocabulary,
-        "buffers": 4 * width * tokens * shape.feed_forward,
-    }
-    weights = sharded(_weights(shape, training, width, on_gpu), shape, setting.shards)
-    if fused and training.method is Method.QLORA:
+    layer = width * tokens * _kept(shape, training, code, width)
+    masks = 0 if on_gpu else width * _masks(shape, training, setting, row_tokens)
+    weights = _weights(shape, training, width, on_gpu)
+    # At the backward pass's first layer: a weight in full, gradients of the layer's inputs and outputs.
+    wide = shape.feed_forward * (2 if code == "Fused" else 1)  # the fused path computes the MLP's inner product again
+    backward = weights.pop("expandedWeight", 0) + width * tokens * (wide + 2 * shape.hidden)
+    if setting.checkpointing:
+        kept, backward = width * tokens * shape.layers * shape.hidden, backward + layer + masks
+    else:
+        kept = shape.layers * (layer + masks)
+    tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
+    head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
+    head += 4 * width * tokens * shape.hidden
+    stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward)}
+    weights = sharded(weights, shape, setting.shards)
+    if code == "Fused" and training.method is Method.QLORA:
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
     reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
     return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
 
 
-def _mask_entries(training: Training, setting: Setting, row_tokens: int) -> int:
-    """Of the mask that torch's SDPA keeps in each layer on CPUs: packed rows of a micro-batch make one long line."""
-    if training.packing:
-        return (setting.micro_batch_size * row_tokens) ** 2
-    return setting.micro_batch_size * row_tokens**2 if setting.micro_batch_size > 1 else 0  # one row alone has none
+def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
+    if not on_gpu or setting.shards > 1:  # FSDP takes whole layers: the trainer leaves them as they are
+        return "PyTorch"
+    adapted = training.method is not Method.FULL
+    return "Fused" if adapted and training.lora.dropout == 0 and not training.lora.dora else "Liger"
+
+
+def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:
+    """Numbers that one layer keeps of each token until its backward pass."""
+    feed_forward, hidden, rank = KEPT[code]
+    if width == 4 and code == "PyTorch":
+        hidden -= 2
+    if training.method is Method.LORA and width < 4 and code != "Fused":
+        hidden += 4
+    own = 0 if training.method is Method.FULL else rank * training.lora.rank
+    count = feed_forward * shape.feed_forward + hidden * shape.hidden + 2 * shape.key_value + own
+    loose = training.method is not Method.FULL and (training.lora.dropout > 0 or training.lora.dora)
+    return int(1.6 * count) if loose else count  # a module's own dropped-out input, or DoRA's outputs before they are scaled
+
+
+def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) -> int:
+    """Numbers that a layer keeps of attention's mask on CPUs, and of keys and values repeated for each head beside it.
+
+    Packed rows of a micro-batch make one long line; one row alone needs no mask.
+    """
+    rows = setting.micro_batch_size
+    if rows == 1 and not training.packing:
+        return 0
+    mask = (rows * row_tokens) ** 2 if training.packing else rows * row_tokens**2
+    return mask + 2 * rows * row_tokens * (shape.query - shape.key_value)
 
 
 def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict[str, int]:
