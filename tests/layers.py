@@ -43,7 +43,8 @@ def _build_programs() -> None:
 
 
 def _install_everything() -> None:
-    """The cluster, the images and the hub's model, which the trainer's tests use too; llama.cpp out of its image."""
+    """The quantizer's environment; the cluster, images and hub's model, which the trainer's tests use too; llama.cpp."""
+    subprocess.run(["sh", str(ROOT / "requirements/quantizer-venv.sh"), str(settings.read().cache / "quantizer")], check=True)
     if os.geteuid() != 0:
         return
     from demo.installation import install_locally

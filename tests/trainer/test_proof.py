@@ -123,7 +123,7 @@ def test_top_token_counts_only_what_the_reference_finds_unlikely() -> None:
 )
 def test_pain_17_garbage_is_refused_whatever_shows_it(found: proof.Likeness, name: str) -> None:
     with pytest.raises(StepFailed, match=f"the file: {name}"):
-        proof.check_likeness("the file", found, proof.GGUF_LIMITS["Q4_K_M"])
+        proof.check_likeness("the file", found, proof.LIMITS["Q4_K_M"])
 
 
 class Words:
@@ -134,18 +134,18 @@ class Words:
     def __init__(self, offset: int = 0) -> None:
         self.offset = offset
 
-    def tokenize(self, text: bytes, **_: Any) -> list[int]:
-        return [len(word) + self.offset for word in text.decode().split()]
+    def read(self, text: str) -> list[int]:
+        return [len(word) + self.offset for word in text.split()]
 
     def __call__(self, text: str, **_: Any) -> Any:
-        return type("Encoded", (), {"input_ids": self.tokenize(text.encode())})
+        return type("Encoded", (), {"input_ids": self.read(text)})
 
 
 def test_pain_17_a_file_that_reads_other_tokens_is_refused() -> None:
     row = proof.FixedRow((1, 2), (False, True), "How are you", True)
-    assert proof.check_tokens([row], Words(), Words())
+    assert proof.check_tokens([row], Words(), "the file", Words().read)
     with pytest.raises(StepFailed, match="gives other ids than the model's for 1 of 1 rows"):
-        proof.check_tokens([row], Words(), Words(offset=1))
+        proof.check_tokens([row], Words(), "the file", Words(offset=1).read)
 
 
 def test_pain_01_an_artifact_with_another_chat_template_is_refused() -> None:

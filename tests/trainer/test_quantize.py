@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 
-from finetune_trainer import llamacpp, verify
+from finetune_trainer import gguf, llamacpp, verify
 from finetune_trainer.contract import ExitCode, Metric, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
@@ -115,7 +115,7 @@ def test_a_model_that_the_converter_refuses(run: RunConfig, tmp_path: Path) -> N
     (merged / "config.json").write_text(json.dumps(config | {"architectures": ["UnheardOf"]}))
     at = context(run, "quantize-f16", tmp_path)
     with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py refused this model") as failed:
-        quantize.make_gguf(at, run.artifacts[0], merged, at.scratch)
+        gguf.make(at, run.artifacts[0], merged, at.scratch)
     assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
 
 
@@ -123,4 +123,4 @@ def test_missing_tool_is_named(run: RunConfig, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path))
     at = context(run, "quantize-f16", tmp_path)
     with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py and llama-quantize not found: set LLAMA_CPP_DIR"):
-        quantize.make_gguf(at, run.artifacts[0], at.output("merge")[1], at.scratch)
+        gguf.make(at, run.artifacts[0], at.output("merge")[1], at.scratch)

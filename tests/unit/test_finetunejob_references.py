@@ -120,5 +120,5 @@ def test_an_engine_gets_only_what_it_can_load() -> None:
     vllm = {"template": {"engine": {"type": "VLLM"}}, "artifact": "q4"}
     job = FineTuneJob.model_validate(make_job(serving=vllm))
     assert admission.problems(job.spec) == [
-        "spec.serving.artifact q4 does not suit VLLM, which serves merged or CompressedTensors artifacts"
+        "spec.serving.artifact q4 does not suit VLLM, which serves merged, CompressedTensors or BitsAndBytes artifacts"
     ]

@@ -149,11 +149,13 @@ class Training(Strict):
 class ArtifactFormat(StrEnum):
     GGUF = "GGUF"
     COMPRESSED_TENSORS = "CompressedTensors"
+    BITS_AND_BYTES = "BitsAndBytes"
 
 
 QUANTIZATIONS: dict[ArtifactFormat, tuple[str, ...]] = {
     ArtifactFormat.GGUF: ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
-    ArtifactFormat.COMPRESSED_TENSORS: ("FP8",),
+    ArtifactFormat.COMPRESSED_TENSORS: ("FP8", "W4A16"),
+    ArtifactFormat.BITS_AND_BYTES: ("NF4",),
 }
 
 
@@ -161,9 +163,10 @@ class Artifact(Strict):
     name: str = Field(min_length=1, max_length=20, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     """Name of the artifact; gates, publish and serving refer to it. adapter, merged and base are taken."""
     format: ArtifactFormat
-    """GGUF for llama.cpp and Ollama, CompressedTensors for vLLM."""
-    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8"]
-    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8."""
+    """GGUF for llama.cpp and Ollama; CompressedTensors for vLLM; BitsAndBytes for vLLM on GPUs."""
+    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "NF4"]
+    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or W4A16 (4-bit weights, chosen by GPTQ over training
+    rows). BitsAndBytes: NF4."""
 
 
 class Publish(Strict):
@@ -297,7 +300,7 @@ class TrainFacts(Report):
 
 class ArtifactFacts(Report):
     name: str  # adapter, merged, or an artifact's name
-    format: str  # PEFT, Safetensors, GGUF, CompressedTensors
+    format: str  # PEFT, Safetensors, GGUF, CompressedTensors, BitsAndBytes
     quantization: str | None = None
     path: str  # below the store's root
     digest: str  # sha256:… of the folder's files.json, which names every file with its own

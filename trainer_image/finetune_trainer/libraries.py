@@ -20,7 +20,17 @@ OFFLINE = {
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths fragment the allocator otherwise
 }
-CHATTY = ("bitsandbytes", "kernels", "accelerate", "trl", "datasets", "peft", "torch.distributed", "llmcompressor")
+CHATTY = (
+    "bitsandbytes",
+    "kernels",
+    "accelerate",
+    "trl",
+    "datasets",
+    "peft",
+    "torch.distributed",
+    "llmcompressor",
+    "compressed_tensors",
+)
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota µs or max> <period µs>"
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")  # cgroup v1: µs, -1 for no limit

@@ -6,7 +6,7 @@ reloadedLoss     loss over the first training row, read back by another process,
 divergence       mean KL divergence in nats of one model's predictions from another's, over the first training rows
 topToken         share of positions where the other's favourite has at least half the favourite's probability
 perplexityRatio  perplexity of those rows under the other model, divided by that under the first
-tokenIds         rows that llama.cpp's tokenizer turned into other ids than the model's own
+tokenIds         rows that the artifact's tokenizer (llama.cpp's, or the saved one) turned into other ids than the model's own
 template         1 where the file carries another chat template than the model
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,16 @@ class Limits:
 
 # SmolLM2-135M, as hard to round as models get (most of its rows are no multiple of 256), has divergences of 4e-6, 0.006,
 # 0.026, 0.14 and 0.10 and ratios up to 1.18; large models have a tenth of it. A broken file is far beyond all of these.
-GGUF_LIMITS = {
+LIMITS = {
     "F16": Limits(0.01, 0.95, 1.05),
     "Q8_0": Limits(0.05, 0.9, 1.1),
     "Q6_K": Limits(0.15, 0.8, 1.3),
     "Q5_K_M": Limits(0.6, 0.7, 1.8),
     "Q4_K_M": Limits(0.6, 0.7, 1.8),
+    # The same model: divergences of 0.06, 0.17 and 0.60, ratios of 1.05, 1.10 and 1.45.
+    "FP8": Limits(0.3, 0.8, 1.3),
+    "W4A16": Limits(0.6, 0.7, 1.8),
+    "NF4": Limits(1.5, 0.6, 2.5),
 }
 
 
@@ -169,16 +173,14 @@ def check_reload(trained: float, reloaded: float, limit: float) -> tuple[Check, 
     return (Check(name="reloadedLoss", value=abs(reloaded - trained), limit=allowed),)
 
 
-def check_tokens(rows: Sequence[FixedRow], tokenizer: Any, llama: Any) -> tuple[Check, ...]:
-    """Fails where llama.cpp reads a rendered row as other tokens than the model was trained on."""
+def check_tokens(
+    rows: Sequence[FixedRow], tokenizer: Any, whose: str, read: Callable[[str], Sequence[int]]
+) -> tuple[Check, ...]:
+    """Fails where an artifact's tokenizer reads a rendered row as other tokens than the model was trained on."""
     texts = [row.text or tokenizer.decode(row.tokens) for row in rows]
-    different = [
-        text
-        for text in texts
-        if llama.tokenize(text.encode(), add_bos=False, special=True) != tokenizer(text, add_special_tokens=False).input_ids
-    ]
+    different = [text for text in texts if list(read(text)) != tokenizer(text, add_special_tokens=False).input_ids]
     if different:
-        raise _failed(f"llama.cpp's tokenizer gives other ids than the model's for {len(different)} of {len(texts)} rows")
+        raise _failed(f"{whose} gives other ids than the model's for {len(different)} of {len(texts)} rows")
     return (Check(name="tokenIds", value=0, limit=0),)
 
 

@@ -65,8 +65,11 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
         return ["spec.serving.template.engine.type LlamaCpp serves GGUF; add a GGUF artifact to spec.artifacts"]
     is_gguf = any(a.name == artifact and a.format is ArtifactFormat.GGUF for a in spec.artifacts)
     if is_gguf != (template.engine.type is EngineType.LLAMA_CPP):
-        serves = "GGUF" if template.engine.type is EngineType.LLAMA_CPP else "merged or CompressedTensors"
+        serves = "GGUF" if template.engine.type is EngineType.LLAMA_CPP else "merged, CompressedTensors or BitsAndBytes"
         return [f"spec.serving.artifact {artifact} does not suit {template.engine.type}, which serves {serves} artifacts"]
+    packed = any(a.name == artifact and a.format is ArtifactFormat.BITS_AND_BYTES for a in spec.artifacts)
+    if packed and not template.parallelism.gpus:
+        return [f"spec.serving.artifact {artifact} is BitsAndBytes, which VLLM serves on GPUs only; take merged, or GPUs"]
     return []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator.meta import Rule
+from finetune_trainer.contract import QUANTIZATIONS
 
 _RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
@@ -125,9 +126,9 @@ RULES = (
     ),
     Rule(
         "spec.artifacts[]",
-        "(self.format == 'CompressedTensors') == (self.quantization == 'FP8')",
-        "spec.artifacts[].quantization does not go with its format; use FP8 with CompressedTensors, and"
-        " Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
+        " || ".join(f"(self.format == '{f}' && self.quantization in {list(names)})" for f, names in QUANTIZATIONS.items()),
+        "spec.artifacts[].quantization does not go with its format; use FP8 or W4A16 with CompressedTensors, NF4 with"
+        " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
     ),
     Rule(
         "spec.evaluation.gates[]",

@@ -15,7 +15,7 @@ from finetune_operator.finetunejob.api import ArtifactStatus, ArtifactStore, Fin
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.api import EngineType, JobRef, ModelServe, ResolvedModel
 
-SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors"), EngineType.LLAMA_CPP: ("GGUF",)}
+SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors", "BitsAndBytes"), EngineType.LLAMA_CPP: ("GGUF",)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _artifact(engine: EngineType, ref: JobRef, job: FineTuneJobStatus, store: Ar
         return Resolution(None, Obstacle("ArtifactNotFound", text))
     if artifact.format not in SERVABLE[engine]:
         text = (
-            f"{engine} serves {' and '.join(SERVABLE[engine])}, and the artifact {ref.artifact} is {artifact.format};"
+            f"{engine} serves {' or '.join(SERVABLE[engine])}, and the artifact {ref.artifact} is {artifact.format};"
             " change spec.engine.type or spec.model.jobRef.artifact"
         )
         return Resolution(None, Obstacle("EngineMismatch", text))

@@ -1,30 +1,21 @@
-"""Quantize: make one artifact of the merged model, GGUF for llama.cpp and Ollama or compressed-tensors for vLLM.
+"""Quantize: make one artifact of the merged model, and prove that it answers as the merged model does.
 
-GGUF is made by llama.cpp's own programs, found below $LLAMA_CPP_DIR. Compressed-tensors need llm-compressor, whose pins
-clash with the trainer's: that runs in the quantizer image.
+GGUF             by llama.cpp, for llama.cpp and Ollama (gguf.py)
+CompressedTensors by llm-compressor in the quantizer image, as its pins clash with the trainer's; for vLLM
+BitsAndBytes     the 4-bit storage that QLoRA trains on; for vLLM on GPUs, and to train on again (compression.py)
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
-from finetune_trainer import llamacpp
+from finetune_trainer import compression, gguf
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Artifact, ArtifactFacts, ArtifactFormat, Check, ExitCode, Method, StepResult
-from finetune_trainer.failures import StepFailed
-from finetune_trainer.libraries import quieten, threads
+from finetune_trainer.contract import ArtifactFacts, ArtifactFormat, StepResult
+from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import MERGE, TRAIN
-
-CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "bin/llama-quantize"
-FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
 
 
 def run(context: Context) -> StepResult:
-    """Make and commit the step's artifact. Raises StepFailed ConversionFailed with the tool's last line."""
+    """Make, prove and commit the step's artifact. Raises StepFailed ConversionFailed or VerificationFailed."""
     done = context.committed()
     if done is not None:
         return done
@@ -36,12 +27,11 @@ def run(context: Context) -> StepResult:
     trained = context.store.read(TRAIN, context.fingerprint(TRAIN))
     folder = context.scratch / "output"
     folder.mkdir()
-    if artifact.format is ArtifactFormat.GGUF:
-        notes = make_gguf(context, artifact, merged_folder, folder)
-        context.progress("verifying")
-        checks = prove_gguf(context, artifact, merged_folder, folder / f"{artifact.name}.gguf")
-    else:
-        notes, checks = make_compressed_tensors(context, merged_folder, folder), ()
+    made_by = gguf if artifact.format is ArtifactFormat.GGUF else compression
+    notes = made_by.make(context, artifact, merged_folder, folder)
+    checks = made_by.prove(context, artifact, merged_folder, folder)
+    for check in checks:
+        print(f"{check.name} {check.value:.3g}, limit {check.limit:.3g}", flush=True)
     if trained is not None and trained.result.train is not None:
         card.write(folder, context, trained.result.train, artifact)
     made = ArtifactFacts(
@@ -49,104 +39,3 @@ def run(context: Context) -> StepResult:
     )
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
     return context.commit(folder, result, {MERGE: merged.fingerprint} | notes, checks)
-
-
-# ── GGUF ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def make_gguf(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
-    """Write <artifact>.gguf and Modelfile; returns what the manifest should note.
-
-    K-quants need rows of a multiple of 256 values; llama.cpp takes another type for tensors that have none, and the
-    manifest says for how many.
-    """
-    tools = llamacpp.folder()
-    _check(tools / CONVERTER, tools / QUANTIZER)
-    file = folder / f"{artifact.name}.gguf"
-    notes: dict[str, str] = {}
-    context.progress("converting to GGUF")
-    if artifact.quantization == "F16":
-        _convert(tools, merged, file, "f16")
-    else:
-        whole = context.scratch / "whole.gguf"
-        _convert(tools, merged, whole, "bf16")  # the merged weights as they are
-        context.progress(f"quantizing to {artifact.quantization}")
-        log = _tool(str(tools / QUANTIZER), str(whole), str(file), artifact.quantization, str(threads()))
-        whole.unlink()
-        fallback = FALLBACK.search(log)
-        if fallback is not None:
-            notes["fallbackTensors"] = f"{fallback[1]} of {fallback[2]}"
-    (folder / "Modelfile").write_text(_modelfile(file.name, merged))
-    return notes
-
-
-def prove_gguf(context: Context, artifact: Artifact, merged: Path, file: Path) -> tuple[Check, ...]:
-    """The file must read text, carry the template and answer as the merged model does, within its type's rounding."""
-    import torch
-    from transformers import AutoTokenizer
-
-    from finetune_trainer import proof
-    from finetune_trainer.model import Compute, load_base
-
-    rows = proof.fixed_rows(context.data()[1])
-    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
-    network = load_base(merged, Method.LORA, Compute("cpu", torch.float32))
-    expected = [proof.logits(network, row) for row in rows]
-    del network  # before the file is read: both at once would need half as much memory again
-    llama = llamacpp.open_model(file, max(len(row.tokens) for row in rows))
-    checks = proof.check_tokens(rows, tokenizer, llama)
-    checks += proof.check_template(tokenizer, llama.metadata.get("tokenizer.chat_template"))
-    found = [torch.from_numpy(llamacpp.logits(llama, row.tokens)) for row in rows]
-    likeness = proof.likeness(rows, expected, found)
-    what = f"the GGUF file {artifact.name} answers unlike the merged model"
-    return checks + proof.check_likeness(what, likeness, proof.GGUF_LIMITS[artifact.quantization])
-
-
-def _check(*tools: Path) -> None:
-    missing = [tool.name for tool in tools if not tool.is_file()]
-    if missing:
-        message = f"{' and '.join(missing)} not found: set {llamacpp.ENV_FOLDER} to llama.cpp's folder"
-        raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message)
-
-
-def _convert(tools: Path, merged: Path, file: Path, kind: str) -> None:
-    _tool(sys.executable, str(tools / CONVERTER), str(merged), "--outfile", str(file), "--outtype", kind)
-
-
-def _tool(*command: str) -> str:
-    """Run one of llama.cpp's programs; returns what it printed."""
-    name = Path(command[1] if command[0] == sys.executable else command[0]).name
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", f"{name} refused this model: {last[:300]}")
-    return done.stdout + done.stderr
-
-
-def _modelfile(gguf: str, merged: Path) -> str:
-    from transformers import AutoTokenizer
-
-    from finetune_trainer.model import end_tokens
-    from finetune_trainer.modelfile import write_modelfile
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
-    stops = [tokenizer.decode([token]) for token in end_tokens(tokenizer, merged)]
-    return write_modelfile(gguf, tokenizer, stops)
-
-
-# ── compressed-tensors ────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def make_compressed_tensors(context: Context, merged: Path, folder: Path) -> dict[str, str]:
-    """Write the model with FP8 weights and dynamic FP8 activations; that needs no calibration rows."""
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    context.progress("quantizing to FP8")
-    network = AutoModelForCausalLM.from_pretrained(merged, dtype="auto", use_safetensors=True)
-    oneshot(model=network, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"]))
-    network.save_pretrained(folder, save_compressed=True)
-    AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
-    return {"scheme": "FP8_DYNAMIC"}

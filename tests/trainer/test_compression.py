@@ -1,0 +1,126 @@
+"""Quantized safetensors: made as the pods make them, proven against the merged model, read back by the evaluation."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.trainer.entries import PAIRS, context, prepare
+
+from finetune_trainer import compression, contract
+from finetune_trainer.contract import ExitCode, Metric, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import evaluate, merge, quantize, train
+
+MakeRun = Callable[..., RunConfig]
+SOURCE = Path(__file__).parents[2] / "trainer_image"
+MAKE = "make it with `sh requirements/quantizer-venv.sh <folder>` and set FINETUNE_QUANTIZER to the folder"
+PROOFS = ["tokenIds", "template", "divergence", "topToken", "perplexityRatio"]
+FP8 = {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"}
+W4 = {"name": "w4", "format": "CompressedTensors", "quantization": "W4A16"}
+NF4 = {"name": "nf4", "format": "BitsAndBytes", "quantization": "NF4"}
+
+
+@pytest.fixture(scope="session")
+def quantizer() -> Path:
+    """Python with what the quantizer's image holds."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("FINETUNE_QUANTIZER", cache / "finetune-operator" / "quantizer"))
+    if (folder / "bin/python").exists():
+        return folder / "bin/python"
+    message = f"{folder} holds no environment: {MAKE}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def merged(make_run: MakeRun, tmp_path: Path, *artifacts: dict[str, str]) -> RunConfig:
+    """A run up to a merged model, which learned its rows by heart."""
+    training = {"method": "Full", "precision": "FP32", "maxSteps": 30, "globalBatchSize": 8, "maxLength": 128}
+    run = make_run(training=training | {"learningRate": 3e-3}, artifacts=artifacts, generation={"maxNewTokens": 12})
+    prepare(run, tmp_path, test=PAIRS)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    return run
+
+
+def in_a_pod(python: Path, run: RunConfig, steps: tuple[str, ...], tmp_path: Path) -> None:
+    """Run steps in a process of another environment."""
+    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
+    environment = os.environ | {
+        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
+        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
+        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
+        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        "PYTHONPATH": str(SOURCE),
+    }
+    program = "import sys; from finetune_trainer.__main__ import main; sys.exit(max(main([s]) for s in sys.argv[1:]))"
+    command = [str(python), "-c", program, *steps]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == ExitCode.OK, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_every_format_answers_as_the_merged_model(make_run: MakeRun, tmp_path: Path, quantizer: Path) -> None:
+    run = merged(make_run, tmp_path, FP8, W4, NF4)
+    notes = {}
+    in_a_pod(quantizer, run, ("quantize-fp8", "quantize-w4"), tmp_path)
+    quantize.run(context(run, "quantize-nf4", tmp_path))
+    at = context(run, "evaluate", tmp_path)
+    for name in ("fp8", "w4", "nf4"):
+        manifest, folder = at.output(f"quantize-{name}")
+        notes[name] = {k: v for k, v in manifest.inputs.items() if k != "merge"}
+        assert [check.name for check in manifest.checks] == PROOFS
+        assert {"README.md", "chat_template.jinja", "config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
+    assert notes == {
+        "fp8": {"scheme": "FP8_DYNAMIC"},
+        "w4": {"scheme": "W4A16 by GPTQ", "groupSize": "128", "calibrationRows": "8"},
+        "nf4": {"scheme": "NF4, double quantized"},
+    }
+    base, dense, *quantized = evaluate.run(at).scores
+    assert [scores.subject for scores in quantized] == ["fp8", "w4", "nf4"]
+    for scores in quantized:
+        assert scores.values[Metric.LOSS] < base.values[Metric.LOSS] / 2
+        assert scores.values[Metric.LOSS] == pytest.approx(dense.values[Metric.LOSS], abs=0.3), scores.subject
+
+
+def test_an_artifact_that_answers_otherwise_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = merged(make_run, tmp_path, NF4)
+    at = context(run, "quantize-nf4", tmp_path)
+    _, dense = at.output("merge")
+    folder = at.scratch / "made"
+    compression.make(at, run.artifacts[0], dense, folder)
+    assert compression.prove(at, run.artifacts[0], dense, folder)
+    file = folder / "model.safetensors"
+    damaged = {n: t.flip(0) if n.endswith("down_proj.weight") else t for n, t in load_file(file).items()}
+    file.unlink()
+    save_file({n: t.contiguous() for n, t in damaged.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(StepFailed, match="the artifact nf4 answers unlike the merged model") as failed:
+        compression.prove(at, run.artifacts[0], dense, folder)
+    assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
+
+
+def test_groups_divide_every_row() -> None:
+    def network(*rows: int) -> torch.nn.Module:
+        layers = {f"layer{i}": torch.nn.Linear(n, 2) for i, n in enumerate(rows)}
+        return torch.nn.ModuleDict(layers | {"lm_head": torch.nn.Linear(3, 2)})
+
+    assert compression.group_size(network(256, 512)) == 128
+    assert compression.group_size(network(576, 1536)) == 64
+    with pytest.raises(StepFailed, match=r"rows of a multiple of 32 values, and this model's have \[100, 256\]; take FP8"):
+        compression.group_size(network(100, 256))
+
+
+def test_calibration_looks_at_rows_from_all_over(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(f'{{"input_ids": [{n}]}}\n' for n in range(1000)))
+    rows = compression.calibration_rows(file)
+    assert len(rows) == compression.CALIBRATION_ROWS
+    assert (rows[0], rows[-1]) == ([0], [7 * 127])
+    file.write_text(f'{{"input_ids": {list(range(3000))}}}\n')
+    assert compression.calibration_rows(file) == [list(range(compression.CALIBRATION_TOKENS))]
