@@ -100,12 +100,39 @@ def test_each_proof_of_a_merge_is_in_its_manifest(make_run: MakeRun, tmp_path: P
     manifest, _ = at.output("merge")
     assert float(at.output("train")[0].inputs[FIRST_ROW_LOSS]) > 0
     found = {check.name: check for check in manifest.checks}
-    adapter = ["adapterTensors", "largestB", "reloadedLoss", "divergence", "topToken", "perplexityRatio"]
-    assert list(found) == (["reloadedLoss"] if method == "Full" else adapter)
+    adapter = ["adapterTensors", "largestB", "reloadedLoss", "divergence", "topToken", "perplexityRatio", "stops"]
+    assert list(found) == (["reloadedLoss", "stops"] if method == "Full" else adapter)
     assert found["reloadedLoss"].value <= found["reloadedLoss"].limit
     if method == "QLoRA":
         assert found["reloadedLoss"].value < 1e-3
         assert found["largestB"].value > 0
+
+
+def test_pain_02_a_model_that_never_stops_any_more_is_refused() -> None:
+    with pytest.raises(StepFailed, match="never stops: none of 3 answers to training prompts ended, of the base model's 2 did"):
+        proof.check_stops(3, 0, lambda: 2)
+    assert proof.check_stops(3, 0, lambda: 0)[0].value == 0  # nor did the base: scores show what it is worth
+    assert proof.check_stops(3, 1, lambda: pytest.fail("the base is not asked"))[0].value == pytest.approx(1 / 3)
+    assert proof.check_stops(0, 0, lambda: 2) == ()  # plain text asks nothing
+
+
+def test_pain_02_answers_are_asked_for_and_end_by_themselves(make_run: MakeRun, tmp_path: Path, tiny_model: Path) -> None:
+    from finetune_trainer.contract import Method
+    from finetune_trainer.model import Compute, load_base
+
+    run = make_run()
+    prepare(run, tmp_path)
+    asked = proof.questions(context(run, "train", tmp_path).data()[1])
+    assert len(asked) == proof.QUESTIONS
+    assert [q.limit for q in asked] == sorted(q.limit for q in asked)
+    network = load_base(tiny_model, Method.LORA, Compute("cpu", torch.float32))
+    first = {int(network(torch.tensor([q.tokens])).logits[0, -1].argmax()) for q in asked}
+    assert proof.stopping(network, asked, tuple(first)) == len(asked)
+    unsaid = next(t for t in range(4, 400) if t not in first)
+    with torch.no_grad():
+        network.lm_head.weight = torch.nn.Parameter(network.lm_head.weight.clone())
+        network.lm_head.weight[unsaid] = 0
+    assert proof.stopping(network, asked, (unsaid,)) == 0
 
 
 def test_top_token_counts_only_what_the_reference_finds_unlikely() -> None:

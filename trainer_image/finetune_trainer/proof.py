@@ -8,6 +8,7 @@ topToken         share of positions where the other's favourite has at least hal
 perplexityRatio  perplexity of those rows under the other model, divided by that under the first
 tokenIds         rows that the artifact's tokenizer (llama.cpp's, or the saved one) turned into other ids than the model's own
 template         1 where the file carries another chat template than the model
+stops            share of training prompts whose greedy answer ends by itself: above zero, if the base model's is
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from finetune_trainer.contract import Check, ExitCode
 from finetune_trainer.failures import StepFailed
 
+LOOKED_AT, QUESTIONS, LONGEST_ANSWER = 64, 2, 128  # short answers of few rows: large models write slowly on CPUs
 ROWS, TOKENS = 2, 512  # enough to tell a broken model from a rounded one; it must not cost what an evaluation does
 EXACT_LOSS, ROUNDED_LOSS = 1e-3, 3e-2  # trained in float32 on CPUs; trained in 16 bits, or saved so
 
@@ -36,6 +38,14 @@ class FixedRow:
     counted: tuple[bool, ...]
     text: str
     whole: bool
+
+
+@dataclass(frozen=True)
+class Question:
+    """A training row's prompt, and how many tokens an answer that ends by itself may have."""
+
+    tokens: tuple[int, ...]
+    limit: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,35 @@ def logits(network: Any, row: FixedRow) -> torch.Tensor:
     """Logits of a transformers model at every position of a row, float32 of shape (tokens, vocabulary)."""
     with torch.no_grad():
         return torch.as_tensor(network(input_ids=torch.tensor([row.tokens]), use_cache=False).logits[0].float())
+
+
+def questions(data: Path) -> list[Question]:
+    """Of the first rows to train on those with the shortest answers: asking them costs least. None for plain text."""
+    with (data / "train.jsonl").open() as lines:
+        read = [json.loads(line) for line, _ in zip(lines, range(LOOKED_AT), strict=False)]
+    asked = [(r["input_ids"], r["prompt_tokens"]) for r in read if r["prompt"] and r["prompt_tokens"] <= TOKENS]
+    found = [Question(tuple(ids[:n]), min(2 * (len(ids) - n) + 16, LONGEST_ANSWER)) for ids, n in asked]
+    return sorted(found, key=lambda question: question.limit)[:QUESTIONS]
+
+
+def stopping(network: Any, asked: Sequence[Question], ends: Sequence[int]) -> int:
+    """How many greedy answers end by themselves, with one of the end tokens."""
+    count = 0
+    for question in asked:
+        tokens = torch.tensor([question.tokens])
+        said = network.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=question.limit,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=list(ends),
+            pad_token_id=ends[0],
+        )
+        count += int(said[0, -1]) in ends
+    return count
 
 
 def row_loss(values: torch.Tensor, row: FixedRow) -> float:
@@ -189,6 +228,22 @@ def check_template(tokenizer: Any, carried: str | None) -> tuple[Check, ...]:
     if (tokenizer.chat_template or "").strip() != (carried or "").strip():
         raise _failed("the artifact carries another chat template than the model was trained with")
     return (Check(name="template", value=0, limit=0),)
+
+
+def check_stops(asked: int, stopped: int, base: Callable[[], int]) -> tuple[Check, ...]:
+    """Fails where no answer ends any more, though the base model's do. `base` counts those, and is asked only then.
+
+    A base model that never stops either, trained for a few steps, is no broken one: its scores show it.
+    """
+    if asked == 0:
+        return ()
+    before = 0 if stopped else base()
+    if before:
+        raise _failed(
+            f"the trained model never stops: none of {asked} answers to training prompts ended, of the base model's {before}"
+            " did; check that the rows end as the chat template ends an answer"
+        )
+    return (Check(name="stops", value=stopped / asked, limit=0),)
 
 
 def _failed(message: str) -> StepFailed:

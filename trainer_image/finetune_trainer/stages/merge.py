@@ -73,7 +73,8 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     context.progress("verifying")
     merged = model.load_base(folder, Method.LORA, _cpu())
     found = proof.likeness(rows, expected, [proof.logits(merged, row) for row in rows])
-    return checks + proof.check_likeness("the merged model answers unlike the trained one", found, _limits(context))
+    checks += proof.check_likeness("the merged model answers unlike the trained one", found, _limits(context))
+    return checks + _check_stops(context, merged, base_folder)
 
 
 def _prove_full(context: Context, trained: Manifest, folder: Path) -> tuple[Check, ...]:
@@ -83,7 +84,7 @@ def _prove_full(context: Context, trained: Manifest, folder: Path) -> tuple[Chec
     context.progress("verifying")
     row = proof.fixed_rows(context.data()[1])[0]
     saved = model.load_base(folder, Method.LORA, _cpu())
-    return _check_reload(context, trained, row, proof.logits(saved, row))
+    return _check_reload(context, trained, row, proof.logits(saved, row)) + _check_stops(context, saved, context.model()[1])
 
 
 def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: Any) -> tuple[Check, ...]:
@@ -96,6 +97,19 @@ def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: An
     training, devices = context.run.training, context.run.devices
     exact = training.method is not Method.FULL and training.precision in _EXACT and not devices.gpus
     return proof.check_reload(before, loss, proof.EXACT_LOSS if exact else proof.ROUNDED_LOSS)
+
+
+def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...]:
+    """Answers must end by themselves: a model that has lost its end token looks well by its loss and can't be served."""
+    from finetune_trainer import model, proof
+
+    asked = proof.questions(context.data()[1])
+    ends = model.end_tokens(model.load_tokenizer(base), base)
+
+    def of_base() -> int:
+        return proof.stopping(model.load_base(base, Method.LORA, _cpu()), asked, ends)
+
+    return proof.check_stops(len(asked), proof.stopping(network, asked, ends) if ends else 0, of_base)
 
 
 def _cpu() -> Any:
