@@ -156,6 +156,7 @@ def finetunejobs() -> Schema:
         column("READY", _condition("Ready")),
         column("REASON", _condition("Ready", "reason")),
         column("MESSAGE", _condition("Ready", "message"), wide=True),
+        column("MEMORY", _condition("Fits", "message"), wide=True),
         column("AGE", ".metadata.creationTimestamp", "date"),
     ]
     description = "A FineTuneJob trains a language model on a dataset, proves that it got better and serves it."

@@ -246,6 +246,21 @@ def test_a_job_that_does_not_fit_fails_before_a_gpu_is_taken() -> None:
     assert (fits["status"], failed["reason"]) == ("False", "DoesNotFit")
 
 
+def test_what_training_came_to_stands_beside_the_estimate() -> None:
+    story = preparing()
+    story.succeed()
+    story.passes()
+    pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
+    at = NOW + timedelta(minutes=60)
+    for used in (3 * 2**30, 2 * 2**30):  # the most counts
+        story.space.progress[pod] = {"kind": "progress", "stepName": "train", "memoryBytes": used, "time": at.timestamp()}
+        story.passes()
+    fit, fits = story.job["status"]["fit"], condition(story.job, "Fits")
+    assert (fit["predictedBytes"], fit["measuredBytes"]) == (2 * 2**30, 3 * 2**30)
+    assert fits is not None
+    assert "2.0 GiB with micro batches of 8 (it came to 3.0 GiB)" in fits["message"]
+
+
 def test_gpu_seconds_count_attempts_that_held_a_gpu() -> None:
     story = Story(make_job(parallelism={"gpusPerNode": 1}, artifacts=None))
     story.to_the_end()

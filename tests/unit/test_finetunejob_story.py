@@ -10,7 +10,7 @@ from tests.story import Story
 
 from finetune_operator.decision import Apply, Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import ENV_MICRO_BATCH_SIZE, ExitCode
+from finetune_trainer.contract import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE, ExitCode
 from finetune_trainer.pipeline import steps
 
 
@@ -107,6 +107,22 @@ def test_training_that_outgrows_the_gpu_fails_where_the_user_wants_that() -> Non
     story.passes()
     assert out_of_memory(story) == []
     assert story.conditions()["Failed"] == ("True", "OutOfGpuMemory")
+
+
+def test_a_hang_is_retried_and_counts_and_its_limit_reaches_the_pod() -> None:
+    story = Story(make_job(retry={"maxRetries": 1, "hangAfterMedianSteps": 7}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    (container,) = story.space.running()["spec"]["template"]["spec"]["containers"]
+    assert {"name": ENV_HANG_AFTER, "value": "7"} in container["env"]
+    told = reported_failure(ExitCode.HANG, "Hang", "no step for 400 s")
+    story.space.end(*told)
+    assert story.passes() == ["job train"]
+    assert story.step("train")["retries"] == 1
+    story.space.end(*told)
+    assert story.passes() == []
+    assert story.conditions()["Failed"] == ("True", "Hang")
 
 
 def test_an_added_artifact_runs_its_own_steps_and_prepare_only() -> None:

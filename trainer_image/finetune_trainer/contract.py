@@ -23,6 +23,7 @@ from finetune_trainer.metrics import Metric
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
 SCRATCH = "/scratch"
+HANG_AFTER_MEDIAN_STEPS = 30
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT = 4096  # bytes; the kubelet cuts the rest
 
@@ -34,6 +35,7 @@ ENV_ATTEMPT = "FINETUNE_ATTEMPT"  # counts from 1; with the pod's uid it names w
 ENV_POD_UID = "FINETUNE_POD_UID"
 ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
 ENV_MICRO_BATCH_SIZE = "FINETUNE_MICRO_BATCH_SIZE"  # set where the memory did not hold what was estimated
+ENV_HANG_AFTER = "FINETUNE_HANG_AFTER"  # medians of a step's time; unset: HANG_AFTER_MEDIAN_STEPS
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
 
@@ -280,6 +282,7 @@ class FitFacts(Report):
     """The memory estimate for one device, and what it chose."""
 
     predicted_bytes: int
+    measured_bytes: int | None = None  # the most that training came to so far
     available_bytes: int | None = None
     micro_batch_size: int
     gradient_checkpointing: bool

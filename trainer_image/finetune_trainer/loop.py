@@ -92,6 +92,11 @@ class Loop(Trainer):
         self._unchecked.append(loss.detach())
         return loss.detach()  # type: ignore[no-any-return]
 
+    def forget_step(self) -> None:
+        """Drop what a micro-batch left behind that no step will use."""
+        self.model_wrapped.zero_grad()
+        self._unchecked = []
+
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU.
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from finetune_operator.meta import Condition, ObjectMeta, Quantity
+from finetune_trainer import contract
 from finetune_trainer.contract import (
     Artifact,
     DatasetFacts,
@@ -145,6 +146,9 @@ class Retry(Strict):
     on_out_of_memory: Literal["ShrinkMicroBatch", "Fail"] = "ShrinkMicroBatch"
     """What to do when the GPU's memory does not hold the training after all. ShrinkMicroBatch: go on from the last
     checkpoint with half the rows per forward pass and the same globalBatchSize; it does not count against maxRetries."""
+    hang_after_median_steps: int = Field(contract.HANG_AFTER_MEDIAN_STEPS, ge=2, le=100000)
+    """Training that makes no step for this many times the median time of its steps, and for five minutes, is ended and goes
+    on from its last checkpoint, which counts against maxRetries. The pod's log then shows where each thread stood."""
 
 
 class ArtifactStore(Strict):

@@ -24,6 +24,8 @@ def judge(fit: FitFacts, devices: Devices) -> Fits:
     field = "spec.parallelism.gpu.memory" if devices.gpus else "spec.stages.train.resources.limits.memory"
     larger = "take a larger GPU" if devices.gpus else f"raise {field}"
     need = f"{fit.predicted_bytes / _GIB:.1f} GiB with micro batches of {fit.micro_batch_size}"
+    if fit.measured_bytes is not None:
+        need += f" (it came to {fit.measured_bytes / _GIB:.1f} GiB)"
     if fit.available_bytes is None:
         return Fits(
             "Unknown",

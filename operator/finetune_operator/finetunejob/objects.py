@@ -142,7 +142,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "image": stage.image or _image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _smaller(status, step)),
+        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told_to_train(job, start.step, status)),
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": pod_security.container(),
         "volumeMounts": [v.mount for v in volumes],
@@ -185,10 +185,13 @@ def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
     return {contract.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
 
 
-def _smaller(status: FineTuneJobStatus, step: Step) -> dict[str, str]:
-    """After the GPU's memory did not hold the micro-batch that was estimated."""
-    size = step_record(status, step.name).micro_batch_size
-    return {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
+def _told_to_train(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:
+    """A smaller micro-batch where the GPU's memory did not hold the estimated one; what is a hang, where the job says so."""
+    size, medians = step_record(status, step.name).micro_batch_size, job.spec.retry.hang_after_median_steps
+    told = {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
+    if step.stage == TRAIN and medians != contract.HANG_AFTER_MEDIAN_STEPS:
+        told[contract.ENV_HANG_AFTER] = str(medians)
+    return told
 
 
 def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:

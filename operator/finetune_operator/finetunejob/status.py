@@ -11,6 +11,7 @@ A condition that does not hold is absent, not False; Ready and Fits, which are a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,7 @@ from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run import resolved
 from finetune_operator.meta import Object, stamp
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract import FitFacts, Progress
 from finetune_trainer.pipeline import TRAIN
 
 STALE_SECONDS = 120
@@ -35,6 +36,7 @@ STALE_SECONDS = 120
 
 def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
     """The whole status. `serve` is the ModelServe as it is now."""
+    case = replace(case, status=case.status.model_copy(update={"fit": _fit(case)}))
     status, job = case.status, case.job
     smaller = step_record(status, TRAIN).micro_batch_size
     return status.model_copy(
@@ -71,6 +73,16 @@ def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
         yield Told("Fits", fits.status, fits.reason, fits.message)
     elif standing is Standing.FAILED and outlook.reason == "DoesNotFit":
         yield Told("Fits", "False", *why)
+
+
+def _fit(case: Case) -> FitFacts | None:
+    """The estimate, and the most memory that the training pod has told of, which it does with each reading."""
+    found, record = case.status.fit, step_record(case.status, TRAIN)
+    attempt = case.world.attempt(record.job) if record.state is StepState.RUNNING else None
+    said = attempt.pod.progress if attempt and attempt.pod else None
+    if found is None or said is None or said.memory_bytes is None:
+        return found
+    return found.model_copy(update={"measured_bytes": max(said.memory_bytes, found.measured_bytes or 0)})
 
 
 def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:

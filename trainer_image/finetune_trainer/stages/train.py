@@ -59,20 +59,22 @@ def run(context: Context) -> StepResult | None:
 
 
 def _train(context: Context, preemption: Preemption) -> StepResult | None:
-    from finetune_trainer import checkpoint, verify
+    from finetune_trainer import checkpoint, hang, verify
     from finetune_trainer.validation import StopEarly
 
     training, fingerprint = context.run.training, context.fingerprint(context.step.name)
     loaded = _load(context)
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
     stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
-    loop = _loop(context, loaded, [saving, *stopping])
+    watchdog = hang.watchdog()
+    loop = _loop(context, loaded, [saving, *stopping, watchdog])
     before = verify.trace(loaded.network)
     resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir), sharded=loaded.sharded)
 
     started = time.monotonic()
     preemption.activity = Activity.TRAINING
-    _run(loop, resume, saving, stopping)
+    with watchdog:
+        _run(loop, resume, saving, stopping)
     preemption.activity = Activity.COMMITTING
 
     if training.keep_checkpoint == "Best":
@@ -130,6 +132,7 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     from finetune_trainer import model
     from finetune_trainer.arguments import arguments
     from finetune_trainer.loop import ReportProgress
+    from finetune_trainer.rehearsal import Rehearsal
     from finetune_trainer.supervised import SupervisedLoop
     from finetune_trainer.tokenized import rows
 
@@ -148,6 +151,7 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     if loaded.sharded:
         sharding.check(loop)
     loop.remove_callback(PrinterCallback)
+    loop.add_callback(Rehearsal(context, loop, loaded.fit))
     loop.add_callback(ReportProgress(context, loop))
     loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=loaded.sharded))
     loop.set_warmup(training.warmup_ratio)
@@ -215,7 +219,8 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     card.write(folder, context, facts)
     fingerprint = context.fingerprint(context.step.name)
     made = _made(context.run.training)
-    result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=loaded.fit, artifact=made)
+    fit = loaded.fit.model_copy(update={"measured_bytes": facts.peak_memory_bytes})
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=made)
     committed = context.commit(folder, result, noted)
     context.store.drop_checkpoints(fingerprint, keep=0)
     return committed
