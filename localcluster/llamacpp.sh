@@ -15,9 +15,9 @@ tar --extract --strip-components=1 --file llama_cpp_python-*.tar.gz
 cmake -S vendor/llama.cpp -B build -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
     -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
     -DCMAKE_BUILD_WITH_INSTALL_RPATH=ON '-DCMAKE_INSTALL_RPATH=$ORIGIN/../lib:$ORIGIN' > cmake.log || { cat cmake.log >&2; exit 1; }
-cmake --build build --target llama-server llama-quantize >&2
+cmake --build build --target llama-server llama-quantize llama-imatrix >&2
 mkdir -p "$target/bin" "$target/lib"
-cp build/bin/llama-server build/bin/llama-quantize "$target/bin/"
+cp build/bin/llama-server build/bin/llama-quantize build/bin/llama-imatrix "$target/bin/"
 cp -P build/bin/*.so* "$target/lib/"
 cp -r vendor/llama.cpp/LICENSE vendor/llama.cpp/convert_hf_to_gguf.py vendor/llama.cpp/conversion vendor/llama.cpp/gguf-py "$target/"
 pip install --quiet --no-deps --no-build-isolation --target "$target/python" \

@@ -83,6 +83,7 @@ REFUSED_JOBS = [
     ({"artifacts": [Q4 | {"quantization": "FP8"}]}, "quantization does not go with its format"),
     ({"artifacts": [Q4 | {"format": "BitsAndBytes", "quantization": "W4A16"}]}, "quantization does not go with its format"),
     ({"artifacts": [Q4 | {"format": "CompressedTensors"}]}, "quantization does not go with its format"),
+    ({"artifacts": [Q4 | {"quantization": "Q8_0", "imatrix": True}]}, "spec.artifacts[].imatrix is for Q6_K, Q5_K_M and"),
     (gate(), "spec.evaluation.gates[] takes exactly one of min, max"),
     (gate(min=0.1, max=0.5), "spec.evaluation.gates[] takes exactly one of min, max"),
     (gate(max=0.5, artifact="q4"), "spec.evaluation.gates[].artifact is not made by this job"),
@@ -170,7 +171,7 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         "finetunejobs",
         JOB,
         {
-            "artifacts": [Q4, fp8, w4, nf4],
+            "artifacts": [Q4 | {"imatrix": True}, fp8, w4, nf4],
             "evaluation": {"gates": gates},
             "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}, HUB, HUB | {"uri": "hf://org/name@v1"}],
             "serving": {"artifact": "fp8", "template": {"engine": {"type": "VLLM"}, "replicas": 2}},

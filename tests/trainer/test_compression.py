@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.entries import PAIRS, context, prepare
 
-from finetune_trainer import compression, contract
+from finetune_trainer import calibration, compression, contract
 from finetune_trainer.contract import ExitCode, Metric, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
@@ -119,8 +119,8 @@ def test_groups_divide_every_row() -> None:
 def test_calibration_looks_at_rows_from_all_over(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text("".join(f'{{"input_ids": [{n}]}}\n' for n in range(1000)))
-    rows = compression.calibration_rows(file)
-    assert len(rows) == compression.CALIBRATION_ROWS
+    rows = calibration.rows(tmp_path)
+    assert len(rows) == calibration.ROWS
     assert (rows[0], rows[-1]) == ([0], [7 * 127])
     file.write_text(f'{{"input_ids": {list(range(3000))}}}\n')
-    assert compression.calibration_rows(file) == [list(range(compression.CALIBRATION_TOKENS))]
+    assert calibration.rows(tmp_path) == [list(range(calibration.TOKENS))]

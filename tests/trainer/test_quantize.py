@@ -101,6 +101,21 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
     assert scores.values[Metric.EXACT_MATCH] == pytest.approx(merged[Metric.EXACT_MATCH], abs=0.13)  # one row of eight
 
 
+def test_training_rows_say_what_matters(run: RunConfig, tmp_path: Path) -> None:
+    weighed = run.model_copy(update={"artifacts": (run.artifacts[-1].model_copy(update={"imatrix": True}),)})
+    metadata = []
+    for made in (run, weighed):
+        quantize.run(context(made, "quantize-q4-k-m", tmp_path))
+        manifest, folder = context(made, "evaluate-q4-k-m", tmp_path).output("quantize-q4-k-m")
+        metadata.append(llamacpp.open_model(folder / "q4-k-m.gguf", 64).metadata)
+    plain, told = ({k: v for k, v in found.items() if "imatrix" in k} for found in metadata)
+    assert plain == {}
+    assert int(told["quantize.imatrix.entries_count"]) == 14  # the linear modules of two layers
+    assert int(told["quantize.imatrix.chunks_count"]) >= 2
+    assert manifest.inputs["imatrixRows"] == str(len(PAIRS))
+    assert int(manifest.inputs["imatrixTokens"]) > 2 * gguf.CONTEXTS[-1]
+
+
 def test_pain_02_the_modelfile_stops_where_the_model_does(run: RunConfig, tmp_path: Path) -> None:
     quantize.run(context(run, "quantize-f16", tmp_path))
     _, folder = context(run, "evaluate-f16", tmp_path).output("quantize-f16")

@@ -96,6 +96,11 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
             {"quantize-q4", "evaluate-q4", "evaluate/q4", "publish-0"},
         ),
         (
+            "importance matrix",
+            {"artifacts": [SPEC["artifacts"][0] | {"imatrix": True}, SPEC["artifacts"][1]]},
+            {"quantize-q4", "evaluate-q4", "evaluate/q4", "publish-0"},
+        ),
+        (
             "one artifact more",
             {"artifacts": [*SPEC["artifacts"], {"name": "q8", "format": "GGUF", "quantization": "Q8_0"}]},
             {"quantize-q8", "evaluate-q8", "evaluate/q8"},

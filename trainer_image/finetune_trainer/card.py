@@ -20,6 +20,7 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     assert prepared.dataset is not None
     model, data, training = prepared.model, prepared.dataset, run.training
     what = context.step.stage if artifact is None else f"{artifact.format} {artifact.quantization}"
+    what += ", weighed by training rows" if artifact is not None and artifact.imatrix else ""
     trained = "model" if training.method is Method.FULL else "adapter"
     kind = {"train": trained, "merge": "merged model"}.get(what, what)
     passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"

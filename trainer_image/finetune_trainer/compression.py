@@ -9,10 +9,10 @@ llm-compressor's AWQ is not among them: version 0.14 pins host memory for a GPU,
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_trainer import calibration
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, Check, ExitCode, Method
 from finetune_trainer.failures import StepFailed
@@ -20,7 +20,6 @@ from finetune_trainer.failures import StepFailed
 if TYPE_CHECKING:
     from finetune_trainer.proof import FixedRow
 
-CALIBRATION_ROWS, CALIBRATION_TOKENS = 128, 2048  # GPTQ's error falls little beyond a hundred rows of the model's own task
 GROUPS = (128, 64, 32)  # weights that share one scale; those that vLLM's kernels have, best first
 HEAD = "lm_head"  # stays as it is: few of the weights, and the most sensitive ones
 
@@ -56,13 +55,13 @@ def _write_w4a16(context: Context, merged: Path, folder: Path) -> dict[str, str]
     group = group_size(network)
     scheme = preset_name_to_scheme("W4A16", ["Linear"])
     scheme.weights.group_size = group
-    rows = calibration_rows(context.data()[1] / "train.jsonl")
+    rows = calibration.rows(context.data()[1])
     oneshot(
         model=network,
         dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
         recipe=GPTQModifier(config_groups={"group_0": scheme}, ignore=[HEAD]),
         num_calibration_samples=len(rows),
-        max_seq_length=CALIBRATION_TOKENS,
+        max_seq_length=calibration.TOKENS,
     )
     network.save_pretrained(folder, save_compressed=True)
     return {"scheme": "W4A16 by GPTQ", "groupSize": str(group), "calibrationRows": str(len(rows))}
@@ -93,13 +92,6 @@ def group_size(network: Any) -> int:
         message = f"W4A16 needs rows of a multiple of {GROUPS[-1]} values, and this model's have {sorted(rows)}; take FP8"
         raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", message)
     return fits[0]
-
-
-def calibration_rows(file: Path) -> list[list[int]]:
-    """Token ids of training rows from all over the file, each cut at CALIBRATION_TOKENS."""
-    lines = file.read_text().splitlines()
-    chosen = lines[:: max(1, len(lines) // CALIBRATION_ROWS)][:CALIBRATION_ROWS]
-    return [json.loads(line)["input_ids"][:CALIBRATION_TOKENS] for line in chosen]
 
 
 def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> tuple[Check, ...]:

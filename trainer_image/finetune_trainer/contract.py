@@ -169,6 +169,9 @@ class Artifact(Strict):
     quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "NF4"]
     """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or W4A16 (4-bit weights, chosen by GPTQ over training
     rows). BitsAndBytes: NF4."""
+    imatrix: bool = False
+    """Of GGUF's K types: find out by training rows which weights matter most, and round those least (llama.cpp's importance
+    matrix). It takes a pass over the rows."""
 
 
 class Publish(Strict):

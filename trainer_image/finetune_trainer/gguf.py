@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import llamacpp
+from finetune_trainer import calibration, llamacpp
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, Check, ExitCode, Method
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import threads
 
-CONVERTER, QUANTIZER = "convert_hf_to_gguf.py", "bin/llama-quantize"
+CONVERTER, QUANTIZER, WEIGHER = "convert_hf_to_gguf.py", "bin/llama-quantize", "bin/llama-imatrix"
+CONTEXTS = (512, 256, 128, 64, 32, 16)  # tokens that are looked at together; it takes text for at least two of these
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
 
 
@@ -25,7 +26,7 @@ def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> di
     manifest says for how many.
     """
     tools = llamacpp.folder()
-    _check(tools / CONVERTER, tools / QUANTIZER)
+    _check(tools / CONVERTER, tools / QUANTIZER, *([tools / WEIGHER] if artifact.imatrix else []))
     file = folder / f"{artifact.name}.gguf"
     notes: dict[str, str] = {}
     context.progress("converting to GGUF")
@@ -34,14 +35,32 @@ def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> di
     else:
         whole = context.scratch / "whole.gguf"
         _convert(tools, merged, whole, "bf16")  # the merged weights as they are
+        weighed = _weigh(context, tools, merged, whole, notes) if artifact.imatrix else []
         context.progress(f"quantizing to {artifact.quantization}")
-        log = _tool(str(tools / QUANTIZER), str(whole), str(file), artifact.quantization, str(threads()))
+        log = _tool(str(tools / QUANTIZER), *weighed, str(whole), str(file), artifact.quantization, str(threads()))
         whole.unlink()
         fallback = FALLBACK.search(log)
         if fallback is not None:
             notes["fallbackTensors"] = f"{fallback[1]} of {fallback[2]}"
     (folder / "Modelfile").write_text(_modelfile(file.name, merged))
     return notes
+
+
+def _weigh(context: Context, tools: Path, merged: Path, whole: Path, notes: dict[str, str]) -> list[str]:
+    """The quantizer's option for the importance matrix, once it is made: how strongly training rows drive each weight."""
+    from transformers import AutoTokenizer
+
+    context.progress("weighing by training rows")
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
+    rows = calibration.rows(context.data()[1])
+    tokens = sum(map(len, rows))
+    text, matrix = context.scratch / "rows.txt", context.scratch / "imatrix.gguf"
+    text.write_text("\n".join(tokenizer.decode(row) for row in rows))
+    size = next((n for n in CONTEXTS if 2 * n < tokens), CONTEXTS[-1])
+    options = ["--no-ppl", "--parse-special", "--ctx-size", str(size), "--threads", str(threads())]
+    _tool(str(tools / WEIGHER), "--model", str(whole), "--file", str(text), "--output", str(matrix), *options)
+    notes |= {"imatrixRows": str(len(rows)), "imatrixTokens": str(tokens)}
+    return ["--imatrix", str(matrix)]
 
 
 def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> tuple[Check, ...]:

@@ -117,7 +117,8 @@ def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> di
 
 
 def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
-    return digest("quantize", RECIPES["quantize"], merge, artifact.format, artifact.quantization)
+    more = ["imatrix"] if artifact.imatrix else []
+    return digest("quantize", RECIPES["quantize"], merge, artifact.format, artifact.quantization, *more)
 
 
 def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:

@@ -131,6 +131,11 @@ RULES = (
         " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
     ),
     Rule(
+        "spec.artifacts[]",
+        "!has(self.imatrix) || !self.imatrix || self.quantization.contains('_K')",
+        "spec.artifacts[].imatrix is for Q6_K, Q5_K_M and Q4_K_M; take one of those, or remove imatrix",
+    ),
+    Rule(
         "spec.evaluation.gates[]",
         "[has(self.min), has(self.max), has(self.minImprovementOverBase), has(self.maxRegressionFromMerged)]"
         ".filter(given, given).size() == 1",
