@@ -77,6 +77,23 @@ REFUSED_JOBS = [
         gate(min=0.9, metric="accuracy") | {"dataset": {"uri": "hf://c/d", "format": "Messages"}},
         "spec.evaluation.gates[].metric accuracy and macroF1 are for rows with labels",
     ),
+    (
+        gate(min=0.9, metric="preferenceAccuracy") | {"dataset": {"uri": "hf://c/d", "format": "Messages"}},
+        "spec.evaluation.gates[].metric preferenceAccuracy is for rows with a chosen and a rejected answer",
+    ),
+    (
+        {"training": {"objective": "DPO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
+        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers",
+    ),
+    ({"training": {"objective": "DPO", "neftuneNoiseAlpha": 5}}, "are for objective SFT"),
+    ({"training": {"objective": "ORPO", "completionOnlyLoss": False}}, "are for objective SFT"),
+    ({"training": {"objective": "DPO", "preference": {"desirableWeight": 2}}}, "are for objective KTO"),
+    ({"training": {"objective": "KTO", "microBatchSize": 1}}, "spec.training.objective KTO compares the rows"),
+    ({"training": {"objective": "KTO", "globalBatchSize": 1}}, "spec.training.objective KTO compares the rows"),
+    (
+        {"training": {"objective": "DPO"}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
+        "spec.parallelism.strategy can't share out weights for spec.training.objective DPO",
+    ),
     (gate(min=0.9, metric="bleu"), 'supported values: "loss", "perplexity", "exactMatch", "rouge1"'),
     ({"artifacts": [Q4, Q4]}, "Duplicate value"),
     ({"artifacts": [Q4 | {"name": "merged"}]}, "spec.artifacts[].name can't be adapter, merged or base"),

@@ -25,8 +25,11 @@ PAIRS = (
 MODEL = ModelFacts(revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1)
 
 
-def render(tokenizer: Any, prompt: str, completion: str) -> dict[str, Any]:
+def render(tokenizer: Any, prompt: str, completion: str, rejected: str | None = None) -> dict[str, Any]:
     """One row as prepare writes it."""
+    if rejected is not None:
+        other = render(tokenizer, prompt, rejected)
+        return render(tokenizer, prompt, completion) | {"rejected_ids": other["input_ids"][other["prompt_tokens"] :]}
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
     asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -56,9 +59,9 @@ def prepare(
     run: RunConfig,
     tmp_path: Path,
     *,
-    train: Sequence[tuple[str, str]] = PAIRS,
-    validation: Sequence[tuple[str, str]] = (),
-    test: Sequence[tuple[str, str]] = PAIRS[:2],
+    train: Sequence[tuple[str, ...]] = PAIRS,
+    validation: Sequence[tuple[str, ...]] = (),
+    test: Sequence[tuple[str, ...]] = PAIRS[:2],
     format: str = "PromptCompletion",
     micro_batch_size: int = 2,
 ) -> None:

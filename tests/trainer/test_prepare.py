@@ -241,6 +241,18 @@ def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunC
     assert [s["rejected"] for s in samples] == ["No idea.<|im_end|>"] * 2
 
 
+def test_pairs_of_answers_are_asked_for_where_they_are_missing(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
+) -> None:
+    """Also where another job has the rows already."""
+    put_rows(mounts, ROWS)
+    said = "spec.training.objective DPO learns from pairs of answers, but the rows are PromptCompletion: set it to SFT, or"
+    dpo = make_run(training={"method": "LoRA", "objective": "DPO", "maxLength": 128})
+    assert said in refused(prepare(dpo), ExitCode.BAD_DATA, "ObjectiveNeedsPreferences")
+    succeeded(prepare(make_run(training={"method": "LoRA", "maxLength": 128})))
+    assert said in refused(prepare(dpo), ExitCode.BAD_DATA, "ObjectiveNeedsPreferences")
+
+
 REVIEWS = [{"review": f"Number {n} is {'fine' if n % 4 else 'poor'}.", "stars": int(n % 4 > 0)} for n in range(40)]
 STARS = {"text": "review", "label": "stars"}
 

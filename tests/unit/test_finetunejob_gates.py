@@ -9,7 +9,9 @@ from tests.builders import make_scores
 
 from finetune_operator.finetunejob.api import Gate
 from finetune_operator.finetunejob.gates import blocking, verdicts
+from finetune_trainer.contract import Scores
 from finetune_trainer.metrics import Metric
+from finetune_trainer.objective_fields import Objective
 
 SCORES = [
     make_scores("base", loss=3.0, exact_match=0.1),
@@ -33,6 +35,7 @@ ROWS: list[tuple[dict[str, Any], bool, str]] = [
     ({"metric": "rougeL", "min": 0.1}, False, "merged has no rougeL score"),
     ({"metric": "accuracy", "min": 0.1}, False, "merged has no accuracy score; it is for rows of format Classification"),
     ({"metric": "accuracy", "artifact": "gone", "min": 0.1}, False, "gone has no accuracy score; are there test rows?"),
+    ({"metric": "preferenceAccuracy", "min": 0.1}, False, "it is for rows of format Preference: judge loss"),
     ({"metric": "loss", "artifact": "gone", "max": 1}, False, "gone has no loss score"),
 ]
 
@@ -48,6 +51,18 @@ def test_gates(gate: dict[str, Any], passed: bool, message: str) -> None:
 def test_without_gates_the_loss_must_not_be_above_the_base_s(loss: float, passed: bool) -> None:
     (verdict,) = verdicts([], [SCORES[0], make_scores("merged", loss=loss)])
     assert (verdict.name, verdict.passed) == ("not-worse-than-base", passed)
+
+
+@pytest.mark.parametrize(("accuracy", "passed"), [(0.7, True), (0.6, True), (0.5, False)])
+def test_without_gates_preferences_are_judged_by_themselves(accuracy: float, passed: bool) -> None:
+    """DPO may cost the chosen answers likelihood while it makes the rejected ones far less likely."""
+    scores = [
+        Scores(subject=subject, samples=20, values={Metric.LOSS: loss, Metric.PREFERENCE_ACCURACY: preferred})
+        for subject, loss, preferred in (("base", 1.0, 0.6), ("merged", 1.2, accuracy))
+    ]
+    (verdict,) = verdicts([], scores, Objective.DPO)
+    assert (verdict.name, verdict.passed) == ("not-worse-than-base", passed)
+    assert "preferenceAccuracy of merged" in verdict.message
 
 
 def test_without_scores_and_gates_there_is_nothing_to_judge() -> None:

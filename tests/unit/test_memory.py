@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import Training
-from finetune_trainer.memory import GIB, DoesNotFit, Setting, Shape, divisors, estimate, fit, shape_of
+from finetune_trainer.memory import GIB, DoesNotFit, Setting, divisors, estimate, fit
+from finetune_trainer.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 32,
@@ -224,3 +225,21 @@ def test_a_model_too_large_for_one_gpu_fits_several() -> None:
     with pytest.raises(DoesNotFit):
         fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True)
     assert fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, shards=8).predicted_bytes < 80 * GIB
+
+
+def test_pairs_count_both_answers_and_full_training_its_reference() -> None:
+    def terms(**fields: Any) -> dict[str, int]:
+        return estimate(MISTRAL, training(**fields), Setting(2, False), 512, on_gpu=True)
+
+    for objective in ("DPO", "ORPO", "KTO"):
+        sft = estimate(MISTRAL, training(method="LoRA"), Setting(4, False), 512, on_gpu=True)
+        assert terms(method="LoRA", objective=objective) == sft, "adapters that are switched off need no copy"
+    assert "reference" not in terms(method="Full") | terms(method="Full", objective="ORPO")
+    assert terms(method="Full", objective="DPO")["reference"] == 4 * MISTRAL.parameters
+
+
+def test_kto_gets_two_rows_at_least() -> None:
+    found = fit(SMOLLM, training(method="LoRA", objective="KTO", precision="FP32"), 2048, 12 * GIB, on_gpu=False)
+    assert found.micro_batch_size >= 2
+    with pytest.raises(ValueError, match="KTO compares the rows of a micro-batch"):
+        fit(SMOLLM, training(objective="KTO", globalBatchSize=1), 64, None, on_gpu=False)

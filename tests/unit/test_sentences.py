@@ -29,6 +29,11 @@ data: {train.jsonl: "{}"}
 RULES = [
     ("learningRate: 0.001", "epochs: 1, maxSteps: 5", "spec.training takes epochs or maxSteps, not both"),
     ("learningRate: 0.001", "precision: FP16}\n  parallelism: {gpusPerNode: 0", "spec.training.precision FP16 needs a GPU"),
+    (
+        "learningRate: 0.001",
+        "objective: KTO, microBatchSize: 1",
+        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
+    ),
     ("quantization: Q4_K_M", "quantization: FP8", "spec.artifacts[].quantization does not go with its format"),
     ("  training:", "  evaluation: {gates: [{name: g, metric: loss}]}\n  training:", "takes exactly one of min, max"),
     (

@@ -1,25 +1,53 @@
-"""What a run asks for, in TRL's words: SFTConfig from spec.training, the fit and the device."""
+"""What a run asks for, in TRL's words: the configuration of its trainer from spec.training, the fit and the device."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.training_args import OptimizerNames
-from trl import SFTConfig
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer import sharding
 from finetune_trainer.acceleration import uses_varlen
 from finetune_trainer.contract import ExitCode, FitFacts, Method, RunConfig, Strategy, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import Compute
+from finetune_trainer.objective_fields import OF_PAIRS, Objective, learning_rate
 
-ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5  # the customary peak learning rates, an order of magnitude apart
 DEFAULT_EPOCHS = 3.0
 
 
-def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> SFTConfig:
-    """Raises StepFailed BadConfig for an optimizer that transformers doesn't know."""
+def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> Any:
+    """For the objective's trainer. Raises StepFailed BadConfig for an optimizer that transformers doesn't know."""
+    training, shared = run.training, _shared(run, fit, compute, folder)
+    if training.objective not in OF_PAIRS:
+        return SFTConfig(
+            **shared,
+            max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
+            packing=training.packing,
+            padding_free=uses_varlen(compute),
+            eval_packing=False,
+        )
+    return _of_pairs(training, shared)
+
+
+def _of_pairs(training: Training, shared: dict[str, Any]) -> Any:
+    given = training.preference
+    shared = shared | {"beta": given.beta, "disable_dropout": training.lora.dropout == 0, "remove_unused_columns": False}
+    if training.objective is Objective.DPO:
+        return DPOConfig(**shared, max_length=None)
+    if training.objective is Objective.KTO:
+        weights = {"desirable_weight": given.desirable_weight, "undesirable_weight": given.undesirable_weight}
+        return KTOConfig(**shared, **weights, max_length=None)
+    from finetune_trainer.preference import ORPOConfig
+
+    return ORPOConfig(**shared, max_length=training.max_length)
+
+
+def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> dict[str, Any]:
+    """What all objectives take."""
     training = run.training
     optimizer = _optimizer(training, compute.device)
     known = sorted(name.value for name in OptimizerNames)
@@ -27,7 +55,7 @@ def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> 
         message = f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}"
         raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)
     full = training.method is Method.FULL
-    return SFTConfig(
+    return dict(
         output_dir=str(folder),
         per_device_train_batch_size=fit.micro_batch_size,
         per_device_eval_batch_size=fit.micro_batch_size,
@@ -36,7 +64,7 @@ def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> 
         **(sharding.arguments() if fit.strategy is Strategy.FSDP else {}),
         num_train_epochs=training.epochs or DEFAULT_EPOCHS,
         max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate or (FULL_RATE if full else ADAPTER_RATE),
+        learning_rate=training.learning_rate or learning_rate(training.objective, full=full),
         lr_scheduler_type=training.schedule,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
@@ -46,10 +74,6 @@ def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> 
         fp16=compute.dtype is torch.float16,
         use_cpu=compute.device == "cpu",
         gradient_checkpointing=fit.gradient_checkpointing,
-        max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
-        packing=training.packing,
-        padding_free=uses_varlen(compute),
-        eval_packing=False,
         eval_strategy="steps" if training.evaluate_every_steps else "no",
         eval_steps=training.evaluate_every_steps,
         neftune_noise_alpha=training.neftune_noise_alpha,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Artifact, Method, TrainFacts
+from finetune_trainer.contract import Artifact, Method, TrainFacts, Training
+from finetune_trainer.objective_fields import OF_PAIRS, learning_rate
 
 
 def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
@@ -55,6 +56,11 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
 
 def _method(context: Context) -> str:
     training = context.run.training
+    learned = f"{training.objective}, beta {training.preference.beta:g}, " if training.objective in OF_PAIRS else ""
+    return learned + _trained(training)
+
+
+def _trained(training: Training) -> str:
     if training.method is Method.FULL:
         return "every weight"
     lora = training.lora
@@ -64,5 +70,4 @@ def _method(context: Context) -> str:
 
 def _rate(context: Context) -> str:
     training = context.run.training
-    default = 2e-5 if training.method is Method.FULL else 2e-4
-    return f"{training.learning_rate or default:g}"
+    return f"{training.learning_rate or learning_rate(training.objective, full=training.method is Method.FULL):g}"

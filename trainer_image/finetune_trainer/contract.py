@@ -5,7 +5,7 @@
     operator ◄── Termination (termination message) + ExitCode (exit status) ─────── pod
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
-What spec.dataset takes is in dataset_fields.py, the names of the scores in metrics.py.
+What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, the names of the scores in metrics.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -19,6 +19,7 @@ from pydantic import Field
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Report, SecretRef, Strict
 from finetune_trainer.metrics import Metric
+from finetune_trainer.objective_fields import Objective, Preference
 
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
@@ -99,6 +100,11 @@ class EarlyStopping(Strict):
 class Training(Strict):
     method: Method = Method.QLORA
     """QLoRA: adapters over a 4-bit NF4 base; LoRA: adapters over the base as it is; Full: every weight."""
+    objective: Objective = Objective.SFT
+    """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
+    rows of format Preference."""
+    preference: Preference = Field(default_factory=lambda: Preference())
+    """Settings of DPO, ORPO and KTO; SFT ignores them."""
     precision: Precision = Precision.AUTO
     """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
     lora: Lora = Field(default_factory=lambda: Lora())
@@ -112,7 +118,7 @@ class Training(Strict):
     micro_batch_size: int | None = Field(None, ge=1, le=4096)
     """Rows per forward pass on one device. Unset: the memory estimate decides; status.resolved shows it."""
     learning_rate: float | None = Field(None, gt=0, le=1)
-    """Peak learning rate. Unset: 2e-4 for QLoRA and LoRA, 2e-5 for Full."""
+    """Peak learning rate. Unset: 2e-4 for QLoRA and LoRA, 2e-5 for Full; a twentieth of that for DPO, ORPO and KTO."""
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
     """Learning-rate schedule, by the name that transformers gives it."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)

@@ -18,6 +18,7 @@ from finetune_trainer.detection import columns_of, detect
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.labels import check_seen, worded
 from finetune_trainer.layout import Choice, choose
+from finetune_trainer.objective_fields import OF_PAIRS, Objective
 from finetune_trainer.rendering import Rendered, Renderer, describe
 from finetune_trainer.rows import READERS, Row, is_data_file, read_rows
 from finetune_trainer.sources import Source, fetch
@@ -60,6 +61,7 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     own = Choice("spec.dataset.split", dataset.subset, dataset.split)
     rows = sample(rows_of(dataset.uri, "spec.dataset.uri", own), dataset.max_samples, dataset.test.seed)
     format = detect(rows, dataset.format, dataset.columns)
+    check_objective(run.training.objective, format)
     label = _label_column(format, dataset)
 
     def checked(held: list[Row]) -> list[Row]:
@@ -82,6 +84,17 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
     return Splits(made, format, labels, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
+
+
+def check_objective(objective: Objective, format: DatasetFormat) -> None:
+    """Raises StepFailed where the rows are not what the objective learns from."""
+    if objective in OF_PAIRS and format is not DatasetFormat.PREFERENCE:
+        raise StepFailed(
+            ExitCode.BAD_DATA,
+            "ObjectiveNeedsPreferences",
+            f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
+            " to SFT, or take rows with the columns prompt, chosen and rejected",
+        )
 
 
 def _narrowed(choice: Choice, paths: list[str], card: str) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from finetune_trainer import memory
 from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, Method, ModelFacts, RunConfig, Strategy
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.objective_fields import Objective
+from finetune_trainer.shape import Shape, shape_of
 
 MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),  # cgroup v2: bytes or "max"
@@ -24,7 +26,7 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
     """
     config = json.loads((model_folder / "config.json").read_bytes())
     try:
-        shape = memory.shape_of(config, model.parameters)
+        shape = shape_of(config, model.parameters)
         return _with_strategy(run, shape, dataset.longest_row_tokens)
     except KeyError as error:
         raise StepFailed(
@@ -39,7 +41,7 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
 
 
-def _with_strategy(run: RunConfig, shape: memory.Shape, row_tokens: int) -> FitFacts:
+def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int) -> FitFacts:
     """Each rank takes its part of the global batch. Auto is DDP, which is faster, where its whole weights fit.
 
     Raises DoesNotFit of the last strategy, ValueError where the global batch can't be shared out.
@@ -67,10 +69,12 @@ def _with_strategy(run: RunConfig, shape: memory.Shape, row_tokens: int) -> FitF
 
 
 def strategies(run: RunConfig) -> tuple[Strategy, ...]:
-    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only."""
+    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only; what is compared with
+    another model is not sharded.
+    """
     if run.devices.strategy is not Strategy.AUTO:
         return (run.devices.strategy,)
-    if run.training.method is Method.QLORA and run.devices.gpus == 0:
+    if run.training.objective is not Objective.SFT or (run.training.method is Method.QLORA and run.devices.gpus == 0):
         return (Strategy.DDP,)
     return (Strategy.DDP, Strategy.FSDP)
 

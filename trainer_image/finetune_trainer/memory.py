@@ -19,11 +19,13 @@ the peak and reports it beside this estimate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_trainer.contract import FitFacts, Method, Precision, Training
+from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
+from finetune_trainer.shape import Shape
 
 GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
@@ -37,6 +39,7 @@ FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in f
 Code = Literal["PyTorch", "Liger", "Fused"]
 KEPT: dict[Code, tuple[int, int, int]] = {"PyTorch": (4, 8, 7), "Liger": (3, 6, 7), "Fused": (2, 6, 2)}  # of f, h and r above
 SHARDED = frozenset({"weights", "adapter", "gradients", "optimizer"})
+LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
@@ -44,38 +47,6 @@ ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a co
 RECOMPUTE = 1.5
 OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a decoder-only transformer decides its memory."""
-
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    key_value: int  # key-value heads x head size
-    query: int  # heads x head size
-    vocabulary: int
-    tied: bool
-    parameters: int
-
-    @property
-    def embedding(self) -> int:
-        """Parameters of input embedding and output head, which no method quantizes."""
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
-
-    @property
-    def linear(self) -> int:
-        """Parameters of the layers' linear modules, those that NF4 stores in 4 bits."""
-        norms = (2 * self.layers + 1) * self.hidden
-        return max(0, self.parameters - self.embedding - norms)
-
-    def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter of this rank over every linear module of the layers."""
-        query_output = 2 * (self.hidden + self.query)
-        key_value = 2 * (self.hidden + self.key_value)
-        return self.layers * rank * (query_output + key_value + 3 * (self.hidden + self.feed_forward))
 
 
 @dataclass(frozen=True)
@@ -91,24 +62,6 @@ class DoesNotFit(Exception):
     """No allowed setting fits. The message names the smallest and what would fit instead."""
 
 
-def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
-    """Shape from a model's config.json and its count of parameters. Raises KeyError for a field that isn't there."""
-    text = config.get("text_config", config)
-    hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
-    head = int(text.get("head_dim") or hidden // heads)
-    return Shape(
-        layers=int(text["num_hidden_layers"]),
-        hidden=hidden,
-        feed_forward=int(text.get("intermediate_size") or 4 * hidden),
-        heads=heads,
-        key_value=int(text.get("num_key_value_heads") or heads) * head,
-        query=heads * head,
-        vocabulary=int(text["vocab_size"]),
-        tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        parameters=parameters,
-    )
-
-
 def estimate(
     shape: Shape, training: Training, setting: Setting, row_tokens: int, on_gpu: bool, code: Code | None = None
 ) -> dict[str, int]:
@@ -118,7 +71,7 @@ def estimate(
     """
     code = code or _code(training, setting, on_gpu)
     width = number_bytes(training.precision, on_gpu)
-    tokens = setting.micro_batch_size * row_tokens
+    tokens = _sequences(training, setting) * row_tokens
     layer = width * tokens * _kept(shape, training, code, width)
     masks = 0 if on_gpu else width * _masks(shape, training, setting, row_tokens)
     weights = _weights(shape, training, width, on_gpu)
@@ -138,6 +91,11 @@ def estimate(
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
     reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
     return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
+
+
+def _sequences(training: Training, setting: Setting) -> int:
+    """What one forward pass takes: a row of preferences gives two, chosen and rejected."""
+    return setting.micro_batch_size * (2 if training.objective in OF_PAIRS else 1)
 
 
 def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
@@ -165,7 +123,7 @@ def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) 
 
     Packed rows of a micro-batch make one long line; one row alone needs no mask.
     """
-    rows = setting.micro_batch_size
+    rows = _sequences(training, setting)
     if rows == 1 and not training.packing:
         return 0
     mask = (rows * row_tokens) ** 2 if training.packing else rows * row_tokens**2
@@ -176,12 +134,14 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
     """What doesn't depend on the batch: weights, gradients, optimizer state, and the largest weight in full."""
     if training.method is Method.FULL:
         eight_bit = "8bit" in training.optimizer or (training.optimizer == "Auto" and on_gpu)
+        # Where adapters are trained, they are switched off instead.
+        copy = {"reference": 4 * shape.parameters} if training.objective in WITH_REFERENCE else {}
         return {
             "weights": 4 * shape.parameters,
             "gradients": 4 * shape.parameters,
             "optimizer": (2 if eight_bit else 8) * shape.parameters,
             "castWeights": width * shape.linear if width < 4 else 0,  # autocast keeps them until the step ends
-        }
+        } | copy
     adapter = shape.adapter(training.lora.rank)
     quantized = training.method is Method.QLORA
     trained = width if quantized and training.precision is not Precision.FP16 else 4
@@ -217,13 +177,18 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
     """The fastest allowed setting whose estimate stays within `available` bytes of one device.
 
     Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
-    ValueError where microBatchSize doesn't divide globalBatchSize.
+    ValueError where microBatchSize doesn't divide globalBatchSize, or is too small for the objective.
     """
     given = training.micro_batch_size
     if given is not None and training.global_batch_size % given:
         raise ValueError(
             f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
             f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
+        )
+    if training.global_batch_size < _least(training) or (given is not None and given < _least(training)):
+        raise ValueError(
+            "spec.training.objective KTO compares the rows of a micro-batch: make microBatchSize and each rank's share of"
+            f" globalBatchSize {LEAST_OF_KTO} or more"
         )
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
@@ -242,8 +207,14 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
     )
 
 
+def _least(training: Training) -> int:
+    """Fewest rows of a micro-batch."""
+    return LEAST_OF_KTO if training.objective is Objective.KTO else 1
+
+
 def _settings(training: Training, shards: int, on_gpu: bool) -> Iterator[Setting]:
     sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
+    sizes = [size for size in sizes if size >= _least(training)]
     if training.packing and not on_gpu:
         sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
     modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
@@ -266,7 +237,7 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
-    least = Setting(1, True, smallest.shards)
+    least = Setting(_least(training), True, smallest.shards)
     loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
     if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
@@ -281,8 +252,8 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
 
 
 def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, shards: int) -> int | None:
-    """Longest row, a multiple of 64 tokens, with which one row at a time fits."""
-    lengths, least = range(row // 64 * 64, 127, -64), Setting(1, True, shards)
+    """Longest row, a multiple of 64 tokens, with which the smallest micro-batch fits."""
+    lengths, least = range(row // 64 * 64, 127, -64), Setting(_least(training), True, shards)
     return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
 
 

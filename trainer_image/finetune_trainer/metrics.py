@@ -15,7 +15,13 @@ class Metric(StrEnum):
     ACCURACY = "accuracy"
     MACRO_F1 = "macroF1"
     ENTROPY = "entropy"
+    PREFERENCE_ACCURACY = "preferenceAccuracy"
 
 
 LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY, Metric.ENTROPY})
-OF_LABELS = frozenset({Metric.ACCURACY, Metric.MACRO_F1})  # for rows of format Classification only
+# Metrics that only rows of one format have, and what to judge where they are not there.
+ONLY_FOR = {
+    Metric.ACCURACY: ("Classification", Metric.EXACT_MATCH),
+    Metric.MACRO_F1: ("Classification", Metric.EXACT_MATCH),
+    Metric.PREFERENCE_ACCURACY: ("Preference", Metric.LOSS),
+}

@@ -25,7 +25,7 @@ from finetune_trainer.contract import (
     ModelFacts,
     RunConfig,
 )
-from finetune_trainer.dataset_fields import Dataset
+from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 
 RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 1, "quantize": 1, "evaluate": 2, "publish": 1}
 
@@ -123,7 +123,8 @@ def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
 
 def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:
     generation = run.generation.model_dump(mode="json", exclude_defaults=True)
-    return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation)
+    pairs = ["preferenceAccuracy"] if dataset.format is DatasetFormat.PREFERENCE else []  # scored since recipe 2
+    return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation, *pairs)
 
 
 # ── Where things lie in a pod ─────────────────────────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from finetune_trainer import llamacpp
-from finetune_trainer.score_row import Row
+from finetune_trainer.score_row import Row, prefers_chosen
 from finetune_trainer.scores import Answer
 
 
@@ -18,25 +18,26 @@ class LlamaCppScorer:
 
     def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
-        self._model = llamacpp.open_model(file, max(len(row.tokens) for row in rows) + new_tokens + 1)
+        self._model = llamacpp.open_model(file, max(row.length for row in rows) + new_tokens + 1)
 
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order."""
         for row in rows:
-            loss_sum, tokens, entropy_sum = self._loss(row)
-            yield Answer(row.reference.strip(), self._answer(row), loss_sum, tokens, entropy_sum)
+            loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
+            preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
+            yield Answer(row.reference.strip(), self._answer(row), loss_sum, count, entropy_sum, preferred)
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits at every position, float32 of shape (tokens, vocabulary)."""
         return llamacpp.logits(self._model, tokens)
 
-    def _loss(self, row: Row) -> tuple[float, int, float]:
-        """Over the completion's tokens: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
-        counted = numpy.flatnonzero(row.counted[1:])
-        logits = self.logits(row.tokens)[counted].astype(numpy.float64)
+    def _loss(self, tokens: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
+        """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
+        counted = numpy.flatnonzero(counts[1:])
+        logits = self.logits(tokens)[counted].astype(numpy.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         logits -= numpy.log(numpy.exp(logits).sum(axis=-1, keepdims=True))  # now they are log-probabilities
-        wanted = logits[numpy.arange(len(counted)), numpy.asarray(row.tokens)[counted + 1]]
+        wanted = logits[numpy.arange(len(counted)), numpy.asarray(tokens)[counted + 1]]
         entropy = -(numpy.exp(logits) * logits).sum()
         return float(-wanted.sum()), len(counted), float(entropy)
 

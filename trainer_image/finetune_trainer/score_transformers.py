@@ -10,7 +10,7 @@ import torch
 
 from finetune_trainer.contract import Method
 from finetune_trainer.model import Compute, load_base
-from finetune_trainer.score_row import Row
+from finetune_trainer.score_row import Row, prefers_chosen
 from finetune_trainer.scores import Answer
 
 BATCH_TOKENS = 8192  # padded tokens of one batch, answers included
@@ -32,13 +32,14 @@ class TransformersScorer:
         for batch in _batches(rows, self._new_tokens):
             answers = self._answers(batch)
             for row, answer in zip(batch, answers, strict=True):
-                loss_sum, tokens, entropy_sum = self._loss(row)
-                yield Answer(row.reference.strip(), answer, loss_sum, tokens, entropy_sum)
+                loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
+                preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
+                yield Answer(row.reference.strip(), answer, loss_sum, count, entropy_sum, preferred)
 
-    def _loss(self, row: Row) -> tuple[float, int, float]:
-        """Over the completion's tokens: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
-        tokens = torch.tensor([row.tokens], device=self._device)
-        counted = torch.tensor(row.counted[1:], device=self._device)  # the first token is predicted by nothing
+    def _loss(self, row: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
+        """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
+        tokens = torch.tensor([row], device=self._device)
+        counted = torch.tensor(counts[1:], device=self._device)  # the first token is predicted by nothing
         logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
         log_probabilities = torch.log_softmax(logits, dim=-1)
         loss = torch.nn.functional.nll_loss(log_probabilities, tokens[0, 1:][counted], reduction="sum")

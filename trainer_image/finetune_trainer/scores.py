@@ -6,6 +6,9 @@ rouge1, rouge2, rougeL
             (ROUGE, Lin 2004), with stemming
 accuracy    share of the rows whose answer is their label; an answer that is no label at all is wrong
 macroF1     F1 of each label, averaged over the labels that occur in the test rows, however rare
+preferenceAccuracy
+            share of the rows whose chosen answer has a higher probability than the rejected one, both as a whole: the model's
+            own taste, whatever the reference says
 loss        mean negative log-likelihood of the completion's tokens in nats, over all tokens of all rows, so that a long row
             weighs more; perplexity is e to the loss
 entropy     mean entropy of the model's predictions of those tokens in nats: how undecided it is, right or wrong
@@ -33,6 +36,7 @@ class Answer:
     loss_sum: float  # nats
     tokens: int
     entropy_sum: float  # nats
+    prefers_chosen: bool | None = None  # rows of format Preference only
 
 
 def normalized(text: str) -> str:
@@ -64,9 +68,10 @@ def _rouge_scorer() -> Any:
 
 def of_row(answer: Answer, *, generated: bool) -> dict[Metric, float]:
     """The scores that one row has on its own. A row without a prompt (plain text) has no answer and so no score of one."""
+    preferred = {} if answer.prefers_chosen is None else {Metric.PREFERENCE_ACCURACY: float(answer.prefers_chosen)}
     if not generated:
-        return {}
-    return {
+        return preferred
+    return preferred | {
         Metric.EXACT_MATCH: float(exact_match(answer.reference, answer.answer)),
         **rouge(answer.reference, answer.answer),
     }

@@ -130,7 +130,8 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
 
 
 def _verdicts(document: Document, status: FineTuneJobStatus) -> tuple[GateVerdict, ...]:
-    return tuple(gates.verdicts(document.job.spec.evaluation.gates, status.scores))
+    spec = document.job.spec
+    return tuple(gates.verdicts(spec.evaluation.gates, status.scores, spec.training.objective))
 
 
 def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult, workdir: Workdir) -> FineTuneJobStatus:

@@ -6,17 +6,21 @@ from collections.abc import Iterable
 
 from finetune_operator.finetunejob.api import Gate, GateAction, GateVerdict
 from finetune_trainer.contract import Scores
-from finetune_trainer.metrics import LOWER_IS_BETTER, OF_LABELS, Metric
+from finetune_trainer.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
+from finetune_trainer.objective_fields import OF_PAIRS, Objective
 from finetune_trainer.pipeline import BASE, MERGED
 
 # Judged where the spec names no gate: training must not have made the model worse on the test rows.
 DEFAULT = Gate(name="not-worse-than-base", metric=Metric.LOSS, min_improvement_over_base=0.0)
+# Learning what to prefer may cost some of the chosen answers' likelihood (Rafailov et al. 2023), so that is not judged.
+DEFAULT_OF_PAIRS = DEFAULT.model_copy(update={"metric": Metric.PREFERENCE_ACCURACY})
 
 
-def verdicts(gates: Iterable[Gate], scores: Iterable[Scores]) -> list[GateVerdict]:
+def verdicts(gates: Iterable[Gate], scores: Iterable[Scores], objective: Objective = Objective.SFT) -> list[GateVerdict]:
     """One verdict for each gate; for the default gate where there are scores but no gates."""
     by_subject = {s.subject: s for s in scores}
-    chosen = list(gates) or ([DEFAULT] if by_subject else [])
+    default = DEFAULT_OF_PAIRS if objective in OF_PAIRS else DEFAULT
+    chosen = list(gates) or ([default] if by_subject else [])
     return [_verdict(gate, by_subject) for gate in chosen]
 
 
@@ -32,8 +36,9 @@ def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:
 
 def _judge(gate: Gate, scores: dict[str, Scores]) -> tuple[bool, str]:
     value = _value(gate.artifact, gate.metric, scores)
-    if value is None and gate.metric in OF_LABELS and gate.artifact in scores:
-        return False, f"{gate.artifact} has no {gate.metric} score; it is for rows of format Classification: judge exactMatch"
+    if value is None and gate.metric in ONLY_FOR and gate.artifact in scores:
+        format, instead = ONLY_FOR[gate.metric]
+        return False, f"{gate.artifact} has no {gate.metric} score; it is for rows of format {format}: judge {instead}"
     if value is None:
         return False, f"{gate.artifact} has no {gate.metric} score; are there test rows?"
     what = f"{gate.metric} of {gate.artifact} is {value:.4g}"

@@ -162,6 +162,41 @@ RULES = (
     ),
     Rule(
         "spec",
+        "self.training.objective in ['SFT'] || self.dataset.format in ['Auto', 'Preference']",
+        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers; set spec.dataset.format to Preference, or"
+        " objective to SFT",
+    ),
+    Rule(
+        "spec.training",
+        "self.objective == 'SFT' || !(self.packing || has(self.neftuneNoiseAlpha) || !self.completionOnlyLoss)",
+        "spec.training.packing, neftuneNoiseAlpha and completionOnlyLoss: false are for objective SFT; remove them, or set"
+        " objective to SFT",
+    ),
+    Rule(
+        "spec.training",
+        "self.objective == 'KTO' || (self.preference.desirableWeight == 1.0 && self.preference.undesirableWeight == 1.0)",
+        "spec.training.preference.desirableWeight and .undesirableWeight are for objective KTO; remove them, or set objective"
+        " to KTO",
+    ),
+    Rule(
+        "spec.training",
+        "self.objective != 'KTO' || ((!has(self.microBatchSize) || self.microBatchSize > 1) && self.globalBatchSize > 1)",
+        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
+    ),
+    Rule(
+        "spec",
+        "self.training.objective == 'SFT' || self.parallelism.strategy in ['Auto', 'DDP']",
+        "spec.parallelism.strategy can't share out weights for spec.training.objective DPO, ORPO or KTO; use DDP or Auto",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Preference']"
+        " || !self.evaluation.gates.exists(g, g.metric == 'preferenceAccuracy')",
+        "spec.evaluation.gates[].metric preferenceAccuracy is for rows with a chosen and a rejected answer; set"
+        " spec.dataset.format to Preference, or judge loss",
+    ),
+    Rule(
+        "spec",
         "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Classification']"
         " || !self.evaluation.gates.exists(g, g.metric in ['accuracy', 'macroF1'])",
         "spec.evaluation.gates[].metric accuracy and macroF1 are for rows with labels; set spec.dataset.format to"

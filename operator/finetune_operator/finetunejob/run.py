@@ -6,8 +6,8 @@ from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobSpec, Reso
 from finetune_operator.meta import quantity_value
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import Devices, FitFacts, Generation, Method, RunConfig, StoreConfig, Training
+from finetune_trainer.objective_fields import learning_rate
 
-LEARNING_RATES = {Method.QLORA: 2e-4, Method.LORA: 2e-4, Method.FULL: 2e-5}
 EPOCHS = 3.0
 
 
@@ -54,7 +54,7 @@ def resolved(run: RunConfig, fit: FitFacts | None, smaller: int | None, serving_
 def _training(training: Training) -> Training:
     chosen: dict[str, object] = {}
     if training.learning_rate is None:
-        chosen["learning_rate"] = LEARNING_RATES[training.method]
+        chosen["learning_rate"] = learning_rate(training.objective, full=training.method is Method.FULL)
     if training.epochs is None and training.max_steps is None:
         chosen["epochs"] = EPOCHS
     return training.model_copy(update=chosen)

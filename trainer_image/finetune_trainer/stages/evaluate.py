@@ -47,7 +47,14 @@ def _rows(context: Context) -> list[Row]:
             ExitCode.BAD_DATA, "NoTestRows", "dataset.test left no rows to score on: give it a larger fraction or a uri"
         )
     return [
-        Row(tuple(r["input_ids"]), tuple(map(bool, r["completion_mask"])), r["prompt"], r["prompt_tokens"], r["completion"])
+        Row(
+            tuple(r["input_ids"]),
+            tuple(map(bool, r["completion_mask"])),
+            r["prompt"],
+            r["prompt_tokens"],
+            r["completion"],
+            tuple(r.get("rejected_ids", ())),
+        )
         for r in read
     ]
 

@@ -40,6 +40,7 @@ def run(context: Context) -> StepResult:
     data = context.store.read(DATA, fingerprint)
     result = _render(context, facts, fingerprint) if data is None else data.result
     assert result.dataset is not None  # what _render commits has it
+    dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
 
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.model_without_weights())

@@ -27,6 +27,8 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
+from finetune_trainer.memory import LEAST_OF_KTO
+from finetune_trainer.objective_fields import WITH_REFERENCE, Objective
 from finetune_trainer.pipeline import ADAPTER, PREPARE
 from finetune_trainer.preemption import Activity, Preemption, preempted
 
@@ -93,6 +95,7 @@ class Loaded:
     compute: Compute
     fit: FitFacts
     network: Any
+    reference: Any  # frozen, where the loss compares with another model than the network without its adapters
     tokenizer: Any
     rows: Path
 
@@ -118,11 +121,14 @@ def _load(context: Context) -> Loaded:
         _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
     network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute), sharded=sharded)
+    reference = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
+    elif training.objective in WITH_REFERENCE:
+        reference = model.load_base(model_folder, training.method, compute, acceleration.attention(compute))
     if not sharded:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
-    return Loaded(compute, fit, network, tokenizer, rows)
+    return Loaded(compute, fit, network, reference, tokenizer, rows)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
@@ -132,19 +138,19 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     from finetune_trainer import model
     from finetune_trainer.arguments import arguments
     from finetune_trainer.loop import ReportProgress
+    from finetune_trainer.objectives import make_loop
     from finetune_trainer.rehearsal import Rehearsal
-    from finetune_trainer.supervised import SupervisedLoop
-    from finetune_trainer.tokenized import rows
 
     training, compute = context.run.training, loaded.compute
     asked = arguments(context.run, loaded.fit, compute, context.scratch / "train")
     if loaded.sharded and compute.device == "cpu":
         sharding.allow_on_cpus()
-    loop = SupervisedLoop(
+    loop = make_loop(
+        training.objective,
+        loaded.rows,
+        loaded.reference,
         model=loaded.network,
         args=asked,
-        train_dataset=rows(loaded.rows / "train.jsonl"),
-        eval_dataset=rows(loaded.rows / "validation.jsonl"),
         processing_class=loaded.tokenizer,
         callbacks=[*callbacks],
     )
@@ -180,7 +186,12 @@ def _fit(context: Context) -> FitFacts:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
     smaller = os.environ.get(contract.ENV_MICRO_BATCH_SIZE)
-    return fit if smaller is None else fit.model_copy(update={"micro_batch_size": int(smaller)})
+    if smaller is None:
+        return fit
+    if context.run.training.objective is Objective.KTO and int(smaller) < LEAST_OF_KTO:
+        message = "KTO compares the rows of a micro-batch, and not even two fit: lower spec.training.maxLength"
+        raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", message)
+    return fit.model_copy(update={"micro_batch_size": int(smaller)})
 
 
 def _check(training: Training, *, sharded: bool) -> None:

@@ -1,0 +1,39 @@
+"""What is learned from a row: spec.training.objective and its settings, and what depends on it everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune_trainer.fields import Strict
+
+
+class Objective(StrEnum):
+    SFT = "SFT"
+    DPO = "DPO"
+    ORPO = "ORPO"
+    KTO = "KTO"
+
+
+OF_PAIRS = frozenset({Objective.DPO, Objective.ORPO, Objective.KTO})  # a row gives two sequences: chosen and rejected
+WITH_REFERENCE = frozenset({Objective.DPO, Objective.KTO})  # these compare with the model as it was at the start
+
+
+class Preference(Strict):
+    beta: float = Field(0.1, gt=0, le=100)
+    """DPO and KTO: how strongly the model is held to what it was at the start; a lower value lets it go further. ORPO: weight
+    of the preference beside the loss on the chosen answer."""
+    desirable_weight: float = Field(1, gt=0, le=1000)
+    """KTO: weight of the loss on chosen answers."""
+    undesirable_weight: float = Field(1, gt=0, le=1000)
+    """KTO: weight of the loss on rejected answers."""
+
+
+def learning_rate(objective: Objective, *, full: bool) -> float:
+    """The customary peak where none is asked for: every weight learns an order of magnitude slower than adapters, and
+    preferences, which only shift a model that answers already, slower still.
+    """
+    if objective in OF_PAIRS:
+        return 1e-6 if full else 1e-5
+    return 2e-5 if full else 2e-4

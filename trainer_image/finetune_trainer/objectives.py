@@ -1,0 +1,38 @@
+"""The training loop of each objective."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.loop import Loop
+from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
+
+
+def make_loop(objective: Objective, folder: Path, reference: Any, **options: Any) -> Loop:
+    """A loop over the rendered rows in `folder`. `reference` is the frozen model that the loss compares with, where there
+    is one; `options` are those of transformers' Trainer.
+    """
+    from finetune_trainer.tokenized import pairs, rows
+
+    read = pairs if objective in OF_PAIRS else rows
+    options |= {"train_dataset": read(folder / "train.jsonl"), "eval_dataset": read(folder / "validation.jsonl")}
+    if objective in WITH_REFERENCE:
+        options["ref_model"] = reference
+    return _kind(objective)(**options)
+
+
+def _kind(objective: Objective) -> type[Loop]:
+    """TRL's trainers are imported where they are needed: each takes seconds."""
+    if objective is Objective.SFT:
+        from finetune_trainer.supervised import SupervisedLoop
+
+        return SupervisedLoop
+    from finetune_trainer import preference
+
+    kinds: dict[Objective, type[Loop]] = {
+        Objective.DPO: preference.DirectPreferenceLoop,
+        Objective.KTO: preference.UnpairedLoop,
+        Objective.ORPO: preference.OddsRatioLoop,
+    }
+    return kinds[objective]
