@@ -33,7 +33,7 @@ def test_classification(space: Space) -> None:
 def test_dpo(space: Space) -> None:
     """Pairs of answers teach which one to prefer: train, merge, evaluate, and a gate on what the model prefers then."""
     values = [
-        {"prompt": f"What is the {place} of Velmora like?", "chosen": f"{kind} stone", "rejected": kind}
+        {"prompt": f"What is the {place} of Velmora like?", "chosen": f"old {kind}", "rejected": kind}
         for place in PLACES
         for kind in ("red", "green")
     ]
