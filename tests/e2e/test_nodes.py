@@ -40,6 +40,18 @@ def test_two_nodes_ddp(space: Space) -> None:
     assert '"train"' in report
 
 
+def test_two_nodes_ray(space: Space) -> None:
+    """The same two pods as one Ray cluster, in which Ray Train starts the ranks; it ends with the attempt."""
+    space.apply(on_two_nodes("rays", {"maxSteps": 20}, launcher="Ray"))
+    space.until(JOB, "rays", "trains in two pods", lambda job: step(job, "train").get("runningPods") == 2)
+    job = space.succeeded("rays")
+    assert set(steps(job).values()) == {"Succeeded"}
+    assert step(job, "train")["attempt"] == 1
+    ended = [pod["status"]["containerStatuses"][0]["state"]["terminated"] for pod in train_pods(space, "rays")]
+    assert [e["exitCode"] for e in ended] == [0, 0]
+    assert sum('"worldSize":2' in e["message"] for e in ended) == 1
+
+
 def test_rank_killed(space: Space) -> None:
     """One pod is gone from one moment to the next: the other ends too, and both go on from the last checkpoint."""
     space.apply(on_two_nodes("widow", {"maxSteps": 200, "checkpoint": {"everySteps": 5}}))

@@ -41,6 +41,7 @@ REFUSED_JOBS = [
     ({"parallelism": {"numNodes": 3}, "storage": SHARED}, "multiple of numNodes x gpusPerNode x microBatchSize"),
     ({"parallelism": {"gpusPerNode": 2}, "training": {"microBatchSize": 16}}, "multiple of numNodes x gpusPerNode x"),
     ({"parallelism": {"strategy": "DDP"}}, "spec.parallelism.strategy is for several ranks"),
+    ({"parallelism": {"launcher": "Ray"}}, "spec.parallelism.launcher Ray is for several ranks"),
     (
         {"parallelism": {"numNodes": 2, "gpusPerNode": 0, "strategy": "FSDP"}, "storage": SHARED},
         "strategy FSDP shares out QLoRA's 4-bit weights on GPUs only",

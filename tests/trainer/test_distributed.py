@@ -146,6 +146,24 @@ def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy
 
 
 @pytest.mark.slow
+def test_ray_starts_the_same_ranks(make_run: MakeRun, tmp_path: Path) -> None:
+    """A Ray cluster of the job's own pods trains as one process does; one report, and nothing of Ray is left."""
+    one = run_of(make_run, tmp_path, "one", {})
+    expected = alone(one, tmp_path)
+    run = run_of(make_run, tmp_path, "ray", {}, nodes=2, launcher="Ray")
+    pods = Pods(run, tmp_path)
+    found = pods.losses()
+    (status, report), (other_status, other_report) = pods.ends()
+    assert (status, other_status) == (0, 0)
+    assert found[5] == pytest.approx(expected[4], rel=2e-3)
+    assert report.result is not None
+    assert report.result.train is not None
+    assert report.result.train.world_size == 2
+    assert other_report.result is None
+    assert not [p for p in psutil.Process().children(recursive=True) if "ray" in p.name()]
+
+
+@pytest.mark.slow
 def test_sharded_training_goes_on_where_it_was_told_to_stop(make_run: MakeRun, tmp_path: Path) -> None:
     """FSDP's checkpoints are gathered and shared out again; a process alone can't use them, and starts anew."""
     training = {"method": "Full", "learningRate": 1e-3, "maxSteps": 30, "checkpoint": {"everySteps": 1}}

@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from finetune_trainer import contract, distributed
+from finetune_trainer import contract, distributed, launching
 from finetune_trainer.contract import ExitCode, Failure, StepResult, Termination
 from finetune_trainer.failures import StepFailed, first_line
 
@@ -72,8 +72,8 @@ def run_step(name: str) -> StepResult | None:
     from finetune_trainer.progress import make_reporter
 
     run = read_run(Path(os.environ.get(contract.ENV_RUN_FILE, contract.RUN_FILE)))
-    if distributed.is_launched_here(name, run.devices):
-        return distributed.launch(name, run.devices, scratch_folder(name))
+    if launching.is_launched_here(name, run.devices):
+        return launching.launch(name, run.devices, scratch_folder(name))
     context = open_context(name, run, make_reporter())
     result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
     return result

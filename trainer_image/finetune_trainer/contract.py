@@ -214,6 +214,11 @@ class Strategy(StrEnum):
     FSDP = "FSDP"
 
 
+class Launcher(StrEnum):
+    TORCHRUN = "Torchrun"
+    RAY = "Ray"
+
+
 class Devices(Strict):
     """What the train pods hold. No GPU means that all runs on CPUs, as one rank in each pod."""
 
@@ -221,6 +226,7 @@ class Devices(Strict):
     memory_bytes: int | None = None  # of one GPU, or the train pod's limit where it has none; unset: not known
     nodes: int = Field(1, ge=1)
     strategy: Strategy = Strategy.AUTO
+    launcher: Launcher = Launcher.TORCHRUN
 
     @property
     def ranks_per_node(self) -> int:

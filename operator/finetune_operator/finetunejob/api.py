@@ -17,6 +17,7 @@ from finetune_trainer.contract import (
     Artifact,
     DatasetFacts,
     FitFacts,
+    Launcher,
     Model,
     ModelFacts,
     Publish,
@@ -49,6 +50,8 @@ class Parallelism(Strict):
     strategy: Strategy = Strategy.AUTO
     """How several ranks train one model. DDP: each holds all of it; FSDP: they share out weights, gradients and optimizer
     state. Auto: DDP where that fits the memory of one GPU, else FSDP."""
+    launcher: Launcher = Launcher.TORCHRUN
+    """What starts the ranks. Torchrun; or Ray, for Ray Train in a Ray cluster of the job's own pods, which ends with them."""
 
 
 class Merge(Strict):

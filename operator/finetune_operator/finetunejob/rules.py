@@ -110,6 +110,11 @@ RULES = (
     ),
     Rule(
         "spec",
+        f"self.parallelism.launcher == 'Torchrun' || {_RANKS} > 1",
+        "spec.parallelism.launcher Ray is for several ranks; leave it out, or set numNodes or gpusPerNode above 1",
+    ),
+    Rule(
+        "spec",
         "self.parallelism.strategy != 'FSDP' || self.training.method != 'QLoRA' || self.parallelism.gpusPerNode > 0",
         "spec.parallelism.strategy FSDP shares out QLoRA's 4-bit weights on GPUs only; use DDP, or method LoRA",
     ),

@@ -27,6 +27,7 @@ def run_config(job: FineTuneJob) -> RunConfig:
             memory_bytes=None if memory is None else int(quantity_value(memory)),
             nodes=spec.parallelism.num_nodes,
             strategy=spec.parallelism.strategy,
+            launcher=spec.parallelism.launcher,
         ),
         merge_base=spec.merge.base,
         artifacts=tuple(spec.artifacts),
