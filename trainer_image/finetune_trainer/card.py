@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, Method, TrainFacts, Training
 from finetune_trainer.objective_fields import OF_PAIRS, learning_rate
+from finetune_trainer.server_files import for_vllm
 
 
 def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
@@ -49,6 +50,8 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
         f"{training.schedule}, seed {training.seed} |",
         f"| result | loss {train.loss:.4g} after {train.steps:,} steps |",
     ]
+    if kind == "adapter":
+        lines.append(f"| in vLLM | {for_vllm(training.lora)} |")
     if artifact is not None or context.step.stage == "merge":
         lines.append(f"| adapter merged into | the {run.merge_base.lower()} base |")
     return "\n".join(lines) + "\n"

@@ -16,6 +16,7 @@ from finetune_trainer import calibration
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, Check, ExitCode, Method
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.server_files import make_readable
 
 if TYPE_CHECKING:
     from finetune_trainer.proof import FixedRow
@@ -32,6 +33,7 @@ def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> di
     write = {"FP8": _write_fp8, "W4A16": _write_w4a16, "NF4": _write_nf4}[artifact.quantization]
     notes = write(context, merged, folder)
     AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
+    make_readable(folder)
     return notes
 
 

@@ -27,7 +27,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 
-RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 1, "quantize": 1, "evaluate": 2, "publish": 1}
+RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts

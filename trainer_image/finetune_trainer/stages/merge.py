@@ -18,6 +18,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import ArtifactFacts, Check, Manifest, Method, Precision, StepResult
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import FIRST_ROW_LOSS, MERGED, TRAIN
+from finetune_trainer.server_files import make_readable
 
 if TYPE_CHECKING:
     from finetune_trainer.proof import FixedRow, Likeness, Limits
@@ -47,6 +48,7 @@ def run(context: Context) -> StepResult:
     folder = context.scratch / "output"
     if context.run.training.method is Method.FULL:
         shutil.copytree(trained_folder, folder)
+        make_readable(folder)
         checks = _prove_full(context, trained, folder)
     else:
         checks = _merge_and_prove(context, trained, trained_folder, folder)
@@ -75,6 +77,7 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     checks = proof.check_adapter(adapter / "adapter_model.safetensors", set(get_peft_model_state_dict(adapted)))
     checks += _check_reload(context, trained, rows[0], expected[0])
     _merge(context, adapted, base_folder).save_pretrained(folder)
+    make_readable(folder)  # before it is read back and proven
     del adapted
     context.progress("verifying")
     merged = model.load_base(folder, Method.LORA, _cpu())
@@ -185,6 +188,7 @@ def _complete(folder: Path, trained: Path, base: Path) -> None:
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(trained).save_pretrained(folder)
+    make_readable(folder)
     settings = base / "generation_config.json"
     if settings.is_file() and not (folder / settings.name).is_file():
         shutil.copyfile(settings, folder / settings.name)
