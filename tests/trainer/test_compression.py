@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,15 @@ def quantizer() -> Path:
 def merged(make_run: MakeRun, tmp_path: Path, *artifacts: dict[str, str]) -> RunConfig:
     """A run up to a merged model, which learned its rows by heart."""
     training = {"method": "Full", "precision": "FP32", "maxSteps": 30, "globalBatchSize": 8, "maxLength": 128}
-    run = make_run(training=training | {"learningRate": 3e-3}, artifacts=artifacts, generation={"maxNewTokens": 12})
+    models = tmp_path / "mounts/claims/models"
+    shutil.copytree(models / "tiny", models / "licensed")
+    (models / "licensed/LICENSE").write_text("Apache License 2.0")
+    run = make_run(
+        model={"uri": "pvc://models/licensed"},
+        training=training | {"learningRate": 3e-3},
+        artifacts=artifacts,
+        generation={"maxNewTokens": 12},
+    )
     prepare(run, tmp_path, test=PAIRS)
     train.run(context(run, "train", tmp_path))
     merge.run(context(run, "merge", tmp_path))
@@ -76,7 +85,8 @@ def test_every_format_answers_as_the_merged_model(make_run: MakeRun, tmp_path: P
         manifest, folder = at.output(f"quantize-{name}")
         notes[name] = {k: v for k, v in manifest.inputs.items() if k != "merge"}
         assert [check.name for check in manifest.checks] == PROOFS
-        assert {"README.md", "chat_template.jinja", "config.json", "model.safetensors"} <= {p.name for p in folder.iterdir()}
+        whole = {"README.md", "LICENSE", "chat_template.jinja", "config.json", "model.safetensors"}
+        assert whole <= {p.name for p in folder.iterdir()}
     assert notes == {
         "fp8": {"scheme": "FP8_DYNAMIC"},
         "w4": {"scheme": "W4A16 by GPTQ", "groupSize": "128", "calibrationRows": "8"},
@@ -93,6 +103,8 @@ def test_an_artifact_that_answers_otherwise_is_refused(make_run: MakeRun, tmp_pa
     run = merged(make_run, tmp_path, NF4)
     at = context(run, "quantize-nf4", tmp_path)
     _, dense = at.output("merge")
+    assert (dense / "LICENSE").read_text() == "Apache License 2.0"
+    assert "| licence | the base model's, in LICENSE |" in (dense / "README.md").read_text()
     folder = at.scratch / "made"
     compression.make(at, run.artifacts[0], dense, folder)
     assert compression.prove(at, run.artifacts[0], dense, folder)

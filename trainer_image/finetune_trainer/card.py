@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from finetune_trainer.context import Context
@@ -9,10 +10,20 @@ from finetune_trainer.contract import Artifact, Method, TrainFacts, Training
 from finetune_trainer.objective_fields import OF_PAIRS, learning_rate
 from finetune_trainer.server_files import for_vllm
 
+LICENCES = "LICENSE*"
+
 
 def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
     """Write README.md into a finished folder; the front matter is what model hubs read."""
-    (folder / "README.md").write_text(text(context, train, artifact))
+    licences = sorted(file.name for file in folder.glob(LICENCES))
+    licence = f"| licence | the base model's, in {', '.join(licences)} |\n" if licences else ""
+    (folder / "README.md").write_text(text(context, train, artifact) + licence)
+
+
+def copy_licences(model: Path, folder: Path) -> None:
+    """What is made of a model goes on under its licence, whose text has to go along."""
+    for file in model.glob(LICENCES):
+        shutil.copyfile(file, folder / file.name)
 
 
 def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) -> str:

@@ -55,6 +55,7 @@ def run(context: Context) -> StepResult:
     for check in checks:
         print(f"{check.name} {check.value:.3g}, limit {check.limit:.3g}", flush=True)
     _complete(folder, trained_folder, base_folder)
+    card.copy_licences(base_folder, folder)
     card.write(folder, context, trained.result.train)
     made = ArtifactFacts(name=MERGED, format="Safetensors", path="", digest="", bytes=0)  # the store fills the rest in
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)

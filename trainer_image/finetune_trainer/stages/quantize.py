@@ -32,6 +32,7 @@ def run(context: Context) -> StepResult:
     checks = made_by.prove(context, artifact, merged_folder, folder)
     for check in checks:
         print(f"{check.name} {check.value:.3g}, limit {check.limit:.3g}", flush=True)
+    card.copy_licences(merged_folder, folder)
     if trained is not None and trained.result.train is not None:
         card.write(folder, context, trained.result.train, artifact)
     made = ArtifactFacts(
