@@ -86,6 +86,11 @@ REFUSED_JOBS = [
         {"training": {"objective": "DPO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
         "spec.training.objective DPO, ORPO and KTO learn from pairs of answers",
     ),
+    ({"training": {"objective": "Distillation"}}, "spec.training.distillation names the teacher"),
+    (
+        {"training": {"distillation": {"teacher": {"uri": "hf://a/b"}}}},
+        "spec.training.distillation names the teacher of objective Distillation; set both, or neither",
+    ),
     ({"training": {"objective": "DPO", "neftuneNoiseAlpha": 5}}, "are for objective SFT"),
     ({"training": {"objective": "ORPO", "completionOnlyLoss": False}}, "are for objective SFT"),
     ({"training": {"objective": "DPO", "preference": {"desirableWeight": 2}}}, "are for objective KTO"),

@@ -91,8 +91,8 @@ def prepare(
         longest_row_tokens=64,
     )
     fit = FitFacts(predicted_bytes=1, available_bytes=None, micro_batch_size=micro_batch_size, gradient_checkpointing=False)
-    model_fingerprint = pipeline.model_fingerprint(run.model)
     data_fingerprint = pipeline.data_fingerprint(run, MODEL)
     result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)
-    for kind, fingerprint, files in (("model", model_fingerprint, empty), ("data", data_fingerprint, folder)):
+    models = [("model", pipeline.model_fingerprint(model), empty) for model in pipeline.models(run)]
+    for kind, fingerprint, files in (*models, ("data", data_fingerprint, folder)):
         at.store.commit(kind, fingerprint, at.attempt, files, step="prepare", inputs={}, versions={}, result=result)

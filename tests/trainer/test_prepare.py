@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import contract
+from finetune_trainer import contract, pipeline
 from finetune_trainer.__main__ import main
 from finetune_trainer.contract import ExitCode, RunConfig, StepResult, Termination
 
@@ -251,6 +251,50 @@ def test_pairs_of_answers_are_asked_for_where_they_are_missing(
     assert said in refused(prepare(dpo), ExitCode.BAD_DATA, "ObjectiveNeedsPreferences")
     succeeded(prepare(make_run(training={"method": "LoRA", "maxLength": 128})))
     assert said in refused(prepare(dpo), ExitCode.BAD_DATA, "ObjectiveNeedsPreferences")
+
+
+def test_a_teacher_is_checked_counted_and_part_of_the_fingerprint(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tiny_model: Path
+) -> None:
+    def distilled(name: str) -> RunConfig:
+        teacher = {"teacher": {"uri": f"pvc://models/{name}"}}
+        return make_run(training={"method": "LoRA", "objective": "Distillation", "distillation": teacher, "maxLength": 128})
+
+    put_rows(mounts, ROWS)
+    said = refused(prepare(distilled("lost")), ExitCode.SOURCE_NOT_FOUND, "ModelNotFound")
+    assert said.startswith("spec.training.distillation.teacher.uri: pvc://models/lost")
+    folder = mounts / "claims" / "models" / "teacher"
+    shutil.copytree(tiny_model, folder)
+    result = succeeded(prepare(distilled("teacher")))
+    assert result.model is not None
+    assert result.dataset is not None
+    assert result.fit is not None
+    assert result.model.teacher_digest == result.model.digest  # here they are the same model
+    assert result.fit.terms["teacher"] == 4 * result.model.parameters
+    assert result.fit.predicted_bytes == sum(result.fit.terms.values())
+    found = pipeline.fingerprints(distilled("teacher"), result.model, result.dataset)
+    other = result.model.model_copy(update={"teacher_digest": "sha256:other"})
+    assert found["train"] != pipeline.fingerprints(distilled("teacher"), other, result.dataset)["train"]
+    (folder / "model.safetensors").write_bytes(b"")
+    said = refused(prepare(distilled("teacher")), ExitCode.SOURCE_NOT_FOUND, "ModelChanged")
+    assert said.startswith("spec.training.distillation.teacher.uri: model.safetensors at pvc://models/teacher")
+
+
+def test_a_teacher_of_other_tokens_is_refused(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tiny_model: Path
+) -> None:
+    put_rows(mounts, ROWS)
+    folder = mounts / "claims" / "models" / "teacher"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    distillation = {"teacher": {"uri": "pvc://models/teacher"}}
+    run = make_run(training={"method": "LoRA", "objective": "Distillation", "distillation": distillation, "maxLength": 128})
+    said = refused(prepare(run), ExitCode.BAD_CONFIG, "VocabulariesDiffer")
+    assert said.startswith("spec.training.distillation.teacher has another vocabulary than spec.model")
+    assert "2 of its tokens differ" in said
 
 
 REVIEWS = [{"review": f"Number {n} is {'fine' if n % 4 else 'poor'}.", "stars": int(n % 4 > 0)} for n in range(40)]

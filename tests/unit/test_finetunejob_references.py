@@ -52,6 +52,20 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
         "take one with access mode ReadWriteMany, or s3://",
     ),
     (
+        {"training": {"objective": "Distillation", "distillation": {"teacher": HUB}}},
+        Ref("Secret", "hub"),
+        None,
+        "SecretNotFound",
+        "spec.training.distillation.teacher.secretRef names the Secret hub",
+    ),
+    (
+        {"training": {"objective": "Distillation", "distillation": {"teacher": {"uri": "pvc://models/llama"}}}},
+        Ref("PersistentVolumeClaim", "models"),
+        None,
+        "ClaimNotFound",
+        "spec.training.distillation.teacher.uri names the PersistentVolumeClaim models",
+    ),
+    (
         {"publish": [{"uri": "pvc://shelf/x"}]},
         Ref("PersistentVolumeClaim", "shelf"),
         None,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import Training
-from finetune_trainer.memory import GIB, DoesNotFit, Setting, divisors, estimate, fit
+from finetune_trainer.memory import GIB, DoesNotFit, Setting, divisors, estimate, fit, frozen_bytes
 from finetune_trainer.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
@@ -243,3 +243,9 @@ def test_kto_gets_two_rows_at_least() -> None:
     assert found.micro_batch_size >= 2
     with pytest.raises(ValueError, match="KTO compares the rows of a micro-batch"):
         fit(SMOLLM, training(objective="KTO", globalBatchSize=1), 64, None, on_gpu=False)
+
+
+def test_a_teacher_is_read_as_the_base_is() -> None:
+    assert frozen_bytes(MISTRAL, training(), on_gpu=True) / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
+    assert frozen_bytes(MISTRAL, training(method="Full"), on_gpu=True) == 2 * MISTRAL.parameters
+    assert frozen_bytes(SMOLLM, training(method="LoRA"), on_gpu=False) == 4 * SMOLLM.parameters

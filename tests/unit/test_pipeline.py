@@ -72,6 +72,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 ALL = set(pipeline.fingerprints(run(), MODEL, DATA))
+TEACHER = {"teacher": {"uri": "hf://org/large"}}
 FROM_TRAIN = ALL - {"prepare", "evaluate/base"}
 FROM_MERGE = FROM_TRAIN - {"train"}
 SCORES = {name for name in ALL if name.startswith("evaluate")}
@@ -85,6 +86,7 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("GPU memory", {"devices": {"gpus": 1, "memoryBytes": 1 << 30}}, set()),
         ("credentials", {"model": {"uri": "hf://org/model", "secretRef": {"name": "x"}}}, set()),
         ("checkpoint interval", {"training": {"method": "QLoRA", "checkpoint": {"keep": 5}}}, set()),
+        ("teacher", {"training": {"method": "QLoRA", "distillation": TEACHER}}, FROM_TRAIN),
         ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
         ("merge base", {"merge_base": "Original"}, FROM_MERGE),
         ("scored rows", {"generation": {"samples": 10}}, SCORES),
@@ -121,12 +123,20 @@ def test_an_edit_changes_only_what_depends_on_it(name: str, fields: dict[str, An
         ("counts alone", {}, {"dropped_rows": 7}, set()),
         ("model's content", {"digest": "sha256:x"}, {}, ALL),
         ("model's revision alone", {"revision": "s"}, {}, set()),
+        ("teacher's content", {"teacher_digest": "sha256:x"}, {}, FROM_TRAIN),
     ],
 )
 def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: dict[str, Any], expected: set[str]) -> None:
     before = pipeline.fingerprints(run(), MODEL, DATA)
     after = pipeline.fingerprints(run(), MODEL.model_copy(update=model), DATA.model_copy(update=data))
     assert changed(before, after) == expected, name
+
+
+def test_a_teacher_s_secret_changes_nothing() -> None:
+    secret = {"teacher": TEACHER["teacher"] | {"secretRef": {"name": "x"}}}
+    plain, opened = (run(training={"method": "QLoRA", "distillation": given}) for given in (TEACHER, secret))
+    assert pipeline.fingerprints(plain, MODEL, DATA) == pipeline.fingerprints(opened, MODEL, DATA)
+    assert pipeline.source_uris(plain)[:2] == (plain.model.uri, "hf://org/large")
 
 
 @pytest.mark.parametrize("part", ["dataset", "training", "generation"])

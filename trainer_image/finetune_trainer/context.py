@@ -19,6 +19,7 @@ from finetune_trainer.contract import (
     ExitCode,
     FitFacts,
     Manifest,
+    Model,
     ModelFacts,
     Progress,
     RunConfig,
@@ -26,7 +27,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.distributed import is_rank
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fit import fit_for
+from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.pipeline import Step
 from finetune_trainer.store import Store, open_store
 
@@ -49,21 +50,31 @@ class Context:
     attempt: str
     report: Callable[[Progress], None]
 
-    def model(self) -> tuple[ModelFacts, Path]:
-        """The base model as prepare checked it, and the local folder with its files."""
-        manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+    def model(self, which: Model | None = None) -> tuple[ModelFacts, Path]:
+        """The base model, or another one, as prepare checked it, and the local folder with its files."""
+        which = which or self.run.model
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
         facts = _required(manifest.result.model)
-        mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
+        mounted = pipeline.mounted_path(which.uri, self.mounts)
         return facts, Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
 
-    def model_without_weights(self) -> Path:
+    def model_without_weights(self, which: Model | None = None) -> Path:
         """A local folder with the model's configuration, tokenizer and chat template, weights or not."""
-        mounted = pipeline.mounted_path(self.run.model.uri, self.mounts)
+        which = which or self.run.model
+        mounted = pipeline.mounted_path(which.uri, self.mounts)
         if mounted is not None:
             return Path(mounted)
-        manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
         small = [file for file in manifest.files if not file.path.endswith(".safetensors")]
-        return self.store.objects.fetch(self.store.path(MODEL, manifest), small, self.scratch / "inputs" / "config")
+        folder = self.scratch / "inputs" / "config" / manifest.fingerprint
+        return self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder)
+
+    def teacher(self) -> Teacher | None:
+        """What the memory estimate needs of a distillation's teacher."""
+        distillation, facts = self.run.training.distillation, self._teacher_facts()
+        if distillation is None or facts is None:
+            return None
+        return Teacher(facts, self.model_without_weights(distillation.teacher))
 
     def data(self) -> tuple[DatasetFacts, Path]:
         """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
@@ -78,15 +89,17 @@ class Context:
         result = self._data().result
         try:
             folder = self.model_without_weights()
-            fit: FitFacts | None = fit_for(self.run, _required(result.model), _required(result.dataset), folder)
+            facts = _required(result.model)
+            fit: FitFacts | None = fit_for(self.run, facts, _required(result.dataset), folder, self.teacher())
         except StepFailed:
             fit = result.fit
         return result.model_copy(update={"fit": fit})
 
     def fingerprint(self, name: str) -> str:
         """Fingerprint of a step of this run by name, or of evaluate/<subject>."""
-        result = self._data().result
-        return pipeline.fingerprints(self.run, _required(result.model), _required(result.dataset))[name]
+        result, teacher = self._data().result, self._teacher_facts()
+        model = _required(result.model).model_copy(update={"teacher_digest": teacher.digest if teacher else None})
+        return pipeline.fingerprints(self.run, model, _required(result.dataset))[name]
 
     def output(self, name: str) -> tuple[Manifest, Path]:
         """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""
@@ -126,6 +139,12 @@ class Context:
     def progress(self, activity: str, step: int = 0, total: int = 0) -> None:
         """Report what goes on now."""
         self.report(Progress(step_name=self.step.name, activity=activity, step=step, total=total))
+
+    def _teacher_facts(self) -> ModelFacts | None:
+        distillation = self.run.training.distillation
+        if distillation is None:
+            return None
+        return _required(self._entry(MODEL, pipeline.model_fingerprint(distillation.teacher)).result.model)
 
     def _data(self) -> Manifest:
         facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)

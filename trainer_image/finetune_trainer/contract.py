@@ -97,14 +97,26 @@ class EarlyStopping(Strict):
     """Training ends after this many validations in a row that were no better than the best one."""
 
 
+class Distillation(Strict):
+    teacher: Model
+    """The model to learn from: larger than the base model, with the very same vocabulary."""
+    temperature: float = Field(2, gt=0, le=100)
+    """What both models' logits are divided by before they are compared: a higher one shows more of what the teacher holds
+    for second best."""
+    alpha: float = Field(0.9, gt=0, le=1)
+    """Weight of the teacher's predictions; what is left to 1 is that of the rows' own answers."""
+
+
 class Training(Strict):
     method: Method = Method.QLORA
     """QLoRA: adapters over a 4-bit NF4 base; LoRA: adapters over the base as it is; Full: every weight."""
     objective: Objective = Objective.SFT
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
-    rows of format Preference."""
+    rows of format Preference. Distillation: to predict the answer as a teacher does."""
     preference: Preference = Field(default_factory=lambda: Preference())
     """Settings of DPO, ORPO and KTO; SFT ignores them."""
+    distillation: Distillation | None = None
+    """The teacher of objective Distillation, and how much it counts."""
     precision: Precision = Precision.AUTO
     """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
     lora: Lora = Field(default_factory=lambda: Lora())
@@ -278,6 +290,7 @@ class ModelFacts(Report):
     parameters: int
     architecture: str
     bytes: int
+    teacher_digest: str | None = None  # of a distillation's teacher, as digest
 
 
 class DatasetFacts(Report):

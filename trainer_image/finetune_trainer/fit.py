@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import memory
@@ -19,7 +20,17 @@ MEMORY_LIMITS = (
 MEMINFO = Path("/proc/meminfo")
 
 
-def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_folder: Path) -> FitFacts:
+@dataclass(frozen=True)
+class Teacher:
+    """A distillation's teacher: its facts, and the folder with its config.json."""
+
+    facts: ModelFacts
+    folder: Path
+
+
+def fit_for(
+    run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_folder: Path, teacher: Teacher | None = None
+) -> FitFacts:
     """Estimate and choice for this run. `model_folder` holds the model's config.json.
 
     Raises StepFailed DoesNotFit, or BadConfig where the batch sizes don't go together.
@@ -27,7 +38,8 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
     config = json.loads((model_folder / "config.json").read_bytes())
     try:
         shape = shape_of(config, model.parameters)
-        return _with_strategy(run, shape, dataset.longest_row_tokens)
+        taught = 0 if teacher is None else _teacher_bytes(run, teacher)
+        return _with_strategy(run, shape, dataset.longest_row_tokens, taught)
     except KeyError as error:
         raise StepFailed(
             ExitCode.BAD_CONFIG,
@@ -41,13 +53,21 @@ def fit_for(run: RunConfig, model: ModelFacts, dataset: DatasetFacts, model_fold
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
 
 
-def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int) -> FitFacts:
+def _teacher_bytes(run: RunConfig, teacher: Teacher) -> int:
+    """Of its weights, in the format that training reads it in."""
+    shape = shape_of(json.loads((teacher.folder / "config.json").read_bytes()), teacher.facts.parameters)
+    return memory.frozen_bytes(shape, run.training, on_gpu=run.devices.gpus > 0)
+
+
+def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
     """Each rank takes its part of the global batch. Auto is DDP, which is faster, where its whole weights fit.
 
     Raises DoesNotFit of the last strategy, ValueError where the global batch can't be shared out.
     """
     devices, training = run.devices, run.training
     on_gpu, available, world = devices.gpus > 0, available_memory(run), devices.world_size
+    if taught:
+        return _beside_teacher(run, shape, row_tokens, taught)
     if world == 1:
         return memory.fit(shape, training, row_tokens, available, on_gpu)
     least = world * (training.micro_batch_size or 1)
@@ -66,6 +86,24 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int) -> FitFacts:
         return found.model_copy(update={"strategy": strategy})
     shards = world if last is Strategy.FSDP else 1
     return memory.fit(shape, own, row_tokens, available, on_gpu, shards).model_copy(update={"strategy": last})
+
+
+def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
+    """The fit in the memory that the teacher's weights leave."""
+    available = available_memory(run)
+    left = None if available is None else available - taught
+    lighter = run.model_copy(update={"devices": run.devices.model_copy(update={"memory_bytes": left})})
+    if left is not None and left <= 0:
+        raise memory.DoesNotFit(
+            f"the weights of spec.training.distillation.teacher need {taught / memory.GIB:.1f} GiB, the device has"
+            f" {(available or 0) / memory.GIB:.1f} GiB; take a smaller teacher or a device with more memory"
+        )
+    try:
+        found = _with_strategy(lighter, shape, row_tokens, 0)
+    except memory.DoesNotFit as error:
+        raise memory.DoesNotFit(f"{error} (the teacher's weights take {taught / memory.GIB:.1f} GiB beside that)") from error
+    terms, needed = found.terms | {"teacher": taught}, found.predicted_bytes + taught
+    return found.model_copy(update={"available_bytes": available, "predicted_bytes": needed, "terms": terms})
 
 
 def strategies(run: RunConfig) -> tuple[Strategy, ...]:

@@ -85,6 +85,8 @@ def estimate(
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
     head += 4 * width * tokens * shape.hidden
+    if training.objective is Objective.DISTILLATION:
+        head *= 2  # the teacher's tile beside it
     stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward)}
     weights = sharded(weights, shape, setting.shards)
     if code == "Fused" and training.method is Method.QLORA:
@@ -128,6 +130,13 @@ def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) 
         return 0
     mask = (rows * row_tokens) ** 2 if training.packing else rows * row_tokens**2
     return mask + 2 * rows * row_tokens * (shape.query - shape.key_value)
+
+
+def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
+    """Of weights that are only read: in 4 bits for QLoRA, else in the compute type."""
+    width = number_bytes(training.precision, on_gpu)
+    linear = NF4_BYTES if training.method is Method.QLORA else width
+    return int(linear * shape.linear) + width * (shape.parameters - shape.linear)
 
 
 def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict[str, int]:

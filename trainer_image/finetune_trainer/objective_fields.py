@@ -14,6 +14,7 @@ class Objective(StrEnum):
     DPO = "DPO"
     ORPO = "ORPO"
     KTO = "KTO"
+    DISTILLATION = "Distillation"
 
 
 OF_PAIRS = frozenset({Objective.DPO, Objective.ORPO, Objective.KTO})  # a row gives two sequences: chosen and rejected

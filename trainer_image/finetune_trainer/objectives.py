@@ -5,20 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.contract import Training
 from finetune_trainer.loop import Loop
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
 
 
-def make_loop(objective: Objective, folder: Path, reference: Any, **options: Any) -> Loop:
+def make_loop(training: Training, folder: Path, reference: Any, **options: Any) -> Loop:
     """A loop over the rendered rows in `folder`. `reference` is the frozen model that the loss compares with, where there
     is one; `options` are those of transformers' Trainer.
     """
+    objective = training.objective
     from finetune_trainer.tokenized import pairs, rows
 
     read = pairs if objective in OF_PAIRS else rows
     options |= {"train_dataset": read(folder / "train.jsonl"), "eval_dataset": read(folder / "validation.jsonl")}
     if objective in WITH_REFERENCE:
         options["ref_model"] = reference
+    if objective is Objective.DISTILLATION:
+        options |= {"teacher": reference, "distillation": training.distillation}
     return _kind(objective)(**options)
 
 
@@ -28,6 +32,10 @@ def _kind(objective: Objective) -> type[Loop]:
         from finetune_trainer.supervised import SupervisedLoop
 
         return SupervisedLoop
+    if objective is Objective.DISTILLATION:
+        from finetune_trainer.distillation import DistillationLoop
+
+        return DistillationLoop
     from finetune_trainer import preference
 
     kinds: dict[Objective, type[Loop]] = {

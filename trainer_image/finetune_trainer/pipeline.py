@@ -97,8 +97,10 @@ def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
 
 def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
     """Fingerprint of each step by name, `evaluate/<subject>` for each scored subject included."""
-    training = run.training.model_dump(mode="json", exclude={"checkpoint"}, exclude_defaults=True)
-    train = digest("train", RECIPES["train"], model.digest, dataset.train_digest, training)
+    unseen: Any = {"checkpoint": True, "distillation": {"teacher": {"secret_ref"}}}
+    training = run.training.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
+    teacher = [model.teacher_digest] if model.teacher_digest else []
+    train = digest("train", RECIPES["train"], model.digest, dataset.train_digest, training, *teacher)
     merge = digest("merge", RECIPES["merge"], train, run.merge_base)
     made = {BASE: model.digest, ADAPTER: train, MERGED: merge}
     for artifact in run.artifacts:
@@ -149,8 +151,14 @@ def config_maps(run: RunConfig) -> tuple[str, ...]:
 
 
 def source_uris(run: RunConfig) -> tuple[str, ...]:
-    """Every uri that a run reads: the model's and the rows'."""
-    return (run.model.uri, *_dataset_uris(run.dataset))
+    """Every uri that a run reads: the models' and the rows'."""
+    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset))
+
+
+def models(run: RunConfig) -> tuple[Model, ...]:
+    """The base model, and the teacher of a distillation."""
+    distillation = run.training.distillation
+    return (run.model,) if distillation is None else (run.model, distillation.teacher)
 
 
 def _dataset_uris(dataset: Dataset) -> tuple[str, ...]:

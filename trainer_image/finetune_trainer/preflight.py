@@ -1,7 +1,8 @@
-"""Whether llama.cpp's converter knows a model, asked before a GPU is taken rather than after training."""
+"""What can be told of a model before a GPU is taken: whether llama.cpp's converter knows it, whether a teacher fits it."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from finetune_trainer import llamacpp
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.rendering import load_tokenizer
 
 # What it says of architectures and of tokenizers that it doesn't know. Any other failure is none of the model's.
 REFUSALS = ("is not supported", "pre-tokenizer was not recognized")
@@ -42,4 +44,23 @@ def check_convertible(model_folder: Path, scratch: Path) -> None:
         "ModelNotConvertible",
         f"spec.artifacts asks for GGUF, which llama.cpp can't make of this model ({refusal.rpartition(':')[2].strip()}):"
         " take out the GGUF artifacts or take another model",
+    )
+
+
+def check_vocabulary(student: Path, teacher: Path) -> None:
+    """A distillation compares predictions token by token: raises StepFailed VocabulariesDiffer where they are not the same."""
+    sizes, vocabularies = [], []
+    for folder in (student, teacher):
+        config = json.loads((folder / "config.json").read_bytes())
+        sizes.append(config.get("text_config", config).get("vocab_size"))
+        vocabularies.append(load_tokenizer(folder).get_vocab())
+    ours, theirs = vocabularies
+    if sizes[0] == sizes[1] and ours == theirs:
+        return
+    other = sum(theirs.get(token) != number for token, number in ours.items())
+    raise StepFailed(
+        ExitCode.BAD_CONFIG,
+        "VocabulariesDiffer",
+        f"spec.training.distillation.teacher has another vocabulary than spec.model ({sizes[1]} entries against {sizes[0]},"
+        f" {other} of its tokens differ): take a teacher of the same family and size of vocabulary",
     )

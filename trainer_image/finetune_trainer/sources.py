@@ -57,7 +57,7 @@ class Source:
     @property
     def secret(self) -> str:
         """The field that names the Secret with the credentials."""
-        return f"spec.{self.subject.lower()}.secretRef"
+        return "spec.dataset.secretRef" if self.subject == "Dataset" else f"{self.field.removesuffix('.uri')}.secretRef"
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")

@@ -33,8 +33,12 @@ def _secret_conflicts(spec: FineTuneJobSpec) -> Iterator[str]:
     kept: _Named = ("spec.storage.artifacts.secretRef", store.uri or "", store.secret_ref)
     model: _Named = ("spec.model.secretRef", spec.model.uri, spec.model.secret_ref)
     dataset: _Named = ("spec.dataset.secretRef", spec.dataset.uri, spec.dataset.secret_ref)
+    distillation = spec.training.distillation
+    field = "spec.training.distillation.teacher.secretRef"
+    taught: list[_Named] = [(field, distillation.teacher.uri, distillation.teacher.secret_ref)] if distillation else []
+    teachers = [(teacher, other) for teacher in taught for other in (model, dataset, kept)]
     targets: list[_Named] = [(f"spec.publish[{i}].secretRef", p.uri, p.secret_ref) for i, p in enumerate(spec.publish)]
-    for one, other in ((model, dataset), (model, kept), (dataset, kept), *((t, kept) for t in targets)):
+    for one, other in ((model, dataset), (model, kept), (dataset, kept), *teachers, *((t, kept) for t in targets)):
         same_source = one[1].partition("://")[0] == other[1].partition("://")[0]
         if same_source and one[2] and other[2] and one[2] != other[2]:
             yield f"{one[0]} and {other[0]} give one pod two sets of the same keys; use one Secret that may do both"

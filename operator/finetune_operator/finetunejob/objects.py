@@ -29,7 +29,7 @@ from finetune_operator.settings import Settings
 from finetune_trainer import contract
 from finetune_trainer.contract import ArtifactFormat
 from finetune_trainer.fields import SecretRef
-from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, mounted_path
+from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models, mounted_path
 
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
@@ -232,7 +232,7 @@ def _secrets(job: FineTuneJob, run: Run, step: Step) -> list[str]:
     """Secrets whose keys become this step's environment; a later one wins where two have the same key."""
     refs: list[SecretRef | None] = []
     if step.name == PREPARE:
-        refs = [run.config.model.secret_ref, run.config.dataset.secret_ref]
+        refs = [*(model.secret_ref for model in models(run.config)), run.config.dataset.secret_ref]
     elif step.stage == "publish":
         refs = [run.config.publish[int(step.name.rpartition("-")[2])].secret_ref]
     refs.append(job.spec.storage.artifacts.secret_ref)
@@ -275,7 +275,7 @@ def _volume(name: str, source: Object, path: str, *, read_only: bool = False) ->
 def _claims(run: Run, step: Step) -> list[str]:
     """Claims that a step mounts: rows are read by prepare only, a place to publish to by its own step only."""
     config = run.config
-    uris = [config.store.uri, config.model.uri]
+    uris = [config.store.uri, *(model.uri for model in models(config))]
     if step.name == PREPARE:
         return [c for c in claims(config) if c not in _publish_only(run)]
     if step.stage == "publish":

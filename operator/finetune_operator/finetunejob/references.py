@@ -16,7 +16,9 @@ from finetune_trainer.fields import SecretRef
 # Keys that a Secret must hold for a source of this scheme.
 KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 # Claims that the train pods mount, and how several of them on several nodes may do so.
-SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": ("ReadWriteMany", "ReadOnlyMany")}
+TEACHER = "spec.training.distillation.teacher"
+READ = ("ReadWriteMany", "ReadOnlyMany")
+SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": READ, f"{TEACHER}.uri": READ}
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ def first_missing(wanted: tuple[Reference, ...], named: dict[Ref, Object | None]
 
 
 def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
-    data = run.dataset
+    data, distillation = run.dataset, run.training.distillation
+    teachers = [distillation.teacher] if distillation else []
     sources = [
         ("spec.model.uri", run.model.uri),
+        *((f"{TEACHER}.uri", teacher.uri) for teacher in teachers),
         ("spec.dataset.uri", data.uri),
         ("spec.dataset.test.uri", data.test.uri),
         ("spec.dataset.validation.uri", data.validation and data.validation.uri),
@@ -66,6 +70,7 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
             yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
     secrets = [
         ("spec.model.secretRef", run.model.uri, run.model.secret_ref),
+        *((f"{TEACHER}.secretRef", teacher.uri, teacher.secret_ref) for teacher in teachers),
         ("spec.dataset.secretRef", data.uri, data.secret_ref),
         ("spec.storage.artifacts.secretRef", run.store.uri, store_secret),
         *((f"spec.publish[{i}].secretRef", p.uri, p.secret_ref) for i, p in enumerate(run.publish)),

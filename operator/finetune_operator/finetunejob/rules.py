@@ -167,15 +167,21 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.training.objective in ['SFT'] || self.dataset.format in ['Auto', 'Preference']",
+        "self.training.objective in ['SFT', 'Distillation'] || self.dataset.format in ['Auto', 'Preference']",
         "spec.training.objective DPO, ORPO and KTO learn from pairs of answers; set spec.dataset.format to Preference, or"
         " objective to SFT",
     ),
     Rule(
         "spec.training",
-        "self.objective == 'SFT' || !(self.packing || has(self.neftuneNoiseAlpha) || !self.completionOnlyLoss)",
+        "self.objective in ['SFT', 'Distillation']"
+        " || !(self.packing || has(self.neftuneNoiseAlpha) || !self.completionOnlyLoss)",
         "spec.training.packing, neftuneNoiseAlpha and completionOnlyLoss: false are for objective SFT; remove them, or set"
         " objective to SFT",
+    ),
+    Rule(
+        "spec.training",
+        "(self.objective == 'Distillation') == has(self.distillation)",
+        "spec.training.distillation names the teacher of objective Distillation; set both, or neither",
     ),
     Rule(
         "spec.training",
@@ -191,7 +197,8 @@ RULES = (
     Rule(
         "spec",
         "self.training.objective == 'SFT' || self.parallelism.strategy in ['Auto', 'DDP']",
-        "spec.parallelism.strategy can't share out weights for spec.training.objective DPO, ORPO or KTO; use DDP or Auto",
+        "spec.parallelism.strategy can't share out weights for spec.training.objective DPO, ORPO, KTO or Distillation;"
+        " use DDP or Auto",
     ),
     Rule(
         "spec",

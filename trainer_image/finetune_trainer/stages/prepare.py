@@ -16,10 +16,10 @@ from typing import Any
 
 from finetune_trainer import dataset, pipeline, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
-from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
+from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, Model, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fit import fit_for
-from finetune_trainer.preflight import check_convertible
+from finetune_trainer.fit import Teacher, fit_for
+from finetune_trainer.preflight import check_convertible, check_vocabulary
 from finetune_trainer.rendering import load_tokenizer
 from finetune_trainer.sources import Source, fetch
 from finetune_trainer.store import files_json, folder_digest, parse_files, sha256
@@ -34,8 +34,8 @@ def run(context: Context) -> StepResult:
     os.environ["HF_HOME"] = str(context.scratch / "hub")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-    model = _model_entry(context)
-    facts = _facts(model)
+    facts = _facts(_model_entry(context, context.run.model, "spec.model"))
+    teacher = _teacher(context)
     fingerprint = pipeline.data_fingerprint(context.run, facts)
     data = context.store.read(DATA, fingerprint)
     result = _render(context, facts, fingerprint) if data is None else data.result
@@ -43,13 +43,14 @@ def run(context: Context) -> StepResult:
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
 
     context.progress("estimating memory")
-    fit = fit_for(context.run, facts, result.dataset, context.model_without_weights())
+    fit = fit_for(context.run, facts, result.dataset, context.model_without_weights(), teacher)
     done = _finished(context)
     if asks_for_gguf(context.run) and pipeline.TRAIN not in {result.step for result in done}:
         context.progress("asking llama.cpp whether it knows the model")
         check_convertible(context.model_without_weights(), context.scratch)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
-    return result.model_copy(update={"step": context.step.name, "model": facts, "fit": fit, "done": done})
+    told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
+    return result.model_copy(update={"step": context.step.name, "model": told, "fit": fit, "done": done})
 
 
 def asks_for_gguf(run: RunConfig) -> bool:
@@ -59,18 +60,36 @@ def asks_for_gguf(run: RunConfig) -> bool:
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _model_entry(context: Context) -> Manifest:
+def _teacher(context: Context) -> Teacher | None:
+    """A distillation's teacher, made an entry as the base model is. Raises StepFailed where its vocabulary is another."""
+    distillation = context.run.training.distillation
+    if distillation is None:
+        return None
+    field = "spec.training.distillation.teacher"
+    try:
+        _model_entry(context, distillation.teacher, field)
+    except StepFailed as failure:
+        if not failure.message.startswith("spec.model:"):
+            raise
+        raise StepFailed(failure.exit_code, failure.reason, failure.message.replace("spec.model:", f"{field}:", 1)) from failure
+    teacher = context.teacher()
+    assert teacher is not None  # there is a distillation
+    check_vocabulary(context.model_without_weights(), teacher.folder)
+    return teacher
+
+
+def _model_entry(context: Context, model: Model, field: str) -> Manifest:
     """The committed model entry, made now where it is missing; a mounted model must still be what it was."""
-    fingerprint = pipeline.model_fingerprint(context.run.model)
+    fingerprint = pipeline.model_fingerprint(model)
     known = context.store.read(MODEL, fingerprint)
-    mounted = pipeline.mounted_path(context.run.model.uri, context.mounts)
+    mounted = pipeline.mounted_path(model.uri, context.mounts)
     if known is not None:
         if mounted is not None:
-            _check_unchanged(context, known, Path(mounted))
+            _check_unchanged(context, known, Path(mounted), field)
         return known
 
-    source = Source(context.run.model.uri, "Model", "spec.model.uri", weights.WANTED, deep=False, check=weights.check_names)
-    download = context.scratch / "model"
+    source = Source(model.uri, "Model", f"{field}.uri", weights.WANTED, deep=False, check=weights.check_names)
+    download = context.scratch / fingerprint
     store = context.run.store
     with _watching(context, "fetching the model", download):
         fetched = fetch(source, download, context.mounts, store.endpoint, store.region)
@@ -79,7 +98,7 @@ def _model_entry(context: Context) -> Manifest:
     facts = weights.facts(fetched.folder, files, fetched.revision or folder_digest(files))
     folder = download
     if mounted is not None:  # the files stay where they are
-        folder = context.scratch / "model-facts"
+        folder = context.scratch / f"{fingerprint}-facts"
         folder.mkdir()
         (folder / SOURCE).write_bytes(files_json(files))
     else:
@@ -91,13 +110,13 @@ def _model_entry(context: Context) -> Manifest:
         context.attempt,
         folder,
         step=context.step.name,
-        inputs={"uri": context.run.model.uri},
+        inputs={"uri": model.uri},
         versions=context.versions(),
         result=StepResult(step=context.step.name, fingerprint=fingerprint, model=facts),
     )
 
 
-def _check_unchanged(context: Context, known: Manifest, folder: Path) -> None:
+def _check_unchanged(context: Context, known: Manifest, folder: Path, field: str) -> None:
     listed = parse_files(context.store.objects.read(f"{context.store.path(MODEL, known)}/{SOURCE}") or b'{"files":[]}')
     for file in listed:
         path = folder / file.path
@@ -105,7 +124,7 @@ def _check_unchanged(context: Context, known: Manifest, folder: Path) -> None:
             raise StepFailed(
                 ExitCode.SOURCE_NOT_FOUND,
                 "ModelChanged",
-                f"spec.model.uri: {file.path} at {context.run.model.uri} is not the file that this job began with; put it"
+                f"{field}.uri: {file.path} at {known.inputs['uri']} is not the file that this job began with; put it"
                 " back, or give the new model a path of its own",
             )
 

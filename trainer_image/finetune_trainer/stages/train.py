@@ -20,6 +20,7 @@ from finetune_trainer.contract import (
     ExitCode,
     FitFacts,
     Method,
+    Model,
     StepResult,
     Strategy,
     TrainFacts,
@@ -126,9 +127,22 @@ def _load(context: Context) -> Loaded:
         network = model.add_adapters(network, training)
     elif training.objective in WITH_REFERENCE:
         reference = model.load_base(model_folder, training.method, compute, acceleration.attention(compute))
+    if training.distillation is not None:
+        reference = _load_teacher(context, training.distillation.teacher, compute)
     if not sharded:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
     return Loaded(compute, fit, network, reference, tokenizer, rows)
+
+
+def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
+    """The teacher as the base is for adapters: in 4 bits for QLoRA, else in the compute type."""
+    from finetune_trainer import acceleration, model
+
+    context.progress("loading the teacher")
+    with distributed.first_on_node():
+        _, folder = context.model(which)
+    method = Method.LORA if context.run.training.method is Method.FULL else context.run.training.method
+    return model.load_base(folder, method, compute, acceleration.attention(compute))
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
@@ -146,7 +160,7 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     if loaded.sharded and compute.device == "cpu":
         sharding.allow_on_cpus()
     loop = make_loop(
-        training.objective,
+        training,
         loaded.rows,
         loaded.reference,
         model=loaded.network,
