@@ -19,7 +19,6 @@ from finetune_trainer.contract import (
     ExitCode,
     FitFacts,
     Manifest,
-    Model,
     ModelFacts,
     Progress,
     RunConfig,
@@ -27,6 +26,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.distributed import is_rank
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.fields import Model
 from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.pipeline import Step
 from finetune_trainer.store import Store, open_store

@@ -17,9 +17,9 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
-from finetune_trainer.fields import Report, SecretRef, Strict
+from finetune_trainer.fields import Model, Report, SecretRef, Strict
 from finetune_trainer.metrics import Metric
-from finetune_trainer.objective_fields import Objective, Preference
+from finetune_trainer.objective_fields import Distillation, Objective, Preference
 
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
@@ -42,14 +42,6 @@ ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all r
 
 
 # ── What to train: the part of a FineTuneJob's spec that reaches the pods ─────────────────────────────────────────────
-
-
-class Model(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
-    """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
-    Weights are read from safetensors files only."""
-    secret_ref: SecretRef | None = None
-    """Secret with the credentials of that source."""
 
 
 class Method(StrEnum):
@@ -95,16 +87,6 @@ class Checkpoint(Strict):
 class EarlyStopping(Strict):
     patience: int = Field(3, ge=1, le=1000)
     """Training ends after this many validations in a row that were no better than the best one."""
-
-
-class Distillation(Strict):
-    teacher: Model
-    """The model to learn from: larger than the base model, with the very same vocabulary."""
-    temperature: float = Field(2, gt=0, le=100)
-    """What both models' logits are divided by before they are compared: a higher one shows more of what the teacher holds
-    for second best."""
-    alpha: float = Field(0.9, gt=0, le=1)
-    """Weight of the teacher's predictions; what is left to 1 is that of the rows' own answers."""
 
 
 class Training(Strict):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-from finetune_trainer.contract import Distillation
+from finetune_trainer.objective_fields import Distillation
 from finetune_trainer.supervised import SupervisedLoop
 from finetune_trainer.tokenized import IGNORED
 

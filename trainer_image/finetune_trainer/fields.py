@@ -1,4 +1,4 @@
-"""The two kinds of value that the contract is made of, and a field that several parts of a spec share."""
+"""The two kinds of value that the contract is made of, and what several parts of a spec share."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ class SecretRef(Strict):
     """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
     HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, GOOGLE_SERVICE_ACCOUNT_KEY for gs://,
     HTTPS_AUTHORIZATION (sent as the header Authorization) for https://."""
+
+
+class Model(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
+    """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
+    Weights are read from safetensors files only."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that source."""

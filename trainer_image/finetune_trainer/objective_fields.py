@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_trainer.fields import Strict
+from finetune_trainer.fields import Model, Strict
 
 
 class Objective(StrEnum):
@@ -29,6 +29,16 @@ class Preference(Strict):
     """KTO: weight of the loss on chosen answers."""
     undesirable_weight: float = Field(1, gt=0, le=1000)
     """KTO: weight of the loss on rejected answers."""
+
+
+class Distillation(Strict):
+    teacher: Model
+    """The model to learn from: larger than the base model, with the very same vocabulary."""
+    temperature: float = Field(2, gt=0, le=100)
+    """What both models' logits are divided by before they are compared: a higher one shows more of what the teacher holds
+    for second best."""
+    alpha: float = Field(0.9, gt=0, le=1)
+    """Weight of the teacher's predictions; what is left to 1 is that of the rows' own answers."""
 
 
 def learning_rate(objective: Objective, *, full: bool) -> float:

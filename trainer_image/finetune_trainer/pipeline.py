@@ -17,15 +17,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.contract import (
-    Artifact,
-    ArtifactFormat,
-    DatasetFacts,
-    Model,
-    ModelFacts,
-    RunConfig,
-)
+from finetune_trainer.contract import Artifact, ArtifactFormat, DatasetFacts, ModelFacts, RunConfig
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
+from finetune_trainer.fields import Model
 
 RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
 

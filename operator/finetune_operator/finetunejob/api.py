@@ -18,7 +18,6 @@ from finetune_trainer.contract import (
     DatasetFacts,
     FitFacts,
     Launcher,
-    Model,
     ModelFacts,
     Publish,
     Scores,
@@ -26,7 +25,7 @@ from finetune_trainer.contract import (
     Training,
 )
 from finetune_trainer.dataset_fields import Dataset
-from finetune_trainer.fields import Report, SecretRef, Strict
+from finetune_trainer.fields import Model, Report, SecretRef, Strict
 from finetune_trainer.metrics import Metric
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,8 +16,9 @@ from typing import Any
 
 from finetune_trainer import dataset, pipeline, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
-from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, Model, ModelFacts, RunConfig, StepResult
+from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.fields import Model
 from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.preflight import check_convertible, check_vocabulary
 from finetune_trainer.rendering import load_tokenizer

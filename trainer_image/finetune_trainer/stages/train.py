@@ -15,18 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import contract, distributed, sharding
 from finetune_trainer.context import Context
-from finetune_trainer.contract import (
-    ArtifactFacts,
-    ExitCode,
-    FitFacts,
-    Method,
-    Model,
-    StepResult,
-    Strategy,
-    TrainFacts,
-    Training,
-)
+from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, Strategy, TrainFacts, Training
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.fields import Model
 from finetune_trainer.libraries import quieten
 from finetune_trainer.memory import LEAST_OF_KTO
 from finetune_trainer.objective_fields import WITH_REFERENCE, Objective
