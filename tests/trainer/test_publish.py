@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.trainer.entries import context, prepare
 
-from finetune_trainer.contract import ArtifactFacts, ExitCode, RunConfig, StepResult
+from finetune_trainer.contract import ArtifactFacts, ExitCode, Metric, RunConfig, Scores, StepResult
 from finetune_trainer.directory import DirectoryObjects
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish
@@ -28,6 +28,7 @@ def made(make_run: MakeRun, tmp_path: Path, weights: str = "weights", seed: int 
     folder = at.scratch / "model"
     (folder / "nested").mkdir(parents=True)
     (folder / "model.safetensors").write_text(weights)
+    (folder / "README.md").write_text("# A model\n")
     (folder / "nested" / f"{weights}.json").write_text("{}")
     artifact = ArtifactFacts(name="merged", format="Safetensors", path="", digest="", bytes=0)
     at.commit(folder, StepResult(step="merge", fingerprint=at.fingerprint("merge"), artifact=artifact), {})
@@ -42,6 +43,30 @@ def test_copies_everything_and_says_where(make_run: MakeRun, tmp_path: Path) -> 
     assert (folder / "model.safetensors").read_text() == "weights"
     assert (folder / "nested/weights.json").is_file()
     assert (folder / "files.json").read_bytes() == files_json(describe(folder))
+
+
+def test_the_card_gets_the_scores_and_all_else_stays_as_it_was_made(make_run: MakeRun, tmp_path: Path) -> None:
+    run = made(make_run, tmp_path)
+    at = context(run, "evaluate", tmp_path)
+    for subject, loss in (("base", 3.25), ("merged", 0.5)):
+        (at.scratch / subject).mkdir()
+        (at.scratch / subject / "rows.jsonl").write_text("{}\n")
+        fingerprint = at.fingerprint(f"evaluate/{subject}")
+        scores = (Scores(subject=subject, samples=1200, values={Metric.LOSS: loss, Metric.ROUGE_L: 1 / 3}),)
+        result = StepResult(step="evaluate", fingerprint=fingerprint, scores=scores)
+        at.store.commit(
+            "evaluate", fingerprint, "1", at.scratch / subject, step="evaluate", inputs={}, versions={}, result=result
+        )
+    publish.run(context(run, "publish-0", tmp_path))
+    copied, (_, own) = tmp_path / PLACE / "merged", at.output("merge")
+    card = (copied / "README.md").read_text()
+    assert card.startswith((own / "README.md").read_text())
+    assert "On 1,200 held-out rows" in card
+    assert "| loss | 3.25 | 0.5 |\n| rougeL | 0.3333 | 0.3333 |" in card
+    for name in ("model.safetensors", "nested/weights.json"):
+        assert not (copied / name).is_symlink()
+        assert (copied / name).read_bytes() == (own / name).read_bytes()
+    assert (copied / "files.json").read_bytes() == files_json(describe(copied))
 
 
 def test_nothing_is_copied_twice(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +84,7 @@ def test_a_newer_model_takes_the_place_of_the_older(make_run: MakeRun, tmp_path:
         run = made(make_run, tmp_path, weights, seed=number)
         publish.run(context(run, "publish-0", tmp_path))
     names = {p.relative_to(tmp_path / PLACE).as_posix() for p in (tmp_path / PLACE).rglob("*") if p.is_file()}
-    assert names == {"merged/files.json", "merged/model.safetensors", "merged/nested/newer.json"}
+    assert names == {f"merged/{n}" for n in ("files.json", "README.md", "model.safetensors", "nested/newer.json")}
 
 
 def test_a_damaged_copy_is_no_publication(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

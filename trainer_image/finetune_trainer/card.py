@@ -6,18 +6,33 @@ import shutil
 from pathlib import Path
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Artifact, Method, TrainFacts, Training
+from finetune_trainer.contract import Artifact, Method, Scores, TrainFacts, Training
 from finetune_trainer.objective_fields import OF_PAIRS, learning_rate
 from finetune_trainer.server_files import for_vllm
 
-LICENCES = "LICENSE*"
+FILE, LICENCES = "README.md", "LICENSE*"
 
 
 def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
     """Write README.md into a finished folder; the front matter is what model hubs read."""
     licences = sorted(file.name for file in folder.glob(LICENCES))
     licence = f"| licence | the base model's, in {', '.join(licences)} |\n" if licences else ""
-    (folder / "README.md").write_text(text(context, train, artifact) + licence)
+    (folder / FILE).write_text(text(context, train, artifact) + licence)
+
+
+def scored(card: str, found: Scores, base: Scores | None) -> str:
+    """The card with what the evaluation said, beside the base model's scores where those are known."""
+    before = {} if base is None else base.values
+    lines = [
+        "",
+        "## Scores",
+        f"On {found.samples:,} held-out rows; answers are greedy.",
+        "",
+        "| | base model | this model |",
+        "| --- | --- | --- |",
+        *(f"| {m} | {f'{before[m]:.4g}' if m in before else ''} | {value:.4g} |" for m, value in found.values.items()),
+    ]
+    return card + "\n".join(lines) + "\n"
 
 
 def copy_licences(model: Path, folder: Path) -> None:

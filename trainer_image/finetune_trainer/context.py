@@ -97,9 +97,13 @@ class Context:
 
     def fingerprint(self, name: str) -> str:
         """Fingerprint of a step of this run by name, or of evaluate/<subject>."""
+        return self.fingerprints()[name]
+
+    def fingerprints(self) -> dict[str, str]:
+        """All of them."""
         result, teacher = self._data().result, self._teacher_facts()
         model = _required(result.model).model_copy(update={"teacher_digest": teacher.digest if teacher else None})
-        return pipeline.fingerprints(self.run, model, _required(result.dataset))[name]
+        return pipeline.fingerprints(self.run, model, _required(result.dataset))
 
     def output(self, name: str) -> tuple[Manifest, Path]:
         """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""

@@ -3,7 +3,8 @@
     <uri>/<artifact>/…            the artifact's files
     <uri>/<artifact>/files.json   written last: who finds it finds all that it names
 
-What is there already with the same digest stays as it is. How hf:// differs is told in hub.py.
+What is there already with the same digest stays as it is. How hf:// differs is told in hub.py. The model card gets the
+scores, which nobody knew when the artifact was made; all else is the artifact's, byte by byte.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_trainer import hub
+from finetune_trainer import card, hub
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ExitCode, Manifest, Publish, StepResult
+from finetune_trainer.contract import ExitCode, File, Manifest, Publish, Scores, StepResult
 from finetune_trainer.directory import DirectoryObjects
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.pipeline import ADAPTER, MERGE, MERGED, TRAIN, mounted_path
+from finetune_trainer.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path
 from finetune_trainer.s3 import S3Objects
 from finetune_trainer.store import FILES, Objects, files_json, folder_digest, parse_files, sha256
 
@@ -46,7 +47,7 @@ def _to_place(context: Context, target: Publish) -> dict[str, str]:
     place = open_place(context, target)
     digests: dict[str, str] = {}
     for name in target.artifacts:
-        manifest, folder = context.output(step_of(name))
+        manifest, folder = outgoing(context, name)
         context.progress(f"publishing {name}")
         copy(place, name, manifest, folder, context.scratch / "read-back")
         digests[f"{target.uri.rstrip('/')}/{name}"] = folder_digest(manifest.files)
@@ -55,7 +56,7 @@ def _to_place(context: Context, target: Publish) -> dict[str, str]:
 
 def _to_hub(context: Context, target: Publish, field: str) -> tuple[dict[str, str], str]:
     """The same, and the commit: a model that lies in a folder of a repository has no uri of its own."""
-    artifacts = {name: context.output(step_of(name)) for name in target.artifacts}
+    artifacts = {name: outgoing(context, name) for name in target.artifacts}
     context.progress(f"publishing {', '.join(artifacts)}")
     commit = hub.publish(target, field, artifacts, context.scratch)
     repository, _, branch = target.uri.partition("@")
@@ -67,6 +68,31 @@ def _to_hub(context: Context, target: Publish, field: str) -> tuple[dict[str, st
 def step_of(artifact: str) -> str:
     """The step that makes an artifact."""
     return {ADAPTER: TRAIN, MERGED: MERGE}.get(artifact, f"quantize-{artifact}")
+
+
+def outgoing(context: Context, name: str) -> tuple[Manifest, Path]:
+    """The artifact as others get it: its own files, with the scores in its card once it was scored."""
+    manifest, folder = context.output(step_of(name))
+    found, base = (_scores(context, subject) for subject in (MERGED if name == ADAPTER else name, BASE))
+    listed = {file.path: file for file in manifest.files}
+    if found is None or card.FILE not in listed:
+        return manifest, folder
+    copy_of = context.scratch / "outgoing" / name
+    for path in listed:
+        (copy_of / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy_of / path).symlink_to((folder / path).resolve())
+    told = copy_of / card.FILE
+    told.unlink()
+    told.write_text(card.scored((folder / card.FILE).read_text(), found, base))
+    listed[card.FILE] = File(path=card.FILE, bytes=told.stat().st_size, sha256=sha256(told))
+    return manifest.model_copy(update={"files": tuple(listed.values())}), copy_of
+
+
+def _scores(context: Context, subject: str) -> Scores | None:
+    """What the evaluation found, None where it scored no such subject."""
+    fingerprint = context.fingerprints().get(f"{EVALUATE}/{subject}")
+    manifest = None if fingerprint is None else context.store.read(EVALUATE, fingerprint)
+    return None if manifest is None else manifest.result.scores[0]
 
 
 def open_place(context: Context, target: Publish) -> Objects:
