@@ -34,6 +34,7 @@ def gate(**fields: Any) -> dict[str, Any]:
 REFUSED_JOBS = [
     ({"training": {"epochs": 1, "maxSteps": 5}}, "spec.training takes epochs or maxSteps, not both"),
     ({"training": {"globalBatchSize": 16, "microBatchSize": 3}}, "globalBatchSize must be a multiple of microBatchSize"),
+    ({"training": {"reportTo": ["tensorboard", "wandb"]}}, "spec.training.reportTo mlflow and wandb need a server"),
     ({"training": {"evaluateEverySteps": 5}}, "spec.training.evaluateEverySteps needs validation rows"),
     ({"training": {"earlyStopping": {"patience": 2}}}, "spec.training.earlyStopping needs validations to judge by"),
     ({"training": {"keepCheckpoint": "Best"}}, "spec.training.keepCheckpoint Best needs validations to judge by"),

@@ -28,6 +28,13 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
     ({"model": HUB}, Ref("Secret", "hub"), {"metadata": {}, "data": {"token": ""}}, "SecretKeyNotFound", "HF_TOKEN"),
     ({"storage": S3}, Ref("Secret", "store"), None, "SecretNotFound", "spec.storage.artifacts.secretRef names"),
     (
+        {"training": {"reportTo": ["mlflow"], "reportSecretRef": {"name": "curves"}}},
+        Ref("Secret", "curves"),
+        {"metadata": {}, "data": {"MLFLOW_TRACKING_TOKEN": ""}},
+        "SecretKeyNotFound",
+        "the Secret curves, which spec.training.reportSecretRef names, has no key MLFLOW_TRACKING_URI",
+    ),
+    (
         {"model": {"uri": "pvc://models/llama"}},
         Ref("PersistentVolumeClaim", "models"),
         None,

@@ -9,7 +9,7 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from finetune_trainer import sharding
+from finetune_trainer import sharding, tracking
 from finetune_trainer.acceleration import uses_varlen
 from finetune_trainer.contract import ExitCode, FitFacts, Method, RunConfig, Strategy, Training
 from finetune_trainer.failures import StepFailed
@@ -20,7 +20,7 @@ DEFAULT_EPOCHS = 3.0
 
 
 def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> Any:
-    """For the objective's trainer. Raises StepFailed BadConfig for an optimizer that transformers doesn't know."""
+    """For the objective's trainer. Raises StepFailed BadConfig for an optimizer or a tracker that isn't there."""
     training, shared = run.training, _shared(run, fit, compute, folder)
     if training.objective not in OF_PAIRS:
         return SFTConfig(
@@ -82,7 +82,7 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of the steps before
         include_num_input_tokens_seen="non_padding",
         disable_tqdm=True,
-        report_to="none",
+        **tracking.arguments(run, folder.parent / "output"),
         dataloader_pin_memory=compute.device == "cuda",
         dataloader_num_workers=2 if compute.device == "cuda" else 0,  # a batch is made while the GPU works on the last
     )

@@ -89,6 +89,10 @@ class EarlyStopping(Strict):
     """Training ends after this many validations in a row that were no better than the best one."""
 
 
+# What each tracker must find in its environment; MLflow would write to the pod's own disk, W&B would ask for a key.
+TRACKERS: dict[str, tuple[str, ...]] = {"tensorboard": (), "mlflow": ("MLFLOW_TRACKING_URI",), "wandb": ("WANDB_API_KEY",)}
+
+
 class Training(Strict):
     method: Method = Method.QLORA
     """QLoRA: adapters over a 4-bit NF4 base; LoRA: adapters over the base as it is; Full: every weight."""
@@ -146,6 +150,12 @@ class Training(Strict):
     """Strength of the noise on the embeddings in training (NEFTune); 5 is usual. Unset: none."""
     checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint())
     """When training state is saved, so that a lost pod costs little."""
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(default_factory=list, max_length=3)
+    """Where loss, learning rate and gradient norm of each step go beside the pod's log. tensorboard: files in a folder of that
+    name beside the adapter. mlflow, wandb: the server that reportSecretRef says; the image must have the package."""
+    report_secret_ref: SecretRef | None = None
+    """Secret whose keys become the training pod's environment: MLFLOW_TRACKING_URI and MLflow's other variables, WANDB_API_KEY
+    and W&B's."""
 
 
 class ArtifactFormat(StrEnum):

@@ -31,8 +31,9 @@ GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
 GPU_FIXED = int(1.1 * GIB)  # CUDA context, cuBLAS and Triton workspaces
 CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
-FRAGMENTATION = 0.05  # of what is allocated step by step
-GPU_FRAGMENTATION = 0.01  # the same with CUDA's expandable segments
+GPU_FRAGMENTATION = 0.01  # of what is allocated step by step, with CUDA's expandable segments
+HEAP_FRAGMENTATION = 0.7  # the same in glibc's heap, measured on four shapes with tensors of 0.1 to 8 MiB
+HEAP_LIMIT = 32 << 20  # bytes from which on glibc maps each block by itself
 HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabulary, so logits never exist as a whole
 HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
 FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
@@ -91,8 +92,17 @@ def estimate(
     weights = sharded(weights, shape, setting.shards)
     if code == "Fused" and training.method is Method.QLORA:
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
-    reserve = int((GPU_FRAGMENTATION if on_gpu else FRAGMENTATION) * (sum(stepwise.values()) + weights.get("gradients", 0)))
-    return weights | stepwise | {"fragmentation": reserve, "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
+    if on_gpu:
+        reserve = GPU_FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0))
+    else:
+        reserve = (kept + backward) * _heap_share(width * tokens * shape.feed_forward)
+        reserve += stepwise["lossHead"] * _heap_share(4 * tile)
+    return weights | stepwise | {"fragmentation": int(reserve), "fixed": GPU_FIXED if on_gpu else CPU_FIXED}
+
+
+def _heap_share(tensor: int) -> float:
+    """What the C library's heap keeps beside tensors of so many bytes; larger ones go back to the system when they end."""
+    return HEAP_FRAGMENTATION if tensor < HEAP_LIMIT else 0.0
 
 
 def _sequences(training: Training, setting: Setting) -> int:

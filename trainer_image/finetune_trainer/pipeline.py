@@ -91,7 +91,8 @@ def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
 
 def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
     """Fingerprint of each step by name, `evaluate/<subject>` for each scored subject included."""
-    unseen: Any = {"checkpoint": True, "distillation": {"teacher": {"secret_ref"}}}
+    unseen: Any = {"checkpoint": True, "report_to": True, "report_secret_ref": True}
+    unseen["distillation"] = {"teacher": {"secret_ref"}}
     training = run.training.model_dump(mode="json", exclude=unseen, exclude_defaults=True)
     teacher = [model.teacher_digest] if model.teacher_digest else []
     train = digest("train", RECIPES["train"], model.digest, dataset.train_digest, training, *teacher)

@@ -235,6 +235,8 @@ def _secrets(job: FineTuneJob, run: Run, step: Step) -> list[str]:
         refs = [*(model.secret_ref for model in models(run.config)), run.config.dataset.secret_ref]
     elif step.stage == "publish":
         refs = [run.config.publish[int(step.name.rpartition("-")[2])].secret_ref]
+    elif step.stage == TRAIN:
+        refs = [run.config.training.report_secret_ref]
     refs.append(job.spec.storage.artifacts.secret_ref)
     return list(dict.fromkeys(r.name for r in refs if r is not None))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from finetune_operator.decision import Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import RunConfig
+from finetune_trainer.contract import TRACKERS, RunConfig
 from finetune_trainer.fields import SecretRef
 
 # Keys that a Secret must hold for a source of this scheme.
@@ -75,6 +75,9 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
         ("spec.storage.artifacts.secretRef", run.store.uri, store_secret),
         *((f"spec.publish[{i}].secretRef", p.uri, p.secret_ref) for i, p in enumerate(run.publish)),
     ]
+    if (tracking := run.training.report_secret_ref) is not None:
+        keys = tuple(key for name in run.training.report_to for key in TRACKERS[name])
+        yield Reference(Ref("Secret", tracking.name), "spec.training.reportSecretRef", keys)
     for field, uri, secret in secrets:
         if secret is not None:
             yield Reference(Ref("Secret", secret.name), field, KEYS.get(uri.partition("://")[0], ()))

@@ -77,6 +77,12 @@ RULES = (
         "spec.training.globalBatchSize must be a multiple of microBatchSize; change one, or leave microBatchSize out",
     ),
     Rule(
+        "spec.training",
+        "!has(self.reportTo) || !self.reportTo.exists(name, name != 'tensorboard') || has(self.reportSecretRef)",
+        "spec.training.reportTo mlflow and wandb need a server and a key; set reportSecretRef to a Secret with"
+        " MLFLOW_TRACKING_URI or WANDB_API_KEY",
+    ),
+    Rule(
         "spec",
         "!has(self.training.evaluateEverySteps) || has(self.dataset.validation)",
         "spec.training.evaluateEverySteps needs validation rows; set spec.dataset.validation.uri or .fraction",
@@ -172,26 +178,28 @@ RULES = (
         " objective to SFT",
     ),
     Rule(
-        "spec.training",
-        "self.objective in ['SFT', 'Distillation']"
-        " || !(self.packing || has(self.neftuneNoiseAlpha) || !self.completionOnlyLoss)",
+        "spec",
+        "self.training.objective in ['SFT', 'Distillation']"
+        " || !(self.training.packing || has(self.training.neftuneNoiseAlpha) || !self.training.completionOnlyLoss)",
         "spec.training.packing, neftuneNoiseAlpha and completionOnlyLoss: false are for objective SFT; remove them, or set"
         " objective to SFT",
     ),
     Rule(
-        "spec.training",
-        "(self.objective == 'Distillation') == has(self.distillation)",
+        "spec",
+        "(self.training.objective == 'Distillation') == has(self.training.distillation)",
         "spec.training.distillation names the teacher of objective Distillation; set both, or neither",
     ),
     Rule(
-        "spec.training",
-        "self.objective == 'KTO' || (self.preference.desirableWeight == 1.0 && self.preference.undesirableWeight == 1.0)",
+        "spec",
+        "self.training.objective == 'KTO' || (self.training.preference.desirableWeight == 1.0"
+        " && self.training.preference.undesirableWeight == 1.0)",
         "spec.training.preference.desirableWeight and .undesirableWeight are for objective KTO; remove them, or set objective"
         " to KTO",
     ),
     Rule(
-        "spec.training",
-        "self.objective != 'KTO' || ((!has(self.microBatchSize) || self.microBatchSize > 1) && self.globalBatchSize > 1)",
+        "spec",
+        "self.training.objective != 'KTO' || ((!has(self.training.microBatchSize) || self.training.microBatchSize > 1)"
+        " && self.training.globalBatchSize > 1)",
         "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
     ),
     Rule(
