@@ -175,6 +175,13 @@ def test_pain_17_a_file_that_reads_other_tokens_is_refused() -> None:
         proof.check_tokens([row], Words(), "the file", Words(offset=1).read)
 
 
+def test_pain_02_a_file_with_another_end_token_is_refused() -> None:
+    assert proof.check_end_token((2, 7), "7")
+    for carried in ("3", None):
+        with pytest.raises(StepFailed, match=f"the file ends answers with token {carried}, the model with 2 or 7"):
+            proof.check_end_token((2, 7), carried)
+
+
 def test_pain_01_an_artifact_with_another_chat_template_is_refused() -> None:
     assert proof.check_template(Words(), "{{ messages }}\n")
     for carried in (None, "{{ other }}"):

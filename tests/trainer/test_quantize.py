@@ -87,7 +87,7 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
         manifest, folder = context(run, f"evaluate-{artifact.name}", tmp_path).output(f"quantize-{artifact.name}")
         assert {f.path for f in manifest.files} == {f"{artifact.name}.gguf", "Modelfile", "README.md"}
         assert "fallbackTensors" not in manifest.inputs
-        proofs = ["tokenIds", "template", "divergence", "topToken", "perplexityRatio"]
+        proofs = ["tokenIds", "template", "endToken", "divergence", "topToken", "perplexityRatio"]
         assert [check.name for check in manifest.checks] == proofs
         file = folder / f"{artifact.name}.gguf"
         found[artifact.quantization] = verify.divergence(*logits(run, tmp_path, file))

@@ -69,7 +69,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
     from transformers import AutoTokenizer
 
     from finetune_trainer import proof
-    from finetune_trainer.model import Compute, load_base
+    from finetune_trainer.model import Compute, end_tokens, load_base
 
     context.progress("verifying")
     rows = proof.fixed_rows(context.data()[1])
@@ -82,6 +82,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
         rows, tokenizer, "llama.cpp's tokenizer", lambda text: llama.tokenize(text.encode(), add_bos=False, special=True)
     )
     checks += proof.check_template(tokenizer, llama.metadata.get("tokenizer.chat_template"))
+    checks += proof.check_end_token(end_tokens(tokenizer, merged), llama.metadata.get("tokenizer.ggml.eos_token_id"))
     found = [torch.from_numpy(llamacpp.logits(llama, row.tokens)) for row in rows]
     likeness = proof.likeness(rows, expected, found)
     what = f"the GGUF file {artifact.name} answers unlike the merged model"

@@ -8,6 +8,7 @@ topToken         share of positions where the other's favourite has at least hal
 perplexityRatio  perplexity of those rows under the other model, divided by that under the first
 tokenIds         rows that the artifact's tokenizer (llama.cpp's, or the saved one) turned into other ids than the model's own
 template         1 where the file carries another chat template than the model
+endToken         1 where a GGUF file ends answers with another token than the model
 stops            share of training prompts whose greedy answer ends by itself: above zero, if the base model's is
 """
 
@@ -228,6 +229,13 @@ def check_template(tokenizer: Any, carried: str | None) -> tuple[Check, ...]:
     if (tokenizer.chat_template or "").strip() != (carried or "").strip():
         raise _failed("the artifact carries another chat template than the model was trained with")
     return (Check(name="template", value=0, limit=0),)
+
+
+def check_end_token(ends: Sequence[int], carried: str | None) -> tuple[Check, ...]:
+    """Fails where a GGUF file names no end token of the model: its answers would run on."""
+    if carried is None or int(carried) not in ends:
+        raise _failed(f"the file ends answers with token {carried}, the model with {' or '.join(map(str, ends))}")
+    return (Check(name="endToken", value=0, limit=0),)
 
 
 def check_stops(asked: int, stopped: int, base: Callable[[], int]) -> tuple[Check, ...]:
