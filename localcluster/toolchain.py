@@ -36,6 +36,7 @@ class Program:
     version: str = ""
     source: Path | None = None
     variables: Mapping[str, str] | None = None  # set at link time
+    with_c: bool = False  # parts are C++: needs a compiler
 
     @property
     def key(self) -> str:
@@ -68,8 +69,10 @@ PROGRAMS = {
         Program("coredns", 1403, "github.com/coredns/coredns", "v1.15.0"),
         Program("helm", 964, "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
         Program("versitygw", 588, "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
+        Program("ollama", 330, "github.com/ollama/ollama", "v0.6.5", with_c=True),  # later modules lack vendored headers
     )
 }
+ON_DEMAND = {"ollama"}  # for a single end-to-end scenario
 
 
 def binary(cache: Path, name: str) -> Path:
@@ -92,7 +95,7 @@ def kubernetes(cache: Path, part: str) -> Path:
 
 def build_all(cache: Path) -> None:
     """Build what the cache lacks, the largest first, and say where everything is."""
-    for name in PROGRAMS:
+    for name in (name for name in PROGRAMS if name not in ON_DEMAND):
         print(f"{name:<12} {binary(cache, name)}", flush=True)
 
 
@@ -105,8 +108,10 @@ def _link_parts(path: Path) -> None:
 
 def _build(cache: Path, program: Program, path: Path) -> None:
     go = _go(cache)
+    if program.with_c:
+        debian.ensure_compiler()
     flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
+    environment = {**os.environ, "CGO_ENABLED": str(int(program.with_c)), "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
     staging = path.parent / ".building"
     shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
     staging.mkdir()

@@ -176,7 +176,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @contextmanager
-def versitygw(root: Path, *options: str) -> Iterator[str]:
+def versitygw(root: Path, *options: str, host: str = "127.0.0.1") -> Iterator[str]:
     """Address of a running S3 server over a directory, with the bucket `artifacts`; skips the test where it is missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
     places = (os.environ.get("FINETUNE_VERSITYGW"), shutil.which("versitygw"), cache / "prebuild" / "versitygw")
@@ -187,8 +187,8 @@ def versitygw(root: Path, *options: str) -> Iterator[str]:
         pytest.skip(f"versitygw is missing: {INSTALL}")
     (root / BUCKET).mkdir()
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+        free.bind((host, 0))
+        address = f"{host}:{free.getsockname()[1]}"
     log = root.with_name(f"{root.name}.log").open("w")
     command = [program, "--access", "key", "--secret", "secret", "--port", address, *options, "posix", str(root)]
     server = subprocess.Popen(command, stdout=log, stderr=log)
