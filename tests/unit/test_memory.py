@@ -181,11 +181,14 @@ def test_peaks_of_trl_measured_on_an_h100(
     assert allocated / GIB == pytest.approx(measured_gib, rel=0.05), (name, terms)
 
 
-@pytest.mark.parametrize(("rows", "measured_gib"), [(8, 61.9), (2, 19.7), (1, 12.9)])
-def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, measured_gib: float) -> None:
-    """What the card reports as used, CUDA's context included."""
-    terms = estimate(MISTRAL, training(packing=True), Setting(rows, False), 2048, on_gpu=True)
-    assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.02)
+@pytest.mark.parametrize(
+    ("rows", "checkpointing", "measured_gib"),
+    [(8, False, 61.88), (2, False, 19.71), (1, False, 12.86), (4, True, 9.24), (1, True, 6.53)],
+)
+def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, checkpointing: bool, measured_gib: float) -> None:
+    """QLoRA on packed rows of 2048: what the card reports as used, CUDA's context included (benchmarks/h100.md)."""
+    terms = estimate(MISTRAL, training(packing=True), Setting(rows, checkpointing), 2048, on_gpu=True)
+    assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.04)
 
 
 @pytest.mark.parametrize(("rows", "measured_gib"), [(2, 21.4), (6, 51.8), (8, 67.2)])
