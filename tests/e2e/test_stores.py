@@ -61,9 +61,11 @@ def test_s3_roundtrip(space: Space, bucket: tuple[str, Path]) -> None:
     assert space.items("pvc") == []
     made = {artifact["name"]: artifact["digest"] for artifact in job["status"]["artifacts"]}
     for name in ("merged", "q8"):
-        listed = json.loads((held / "published" / name / "files.json").read_text())
+        listed = json.loads((held / "published" / name / "files.json").read_text())["files"]
         assert all((held / "published" / name / file["path"]).stat().st_size == file["bytes"] for file in listed)
-    space.until(SERVE, "round", "is Ready", lambda s: s.get("status", {}).get("digest") == made["q8"] and _is_ready(s))
+    serve = space.until(SERVE, "round", "is Ready", lambda serve: any(_is_ready(serve)))
+    assert serve["status"]["live"]["modelDigest"] == made["q8"]
+    assert serve["status"]["live"]["modelUri"].startswith(f"s3://{BUCKET}/store/")
 
     space.delete("finetunejob", "round")
     space.apply(on_s3("round", endpoint, serving=jobs.served()))
@@ -72,8 +74,8 @@ def test_s3_roundtrip(space: Space, bucket: tuple[str, Path]) -> None:
     assert {artifact["name"]: artifact["digest"] for artifact in again["status"]["artifacts"]} == made
 
 
-def _is_ready(serve: Object) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in serve["status"].get("conditions", []))
+def _is_ready(serve: Object) -> list[bool]:
+    return [c["status"] == "True" for c in serve.get("status", {}).get("conditions", []) if c["type"] == "Ready"]
 
 
 def test_ollama_import(space: Space, bucket: tuple[str, Path], tmp_path: Path) -> None:

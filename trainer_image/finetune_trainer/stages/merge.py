@@ -31,6 +31,10 @@ LIMIT = 5e-3
 LOST_DIVERGENCE, LOST_PERPLEXITY = 0.25, 0.5
 # Another base plus the same difference: the 4-bit rounding of every weight. It guards against a broken merge only.
 ORIGINAL_BASE_LIMIT = 0.5
+UNLIKE = (
+    "the merged model answers unlike the trained one (BF16 loses changes that are too small for it: train for more steps, or"
+    " raise training.learningRate)"
+)
 _EXACT = (Precision.AUTO, Precision.FP32)  # of CPUs
 
 
@@ -83,7 +87,7 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     context.progress("verifying")
     merged = model.load_base(folder, Method.LORA, _cpu())
     found = proof.likeness(rows, expected, [proof.logits(merged, row) for row in rows])
-    checks += proof.check_likeness("the merged model answers unlike the trained one", found, _limits(context, learned))
+    checks += proof.check_likeness(UNLIKE, found, _limits(context, learned))
     return checks + _check_stops(context, merged, base_folder)
 
 
