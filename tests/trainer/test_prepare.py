@@ -446,6 +446,19 @@ def test_a_model_that_was_exchanged_on_its_claim(
     assert "model.safetensors" in refused(prepare(run), ExitCode.SOURCE_NOT_FOUND, "ModelChanged")
 
 
+def test_rows_that_were_exchanged_on_their_claim(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
+    """Nothing trains on the rows of before in silence; with the old rows back all is as it was."""
+    put_rows(mounts, ROWS)
+    first = succeeded(prepare(make_run()))
+    put_rows(mounts, ROWS[1:])
+    said = refused(prepare(make_run()), ExitCode.BAD_DATA, "RowsChanged")
+    assert said.startswith(
+        "spec.dataset: the rows at pvc://data/rows.jsonl are not those that this store's results were made of"
+    )
+    put_rows(mounts, ROWS)
+    assert succeeded(prepare(make_run())).dataset == first.dataset
+
+
 def test_what_does_not_fit_is_refused_before_a_gpu_is_taken(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
 ) -> None:

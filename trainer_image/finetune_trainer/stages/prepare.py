@@ -39,6 +39,8 @@ def run(context: Context) -> StepResult:
     teacher = _teacher(context)
     fingerprint = pipeline.data_fingerprint(context.run, facts)
     data = context.store.read(DATA, fingerprint)
+    if data is not None:
+        _check_same_rows(context, data)
     result = _render(context, facts, fingerprint) if data is None else data.result
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
@@ -169,6 +171,22 @@ def _render(context: Context, facts: ModelFacts, fingerprint: str) -> StepResult
     fit = fit_for(context.run, facts, described, model_folder)
     result = StepResult(step=context.step.name, fingerprint=fingerprint, model=facts, dataset=described, fit=fit)
     return context.commit(folder, result, {"model": facts.digest, "source": splits.source_digest})
+
+
+def _check_same_rows(context: Context, known: Manifest) -> None:
+    """Mounted rows can be changed under their uri. Raises StepFailed RowsChanged rather than train on those of before."""
+    asked = context.run.dataset
+    uris = [asked.uri, *(split.uri for split in (asked.test, asked.validation) if split is not None and split.uri)]
+    if any(pipeline.mounted_path(uri, context.mounts) is None for uri in uris):
+        return  # fetching all again would cost what the entry saves
+    context.progress("checking the rows")
+    if dataset.load(context.run, context.scratch / "rows", context.mounts).source_digest != known.inputs["source"]:
+        raise StepFailed(
+            ExitCode.BAD_DATA,
+            "RowsChanged",
+            f"spec.dataset: the rows at {' or '.join(uris)} are not those that this store's results were made of; put those"
+            " back, or give the new ones a name of their own",
+        )
 
 
 # ── What is done already ──────────────────────────────────────────────────────────────────────────────────────────────
