@@ -15,6 +15,7 @@ from tests.trainer.entries import prepare
 from tests.trainer.test_train import MakeRun
 
 from finetune_trainer import contract, memory
+from finetune_trainer.shape import shape_of
 
 pytestmark = pytest.mark.slow
 
@@ -62,7 +63,7 @@ def test_pain_09_the_estimate_is_within_a_tenth_of_the_measured_peak(
     prepare(run, tmp_path, train=[(f"Numbers are?{' 1' * n}", " ".join(["fox"] * words)) for n in range(4)])
     (rows,) = folder.rglob("train.jsonl")
     longest = max(len(json.loads(line)["input_ids"]) for line in rows.read_text().splitlines())
-    known = memory.shape_of(SHAPE | shape, parameters)
+    known = shape_of(SHAPE | shape, parameters)
     setting = memory.Setting(training["microBatchSize"], checkpointing=False)
     terms = memory.estimate(known, run.training, setting, longest, on_gpu=False)
 
