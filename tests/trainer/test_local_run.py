@@ -92,7 +92,7 @@ def test_unknown_columns_are_told_before_anything_is_trained(folder: Path) -> No
 
 
 def test_an_interrupt_saves_a_checkpoint_that_the_next_run_goes_on_from(folder: Path) -> None:
-    long = JOB.replace("maxSteps: 6", "maxSteps: 300")
+    long = JOB.replace("maxSteps: 6", "maxSteps: 9000")  # minutes, where lines about one activity come every ten seconds
     process = subprocess.Popen(
         command(folder, long), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,16 @@ from finetune_trainer.stages import evaluate, merge, quantize, train
 
 pytestmark = pytest.mark.slow
 
-MakeRun = Callable[..., RunConfig]
 # Mean KL divergence in nats from the merged model, on a width of 256, where every K-quant applies.
 LIMITS = {"F16": 1e-4, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 1e-2, "Q4_K_M": 5e-2}
+TRAINING = {
+    "method": "Full",
+    "precision": "FP32",
+    "maxSteps": 30,
+    "globalBatchSize": 8,
+    "maxLength": 128,
+    "learningRate": 3e-3,
+}
 ARTIFACTS = [{"name": t.lower().replace("_", "-"), "format": "GGUF", "quantization": t} for t in LIMITS]
 
 
@@ -38,24 +45,37 @@ def _tools() -> None:
     pytest.skip(message)
 
 
-@pytest.fixture
-def run(make_run: MakeRun, tmp_path: Path, tiny_smollm: Path) -> RunConfig:
-    """A merged model, which learned its rows by heart, with SmolLM2's tokenizer."""
-    (tmp_path / "mounts/claims/models/smollm").symlink_to(tiny_smollm)
-    training = {
-        "method": "Full",
-        "precision": "FP32",
-        "maxSteps": 30,
-        "globalBatchSize": 8,
-        "maxLength": 128,
-        "learningRate": 3e-3,
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, tiny_smollm: Path) -> tuple[RunConfig, Path]:
+    """A merged model, which learned its rows by heart, with SmolLM2's tokenizer; and the folder of its claims."""
+    root = tmp_path_factory.mktemp("learned")
+    claims = root / "mounts/claims"
+    for claim in ("models", "store"):
+        (claims / claim).mkdir(parents=True)
+    (claims / "models/smollm").symlink_to(tiny_smollm)
+    fields = {
+        "namespace": "team",
+        "name": "job",
+        "model": {"uri": "pvc://models/smollm"},
+        "dataset": {"uri": "pvc://data/rows.jsonl"},
+        "training": TRAINING,
+        "artifacts": ARTIFACTS,
+        "generation": {"maxNewTokens": 24},
+        "devices": {"gpus": 0},
+        "store": {"uri": "pvc://store/job"},
     }
-    made = make_run(
-        model={"uri": "pvc://models/smollm"}, training=training, artifacts=ARTIFACTS, generation={"maxNewTokens": 24}
-    )
-    prepare(made, tmp_path, test=PAIRS)
-    train.run(context(made, "train", tmp_path))
-    merge.run(context(made, "merge", tmp_path))
+    made = RunConfig.model_validate(fields)
+    prepare(made, root, test=PAIRS)
+    train.run(context(made, "train", root))
+    merge.run(context(made, "merge", root))
+    return made, root / "mounts"
+
+
+@pytest.fixture
+def run(learned: tuple[RunConfig, Path], tmp_path: Path) -> RunConfig:
+    """The same in a store of the test's own, to which it may do what it likes."""
+    made, mounts = learned
+    shutil.copytree(mounts, tmp_path / "mounts", symlinks=True)
     return made
 
 
