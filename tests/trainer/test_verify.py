@@ -75,3 +75,25 @@ def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_mod
 def test_pain_18_a_single_gpu_keeps_4_bit_weights_in_bytes(tiny_model: Path) -> None:
     network = model.load_base(tiny_model, Method.QLORA, model.Compute("cpu", torch.bfloat16))
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
+
+
+@pytest.mark.parametrize("dropout", [0, 0.1])
+def test_pain_15_dora_on_4_bit_weights_answers_in_the_compute_type(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    """Its lengths are in float32. PEFT would answer in that, and so would all layers behind: flash attention refuses it."""
+    compute = model.Compute("cpu", torch.bfloat16)
+    network = model.load_base(tiny_model, Method.QLORA, compute)
+    lora = {"dora": True, "dropout": dropout}
+    network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA", "lora": lora}))
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:  # as Loop.set_trained_type has them
+            parameter.data = parameter.data.to(torch.float32 if "magnitude" in name else torch.bfloat16)
+    answers = set[torch.dtype]()
+    for name, module in network.named_modules():
+        if name.endswith(("q_proj", "v_proj")):
+            module.register_forward_hook(lambda _, __, answer: answers.add(answer.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)  # PEFT asks whether CUDA's is
+        network.train()(input_ids=torch.tensor([[4, 5, 6]]))
+    assert answers == {torch.bfloat16}

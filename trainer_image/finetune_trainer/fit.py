@@ -1,4 +1,4 @@
-"""The memory estimate of one run: facts of its model and rows put into memory.py, and the memory there is."""
+"""The memory estimate of one run: facts of its model and rows, and the memory there is, put into setting.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer import memory
+from finetune_trainer import memory, setting
 from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, Method, ModelFacts, RunConfig, Strategy
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.objective_fields import Objective
@@ -49,7 +49,7 @@ def fit_for(
         ) from error
     except ValueError as error:
         raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", str(error)) from error
-    except memory.DoesNotFit as error:
+    except setting.DoesNotFit as error:
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
 
 
@@ -69,7 +69,7 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -
     if taught:
         return _beside_teacher(run, shape, row_tokens, taught)
     if world == 1:
-        return memory.fit(shape, training, row_tokens, available, on_gpu)
+        return setting.fit(shape, training, row_tokens, available, on_gpu)
     least = world * (training.micro_batch_size or 1)
     if training.global_batch_size % least:
         raise ValueError(
@@ -80,12 +80,12 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -
     *others, last = strategies(run)
     for strategy in others:
         try:
-            found = memory.fit(shape, own, row_tokens, available, on_gpu)
-        except memory.DoesNotFit:
+            found = setting.fit(shape, own, row_tokens, available, on_gpu)
+        except setting.DoesNotFit:
             continue
         return found.model_copy(update={"strategy": strategy})
     shards = world if last is Strategy.FSDP else 1
-    return memory.fit(shape, own, row_tokens, available, on_gpu, shards).model_copy(update={"strategy": last})
+    return setting.fit(shape, own, row_tokens, available, on_gpu, shards).model_copy(update={"strategy": last})
 
 
 def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
@@ -94,14 +94,14 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
     left = None if available is None else available - taught
     lighter = run.model_copy(update={"devices": run.devices.model_copy(update={"memory_bytes": left})})
     if left is not None and left <= 0:
-        raise memory.DoesNotFit(
+        raise setting.DoesNotFit(
             f"the weights of spec.training.distillation.teacher need {taught / memory.GIB:.1f} GiB, the device has"
             f" {(available or 0) / memory.GIB:.1f} GiB; take a smaller teacher or a device with more memory"
         )
     try:
         found = _with_strategy(lighter, shape, row_tokens, 0)
-    except memory.DoesNotFit as error:
-        raise memory.DoesNotFit(f"{error} (the teacher's weights take {taught / memory.GIB:.1f} GiB beside that)") from error
+    except setting.DoesNotFit as error:
+        raise setting.DoesNotFit(f"{error} (the teacher's weights take {taught / memory.GIB:.1f} GiB beside that)") from error
     terms, needed = found.terms | {"teacher": taught}, found.predicted_bytes + taught
     return found.model_copy(update={"available_bytes": available, "predicted_bytes": needed, "terms": terms})
 

@@ -1,4 +1,4 @@
-"""How many bytes training takes on one device, term by term, and the fastest setting that fits. No torch, no I/O.
+"""How many bytes training takes on one device, term by term. No torch, no I/O.
 
 With T tokens per micro-step, L layers, hidden size h, feed-forward size f, k = key-value heads x head size, rank r and
 w bytes per number of the compute type, the saved activations of one layer are, per token,
@@ -7,7 +7,12 @@ w bytes per number of the compute type, the saved activations of one layer are, 
     w (4f + 6h + 2k + 7r)   plain PyTorch in float32, where a norm keeps no second copy of its input
     w (3f + 6h + 2k + 7r)   with Liger's RMSNorm and SwiGLU, which the trainer takes on GPUs
     w (2f + 6h + 2k + 2r)   on the fused LoRA path as well (fused_lora.py)
-    + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs, not on the fused path
+    w (3.5f + 13h + 2k + 7r)   with dropout: each module's own input, dropped out, and a mask of one byte a number
+    w (7f + 12h + 6k + 7r)  with DoRA: outputs before they are scaled
+    w (7.5f + 19h + 6k + 7r)   with both, and the expanded weights beside it
+    + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs: neither the fused path,
+                            nor dropout, which copies them in any case
+    + 5wh                   where all weights are trained: hidden states in float32, and a 16-bit copy for each product
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
@@ -19,11 +24,10 @@ the peak and reports it beside this estimate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.contract import FitFacts, Method, Precision, Training
+from finetune_trainer.contract import Method, Precision, Training
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.shape import Shape
 
@@ -37,30 +41,25 @@ HEAP_LIMIT = 32 << 20  # bytes from which on glibc maps each block by itself
 HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabulary, so logits never exist as a whole
 HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
 FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
-Code = Literal["PyTorch", "Liger", "Fused"]
-KEPT: dict[Code, tuple[int, int, int]] = {"PyTorch": (4, 8, 7), "Liger": (3, 6, 7), "Fused": (2, 6, 2)}  # of f, h and r above
+Code = Literal["PyTorch", "Liger", "Fused", "Dropout", "DoRA", "DoRADropout"]
+KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
+    "PyTorch": (4, 8, 2, 7),
+    "Liger": (3, 6, 2, 7),
+    "Fused": (2, 6, 2, 2),
+    "Dropout": (3.5, 13, 2, 7),
+    "DoRA": (7, 12, 6, 7),
+    "DoRADropout": (7.5, 19, 6, 7),
+}
 SHARDED = frozenset({"weights", "adapter", "gradients", "optimizer"})
-LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
-ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
-
-# Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
-# fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
-RECOMPUTE = 1.5
-OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
-GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the estimate may choose."""
+    """What may be chosen where memory is short (setting.py)."""
 
     micro_batch_size: int
     checkpointing: bool
     shards: int = 1  # ranks that share out weights, gradients and optimizer state (FSDP)
-
-
-class DoesNotFit(Exception):
-    """No allowed setting fits. The message names the smallest and what would fit instead."""
 
 
 def estimate(
@@ -80,12 +79,15 @@ def estimate(
     wide = shape.feed_forward * (2 if code == "Fused" else 1)  # the fused path computes the MLP's inner product again
     backward = weights.pop("expandedWeight", 0) + width * tokens * (wide + 2 * shape.hidden)
     if setting.checkpointing:
-        kept, backward = width * tokens * shape.layers * shape.hidden, backward + layer + masks
+        stream = width if training.method is not Method.FULL else 4
+        kept, backward = stream * tokens * shape.layers * shape.hidden, backward + layer + masks
     else:
         kept = shape.layers * (layer + masks)
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
     head += 4 * width * tokens * shape.hidden
+    if training.method is Method.FULL:
+        head += 4 * shape.vocabulary * shape.hidden  # its weight's gradient, before it joins those of earlier micro-batches
     if training.objective is Objective.DISTILLATION:
         head *= 2  # the teacher's tile beside it
     stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward)}
@@ -113,21 +115,27 @@ def _sequences(training: Training, setting: Setting) -> int:
 def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
     if not on_gpu or setting.shards > 1:  # FSDP takes whole layers: the trainer leaves them as they are
         return "PyTorch"
-    adapted = training.method is not Method.FULL
-    return "Fused" if adapted and training.lora.dropout == 0 and not training.lora.dora else "Liger"
+    if training.method is Method.FULL:
+        return "Liger"
+    if training.lora.dora:
+        return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
+    return "Dropout" if training.lora.dropout > 0 else "Fused"
 
 
 def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:
     """Numbers that one layer keeps of each token until its backward pass."""
-    feed_forward, hidden, rank = KEPT[code]
+    feed_forward, hidden, key_value, rank = KEPT[code]
+    adapted = training.method is not Method.FULL
     if width == 4 and code == "PyTorch":
         hidden -= 2
-    if training.method is Method.LORA and width < 4 and code != "Fused":
+    if width < 4 and not adapted:
+        hidden += 5
+    if training.method is Method.LORA and width < 4 and code in ("PyTorch", "Liger", "DoRA"):
         hidden += 4
-    own = 0 if training.method is Method.FULL else rank * training.lora.rank
-    count = feed_forward * shape.feed_forward + hidden * shape.hidden + 2 * shape.key_value + own
-    loose = training.method is not Method.FULL and (training.lora.dropout > 0 or training.lora.dora)
-    return int(1.6 * count) if loose else count  # a module's own dropped-out input, or DoRA's outputs before they are scaled
+    own = rank * training.lora.rank if adapted else 0
+    count = feed_forward * shape.feed_forward + hidden * shape.hidden + key_value * shape.key_value + own
+    loose = code == "PyTorch" and adapted and (training.lora.dropout > 0 or training.lora.dora)
+    return int(1.6 * count if loose else count)  # a rule of thumb where nothing was measured
 
 
 def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) -> int:
@@ -151,6 +159,7 @@ def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
 
 def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict[str, int]:
     """What doesn't depend on the batch: weights, gradients, optimizer state, and the largest weight in full."""
+    embedding = shape.vocabulary * shape.hidden
     if training.method is Method.FULL:
         eight_bit = "8bit" in training.optimizer or (training.optimizer == "Auto" and on_gpu)
         # Where adapters are trained, they are switched off instead.
@@ -158,8 +167,10 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
         return {
             "weights": 4 * shape.parameters,
             "gradients": 4 * shape.parameters,
-            "optimizer": (2 if eight_bit else 8) * shape.parameters,
-            "castWeights": width * shape.linear if width < 4 else 0,  # autocast keeps them until the step ends
+            # The Trainer gives embeddings 32-bit states whatever the optimizer.
+            "optimizer": 2 * shape.parameters + 6 * embedding if eight_bit else 8 * shape.parameters,
+            # Autocast keeps them until the step ends.
+            "castWeights": width * (shape.linear + embedding) if width < 4 else 0,
         } | copy
     adapter = shape.adapter(training.lora.rank)
     quantized = training.method is Method.QLORA
@@ -172,6 +183,7 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
         "gradients": trained * adapter,
         "optimizer": 2 * trained * adapter,
         "expandedWeight": 2 * width * largest if quantized else 0,
+        "castWeights": width * shape.linear if training.lora.dora and training.lora.dropout > 0 else 0,
     }
 
 
@@ -190,96 +202,3 @@ def number_bytes(precision: Precision, on_gpu: bool) -> int:
     if precision is Precision.AUTO:
         return 2 if on_gpu else 4
     return 4 if precision is Precision.FP32 else 2
-
-
-def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, shards: int = 1) -> FitFacts:
-    """The fastest allowed setting whose estimate stays within `available` bytes of one device.
-
-    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
-    ValueError where microBatchSize doesn't divide globalBatchSize, or is too small for the objective.
-    """
-    given = training.micro_batch_size
-    if given is not None and training.global_batch_size % given:
-        raise ValueError(
-            f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
-            f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
-        )
-    if training.global_batch_size < _least(training) or (given is not None and given < _least(training)):
-        raise ValueError(
-            "spec.training.objective KTO compares the rows of a micro-batch: make microBatchSize and each rank's share of"
-            f" globalBatchSize {LEAST_OF_KTO} or more"
-        )
-    row = training.max_length if training.packing else row_tokens
-    limit = available if available is not None else ASSUMED_GPU
-    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards, on_gpu)}
-    fitting = [s for s in needs if sum(needs[s].values()) <= limit]
-    smallest = min(needs, key=lambda s: sum(needs[s].values()))
-    if not fitting and available is not None:
-        raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
-    chosen = _fastest(fitting, training.method, row) if fitting else smallest
-    return FitFacts(
-        predicted_bytes=sum(needs[chosen].values()),
-        available_bytes=available,
-        micro_batch_size=chosen.micro_batch_size,
-        gradient_checkpointing=chosen.checkpointing,
-        terms=needs[chosen],
-    )
-
-
-def _least(training: Training) -> int:
-    """Fewest rows of a micro-batch."""
-    return LEAST_OF_KTO if training.objective is Objective.KTO else 1
-
-
-def _settings(training: Training, shards: int, on_gpu: bool) -> Iterator[Setting]:
-    sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
-    sizes = [size for size in sizes if size >= _least(training)]
-    if training.packing and not on_gpu:
-        sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
-    modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
-    return (Setting(size, mode, shards) for size in sizes for mode in modes)
-
-
-def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
-    def cost(setting: Setting) -> float:
-        shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
-        return shared * (RECOMPUTE if setting.checkpointing else 1)
-
-    best = min(cost(s) for s in settings)
-    return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
-
-
-def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:
-    """What the smallest allowed setting needs, and the least change that would fit."""
-    needed = sum(estimate(shape, training, smallest, row, on_gpu).values())
-    said = (
-        f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
-        f" {_gib(needed)}, the device has {_gib(available)}"
-    )
-    least = Setting(_least(training), True, smallest.shards)
-    loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
-    if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
-        return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
-    length = _longest(shape, loosened, row, available, on_gpu, smallest.shards)
-    if length is not None:
-        return f"{said}; it fits with spec.training.maxLength: {length}"
-    for method in (Method.LORA, Method.QLORA):
-        other = loosened.model_copy(update={"method": method})
-        if method is not training.method and sum(estimate(shape, other, least, row, on_gpu).values()) <= available:
-            return f"{said}; it fits with spec.training.method: {method.value}"
-    return f"{said}; take a device with more memory or a smaller model"
-
-
-def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, shards: int) -> int | None:
-    """Longest row, a multiple of 64 tokens, with which the smallest micro-batch fits."""
-    lengths, least = range(row // 64 * 64, 127, -64), Setting(_least(training), True, shards)
-    return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
-    return [n for n in range(1, number + 1) if number % n == 0]
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.1f} GiB"

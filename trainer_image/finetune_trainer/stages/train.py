@@ -19,10 +19,10 @@ from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method,
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.fields import Model
 from finetune_trainer.libraries import quieten
-from finetune_trainer.memory import LEAST_OF_KTO
 from finetune_trainer.objective_fields import WITH_REFERENCE, Objective
 from finetune_trainer.pipeline import ADAPTER, PREPARE
 from finetune_trainer.preemption import Activity, Preemption, preempted
+from finetune_trainer.setting import LEAST_OF_KTO
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

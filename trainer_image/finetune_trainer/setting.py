@@ -1,0 +1,116 @@
+"""The fastest setting of training that fits the memory there is, and the least change that would where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_trainer.contract import FitFacts, Method, Training
+from finetune_trainer.memory import GIB, Setting, estimate
+from finetune_trainer.objective_fields import Objective
+from finetune_trainer.shape import Shape
+
+LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
+ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
+
+# Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
+# fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
+RECOMPUTE = 1.5
+OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
+GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
+
+
+class DoesNotFit(Exception):
+    """No allowed setting fits. The message names the smallest and what would fit instead."""
+
+
+def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, shards: int = 1) -> FitFacts:
+    """The fastest allowed setting whose estimate stays within `available` bytes of one device.
+
+    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
+    ValueError where microBatchSize doesn't divide globalBatchSize, or is too small for the objective.
+    """
+    given = training.micro_batch_size
+    if given is not None and training.global_batch_size % given:
+        raise ValueError(
+            f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
+            f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
+        )
+    if training.global_batch_size < _least(training) or (given is not None and given < _least(training)):
+        raise ValueError(
+            "spec.training.objective KTO compares the rows of a micro-batch: make microBatchSize and each rank's share of"
+            f" globalBatchSize {LEAST_OF_KTO} or more"
+        )
+    row = training.max_length if training.packing else row_tokens
+    limit = available if available is not None else ASSUMED_GPU
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards, on_gpu)}
+    fitting = [s for s in needs if sum(needs[s].values()) <= limit]
+    smallest = min(needs, key=lambda s: sum(needs[s].values()))
+    if not fitting and available is not None:
+        raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
+    chosen = _fastest(fitting, training.method, row) if fitting else smallest
+    return FitFacts(
+        predicted_bytes=sum(needs[chosen].values()),
+        available_bytes=available,
+        micro_batch_size=chosen.micro_batch_size,
+        gradient_checkpointing=chosen.checkpointing,
+        terms=needs[chosen],
+    )
+
+
+def _least(training: Training) -> int:
+    """Fewest rows of a micro-batch."""
+    return LEAST_OF_KTO if training.objective is Objective.KTO else 1
+
+
+def _settings(training: Training, shards: int, on_gpu: bool) -> Iterator[Setting]:
+    sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
+    sizes = [size for size in sizes if size >= _least(training)]
+    if training.packing and not on_gpu:
+        sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
+    modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
+    return (Setting(size, mode, shards) for size in sizes for mode in modes)
+
+
+def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
+    def cost(setting: Setting) -> float:
+        shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
+        return shared * (RECOMPUTE if setting.checkpointing else 1)
+
+    best = min(cost(s) for s in settings)
+    return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
+
+
+def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:
+    """What the smallest allowed setting needs, and the least change that would fit."""
+    needed = sum(estimate(shape, training, smallest, row, on_gpu).values())
+    said = (
+        f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
+        f" {_gib(needed)}, the device has {_gib(available)}"
+    )
+    least = Setting(_least(training), True, smallest.shards)
+    loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
+    if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
+        return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
+    length = _longest(shape, loosened, row, available, on_gpu, smallest.shards)
+    if length is not None:
+        return f"{said}; it fits with spec.training.maxLength: {length}"
+    for method in (Method.LORA, Method.QLORA):
+        other = loosened.model_copy(update={"method": method})
+        if method is not training.method and sum(estimate(shape, other, least, row, on_gpu).values()) <= available:
+            return f"{said}; it fits with spec.training.method: {method.value}"
+    return f"{said}; take a device with more memory or a smaller model"
+
+
+def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, shards: int) -> int | None:
+    """Longest row, a multiple of 64 tokens, with which the smallest micro-batch fits."""
+    lengths, least = range(row // 64 * 64, 127, -64), Setting(_least(training), True, shards)
+    return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"
