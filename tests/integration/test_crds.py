@@ -47,6 +47,15 @@ REFUSED_JOBS = [
         {"parallelism": {"numNodes": 2, "gpusPerNode": 0, "strategy": "FSDP"}, "storage": SHARED},
         "strategy FSDP shares out QLoRA's 4-bit weights on GPUs only",
     ),
+    (
+        {"training": {"method": "LoRA", "quantization": {"bits": 8}}},
+        "spec.training.quantization.bits 8 is for method QLoRA",
+    ),
+    (
+        {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
+        "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto",
+    ),
+    ({"training": {"quantization": {"bits": 3}}}, 'supported values: "4", "8"'),
     ({"parallelism": {"numNodes": 2}}, "spec.parallelism.numNodes above 1 needs a store that several nodes reach"),
     ({"training": {"epochs": 0}}, "spec.training.epochs"),
     ({"training": {"method": "Magic"}}, 'supported values: "QLoRA", "LoRA", "Full"'),

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tests.trainer.conftest import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from finetune_trainer.contract import Method
 from finetune_trainer.fused_lora import fuse, projection
+from finetune_trainer.model import Compute, load_base
 from finetune_trainer.supervised import SupervisedLoop
 from finetune_trainer.swiglu import swiglu, swiglu_backward
 
@@ -112,6 +114,13 @@ def test_what_the_fused_path_does_not_do_is_left_to_peft(lora: dict[str, Any]) -
     network = adapted(llama(), **lora)
     assert fuse(network) == 0
     assert projection(network.get_base_model().model.layers[0].mlp.up_proj) is None
+
+
+def test_8_bit_layers_are_left_to_peft(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    network = adapted(load_base(tmp_path, Method.QLORA, Compute("cpu", torch.float32), bits=8))
+    assert isinstance(network.get_base_model().model.layers[0].mlp.up_proj.get_base_layer(), Linear8bitLt)
+    assert fuse(network) == 0
 
 
 def test_swiglu_backward_is_the_gradient() -> None:

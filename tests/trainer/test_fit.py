@@ -51,12 +51,19 @@ def fitted(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], **device
         ({"method": "QLoRA"}, {"strategy": "FSDP"}, Strategy.FSDP),
         ({"method": "Full"}, {}, Strategy.FSDP),  # 7 billion weights of 10 bytes and more don't fit one GPU
         ({"method": "QLoRA", "precision": "FP32"}, {"gpus": 0, "nodes": 2}, Strategy.DDP),
+        ({"method": "QLoRA", "quantization": {"bits": 8}}, {}, Strategy.DDP),
     ],
 )
 def test_auto_shards_what_does_not_fit(
     make_run: MakeRun, tmp_path: Path, training: dict[str, Any], devices: dict[str, Any], strategy: Strategy | None
 ) -> None:
     assert fitted(make_run, tmp_path, training, **devices).strategy is strategy
+
+
+def test_8_bit_weights_are_not_shared_out_even_where_they_do_not_fit(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match=r"it fits with spec\.training\.quantization\.bits: 4") as refused:
+        fitted(make_run, tmp_path, {"method": "QLoRA", "quantization": {"bits": 8}}, memoryBytes=8 * GIB)
+    assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
 
 
 def test_micro_batches_of_all_ranks_make_the_global_batch(make_run: MakeRun, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import save_tiny_llama, train_tokenizer
 
-from finetune_trainer.contract import Lora
+from finetune_trainer.adapter_fields import Lora
 from finetune_trainer.server_files import for_vllm, make_readable
 
 

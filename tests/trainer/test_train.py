@@ -74,15 +74,17 @@ def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("method", "rate", "file", "falls_to"),
+    ("method", "bits", "rate", "file", "falls_to"),
     [  # adapters can't move a random model's embedding, so they fall less
-        ("QLoRA", 1e-2, "adapter_model.safetensors", 0.85),
-        ("LoRA", 1e-2, "adapter_model.safetensors", 0.85),
-        ("Full", 2e-3, "model.safetensors", 0.7),
+        ("QLoRA", 4, 1e-2, "adapter_model.safetensors", 0.85),
+        ("QLoRA", 8, 1e-2, "adapter_model.safetensors", 0.85),
+        ("LoRA", 4, 1e-2, "adapter_model.safetensors", 0.85),
+        ("Full", 4, 2e-3, "model.safetensors", 0.7),
     ],
 )
-def test_loss_falls(make_run: MakeRun, tmp_path: Path, method: str, rate: float, file: str, falls_to: float) -> None:
-    run = make_run(training=LORA | {"method": method, "learningRate": rate, "maxSteps": 24})
+def test_loss_falls(make_run: MakeRun, tmp_path: Path, method: str, bits: int, rate: float, file: str, falls_to: float) -> None:
+    training = LORA | {"method": method, "quantization": {"bits": bits}, "learningRate": rate, "maxSteps": 24}
+    run = make_run(training=training)
     prepare(run, tmp_path)
     result, losses = trained(run, tmp_path)
     assert result.train is not None
@@ -212,9 +214,10 @@ def test_pain_10_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_p
     assert context(run, "train", tmp_path).committed() is None
 
 
-def test_validation_within_training_leaves_it_alone(make_run: MakeRun, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_validation_within_training_leaves_it_alone(make_run: MakeRun, tmp_path: Path, bits: int) -> None:
     """bitsandbytes repacks 4-bit weights in evaluation on some CPUs; the training after it must not notice."""
-    settings = LORA | {"method": "QLoRA", "maxSteps": 4}
+    settings = LORA | {"method": "QLoRA", "quantization": {"bits": bits}, "maxSteps": 4}
     plain_run = make_run(training=settings)
     prepare(plain_run, tmp_path)
     _, plain = trained(plain_run, tmp_path)
@@ -247,6 +250,7 @@ def test_finished_step_is_only_reported_again(make_run: MakeRun, tmp_path: Path)
         ({"precision": "FP16"}, r"training\.precision: CPUs can't train in FP16"),
         ({"optimizer": "adam_w"}, r"training\.optimizer: transformers knows no adam_w"),
         ({"lora": {"targets": ["q"]}}, r"training\.lora\.targets: q not in this model.*q_proj"),
+        ({"quantization": {"bits": 8}}, r"training\.quantization\.bits 8 is for method QLoRA"),
     ],
 )
 def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], message: str) -> None:

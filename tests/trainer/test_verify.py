@@ -13,6 +13,7 @@ from tests.trainer.test_train import LORA
 from finetune_trainer import model, verify
 from finetune_trainer.contract import ExitCode, Method, Training
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.stages import train
 
 FROZEN = "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight"
 TRAINED = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
@@ -97,3 +98,19 @@ def test_pain_15_dora_on_4_bit_weights_answers_in_the_compute_type(
         monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: True)  # PEFT asks whether CUDA's is
         network.train()(input_ids=torch.tensor([[4, 5, 6]]))
     assert answers == {torch.bfloat16}
+
+
+def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: Path) -> None:
+    """bitsandbytes would round what goes into them in evaluation: a validation would judge another model."""
+    network = model.load_base(tiny_model, Method.QLORA, CPU, bits=8)
+    assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.int8
+    row = torch.tensor([[4, 5, 6]])
+    with torch.no_grad():
+        assert torch.equal(network.train()(input_ids=row).logits, network.eval()(input_ids=row).logits)
+
+
+def test_8_bit_weights_are_not_sharded() -> None:
+    training = Training.model_validate(LORA | {"method": "QLoRA", "quantization": {"bits": 8}})
+    with pytest.raises(StepFailed, match=r"training\.quantization\.bits: FSDP can't share out 8-bit weights; set 4") as refused:
+        train._check(training, sharded=True)
+    assert refused.value.exit_code is ExitCode.BAD_CONFIG

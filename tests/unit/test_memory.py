@@ -67,6 +67,17 @@ def test_weights_of_a_4_bit_mistral() -> None:
     assert terms["weights"] / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
 
 
+def test_8_bit_weights_take_a_byte_each_and_are_trained_on_without_the_fused_path() -> None:
+    eight = training(quantization={"bits": 8})
+    terms = estimate(MISTRAL, eight, Setting(1, False), 512, on_gpu=True)
+    others = 2 * (MISTRAL.parameters - MISTRAL.linear)
+    assert terms["weights"] - others == pytest.approx(MISTRAL.linear * (1 + 4 / 4096), abs=1)
+    assert terms["weights"] == frozen_bytes(MISTRAL, eight, on_gpu=True)  # so is a teacher
+    assert "scales" not in terms
+    in_4_bits = estimate(MISTRAL, training(), Setting(1, False), 512, on_gpu=True, code="Liger")
+    assert terms["activations"] == in_4_bits["activations"]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "fields", "rows", "length", "checkpointing", "published_gib", "tolerance"),
     [
@@ -133,6 +144,7 @@ def test_packing_counts_full_rows() -> None:
         ({"gradientCheckpointing": "Off"}, 2048, 10, "gradientCheckpointing: Auto and without microBatchSize"),
         ({"maxLength": 131072}, 131072, 24, "spec.training.maxLength: "),
         ({"method": "LoRA"}, 2048, 12, "spec.training.method: QLoRA"),
+        ({"quantization": {"bits": 8}}, 2048, 8, "spec.training.quantization.bits: 4"),
         ({"method": "Full"}, 2048, 24, "spec.training.method: LoRA"),
         ({"method": "Full"}, 2048, 2, "more memory or a smaller model"),
     ],

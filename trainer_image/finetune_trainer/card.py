@@ -94,7 +94,8 @@ def _trained(training: Training) -> str:
         return "every weight"
     lora = training.lora
     targets = ", ".join(lora.targets)
-    return f"{training.method}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"
+    over = " over an 8-bit base" if training.quantization.bits == 8 else ""
+    return f"{training.method}{over}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"
 
 
 def _rate(context: Context) -> str:

@@ -5,7 +5,8 @@
     operator ◄── Termination (termination message) + ExitCode (exit status) ─────── pod
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
-What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, the names of the scores in metrics.py.
+What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, adapters and the base below them in
+adapter_fields.py, the names of the scores in metrics.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -16,6 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Model, Report, SecretRef, Strict
 from finetune_trainer.metrics import Metric
@@ -57,24 +59,6 @@ class Precision(StrEnum):
     FP32 = "FP32"
 
 
-class Lora(Strict):
-    rank: int = Field(16, ge=1, le=1024)
-    """Rank r of the adapter's matrices."""
-    alpha: float = Field(32, gt=0)
-    """Scale: the adapter's output is multiplied by alpha / rank."""
-    rank_stabilized: bool = False
-    """Multiply by alpha / √rank instead, so that a high rank learns as fast as a low one (rsLoRA)."""
-    dora: bool = False
-    """Train the length of each weight's rows beside the adapter (DoRA): often better at low ranks, slower, more memory."""
-    dropout: float = Field(0, ge=0, lt=1)
-    """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
-    targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
-    """Modules that get an adapter: all-linear, or names such as q_proj."""
-    init: Literal["Default", "Gaussian"] = "Default"
-    """How the adapter's first matrix begins: Default (uniform, after Kaiming) or Gaussian. The second one begins at zero, so
-    that training starts from the base model."""
-
-
 class Checkpoint(Strict):
     every_steps: int | None = Field(None, ge=1)
     """Save after this many optimizer steps. Unset: intervalSeconds decides."""
@@ -95,7 +79,7 @@ TRACKERS: dict[str, tuple[str, ...]] = {"tensorboard": (), "mlflow": ("MLFLOW_TR
 
 class Training(Strict):
     method: Method = Method.QLORA
-    """QLoRA: adapters over a 4-bit NF4 base; LoRA: adapters over the base as it is; Full: every weight."""
+    """QLoRA: adapters over a quantized base; LoRA: adapters over the base as it is; Full: every weight."""
     objective: Objective = Objective.SFT
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
     rows of format Preference. Distillation: to predict the answer as a teacher does."""
@@ -107,6 +91,8 @@ class Training(Strict):
     """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
     lora: Lora = Field(default_factory=lambda: Lora())
     """Adapter settings of QLoRA and LoRA; Full ignores them."""
+    quantization: Quantization = Field(default_factory=lambda: Quantization())
+    """How QLoRA stores the base model's weights while it trains adapters over them."""
     epochs: float | None = Field(None, gt=0, le=1000)
     """Passes over the training rows. Unset and no maxSteps: 3."""
     max_steps: int | None = Field(None, ge=1)

@@ -107,12 +107,14 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
 
 
 def strategies(run: RunConfig) -> tuple[Strategy, ...]:
-    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only; what is compared with
-    another model is not sharded.
+    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only, its 8-bit ones nowhere;
+    what is compared with another model is not sharded.
     """
     if run.devices.strategy is not Strategy.AUTO:
         return (run.devices.strategy,)
-    if run.training.objective is not Objective.SFT or (run.training.method is Method.QLORA and run.devices.gpus == 0):
+    training = run.training
+    shareable = training.method is not Method.QLORA or (training.quantization.bits == 4 and run.devices.gpus > 0)
+    if training.objective is not Objective.SFT or not shareable:
         return (Strategy.DDP,)
     return (Strategy.DDP, Strategy.FSDP)
 

@@ -33,6 +33,7 @@ from finetune_trainer.shape import Shape
 
 GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
+SCALE_BYTES = 4  # of 8-bit weights, one for each row
 GPU_FIXED = int(1.1 * GIB)  # CUDA context, cuBLAS and Triton workspaces
 CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
 GPU_FRAGMENTATION = 0.01  # of what is allocated step by step, with CUDA's expandable segments
@@ -119,7 +120,9 @@ def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
         return "Liger"
     if training.lora.dora:
         return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
-    return "Dropout" if training.lora.dropout > 0 else "Fused"
+    if training.lora.dropout > 0:
+        return "Dropout"
+    return "Liger" if training.quantization.bits == 8 else "Fused"  # the fused path knows no 8-bit weights
 
 
 def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:
@@ -151,9 +154,11 @@ def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) 
 
 
 def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
-    """Of weights that are only read: in 4 bits for QLoRA, else in the compute type."""
+    """Of weights that are only read: quantized for QLoRA, else in the compute type."""
     width = number_bytes(training.precision, on_gpu)
-    linear = NF4_BYTES if training.method is Method.QLORA else width
+    linear: float = width
+    if training.method is Method.QLORA:  # an 8-bit row is as long as the hidden state or longer
+        linear = NF4_BYTES if training.quantization.bits == 4 else 1 + SCALE_BYTES / shape.hidden
     return int(linear * shape.linear) + width * (shape.parameters - shape.linear)
 
 
@@ -175,10 +180,9 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
     adapter = shape.adapter(training.lora.rank)
     quantized = training.method is Method.QLORA
     trained = width if quantized and training.precision is not Precision.FP16 else 4
-    frozen = NF4_BYTES if quantized else width
     largest = shape.hidden * max(shape.feed_forward, shape.query)
     return {
-        "weights": int(frozen * shape.linear) + width * (shape.parameters - shape.linear),
+        "weights": frozen_bytes(shape, training, on_gpu=on_gpu),
         "adapter": trained * adapter,
         "gradients": trained * adapter,
         "optimizer": 2 * trained * adapter,

@@ -1,7 +1,7 @@
 """The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
 
 method   frozen weights          trained weights                compute
-QLoRA    NF4, double quantized   adapters in BF16 or float32    BF16, FP16 or FP32
+QLoRA    NF4 or LLM.int8         adapters in BF16 or float32    BF16, FP16 or FP32
 LoRA     in the compute type     adapters in float32            BF16, FP16 or FP32
 Full     none                    all, in float32                the same, by autocast
 """
@@ -12,7 +12,7 @@ import json
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -73,11 +73,14 @@ def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:
     return tuple({t for t in (tokenizer.eos_token_id, *more) if t is not None})
 
 
-def load_base(folder: Path, method: Method, compute: Compute, attention: str = "sdpa", *, sharded: bool = False) -> Any:
+def load_base(
+    folder: Path, method: Method, compute: Compute, attention: str = "sdpa", *, sharded: bool = False, bits: Literal[4, 8] = 4
+) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
 
     `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. `sharded`
-    weights lie where their ranks can share them out: 4-bit ones in the compute type, which FSDP can split.
+    weights lie where their ranks can share them out: 4-bit ones in the compute type, which FSDP can split. `bits` are
+    those of a QLoRA weight.
     """
     from transformers import AutoModelForCausalLM
 
@@ -85,9 +88,12 @@ def load_base(folder: Path, method: Method, compute: Compute, attention: str = "
     device = torch.cuda.current_device() if compute.device == "cuda" else "cpu"
     options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "attn_implementation": attention}
     if method is Method.QLORA:
-        options["quantization_config"] = nf4(compute.dtype, storage=compute.dtype if sharded else torch.uint8)
+        storage = compute.dtype if sharded else torch.uint8
+        options["quantization_config"] = int8() if bits == 8 else nf4(compute.dtype, storage=storage)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     _keep_layout(model)
+    if compute.device == "cpu":
+        _mend_8_bit_layers(model)
     return model
 
 
@@ -100,6 +106,30 @@ def _keep_layout(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _mend_8_bit_layers(model: Any) -> None:
+    """Let 8-bit layers on CPUs multiply their expanded weights in evaluation as they do in training, and keep their scales.
+
+    There bitsandbytes rounds the inputs to 8 bits in evaluation only: a validation would judge another model than the one
+    in training, and the merge would be held against it. (On GPUs it rounds them in both.) PEFT's DoRA puts a copy without
+    scales in a weight's place at each pass, from which the layer would read them again.
+    """
+    from bitsandbytes.nn import Linear8bitLt
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.init_8bit_state()
+            module.init_8bit_state = lambda: None
+            module.train()
+            module.train = lambda *_, layer=module: layer  # eval() asks for train(False)
+
+
+def int8() -> Any:
+    """The 8-bit storage that QLoRA trains on. GPUs multiply it by inputs rounded to 8 bits, but for outliers (LLM.int8)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def nf4(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> Any:

@@ -29,6 +29,8 @@ from finetune_trainer.failures import StepFailed
 LOOKED_AT, QUESTIONS, LONGEST_ANSWER = 64, 2, 128  # short answers of few rows: large models write slowly on CPUs
 ROWS, TOKENS = 2, 512  # enough to tell a broken model from a rounded one; it must not cost what an evaluation does
 EXACT_LOSS, ROUNDED_LOSS = 1e-3, 3e-2  # trained in float32 on CPUs; trained in 16 bits, or saved so
+# GPUs round the inputs of 8-bit weights, and this process, on CPUs, does not: 0.03 of 3.03 on SmolLM2-135M.
+ROUNDED_INPUTS_LOSS = 1e-1
 
 
 @dataclass(frozen=True)

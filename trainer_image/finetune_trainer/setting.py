@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from finetune_trainer.adapter_fields import Quantization
 from finetune_trainer.contract import FitFacts, Method, Training
 from finetune_trainer.memory import GIB, Setting, estimate
 from finetune_trainer.objective_fields import Objective
@@ -94,10 +96,16 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
     length = _longest(shape, loosened, row, available, on_gpu, smallest.shards)
     if length is not None:
         return f"{said}; it fits with spec.training.maxLength: {length}"
-    for method in (Method.LORA, Method.QLORA):
-        other = loosened.model_copy(update={"method": method})
-        if method is not training.method and sum(estimate(shape, other, least, row, on_gpu).values()) <= available:
-            return f"{said}; it fits with spec.training.method: {method.value}"
+    others: list[tuple[str, dict[str, Any]]] = [
+        (f"spec.training.method: {method.value}", {"method": method})
+        for method in (Method.LORA, Method.QLORA)
+        if method is not training.method
+    ]
+    if training.quantization.bits == 8:
+        others = [("spec.training.quantization.bits: 4", {"quantization": Quantization(bits=4)})]
+    for remedy, change in others:
+        if sum(estimate(shape, loosened.model_copy(update=change), least, row, on_gpu).values()) <= available:
+            return f"{said}; it fits with {remedy}"
     return f"{said}; take a device with more memory or a smaller model"
 
 

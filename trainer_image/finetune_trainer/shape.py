@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def linear(self) -> int:
-        """Parameters of the layers' linear modules, those that NF4 stores in 4 bits."""
+        """Parameters of the layers' linear modules, those that QLoRA quantizes."""
         norms = (2 * self.layers + 1) * self.hidden
         return max(0, self.parameters - self.embedding - norms)
 

@@ -55,7 +55,7 @@ class Parallelism(Strict):
 
 class Merge(Strict):
     base: Literal["Dequantized", "Original"] = "Dequantized"
-    """What the adapter is merged into. Dequantized: the 4-bit base it was trained on, expanded, which gives the very
+    """What the adapter is merged into. Dequantized: the quantized base it was trained on, expanded, which gives the very
     model that was trained; Original: the base model's own weights."""
 
 

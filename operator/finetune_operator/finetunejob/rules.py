@@ -126,6 +126,16 @@ RULES = (
     ),
     Rule(
         "spec",
+        "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",
+        "spec.training.quantization.bits 8 is for method QLoRA; set method to QLoRA, or remove it",
+    ),
+    Rule(
+        "spec",
+        "self.training.quantization.bits == 4 || self.parallelism.strategy in ['Auto', 'DDP']",
+        "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto, or spec.training.quantization.bits 4",
+    ),
+    Rule(
+        "spec",
         "self.parallelism.numNodes == 1 || has(self.storage.artifacts.uri) || has(self.storage.artifacts.storageClassName)",
         "spec.parallelism.numNodes above 1 needs a store that several nodes reach; set spec.storage.artifacts.uri to s3:// or"
         " to a claim with ReadWriteMany, or storageClassName to a class that makes such claims",

@@ -1,10 +1,10 @@
 """Merge: add the adapter to the base's weights, check that the result answers alike, save it in BF16.
 
     mergeBase      weights that the adapter is added to
-    Dequantized    what it was trained on: the NF4 base expanded, so that the merged model is the trained one
+    Dequantized    what it was trained on: the NF4 or 8-bit base expanded, so that the merged model is the trained one
     Original       the base as it was fetched; for LoRA the two are the same
 
-Never merged in 4 bits: the sum, rounded to NF4 again, would be another model.
+Never merged in 4 or 8 bits: the sum, rounded again, would be another model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LIMIT = 5e-3
 # SmolLM2-135M had moved by 0.12 nats, of which the sum lost 0.013, and a third of the gain in perplexity. A merge that went
 # wrong loses all of it.
 LOST_DIVERGENCE, LOST_PERPLEXITY = 0.25, 0.5
-# Another base plus the same difference: the 4-bit rounding of every weight. It guards against a broken merge only.
+# Another base plus the same difference: the rounding of every quantized weight. It guards against a broken merge only.
 ORIGINAL_BASE_LIMIT = 0.5
 UNLIKE = (
     "the merged model answers unlike the trained one (BF16 loses changes that are too small for it: train for more steps, or"
@@ -110,7 +110,8 @@ def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: An
         return ()
     training, devices = context.run.training, context.run.devices
     exact = training.method is not Method.FULL and training.precision in _EXACT and not devices.gpus
-    return proof.check_reload(before, loss, proof.EXACT_LOSS if exact else proof.ROUNDED_LOSS)
+    rounded = proof.ROUNDED_INPUTS_LOSS if devices.gpus and training.quantization.bits == 8 else proof.ROUNDED_LOSS
+    return proof.check_reload(before, loss, proof.EXACT_LOSS if exact else rounded)
 
 
 def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...]:
@@ -151,16 +152,17 @@ def _load_adapted(context: Context, base: Path, adapter: Path) -> Any:
 
     from finetune_trainer.model import load_base
 
-    network = load_base(base, context.run.training.method, _cpu())
+    training = context.run.training
+    network = load_base(base, training.method, _cpu(), bits=training.quantization.bits)
     return PeftModel.from_pretrained(network, str(adapter)).eval()
 
 
 def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
     """A dense BF16 model: each weight summed in float32 and rounded once."""
     import torch
-    from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_bnb_weight
 
     from finetune_trainer.model import Compute, load_base
 
@@ -169,11 +171,11 @@ def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
     for path, module in adapted.get_base_model().named_modules():
         adapts = isinstance(module, LoraLayer)
         layer = module.get_base_layer() if adapts else module
-        is_nf4 = isinstance(layer, Linear4bit)
-        if not adapts and not (is_nf4 and dequantized and not path.endswith("base_layer")):
+        expanded = dequantized and isinstance(layer, Linear4bit | Linear8bitLt)
+        if not adapts and not (expanded and not path.endswith("base_layer")):
             continue
         target = merged.get_submodule(path).weight
-        weight = dequantize_4bit(layer.weight.data, layer.weight.quant_state) if is_nf4 and dequantized else target.data
+        weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)) if expanded else target.data
         total = weight.float()
         target.data = (_with_adapter(module, total) if adapts else total).to(torch.bfloat16)
     return merged

@@ -112,12 +112,13 @@ def _load(context: Context) -> Loaded:
         _, model_folder = context.model()
         _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
-    network = model.load_base(model_folder, training.method, compute, acceleration.attention(compute), sharded=sharded)
+    bits, attention = training.quantization.bits, acceleration.attention(compute)
+    network = model.load_base(model_folder, training.method, compute, attention, sharded=sharded, bits=bits)
     reference = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
     elif training.objective in WITH_REFERENCE:
-        reference = model.load_base(model_folder, training.method, compute, acceleration.attention(compute))
+        reference = model.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
     if not sharded:  # the fused path holds on to whole weights
@@ -126,14 +127,15 @@ def _load(context: Context) -> Loaded:
 
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
-    """The teacher as the base is for adapters: in 4 bits for QLoRA, else in the compute type."""
+    """The teacher as the base is for adapters: quantized for QLoRA, else in the compute type."""
     from finetune_trainer import acceleration, model
 
     context.progress("loading the teacher")
     with distributed.first_on_node():
         _, folder = context.model(which)
-    method = Method.LORA if context.run.training.method is Method.FULL else context.run.training.method
-    return model.load_base(folder, method, compute, acceleration.attention(compute))
+    training = context.run.training
+    method = Method.LORA if training.method is Method.FULL else training.method
+    return model.load_base(folder, method, compute, acceleration.attention(compute), bits=training.quantization.bits)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
@@ -201,6 +203,10 @@ def _fit(context: Context) -> FitFacts:
 
 def _check(training: Training, *, sharded: bool) -> None:
     """Raises StepFailed BadConfig for what these devices can't do."""
+    if training.quantization.bits == 8 and training.method is not Method.QLORA:
+        raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
+    if sharded and training.quantization.bits == 8:
+        raise _refused("training.quantization.bits: FSDP can't share out 8-bit weights; set 4, or parallelism.strategy DDP")
     if sharded and training.keep_checkpoint == "Best":
         raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
 

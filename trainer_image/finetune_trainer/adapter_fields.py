@@ -1,0 +1,33 @@
+"""Adapters, and how the base model below them is stored."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_trainer.fields import Strict
+
+
+class Lora(Strict):
+    rank: int = Field(16, ge=1, le=1024)
+    """Rank r of the adapter's matrices."""
+    alpha: float = Field(32, gt=0)
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    rank_stabilized: bool = False
+    """Multiply by alpha / √rank instead, so that a high rank learns as fast as a low one (rsLoRA)."""
+    dora: bool = False
+    """Train the length of each weight's rows beside the adapter (DoRA): often better at low ranks, slower, more memory."""
+    dropout: float = Field(0, ge=0, lt=1)
+    """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
+    targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
+    """Modules that get an adapter: all-linear, or names such as q_proj."""
+    init: Literal["Default", "Gaussian"] = "Default"
+    """How the adapter's first matrix begins: Default (uniform, after Kaiming) or Gaussian. The second one begins at zero, so
+    that training starts from the base model."""
+
+
+class Quantization(Strict):
+    bits: Literal[4, 8] = 4
+    """4: NF4, double quantized. 8: LLM.int8, a scale for each row of a weight: nearer to the base model, for twice the memory
+    of its weights."""
