@@ -85,8 +85,14 @@ def test_merged_answers_as_the_trained_model(
 
 @pytest.mark.parametrize(
     ("lora", "bits"),
-    [({"dora": True}, 4), ({"dora": True}, 8), ({"rankStabilized": True, "rank": 4}, 4)],
-    ids=["dora", "dora, 8 bits", "rankStabilized"],
+    [
+        ({"dora": True}, 4),
+        ({"dora": True}, 8),
+        ({"rankStabilized": True, "rank": 4}, 4),
+        ({"init": "Orthogonal"}, 4),
+        ({"init": "Orthogonal", "dora": True}, 8),
+    ],
+    ids=["dora", "dora, 8 bits", "rankStabilized", "orthogonal", "orthogonal, dora, 8 bits"],
 )
 def test_variants_of_lora_are_trained_and_merged_as_such(
     make_run: MakeRun, tmp_path: Path, lora: dict[str, Any], bits: int

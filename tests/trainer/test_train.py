@@ -250,6 +250,7 @@ def test_finished_step_is_only_reported_again(make_run: MakeRun, tmp_path: Path)
         ({"precision": "FP16"}, r"training\.precision: CPUs can't train in FP16"),
         ({"optimizer": "adam_w"}, r"training\.optimizer: transformers knows no adam_w"),
         ({"lora": {"targets": ["q"]}}, r"training\.lora\.targets: q not in this model.*q_proj"),
+        ({"lora": {"init": "Orthogonal", "rank": 7}}, r"training\.lora\.init Orthogonal needs an even rank, not 7"),
         ({"quantization": {"bits": 8}}, r"training\.quantization\.bits 8 is for method QLoRA"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -76,6 +76,22 @@ def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_mod
 def test_pain_18_a_single_gpu_keeps_4_bit_weights_in_bytes(tiny_model: Path) -> None:
     network = model.load_base(tiny_model, Method.QLORA, model.Compute("cpu", torch.bfloat16))
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
+
+
+@pytest.mark.parametrize(("method", "bits"), [(Method.LORA, 4), (Method.QLORA, 4), (Method.QLORA, 8)])
+def test_orthogonal_adapters_begin_as_the_base_model_though_neither_matrix_is_zero(
+    tiny_model: Path, method: Method, bits: Literal[4, 8]
+) -> None:
+    row = torch.tensor([[4, 5, 6]])
+    network = model.load_base(tiny_model, method, CPU, bits=bits)
+    with torch.no_grad():
+        before = network(input_ids=row).logits
+        adapted = model.add_adapters(network, Training.model_validate(LORA | {"lora": {"init": "Orthogonal"}}))
+        torch.testing.assert_close(adapted(input_ids=row).logits, before, rtol=1e-4, atol=1e-5)
+    layer = adapted.get_base_model().model.layers[0].self_attn.q_proj
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    assert a.dtype is b.dtype is torch.float32
+    assert [float(m.detach().std()) for m in (a, b)] == pytest.approx([0.07, 0.07], rel=0.2)
 
 
 @pytest.mark.parametrize("dropout", [0, 0.1])

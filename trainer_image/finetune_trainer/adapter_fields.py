@@ -22,9 +22,10 @@ class Lora(Strict):
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
     targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
     """Modules that get an adapter: all-linear, or names such as q_proj."""
-    init: Literal["Default", "Gaussian"] = "Default"
-    """How the adapter's first matrix begins: Default (uniform, after Kaiming) or Gaussian. The second one begins at zero, so
-    that training starts from the base model."""
+    init: Literal["Default", "Gaussian", "Orthogonal"] = "Default"
+    """How the adapter begins; training starts from the base model whichever it is. Default (uniform, after Kaiming) and
+    Gaussian are of its first matrix, and the second begins at zero. Orthogonal: both begin with values, and their rows and
+    columns are orthogonal, so that the product is zero and both learn from the first step; it needs an even rank."""
 
 
 class Quantization(Strict):

@@ -148,11 +148,13 @@ def nf4(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> Any:
 def add_adapters(model: Any, training: Training) -> Any:
     """PEFT model with fresh adapters; the seed decides their weights.
 
-    Raises StepFailed BadConfig when `training.lora.targets` names no module of this model.
+    Raises StepFailed BadConfig when `training.lora.targets` names no module of this model, or `init` needs another rank.
     """
     from peft import LoraConfig, get_peft_model
 
     lora = training.lora
+    if lora.init == "Orthogonal" and lora.rank % 2:
+        raise _refused(f"training.lora.init Orthogonal needs an even rank, not {lora.rank}")
     targets: str | list[str] = "all-linear" if lora.targets == ["all-linear"] else lora.targets
     config = LoraConfig(
         r=lora.rank,
@@ -172,9 +174,28 @@ def add_adapters(model: Any, training: Training) -> Any:
         known = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         message = f"training.lora.targets: {', '.join(lora.targets)} not in this model; its linear modules: {known}"
         raise _refused(message) from error
+    if lora.init == "Orthogonal":
+        _begin_orthogonal(adapted)
     if lora.dora:
         _keep_type(adapted)
     return adapted
+
+
+def _begin_orthogonal(adapted: Any) -> None:
+    """A and B of random values over alternate rows of one orthogonal matrix: B A is zero, and neither of them is.
+
+    PEFT's own `orthogonal`, with its scale, makes adapters of the base's number type, which can't be trained over 4- or
+    8-bit weights.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            rank = len(a)
+            rows, _ = torch.linalg.qr(torch.randn(rank, rank))
+            a.data.copy_(torch.randn(a.shape[1], rank // 2).mm(rows[0::2]).t() / 10)
+            b.data.copy_(torch.randn(len(b), rank // 2).mm(rows[1::2]) / 10)
 
 
 def _keep_type(adapted: Any) -> None:

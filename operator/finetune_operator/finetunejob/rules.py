@@ -126,6 +126,11 @@ RULES = (
     ),
     Rule(
         "spec",
+        "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
+        "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
+    ),
+    Rule(
+        "spec",
         "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",
         "spec.training.quantization.bits 8 is for method QLoRA; set method to QLoRA, or remove it",
     ),
