@@ -120,7 +120,15 @@ def weights(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "method", "checkpointing"),
-    [("DDP", "LoRA", "Off"), ("DDP", "QLoRA", "Full"), ("FSDP", "LoRA", "Full"), ("FSDP", "Full", "Off")],
+    [
+        ("DDP", "LoRA", "Off"),
+        ("DDP", "QLoRA", "Full"),
+        ("FSDP", "LoRA", "Full"),
+        ("FSDP", "Full", "Off"),
+        ("ZeRO2", "QLoRA", "Off"),
+        ("ZeRO3", "LoRA", "Full"),
+        ("ZeRO3", "Full", "Off"),
+    ],
 )
 def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy: str, method: str, checkpointing: str) -> None:
     """The global batch is kept: losses and weights agree but for the order of additions."""

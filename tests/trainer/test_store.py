@@ -138,13 +138,20 @@ def test_a_directory_is_read_in_place_and_a_download_with_other_content_is_refus
     assert not (tmp_path / "fetched" / "model.safetensors").exists()
 
 
+def keep(store: Store, step: int, *folders: Path | str) -> None:
+    """A checkpoint of one node or several; the last argument is the attempt."""
+    *of_nodes, attempt = folders
+    files = [file for node in of_nodes for file in store.upload_checkpoint("f1", step, Path(node), str(attempt))]
+    store.commit_checkpoint("f1", step, str(attempt), files)
+
+
 def test_checkpoints_are_listed_newest_first_and_dropped_oldest_first(
     place: tuple[Store, Path], folder: Callable[[str], Path], tmp_path: Path
 ) -> None:
     store, _ = place
     assert store.checkpoints("f1") == []
     for step in (5, 10, 20):
-        store.save_checkpoint("f1", step, folder(f"step{step}"), "1")
+        keep(store, step, folder(f"step{step}"), "1")
     store.objects.write_file("checkpoint/f1/15/1/half.pt", folder("half") / "model.safetensors")
     assert store.checkpoints("f1") == [20, 10, 5]
     store.drop_checkpoints("f1", keep=2)
@@ -158,9 +165,24 @@ def test_checkpoints_are_listed_newest_first_and_dropped_oldest_first(
 
 def test_the_last_checkpoint_of_a_step_counts(place: tuple[Store, Path], folder: Callable[[str], Path], tmp_path: Path) -> None:
     store, _ = place
-    store.save_checkpoint("f1", 5, folder("one"), "1")
-    store.save_checkpoint("f1", 5, folder("two"), "2")
+    keep(store, 5, folder("one"), "1")
+    keep(store, 5, folder("two"), "2")
     assert (store.load_checkpoint("f1", 5, tmp_path / "l") / "model.safetensors").read_text() == "two"
+
+
+def test_a_checkpoint_is_what_all_nodes_brought(
+    place: tuple[Store, Path], folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    store, _ = place
+    one, two = folder("one"), tmp_path / "two"
+    two.mkdir()
+    (two / "rank-1.pt").write_text("the other node's")
+    store.upload_checkpoint("f1", 5, one, "1")
+    assert store.checkpoints("f1") == []
+    keep(store, 5, one, two, "1")
+    loaded = store.load_checkpoint("f1", 5, tmp_path / "l")
+    assert (loaded / "rank-1.pt").read_text() == "the other node's"
+    assert (loaded / "model.safetensors").read_text() == "one"
 
 
 @pytest.mark.parametrize("harm", ["same length", "cut", "gone", "list", "manifest"])
@@ -168,7 +190,7 @@ def test_a_damaged_checkpoint_is_refused(
     place: tuple[Store, Path], folder: Callable[[str], Path], tmp_path: Path, harm: str
 ) -> None:
     store, root = place
-    store.save_checkpoint("f1", 5, folder("one"), "1")
+    keep(store, 5, folder("one"), "1")
     lies = root / "checkpoint" / "f1" / "5"
     if harm == "same length":
         (lies / "1" / "model.safetensors").write_text("eno")

@@ -11,7 +11,7 @@ import torch
 from tests.trainer.test_train import LORA
 
 from finetune_trainer import model, verify
-from finetune_trainer.contract import ExitCode, Method, Training
+from finetune_trainer.contract import ExitCode, Method, Strategy, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import train
 
@@ -61,9 +61,9 @@ def test_pain_15_weights_that_did_not_train_are_refused(adapted: Any, moves: Any
 def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_model: Path, dtype: torch.dtype) -> None:
     """FSDP flattens what it shards into tensors of one type: NF4's bytes must pass for numbers of the compute type."""
     compute = model.Compute("cpu", dtype)
-    network = model.load_base(tiny_model, Method.QLORA, compute, sharded=True)
+    network = model.load_base(tiny_model, Method.QLORA, compute, strategy=Strategy.FSDP)
     network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA"}))
-    trained = model.trained_weights_type(Method.QLORA, compute, sharded=True)
+    trained = model.trained_weights_type(Method.QLORA, compute, Strategy.FSDP)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(trained)
@@ -128,5 +128,5 @@ def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: P
 def test_8_bit_weights_are_not_sharded() -> None:
     training = Training.model_validate(LORA | {"method": "QLoRA", "quantization": {"bits": 8}})
     with pytest.raises(StepFailed, match=r"training\.quantization\.bits: FSDP can't share out 8-bit weights; set 4") as refused:
-        train._check(training, sharded=True)
+        train._check(training, Strategy.FSDP)
     assert refused.value.exit_code is ExitCode.BAD_CONFIG

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import Training
+from finetune_trainer.contract import Strategy, Training
 from finetune_trainer.memory import GIB, Setting, estimate, frozen_bytes
-from finetune_trainer.setting import DoesNotFit, divisors, fit
+from finetune_trainer.setting import DoesNotFit, Ranks, divisors, fit
 from finetune_trainer.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
@@ -265,7 +265,7 @@ def test_divisors() -> None:
 
 def test_what_ranks_share_out_is_divided_and_what_each_computes_is_not() -> None:
     alone = estimate(MISTRAL, training(method="Full"), Setting(1, True), 512, on_gpu=True, code="PyTorch")
-    shared = estimate(MISTRAL, training(method="Full"), Setting(1, True, shards=4), 512, on_gpu=True)
+    shared = estimate(MISTRAL, training(method="Full"), Setting(1, True, Strategy.FSDP, 4), 512, on_gpu=True)
     for term in ("weights", "gradients", "optimizer"):
         assert shared[term] == alone[term] // 4
     assert shared["activations"] == alone["activations"]
@@ -275,7 +275,7 @@ def test_what_ranks_share_out_is_divided_and_what_each_computes_is_not() -> None
 def test_a_model_too_large_for_one_gpu_fits_several() -> None:
     with pytest.raises(DoesNotFit):
         fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True)
-    assert fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, shards=8).predicted_bytes < 80 * GIB
+    assert fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, ranks=Ranks(Strategy.FSDP, 8)).predicted_bytes < 80 * GIB
 
 
 def test_pairs_count_both_answers_and_full_training_its_reference() -> None:

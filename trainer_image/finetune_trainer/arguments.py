@@ -9,7 +9,7 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from finetune_trainer import sharding, tracking
+from finetune_trainer import sharding, tracking, zero
 from finetune_trainer.acceleration import uses_varlen
 from finetune_trainer.contract import ExitCode, FitFacts, Method, RunConfig, Strategy, Training
 from finetune_trainer.failures import StepFailed
@@ -49,7 +49,7 @@ def _of_pairs(training: Training, shared: dict[str, Any]) -> Any:
 def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> dict[str, Any]:
     """What all objectives take."""
     training = run.training
-    optimizer = _optimizer(training, compute.device)
+    optimizer = _optimizer(training, compute.device, fit.strategy)
     known = sorted(name.value for name in OptimizerNames)
     if optimizer not in known:
         message = f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}"
@@ -61,7 +61,7 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
         per_device_eval_batch_size=fit.micro_batch_size,
         gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
         ddp_find_unused_parameters=False,
-        **(sharding.arguments() if fit.strategy is Strategy.FSDP else {}),
+        **sharding.arguments(fit.strategy),
         num_train_epochs=training.epochs or DEFAULT_EPOCHS,
         max_steps=training.max_steps or -1,
         learning_rate=training.learning_rate or learning_rate(training.objective, full=full),
@@ -88,9 +88,10 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
     )
 
 
-def _optimizer(training: Training, device: str) -> str:
+def _optimizer(training: Training, device: str, strategy: Strategy | None) -> str:
     if training.optimizer != "Auto":
         return training.optimizer
     if device == "cpu":
         return "adamw_torch"
-    return "adamw_bnb_8bit" if training.method is Method.FULL else "adamw_torch_fused"
+    whole = training.method is Method.FULL and strategy not in zero.STAGES  # there the states are shared out
+    return "adamw_bnb_8bit" if whole else "adamw_torch_fused"

@@ -15,8 +15,8 @@ from typing import Any
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer import distributed
-from finetune_trainer.contract import ExitCode, Training
+from finetune_trainer import distributed, zero
+from finetune_trainer.contract import ExitCode, File, Strategy, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.preemption import Preemption, preempted
 from finetune_trainer.store import Store
@@ -26,13 +26,14 @@ DAMAGED = "CheckpointDamaged"
 GO_ON, SAVE, LEAVE = range(3)  # what ranks agree on after each step: the most that one of them wants
 
 
-def restore(store: Store, fingerprint: str, into: Path, *, sharded: bool = False) -> Path | None:
-    """The newest checkpoint that verifies, copied below `into`, or None; the same one on every node.
+def restore(store: Store, fingerprint: str, into: Path, strategy: Strategy | None = None, ranks: int = 1) -> Path | None:
+    """The newest checkpoint that verifies and serves `strategy`, copied below `into`, or None; the same one on every node.
 
-    One that FSDP wrote serves only FSDP (`sharded`), whatever the number of ranks, and one that it didn't only the others.
+    One that FSDP wrote serves only FSDP, whatever the number of ranks; one of ZeRO only the same stage with as many `ranks`.
     """
+    wanted = _kind(strategy, ranks)
     with distributed.first_on_node() as first:
-        found = _newest(store, fingerprint, into, sharded) if first else next(into.glob("checkpoint-*"), None)
+        found = _newest(store, fingerprint, into, wanted) if first else next(into.glob("checkpoint-*"), None)
     step = -1 if found is None else int(found.name.rpartition("-")[2])
     if distributed.agree(step) != step:
         message = f"the nodes of this attempt read different checkpoints; this one has step {step}"
@@ -40,7 +41,21 @@ def restore(store: Store, fingerprint: str, into: Path, *, sharded: bool = False
     return found
 
 
-def _newest(store: Store, fingerprint: str, into: Path, sharded: bool) -> Path | None:
+def _kind(strategy: Strategy | None, ranks: int) -> str:
+    """Equal for strategies that read each other's checkpoints."""
+    if strategy in zero.STAGES:
+        return f"{strategy} {ranks}"
+    return str(Strategy.FSDP) if strategy is Strategy.FSDP else str(Strategy.DDP)
+
+
+def _kind_of(folder: Path) -> str:
+    strategy, ranks = zero.written_by(folder)
+    if strategy is None and any(folder.glob(f"{FSDP_MODEL_NAME}*")):
+        strategy = Strategy.FSDP
+    return _kind(strategy, ranks)
+
+
+def _newest(store: Store, fingerprint: str, into: Path, wanted: str) -> Path | None:
     """Damaged ones are passed over, and those of a strategy that the job had before it was edited."""
     for step in store.checkpoints(fingerprint):
         folder = into / f"checkpoint-{step}"
@@ -52,10 +67,10 @@ def _newest(store: Store, fingerprint: str, into: Path, sharded: bool) -> Path |
             shutil.rmtree(folder, ignore_errors=True)
             print(f"the checkpoint of step {step} is damaged: taking the one before", flush=True)
             continue
-        if any(found.glob(f"{FSDP_MODEL_NAME}*")) == sharded:
+        if _kind_of(found) == wanted:
             return found
         shutil.rmtree(folder, ignore_errors=True)
-        print(f"the checkpoint of step {step} was made with another spec.parallelism.strategy: passed over", flush=True)
+        print(f"the checkpoint of step {step} was made with another spec.parallelism: passed over", flush=True)
     return None
 
 
@@ -104,10 +119,8 @@ class SaveCheckpoints(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """The Trainer has written its folder: keep it, and no more of the older ones than asked for."""
         assert args.output_dir is not None
-        self._last_save = self._clock()
-        if distributed.is_first():
-            best = best_step(state.log_history) if self._keeps_best else None
-            self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, best)
+        best = best_step(state.log_history) if self._keeps_best else None
+        self.keep(Path(args.output_dir) / f"checkpoint-{state.global_step}", state.global_step, best)
 
     def save_unfinished(self, trainer: Any) -> None:
         """Save the state after the last whole step, once a step was left between two micro-batches."""
@@ -129,10 +142,17 @@ class SaveCheckpoints(TrainerCallback):
         print(f"validation was best after step {best}: its weights are kept", flush=True)
 
     def keep(self, folder: Path, step: int, best: int | None = None) -> None:
-        """Move one checkpoint folder into the store and drop the older ones that nobody needs."""
-        self._store.save_checkpoint(self._fingerprint, step, folder, self._attempt)
-        self._store.drop_checkpoints(self._fingerprint, self._plan.keep, best)
-        shutil.rmtree(folder)
+        """Move one checkpoint into the store, each node what its ranks wrote, and drop the older ones that nobody needs."""
+        self._last_save = self._clock()
+        attempt = distributed.of_first(lambda: self._attempt)  # the same in all pods, and once each rank has written
+        files: tuple[File, ...] = ()
+        if distributed.is_first_on_node():
+            files = self._store.upload_checkpoint(self._fingerprint, step, folder, attempt)
+            shutil.rmtree(folder)
+        of_nodes = distributed.gathered(files)
+        if of_nodes is not None:
+            self._store.commit_checkpoint(self._fingerprint, step, attempt, (file for node in of_nodes for file in node))
+            self._store.drop_checkpoints(self._fingerprint, self._plan.keep, best)
         self._last_save = self._clock()
 
     def _is_due(self, step: int) -> bool:

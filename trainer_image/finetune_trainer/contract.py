@@ -202,6 +202,11 @@ class Strategy(StrEnum):
     AUTO = "Auto"
     DDP = "DDP"
     FSDP = "FSDP"
+    ZERO2 = "ZeRO2"
+    ZERO3 = "ZeRO3"
+
+
+SHARES_WEIGHTS = frozenset({Strategy.FSDP, Strategy.ZERO3})  # no rank has the model as a whole
 
 
 class Launcher(StrEnum):

@@ -58,6 +58,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def is_first_on_node() -> bool:
+    """Whether this process fetches and uploads for the others on its node."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def join(devices: Devices) -> None:
     """Meet the other ranks. Alone, nothing happens.
 
@@ -130,7 +135,7 @@ def first_on_node() -> Iterator[bool]:
     """The block runs on each node's first rank (True), then on the others, which find there what it fetched."""
     import torch.distributed as dist
 
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
+    first = is_first_on_node()
     if dist.is_initialized() and not first:
         dist.barrier()
     yield first

@@ -84,8 +84,8 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -
         except setting.DoesNotFit:
             continue
         return found.model_copy(update={"strategy": strategy})
-    shards = world if last is Strategy.FSDP else 1
-    return setting.fit(shape, own, row_tokens, available, on_gpu, shards).model_copy(update={"strategy": last})
+    found = setting.fit(shape, own, row_tokens, available, on_gpu, setting.Ranks(last, world))
+    return found.model_copy(update={"strategy": last})
 
 
 def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:

@@ -26,6 +26,7 @@ CHATTY = (
     "accelerate",
     "trl",
     "datasets",
+    "DeepSpeed",
     "peft",
     "torch.distributed",
     "llmcompressor",

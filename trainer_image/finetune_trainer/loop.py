@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer import distributed
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, Progress
 from finetune_trainer.failures import StepFailed
@@ -88,7 +87,8 @@ class Loop(Trainer):
             loss: Any = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         if self.loss_is_scaled_for_ga is False:  # a mean over rows, not over the tokens of the whole step
             loss = loss / self.current_gradient_accumulation_steps
-        self.accelerator.backward(loss)
+        # DeepSpeed would divide by the micro-batches once more, and takes the step in here after the last of them.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
         self._unchecked.append(loss.detach())
         return loss.detach()  # type: ignore[no-any-return]
 
@@ -106,13 +106,10 @@ class Loop(Trainer):
         own = inputs["input_ids"].numel() if mask is None else int(mask.sum())
         self.state.num_input_tokens_seen += own * self.args.world_size
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Each rank writes its generators where it is; rank 0, which keeps the checkpoint, collects them."""
-        super()._save_rng_state(output_dir)
-        if self.args.world_size > 1:
-            own = (Path(output_dir) / f"rng_state_{self.args.process_index}.pth").read_bytes()
-            for rank, content in enumerate(distributed.gathered(own) or ()):
-                (Path(output_dir) / f"rng_state_{rank}.pth").write_bytes(content)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a checkpoint. With DeepSpeed the shares that the ranks write beside it have the weights."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nobody reads the Trainer's count, and it walks over all parameters at each step."""

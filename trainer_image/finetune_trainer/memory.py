@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.contract import Method, Precision, Training
+from finetune_trainer.contract import SHARES_WEIGHTS, Method, Precision, Strategy, Training
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.shape import Shape
 
@@ -42,6 +42,8 @@ HEAP_LIMIT = 32 << 20  # bytes from which on glibc maps each block by itself
 HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabulary, so logits never exist as a whole
 HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
 FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
+REDUCED_AT_ONCE = 50_000_000  # numbers in a bucket of gradients or weights that ZeRO exchanges
+LIVE_PARAMETERS = 300_000_000  # that ZeRO's stage 3 keeps whole, at work or on their way
 Code = Literal["PyTorch", "Liger", "Fused", "Dropout", "DoRA", "DoRADropout"]
 KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "PyTorch": (4, 8, 2, 7),
@@ -51,7 +53,14 @@ KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "DoRA": (7, 12, 6, 7),
     "DoRADropout": (7.5, 19, 6, 7),
 }
-SHARDED = frozenset({"weights", "adapter", "gradients", "optimizer"})
+STATE = frozenset({"gradients", "optimizer"})
+SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
+    Strategy.FSDP: STATE | {"weights", "adapter"},
+    Strategy.ZERO2: STATE,
+    Strategy.ZERO3: STATE | {"weights", "adapter"},
+}
+MASTER_BYTES = 12  # of a trained number in ZeRO's optimizer: it and Adam's two moments in float32
+MASTER_BYTES_8_BIT = 6  # the same with both moments in 8 bits
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,8 @@ class Setting:
 
     micro_batch_size: int
     checkpointing: bool
-    shards: int = 1  # ranks that share out weights, gradients and optimizer state (FSDP)
+    strategy: Strategy = Strategy.DDP
+    shards: int = 1  # ranks among which the strategy shares out
 
 
 def estimate(
@@ -92,7 +102,7 @@ def estimate(
     if training.objective is Objective.DISTILLATION:
         head *= 2  # the teacher's tile beside it
     stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward)}
-    weights = sharded(weights, shape, setting.shards)
+    weights = _shared_out(weights, shape, training, setting, width)
     if code == "Fused" and training.method is Method.QLORA:
         weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
     if on_gpu:
@@ -114,7 +124,7 @@ def _sequences(training: Training, setting: Setting) -> int:
 
 
 def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
-    if not on_gpu or setting.shards > 1:  # FSDP takes whole layers: the trainer leaves them as they are
+    if not on_gpu or setting.strategy in SHARES_WEIGHTS:  # they take whole layers: the trainer leaves them as they are
         return "PyTorch"
     if training.method is Method.FULL:
         return "Liger"
@@ -191,14 +201,30 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool) -> dict
     }
 
 
-def sharded(weights: dict[str, int], shape: Shape, shards: int) -> dict[str, int]:
-    """The same terms for one of several ranks that share them out: two whole layers are there at a time, one at work and
-    one on its way."""
-    if shards == 1:
+def _shared_out(
+    weights: dict[str, int], shape: Shape, training: Training, setting: Setting, width: int
+) -> dict[str, int]:
+    """The same terms for one of several ranks that share them out, and what is whole for a moment: with FSDP two layers, one
+    at work and one on its way; with ZeRO's stage 3 as many weights as it is told; gradients by the bucket."""
+    if setting.strategy not in SHARDED:
         return weights
-    layer = weights["weights"] // max(1, shape.layers)
-    split = {name: -(-count // shards) if name in SHARDED else count for name, count in weights.items()}
-    return split | {"gathered": 2 * layer}
+    gathered = {"gathered": 2 * (weights["weights"] // max(1, shape.layers))}
+    if setting.strategy is not Strategy.FSDP:
+        trained = shape.parameters if training.method is Method.FULL else shape.adapter(training.lora.rank)
+        weights = _with_masters(weights, training, trained, width)
+        whole = min(shape.parameters, LIVE_PARAMETERS) if setting.strategy is Strategy.ZERO3 else 0
+        gathered = {"gathered": width * (whole + 2 * min(trained, REDUCED_AT_ONCE))}
+    shared = SHARDED[setting.strategy]
+    return {name: -(-count // setting.shards) if name in shared else count for name, count in weights.items()} | gathered
+
+
+def _with_masters(weights: dict[str, int], training: Training, trained: int, width: int) -> dict[str, int]:
+    """ZeRO keeps what is trained in the compute type, and in its optimizer once more in float32."""
+    eight_bit = training.method is Method.FULL and "8bit" in training.optimizer
+    changed = {"gradients": width * trained, "optimizer": (MASTER_BYTES_8_BIT if eight_bit else MASTER_BYTES) * trained}
+    if training.method is Method.FULL:
+        return weights | changed | {"weights": width * trained, "castWeights": 0}
+    return weights | changed | {"adapter": width * trained}
 
 
 def number_bytes(precision: Precision, on_gpu: bool) -> int:

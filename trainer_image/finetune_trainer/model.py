@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 
-from finetune_trainer.contract import Devices, ExitCode, Method, Precision, Training
+from finetune_trainer.contract import SHARES_WEIGHTS, Devices, ExitCode, Method, Precision, Strategy, Training
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.zero import STAGES
 
 AMPERE = (8, 0)  # compute capability from which on a GPU has bf16
 
@@ -74,21 +75,28 @@ def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:
 
 
 def load_base(
-    folder: Path, method: Method, compute: Compute, attention: str = "sdpa", *, sharded: bool = False, bits: Literal[4, 8] = 4
+    folder: Path,
+    method: Method,
+    compute: Compute,
+    attention: str = "sdpa",
+    *,
+    strategy: Strategy = Strategy.DDP,
+    bits: Literal[4, 8] = 4,
 ) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
 
-    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. `sharded`
-    weights lie where their ranks can share them out: 4-bit ones in the compute type, which FSDP can split. `bits` are
-    those of a QLoRA weight.
+    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. Where the ranks of
+    `strategy` share out weights, 4-bit ones lie in the compute type, which can be split. `bits` are those of a QLoRA weight.
     """
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.float32 if method is Method.FULL else compute.dtype
+    masters = method is Method.FULL and strategy not in STAGES  # ZeRO keeps its own, shared out
     device = torch.cuda.current_device() if compute.device == "cuda" else "cpu"
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}, "attn_implementation": attention}
+    options: dict[str, Any] = {"dtype": torch.float32 if masters else compute.dtype, "attn_implementation": attention}
+    if strategy is not Strategy.ZERO3:  # there each rank loads its share, and DeepSpeed says where to
+        options["device_map"] = {"": device}
     if method is Method.QLORA:
-        storage = compute.dtype if sharded else torch.uint8
+        storage = compute.dtype if strategy in SHARES_WEIGHTS else torch.uint8
         options["quantization_config"] = int8() if bits == 8 else nf4(compute.dtype, storage=storage)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     _keep_layout(model)
@@ -209,12 +217,13 @@ def _keep_type(adapted: Any) -> None:
             module.register_forward_hook(lambda _, asked, answer: answer.to(asked[0].dtype))
 
 
-def trained_weights_type(method: Method, compute: Compute, *, sharded: bool = False) -> torch.dtype:
+def trained_weights_type(method: Method, compute: Compute, strategy: Strategy = Strategy.DDP) -> torch.dtype:
     """BF16 for QLoRA in BF16, as its paper has it; float32 for all else, lest small updates round away.
 
-    FSDP shares out weights of one type only, so sharded adapters have the base's.
+    FSDP shares out weights of one type only, so adapters then have the base's. With ZeRO all have the compute type, and the
+    optimizer a copy in float32.
     """
-    if sharded and method is not Method.FULL:
+    if strategy in STAGES or (strategy is Strategy.FSDP and method is not Method.FULL):
         return compute.dtype
     return torch.bfloat16 if method is Method.QLORA and compute.dtype is torch.bfloat16 else torch.float32
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.adapter_fields import Quantization
-from finetune_trainer.contract import FitFacts, Method, Training
+from finetune_trainer.contract import FitFacts, Method, Strategy, Training
 from finetune_trainer.memory import GIB, Setting, estimate
 from finetune_trainer.objective_fields import Objective
 from finetune_trainer.shape import Shape
@@ -25,7 +26,20 @@ class DoesNotFit(Exception):
     """No allowed setting fits. The message names the smallest and what would fit instead."""
 
 
-def fit(shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, shards: int = 1) -> FitFacts:
+@dataclass(frozen=True)
+class Ranks:
+    """How several ranks train one model."""
+
+    strategy: Strategy = Strategy.DDP
+    count: int = 1
+
+
+ALONE = Ranks()
+
+
+def fit(
+    shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, ranks: Ranks = ALONE
+) -> FitFacts:
     """The fastest allowed setting whose estimate stays within `available` bytes of one device.
 
     Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
@@ -44,7 +58,7 @@ def fit(shape: Shape, training: Training, row_tokens: int, available: int | None
         )
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
-    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, shards, on_gpu)}
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, ranks, on_gpu)}
     fitting = [s for s in needs if sum(needs[s].values()) <= limit]
     smallest = min(needs, key=lambda s: sum(needs[s].values()))
     if not fitting and available is not None:
@@ -64,13 +78,13 @@ def _least(training: Training) -> int:
     return LEAST_OF_KTO if training.objective is Objective.KTO else 1
 
 
-def _settings(training: Training, shards: int, on_gpu: bool) -> Iterator[Setting]:
+def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Setting]:
     sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
     sizes = [size for size in sizes if size >= _least(training)]
     if training.packing and not on_gpu:
         sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
     modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
-    return (Setting(size, mode, shards) for size in sizes for mode in modes)
+    return (Setting(size, mode, ranks.strategy, ranks.count) for size in sizes for mode in modes)
 
 
 def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
@@ -89,11 +103,11 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
-    least = Setting(_least(training), True, smallest.shards)
+    least = replace(smallest, micro_batch_size=_least(training), checkpointing=True)
     loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
     if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
-    length = _longest(shape, loosened, row, available, on_gpu, smallest.shards)
+    length = _longest(shape, loosened, row, available, on_gpu, least)
     if length is not None:
         return f"{said}; it fits with spec.training.maxLength: {length}"
     others: list[tuple[str, dict[str, Any]]] = [
@@ -109,9 +123,9 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
     return f"{said}; take a device with more memory or a smaller model"
 
 
-def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, shards: int) -> int | None:
+def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, least: Setting) -> int | None:
     """Longest row, a multiple of 64 tokens, with which the smallest micro-batch fits."""
-    lengths, least = range(row // 64 * 64, 127, -64), Setting(_least(training), True, shards)
+    lengths = range(row // 64 * 64, 127, -64)
     return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
 
 

@@ -1,43 +1,64 @@
-"""FSDP: ranks share out weights, gradients and optimizer state, one decoder layer at a time is whole.
+"""Ranks that share one model out, and what must be known of it outside of the training loop.
 
-What is in the checkpoints and in the result is gathered, so that any number of ranks can go on from it.
+FSDP    weights, gradients and optimizer state; one decoder layer at a time is whole. What is in the checkpoints and in the
+        result is gathered, so that any number of ranks can go on from it
+ZeRO    zero.py
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer import zero
+from finetune_trainer.contract import ExitCode, Strategy
 from finetune_trainer.failures import StepFailed
 
 
-def arguments() -> dict[str, Any]:
+def arguments(strategy: Strategy | None) -> dict[str, Any]:
     """What transformers' TrainingArguments take for it."""
+    if strategy in zero.STAGES:
+        return zero.arguments(strategy)
+    if strategy is not Strategy.FSDP:
+        return {}
     wrap = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT", "version": 2}
     return {"fsdp": True, "fsdp_config": wrap}
 
 
-def allow_on_cpus() -> None:
-    """Call it before the Trainer is made, where the ranks are CPUs: torch shards there as well, with gloo.
+def allow_on_cpus(strategy: Strategy) -> None:
+    """Call it once the Trainer's arguments are made and before the model is loaded, where the ranks are CPUs: torch and DeepSpeed share out there as well, with gloo.
 
-    accelerate looks at FSDP for accelerators only and passes over it without a word, so it is told that the ranks are
+    accelerate looks at either for accelerators only and passes over it without a word, so it is told that the ranks are
     some; it then writes FSDP in that place itself.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    if strategy is Strategy.FSDP:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    elif strategy in zero.STAGES:
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
+        zero.allow_on_cpus()
 
 
-def check(trainer: Any) -> None:
-    """Raises StepFailed where the Trainer would train without sharding although it was asked for."""
-    if not trainer.is_fsdp_enabled:
-        message = "spec.parallelism.strategy FSDP was asked for, but accelerate did not take it: nothing was trained"
+def check(loop: Any, strategy: Strategy) -> None:
+    """Raises StepFailed where the Trainer would train without sharing out although it was asked for."""
+    taken = {Strategy.FSDP: loop.is_fsdp_enabled} | dict.fromkeys(zero.STAGES, loop.is_deepspeed_enabled)
+    if not taken.get(strategy, True):
+        message = f"spec.parallelism.strategy {strategy} was asked for, but accelerate did not take it: nothing was trained"
         raise StepFailed(ExitCode.WORLD_INCOMPLETE, "NotSharded", message)
 
 
-def gathered(network: Any, *, keep: bool) -> dict[str, Any]:
-    """The trained weights as they would be without shards, one by one from all ranks; {} where they are not kept."""
+def gathered(loop: Any, *, keep: bool) -> dict[str, Any] | None:
+    """The trained weights as they would be without shards, one by one from all ranks; {} where they are not kept.
+
+    None where each rank has them whole.
+    """
+    if loop.is_deepspeed_enabled:
+        return zero.gathered(loop.model, keep=keep)
+    return _gathered(loop.model, keep) if loop.is_fsdp_enabled else None
+
+
+def _gathered(network: Any, keep: bool) -> dict[str, Any]:
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     whole: dict[str, Any] = {}
     for name, value in network.state_dict().items():

@@ -129,11 +129,15 @@ class Store:
 
     # ── Checkpoints ──
 
-    def save_checkpoint(self, fingerprint: str, step: int, folder: Path, attempt: str) -> None:
-        """Keep training state after `step` optimizer steps; one saved later for the same step takes its place."""
-        place = f"{CHECKPOINT}/{fingerprint}/{step}"
-        files = self._upload(f"{place}/{attempt}", folder)
-        manifest = {"prefix": attempt, "digest": folder_digest(files)}
+    def upload_checkpoint(self, fingerprint: str, step: int, folder: Path, attempt: str) -> tuple[File, ...]:
+        """Bring one node's part of the training state after `step` optimizer steps; `commit_checkpoint` makes it count."""
+        return self._bring(f"{CHECKPOINT}/{fingerprint}/{step}/{attempt}", folder)
+
+    def commit_checkpoint(self, fingerprint: str, step: int, attempt: str, files: Iterable[File]) -> None:
+        """Keep what the nodes brought; a checkpoint committed later for the same step takes its place."""
+        place, listed = f"{CHECKPOINT}/{fingerprint}/{step}", tuple(files)
+        self.objects.overwrite(f"{place}/{attempt}/{FILES}", files_json(listed))
+        manifest = {"prefix": attempt, "digest": folder_digest(listed)}
         self.objects.overwrite(f"{place}/{MANIFEST}", json.dumps(manifest).encode())
 
     def checkpoints(self, fingerprint: str) -> list[int]:
@@ -178,10 +182,14 @@ class Store:
 
     def _upload(self, prefix: str, folder: Path) -> tuple[File, ...]:
         self.objects.delete(prefix)  # left by a run of the same name that was cut off
+        files = self._bring(prefix, folder)
+        self.objects.overwrite(f"{prefix}/{FILES}", files_json(files))
+        return files
+
+    def _bring(self, prefix: str, folder: Path) -> tuple[File, ...]:
         files = describe(folder)
         for file in files:
             self.objects.write_file(f"{prefix}/{file.path}", folder / file.path)
-        self.objects.overwrite(f"{prefix}/{FILES}", files_json(files))
         return files
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer import zero
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed
 
@@ -27,6 +28,11 @@ def trace(model: Any) -> dict[str, Trace]:
 
 
 def _trace(parameter: torch.nn.Parameter) -> Trace:
+    with zero.whole(parameter):
+        return _trace_whole(parameter)
+
+
+def _trace_whole(parameter: torch.nn.Parameter) -> Trace:
     values = parameter.detach()
     if hasattr(values, "full_tensor"):  # FSDP's ranks hold a share each
         values = values.full_tensor()

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import contract, distributed, sharding
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, Strategy, TrainFacts, Training
+from finetune_trainer.contract import (
+    SHARES_WEIGHTS,
+    ArtifactFacts,
+    ExitCode,
+    FitFacts,
+    Method,
+    StepResult,
+    Strategy,
+    TrainFacts,
+    Training,
+)
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.fields import Model
 from finetune_trainer.libraries import quieten
@@ -63,7 +73,8 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     watchdog = hang.watchdog()
     loop = _loop(context, loaded, [saving, *stopping, watchdog])
     before = verify.trace(loaded.network)
-    resume = checkpoint.restore(context.store, fingerprint, Path(loop.args.output_dir), sharded=loaded.sharded)
+    folder, ranks = Path(loop.args.output_dir), loop.args.world_size
+    resume = checkpoint.restore(context.store, fingerprint, folder, loaded.fit.strategy, ranks)
 
     started = time.monotonic()
     preemption.activity = Activity.TRAINING
@@ -90,22 +101,26 @@ class Loaded:
     reference: Any  # frozen, where the loss compares with another model than the network without its adapters
     tokenizer: Any
     rows: Path
+    arguments: Any  # of TRL's trainer
 
     @property
-    def sharded(self) -> bool:
-        """Whether ranks share out the weights."""
-        return self.fit.strategy is Strategy.FSDP
+    def strategy(self) -> Strategy:
+        return self.fit.strategy or Strategy.DDP
 
 
 def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before anything is read."""
     from finetune_trainer import acceleration, model
+    from finetune_trainer.arguments import arguments
 
     training = context.run.training
     compute = model.compute_for(training.precision, context.run.devices)
     fit = distributed.of_first(lambda: _fit(context))
-    sharded = fit.strategy is Strategy.FSDP
-    _check(training, sharded=sharded)
+    strategy = fit.strategy or Strategy.DDP
+    _check(training, strategy)
+    asked = arguments(context.run, fit, compute, context.scratch / "train")  # with ZeRO they say how the model is loaded
+    if compute.device == "cpu":
+        sharding.allow_on_cpus(strategy)
 
     context.progress("loading the base model")
     with distributed.first_on_node():
@@ -113,7 +128,7 @@ def _load(context: Context) -> Loaded:
         _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
     bits, attention = training.quantization.bits, acceleration.attention(compute)
-    network = model.load_base(model_folder, training.method, compute, attention, sharded=sharded, bits=bits)
+    network = model.load_base(model_folder, training.method, compute, attention, strategy=strategy, bits=bits)
     reference = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
@@ -121,9 +136,9 @@ def _load(context: Context) -> Loaded:
         reference = model.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
-    if not sharded:  # the fused path holds on to whole weights
+    if strategy not in SHARES_WEIGHTS:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
-    return Loaded(compute, fit, network, reference, tokenizer, rows)
+    return Loaded(compute, fit, network, reference, tokenizer, rows, asked)
 
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
@@ -143,30 +158,26 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     from transformers import PrinterCallback
 
     from finetune_trainer import model
-    from finetune_trainer.arguments import arguments
     from finetune_trainer.loop import ReportProgress
     from finetune_trainer.objectives import make_loop
     from finetune_trainer.rehearsal import Rehearsal
 
     training, compute = context.run.training, loaded.compute
-    asked = arguments(context.run, loaded.fit, compute, context.scratch / "train")
-    if loaded.sharded and compute.device == "cpu":
-        sharding.allow_on_cpus()
     loop = make_loop(
         training,
         loaded.rows,
         loaded.reference,
         model=loaded.network,
-        args=asked,
+        args=loaded.arguments,
         processing_class=loaded.tokenizer,
         callbacks=[*callbacks],
     )
-    if loaded.sharded:
-        sharding.check(loop)
+    sharding.check(loop, loaded.strategy)
     loop.remove_callback(PrinterCallback)
-    loop.add_callback(Rehearsal(context, loop, loaded.fit))
+    if not loop.is_deepspeed_enabled:  # whose backward pass can't be without a step
+        loop.add_callback(Rehearsal(context, loop, loaded.fit))
     loop.add_callback(ReportProgress(context, loop))
-    loop.set_trained_type(model.trained_weights_type(training.method, compute, sharded=loaded.sharded))
+    loop.set_trained_type(model.trained_weights_type(training.method, compute, loaded.strategy))
     loop.set_warmup(training.warmup_ratio)
     return loop
 
@@ -201,14 +212,14 @@ def _fit(context: Context) -> FitFacts:
     return fit.model_copy(update={"micro_batch_size": int(smaller)})
 
 
-def _check(training: Training, *, sharded: bool) -> None:
+def _check(training: Training, strategy: Strategy) -> None:
     """Raises StepFailed BadConfig for what these devices can't do."""
     if training.quantization.bits == 8 and training.method is not Method.QLORA:
         raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
-    if sharded and training.quantization.bits == 8:
-        raise _refused("training.quantization.bits: FSDP can't share out 8-bit weights; set 4, or parallelism.strategy DDP")
-    if sharded and training.keep_checkpoint == "Best":
-        raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
+    if strategy in SHARES_WEIGHTS and training.quantization.bits == 8:
+        raise _refused(f"training.quantization.bits: {strategy} can't share out 8-bit weights; set 4, or strategy DDP")
+    if strategy is not Strategy.DDP and training.keep_checkpoint == "Best":
+        raise _refused(f"training.keepCheckpoint: {strategy} keeps no weights but the last; set Last, or strategy DDP")
 
 
 # ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,7 +273,7 @@ def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
     else:
         for config in network.peft_config.values():
             config.base_model_name_or_path = context.run.model.uri
-    weights = sharding.gathered(network, keep=distributed.is_first()) if loop.is_fsdp_enabled else None
+    weights = sharding.gathered(loop, keep=distributed.is_first())
     if distributed.is_first():
         network.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
