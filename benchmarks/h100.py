@@ -33,8 +33,10 @@ def lengths() -> list[int]:
     return [int(min(LENGTH, max(16, math.exp(draw.gauss(math.log(150), 0.9))))) for _ in range(ROWS)]
 
 
-def make(folder: Path) -> None:
-    """The model and the rows. Words follow Zipf's law over 512 of the vocabulary's, so that there is something to learn."""
+def make(folder: Path, layers: int = 32) -> None:
+    """The model, of Mistral-7B's depth or less, and the rows.
+
+    Words follow Zipf's law over 512 of the vocabulary's, so that there is something to learn."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
@@ -42,7 +44,7 @@ def make(folder: Path) -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = MistralForCausalLM(MistralConfig(sliding_window=None))
+        model = MistralForCausalLM(MistralConfig(sliding_window=None, num_hidden_layers=layers))
     model.save_pretrained(folder / "model", max_shard_size="4GB")
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + [f"w{i}" for i in range(4, WORDS)])}, "<unk>"))
@@ -88,7 +90,7 @@ def ours(folder: Path, gib: float, micro: int | None, steps: int = STEPS, batch:
     path = folder / f"{run['name']}.json"
     path.write_text(json.dumps(run))
     for step in ("prepare", "train"):
-        result, lines = _step(step, path, mounts, folder)
+        result, lines = step_of(step, path, mounts, folder)
     facts, fit = result["train"], result["fit"]
     return _rate(lines) | {
         "micro_batch": fit["microBatchSize"],
@@ -99,7 +101,7 @@ def ours(folder: Path, gib: float, micro: int | None, steps: int = STEPS, batch:
     }
 
 
-def _step(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def step_of(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Run one step; its result and its readings while it trained."""
     environment = os.environ | {
         "FINETUNE_RUN_FILE": str(run),

@@ -55,6 +55,17 @@ REFUSED_JOBS = [
         {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
         "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto",
     ),
+    (
+        {"parallelism": {"gpusPerNode": 2, "strategy": "ZeRO3"}},
+        "spec.parallelism.strategy ZeRO3 can't share out QLoRA's quantized weights",
+    ),
+    (
+        {
+            "training": {"method": "Full", "optimizer": "adamw_bnb_8bit"},
+            "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"},
+        },
+        "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy",
+    ),
     ({"training": {"lora": {"init": "Orthogonal", "rank": 7}}}, "spec.training.lora.init Orthogonal needs an even rank"),
     ({"training": {"quantization": {"bits": 3}}}, 'supported values: "4", "8"'),
     ({"parallelism": {"numNodes": 2}}, "spec.parallelism.numNodes above 1 needs a store that several nodes reach"),

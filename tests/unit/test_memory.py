@@ -266,16 +266,54 @@ def test_divisors() -> None:
 def test_what_ranks_share_out_is_divided_and_what_each_computes_is_not() -> None:
     alone = estimate(MISTRAL, training(method="Full"), Setting(1, True), 512, on_gpu=True, code="PyTorch")
     shared = estimate(MISTRAL, training(method="Full"), Setting(1, True, Strategy.FSDP, 4), 512, on_gpu=True)
-    for term in ("weights", "gradients", "optimizer"):
+    for term in ("weights", "gradients"):
         assert shared[term] == alone[term] // 4
+    assert shared["optimizer"] == 8 * MISTRAL.parameters // 4  # bitsandbytes' 8-bit states can't be shared out
     assert shared["activations"] == alone["activations"]
     assert shared["gathered"] == pytest.approx(2 * alone["weights"] / 32, rel=0.01)
+
+
+def layers(count: int, parameters: int) -> Shape:
+    return shape_of(MISTRAL_CONFIG | {"num_hidden_layers": count}, parameters)
+
+
+@pytest.mark.parametrize(
+    ("fields", "strategy", "measured"),
+    [
+        ({}, Strategy.DDP, 7.27),
+        ({}, Strategy.FSDP, 9.21),
+        ({}, Strategy.ZERO2, 7.69),
+        ({"method": "LoRA"}, Strategy.ZERO3, 11.11),
+        ({"method": "Full"}, Strategy.FSDP, 30.2),
+        ({"method": "Full"}, Strategy.ZERO3, 29.08),
+    ],
+)
+def test_peaks_of_two_ranks_measured_on_h100s(fields: dict[str, Any], strategy: Strategy, measured: float) -> None:
+    """Eight layers of Mistral's shape, rows packed to 2048 tokens, two of them in a micro-batch (benchmarks/many_gpus.py)."""
+    asked = training(packing=True, globalBatchSize=8, **fields)
+    found = estimate(layers(8, 2_007_044_096), asked, Setting(2, False, strategy, 2), 2048, on_gpu=True)
+    assert sum(found.values()) / GIB == pytest.approx(measured, rel=0.05)
+
+
+def test_zero_shares_out_state_and_in_stage_3_weights() -> None:
+    def terms(strategy: Strategy) -> dict[str, int]:
+        return estimate(MISTRAL, training(method="Full"), Setting(1, True, strategy, 4), 512, on_gpu=True)
+
+    two, three = terms(Strategy.ZERO2), terms(Strategy.ZERO3)
+    assert two["weights"] == 2 * MISTRAL.parameters
+    assert three["weights"] == two["weights"] // 4
+    for found in (two, three):
+        assert found["optimizer"] == 12 * MISTRAL.parameters // 4
+        assert found["gradients"] == 6 * MISTRAL.parameters // 4
 
 
 def test_a_model_too_large_for_one_gpu_fits_several() -> None:
     with pytest.raises(DoesNotFit):
         fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True)
-    assert fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, ranks=Ranks(Strategy.FSDP, 8)).predicted_bytes < 80 * GIB
+    assert (
+        fit(MISTRAL, training(method="Full"), 512, 80 * GIB, on_gpu=True, ranks=Ranks(Strategy.FSDP, 8)).predicted_bytes
+        < 80 * GIB
+    )
 
 
 def test_pairs_count_both_answers_and_full_training_its_reference() -> None:

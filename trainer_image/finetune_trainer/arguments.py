@@ -9,7 +9,7 @@ import torch
 from transformers.training_args import OptimizerNames
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from finetune_trainer import sharding, tracking, zero
+from finetune_trainer import sharding, tracking
 from finetune_trainer.acceleration import uses_varlen
 from finetune_trainer.contract import ExitCode, FitFacts, Method, RunConfig, Strategy, Training
 from finetune_trainer.failures import StepFailed
@@ -93,5 +93,5 @@ def _optimizer(training: Training, device: str, strategy: Strategy | None) -> st
         return training.optimizer
     if device == "cpu":
         return "adamw_torch"
-    whole = training.method is Method.FULL and strategy not in zero.STAGES  # there the states are shared out
+    whole = training.method is Method.FULL and (strategy or Strategy.DDP) is Strategy.DDP  # others share the states out
     return "adamw_bnb_8bit" if whole else "adamw_torch_fused"

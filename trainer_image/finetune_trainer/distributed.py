@@ -69,6 +69,8 @@ def join(devices: Devices) -> None:
     Raises StepFailed WORLD_INCOMPLETE where there are fewer than were asked for: nothing trains on less in silence.
     """
     if devices.world_size == 1 and not is_rank():
+        if devices.gpus:  # where more are to be seen, the Trainer would spread over all of them
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
         return
     import torch
     import torch.distributed as dist

@@ -80,7 +80,7 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -
     *others, last = strategies(run)
     for strategy in others:
         try:
-            found = setting.fit(shape, own, row_tokens, available, on_gpu)
+            found = setting.fit(shape, own, row_tokens, available, on_gpu, setting.Ranks(strategy, world))
         except setting.DoesNotFit:
             continue
         return found.model_copy(update={"strategy": strategy})

@@ -7,8 +7,11 @@ Loop ─┬─ SupervisedLoop   supervised.py: SFT, and distillation on the same
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,12 @@ class Loop(Trainer):
         own = inputs["input_ids"].numel() if mask is None else int(mask.sum())
         self.state.num_input_tokens_seen += own * self.args.world_size
 
+    def get_train_dataloader(self) -> Any:
+        return workers_apart(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return workers_apart(super().get_eval_dataloader(eval_dataset))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Of a checkpoint. With DeepSpeed the shares that the ranks write beside it have the weights."""
         if not self.is_deepspeed_enabled:
@@ -133,6 +142,21 @@ class Loop(Trainer):
                 f"{what} {value} at step {self.state.global_step + 1}: lower training.learningRate, raise warmupRatio, "
                 "or set precision BF16 or FP32; the checkpoint before it is kept",
             )
+
+
+def workers_apart(loader: Any) -> Any:
+    """The same batches, by workers outside of this rank's process group. torchrun tells all of the group when a pod is to
+    stop, and a worker that ends at once takes the rest of the step, and so the checkpoint, with it.
+    """
+    iterated = getattr(loader, "base_dataloader", loader)  # accelerate's wraps the one that starts the workers
+    iterated.worker_init_fn = partial(_begin_apart, iterated.worker_init_fn)
+    return loader
+
+
+def _begin_apart(seed: Callable[[int], None] | None, worker: int) -> None:
+    os.setpgid(0, 0)
+    if seed is not None:
+        seed(worker)
 
 
 class ReportProgress(TrainerCallback):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_trainer import zero
+from finetune_trainer import distributed, zero
 from finetune_trainer.contract import ExitCode, Strategy
 from finetune_trainer.failures import StepFailed
 
@@ -25,7 +25,8 @@ def arguments(strategy: Strategy | None) -> dict[str, Any]:
 
 
 def allow_on_cpus(strategy: Strategy) -> None:
-    """Call it once the Trainer's arguments are made and before the model is loaded, where the ranks are CPUs: torch and DeepSpeed share out there as well, with gloo.
+    """Call it once the Trainer's arguments are made, and before the model is loaded, where the ranks are CPUs: torch and
+    DeepSpeed share out there as well, with gloo.
 
     accelerate looks at either for accelerators only and passes over it without a word, so it is told that the ranks are
     some; it then writes FSDP in that place itself.
@@ -53,9 +54,15 @@ def gathered(loop: Any, *, keep: bool) -> dict[str, Any] | None:
 
     None where each rank has them whole.
     """
-    if loop.is_deepspeed_enabled:
-        return zero.gathered(loop.model, keep=keep)
-    return _gathered(loop.model, keep) if loop.is_fsdp_enabled else None
+    import torch
+
+    if not (loop.is_deepspeed_enabled or loop.is_fsdp_enabled):
+        return None
+    whole = zero.gathered(loop.model, keep=keep) if loop.is_deepspeed_enabled else _gathered(loop.model, keep)
+    if torch.cuda.is_available():  # what a rank was to send is lost where it leaves before its GPU has sent it
+        torch.cuda.synchronize()
+    distributed.agree(0)
+    return whole
 
 
 def _gathered(network: Any, keep: bool) -> dict[str, Any]:

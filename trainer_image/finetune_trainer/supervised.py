@@ -19,5 +19,5 @@ class SupervisedLoop(Loop, SFTTrainer):  # type: ignore[misc]
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        # The count is over all ranks, whose gradients are averaged afterwards.
-        return -outputs.log_probs.sum() / num_items_in_batch * self.args.world_size
+        # FSDP answers in the compute type. The count is over all ranks, whose gradients are averaged afterwards.
+        return -outputs.log_probs.float().sum() / num_items_in_batch * self.args.world_size

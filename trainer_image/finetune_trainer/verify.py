@@ -33,12 +33,13 @@ def _trace(parameter: torch.nn.Parameter) -> Trace:
 
 
 def _trace_whole(parameter: torch.nn.Parameter) -> Trace:
-    values = parameter.detach()
+    master = zero.master(parameter)
+    values = parameter.detach() if master is None else master
     if hasattr(values, "full_tensor"):  # FSDP's ranks hold a share each
         values = values.full_tensor()
     values = values.flatten()
-    if not parameter.requires_grad:
-        values = values[:: max(1, values.numel() // FROZEN_SAMPLE)]
+    if not parameter.requires_grad:  # 4-bit weights that pass for 16-bit numbers may pass for NaN, which equals nothing
+        values = values[:: max(1, values.numel() // FROZEN_SAMPLE)].contiguous().view(torch.uint8)
     # Squares: adapters start at zero mean, and a change of sign must show as well, so the plain sum is added.
     values = values.double()
     return Trace(parameter.requires_grad, float(values.square().sum() + values.sum()))

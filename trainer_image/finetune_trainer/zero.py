@@ -64,16 +64,26 @@ def whole(parameter: Any) -> AbstractContextManager[Any]:
     return gathered
 
 
-def gathered(network: Any, *, keep: bool) -> dict[str, Any]:
-    """The trained weights in float32 as the optimizer has them, one by one from all ranks; {} where they are not kept."""
+def master(parameter: Any) -> Any:
+    """A trained weight in float32 as the optimizer has it, from all ranks, which must all call this; None where ZeRO has none
+    of it. A BF16 one stays where it is while that moves by less than BF16's steps.
+    """
+    if not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")):
+        return None
     from deepspeed.utils import safe_get_full_fp32_param
 
+    found = safe_get_full_fp32_param(parameter)
+    return None if found is None else found.reshape(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def gathered(network: Any, *, keep: bool) -> dict[str, Any]:
+    """The trained weights in float32, one by one from all ranks; {} where they are not kept."""
     found: dict[str, Any] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            flat = safe_get_full_fp32_param(parameter)
+            whole_one = master(parameter)
             if keep:
-                found[name] = flat.reshape(getattr(parameter, "ds_shape", parameter.shape)).cpu().clone()
+                found[name] = whole_one.cpu().clone()
     return found
 
 

@@ -48,7 +48,8 @@ class Parallelism(Strict):
     """Which GPUs."""
     strategy: Strategy = Strategy.AUTO
     """How several ranks train one model. DDP: each holds all of it; FSDP: they share out weights, gradients and optimizer
-    state. Auto: DDP where that fits the memory of one GPU, else FSDP."""
+    state; ZeRO2 and ZeRO3: DeepSpeed shares out gradients and optimizer state, and in ZeRO3 the weights as well. Auto: DDP
+    where that fits the memory of one GPU, else FSDP."""
     launcher: Launcher = Launcher.TORCHRUN
     """What starts the ranks. Torchrun; or Ray, for Ray Train in a Ray cluster of the job's own pods, which ends with them."""
 

@@ -136,8 +136,19 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.training.quantization.bits == 4 || self.parallelism.strategy in ['Auto', 'DDP']",
+        "self.training.quantization.bits == 4 || !(self.parallelism.strategy in ['FSDP', 'ZeRO3'])",
         "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto, or spec.training.quantization.bits 4",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.strategy != 'ZeRO3' || self.training.method != 'QLoRA'",
+        "spec.parallelism.strategy ZeRO3 can't share out QLoRA's quantized weights; use FSDP or ZeRO2, or method LoRA",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.strategy in ['Auto', 'DDP'] || !self.training.optimizer.matches('bnb|8bit|4bit|paged')",
+        "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy; use Auto or"
+        " adamw_torch_fused",
     ),
     Rule(
         "spec",

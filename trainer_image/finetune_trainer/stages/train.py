@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from finetune_trainer.validation import StopEarly
 
 
+EIGHT_BIT_OR_PAGED = ("bnb", "8bit", "4bit", "paged")  # in names of optimizers
+
+
 def run(context: Context) -> StepResult | None:
     """Train and commit; None on ranks other than the first.
 
@@ -218,6 +221,10 @@ def _check(training: Training, strategy: Strategy) -> None:
         raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
     if strategy in SHARES_WEIGHTS and training.quantization.bits == 8:
         raise _refused(f"training.quantization.bits: {strategy} can't share out 8-bit weights; set 4, or strategy DDP")
+    if strategy is Strategy.ZERO3 and training.method is Method.QLORA:
+        raise _refused("parallelism.strategy: ZeRO3 can't share out QLoRA's quantized weights; set FSDP or ZeRO2")
+    if strategy is not Strategy.DDP and any(word in training.optimizer for word in EIGHT_BIT_OR_PAGED):
+        raise _refused(f"training.optimizer: {training.optimizer} can't work on the shares of {strategy}; set Auto")
     if strategy is not Strategy.DDP and training.keep_checkpoint == "Best":
         raise _refused(f"training.keepCheckpoint: {strategy} keeps no weights but the last; set Last, or strategy DDP")
 
