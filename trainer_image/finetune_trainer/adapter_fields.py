@@ -22,6 +22,9 @@ class Lora(Strict):
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
     targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
     """Modules that get an adapter: all-linear, or names such as q_proj."""
+    modules_to_save: list[str] = Field(default_factory=list, max_length=16)
+    """Modules that are trained whole, in float32, beside the adapters, by names such as embed_tokens and lm_head: for new
+    special tokens, or a new chat format. Where a model ties these two, either names both. Not for method Full."""
     init: Literal["Default", "Gaussian", "Orthogonal"] = "Default"
     """How the adapter begins; training starts from the base model whichever it is. Default (uniform, after Kaiming) and
     Gaussian are of its first matrix, and the second begins at zero. Orthogonal: both begin with values, and their rows and

@@ -108,12 +108,13 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
 
 def strategies(run: RunConfig) -> tuple[Strategy, ...]:
     """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only, its 8-bit ones nowhere;
-    what is compared with another model is not sharded.
+    what is compared with another model is not sharded, nor modules that are trained whole, in another type than the rest.
     """
     if run.devices.strategy is not Strategy.AUTO:
         return (run.devices.strategy,)
     training = run.training
     shareable = training.method is not Method.QLORA or (training.quantization.bits == 4 and run.devices.gpus > 0)
+    shareable = shareable and not training.lora.modules_to_save
     if training.objective is not Objective.SFT or not shareable:
         return (Strategy.DDP,)
     return (Strategy.DDP, Strategy.FSDP)

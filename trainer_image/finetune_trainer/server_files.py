@@ -44,6 +44,8 @@ def for_vllm(lora: Lora) -> str:
     fits: Sequence[int] = [rank for rank in VLLM_RANKS if rank >= lora.rank]
     if lora.dora:
         return "not as an adapter, as vLLM has no DoRA: serve the merged model"
+    if lora.modules_to_save:
+        return "not as an adapter, as vLLM takes none with modules that were trained whole: serve the merged model"
     if not fits:
         return f"not as an adapter, as vLLM takes ranks up to {VLLM_RANKS[-1]}: serve the merged model"
     return f"`--enable-lora --max-lora-rank {fits[0]}`"

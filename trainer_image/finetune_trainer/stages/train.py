@@ -205,6 +205,10 @@ def _check(training: Training, *, sharded: bool) -> None:
     """Raises StepFailed BadConfig for what these devices can't do."""
     if training.quantization.bits == 8 and training.method is not Method.QLORA:
         raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
+    if training.lora.modules_to_save and training.method is Method.FULL:
+        raise _refused("training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight; remove it")
+    if sharded and training.lora.modules_to_save:
+        raise _refused("training.lora.modulesToSave: FSDP shares out weights of one number type only; set strategy DDP")
     if sharded and training.quantization.bits == 8:
         raise _refused("training.quantization.bits: FSDP can't share out 8-bit weights; set 4, or parallelism.strategy DDP")
     if sharded and training.keep_checkpoint == "Best":
