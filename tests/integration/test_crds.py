@@ -56,6 +56,14 @@ REFUSED_JOBS = [
         "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto",
     ),
     ({"training": {"lora": {"init": "Orthogonal", "rank": 7}}}, "spec.training.lora.init Orthogonal needs an even rank"),
+    ({"training": {"lora": {"init": "PiSSA"}}}, "spec.training.lora.init PiSSA and OLoRA split the weights as they are"),
+    *(
+        (
+            {"training": {"method": "LoRA", "objective": objective, "lora": {"init": "OLoRA"} | lora}},
+            "spec.training.lora.init PiSSA and OLoRA go with neither dora, modulesToSave, strategy FSDP nor objectives DPO",
+        )
+        for objective, lora in (("SFT", {"dora": True}), ("SFT", {"modulesToSave": ["lm_head"]}), ("KTO", {}))
+    ),
     (
         {"training": {"method": "Full", "lora": {"modulesToSave": ["lm_head"]}}},
         "spec.training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight",

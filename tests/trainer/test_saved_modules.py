@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.trainer.entries import context, prepare
+from tests.trainer import test_distributed
+from tests.trainer.entries import prepare
 from tests.trainer.test_merge import TRAINING, divergence_from_trained, merged_folder
 from tests.trainer.test_preference import PREFERENCES
 from tests.trainer.test_train import LORA, checkpoints, committed, preempted, trained
@@ -237,9 +238,26 @@ def test_a_students_output_layer_learns_from_its_teacher(run_of: MakeRun, tmp_pa
     assert losses.by_step[3] < losses.by_step[1]
 
 
-def test_noise_and_recomputation_go_with_them(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(training=LORA | {"lora": BOTH, "maxSteps": 2, "precision": "BF16", "neftuneNoiseAlpha": 5})
-    prepare(run, tmp_path)
-    _, losses = trained(run, tmp_path)
-    assert losses.by_step.keys() == {1, 2}
-    assert context(run, "merge", tmp_path).output("train")
+def test_noise_goes_with_them_and_recomputation_changes_nothing(make_run: MakeRun, tmp_path: Path) -> None:
+    found = []
+    for recompute in (False, True):
+        settings = LORA | {"lora": BOTH, "maxSteps": 3, "learningRate": 1e-3, "neftuneNoiseAlpha": 5}
+        run = make_run(training=settings, store={"uri": f"pvc://store/{recompute}"})
+        prepare(run, tmp_path, gradient_checkpointing=recompute)
+        found.append(trained(run, tmp_path)[1].by_step)
+    assert found[0].keys() == {1, 2, 3}
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_them_as_one_does(make_run: MakeRun, tmp_path: Path) -> None:
+    settings = {"lora": BOTH, "learningRate": 1e-3}
+    one = test_distributed.run_of(make_run, tmp_path, "one", settings)
+    expected = test_distributed.alone(one, tmp_path)
+    two = test_distributed.run_of(make_run, tmp_path, "two", settings, nodes=2)
+    pods = test_distributed.Pods(two, tmp_path)
+    found = pods.losses()
+    assert [status for status, _ in pods.ends()] == [0, 0]
+    assert found[5] == pytest.approx(expected[4], rel=2e-3)
+    ours, theirs = (test_distributed.weights(run, tmp_path)[f"{PREFIX}lm_head.weight"] for run in (two, one))
+    assert float((ours - theirs).abs().max()) < 2e-3

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from finetune_operator.finetunejob.adapter_rules import ADAPTER_RULES
 from finetune_operator.meta import Rule
 from finetune_trainer.contract import QUANTIZATIONS
 
 _RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
-_NONE_SAVED = "!has(self.training.lora.modulesToSave) || self.training.lora.modulesToSave.size() == 0"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
 
@@ -130,21 +130,7 @@ RULES = (
         "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
         "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
     ),
-    Rule(
-        "spec",
-        f"self.training.method != 'Full' || {_NONE_SAVED}",
-        "spec.training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight; remove it",
-    ),
-    Rule(
-        "spec",
-        f"{_NONE_SAVED} || !self.training.lora.modulesToSave.exists(name, name in self.training.lora.targets)",
-        "spec.training.lora.targets and modulesToSave name the same module; name it in one of the two",
-    ),
-    Rule(
-        "spec",
-        f"{_NONE_SAVED} || self.parallelism.strategy in ['Auto', 'DDP']",
-        "spec.parallelism.strategy can't share out spec.training.lora.modulesToSave; use DDP or Auto, or remove those",
-    ),
+    *ADAPTER_RULES,
     Rule(
         "spec",
         "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",

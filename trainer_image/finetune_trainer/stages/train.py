@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import contract, distributed, sharding
+from finetune_trainer import contract, distributed, sharding, split_init
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, Strategy, TrainFacts, Training
 from finetune_trainer.failures import StepFailed
@@ -87,6 +87,7 @@ class Loaded:
     compute: Compute
     fit: FitFacts
     network: Any
+    initial: Path | None  # the adapters as they begin, where they are a part of the weights
     reference: Any  # frozen, where the loss compares with another model than the network without its adapters
     tokenizer: Any
     rows: Path
@@ -114,16 +115,17 @@ def _load(context: Context) -> Loaded:
     tokenizer = model.load_tokenizer(model_folder)
     bits, attention = training.quantization.bits, acceleration.attention(compute)
     network = model.load_base(model_folder, training.method, compute, attention, sharded=sharded, bits=bits)
-    reference = None
+    reference = initial = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
+        initial = split_init.keep(network, training, context.scratch / "initial")
     elif training.objective in WITH_REFERENCE:
         reference = model.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
     if not sharded:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
-    return Loaded(compute, fit, network, reference, tokenizer, rows)
+    return Loaded(compute, fit, network, initial, reference, tokenizer, rows)
 
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
@@ -211,6 +213,7 @@ def _check(training: Training, *, sharded: bool) -> None:
         raise _refused("training.lora.modulesToSave: FSDP shares out weights of one number type only; set strategy DDP")
     if sharded and training.quantization.bits == 8:
         raise _refused("training.quantization.bits: FSDP can't share out 8-bit weights; set 4, or parallelism.strategy DDP")
+    split_init.check(training, sharded=sharded)
     if sharded and training.keep_checkpoint == "Best":
         raise _refused("training.keepCheckpoint: FSDP keeps no weights but the last; set Last, or parallelism.strategy DDP")
 
@@ -239,7 +242,7 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     from finetune_trainer import card
 
     noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows / "train.jsonl")
-    folder = _save(loop, loaded.tokenizer, context)
+    folder = _save(loop, loaded, context)
     if not distributed.is_first():
         return None
     card.write(folder, context, facts)
@@ -252,7 +255,7 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     return committed
 
 
-def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
+def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
     """Adapter or model as it will be committed, gathered from all ranks and written by the first.
 
     The base is named by its uri, not by a path of this pod.
@@ -268,8 +271,9 @@ def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
             config.base_model_name_or_path = context.run.model.uri
     weights = sharding.gathered(network, keep=distributed.is_first()) if loop.is_fsdp_enabled else None
     if distributed.is_first():
-        network.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        converted = {} if loaded.initial is None else {"path_initial_model_for_weight_conversion": str(loaded.initial)}
+        network.save_pretrained(folder, state_dict=weights, **converted)
+        loaded.tokenizer.save_pretrained(folder)
     return folder
 
 
