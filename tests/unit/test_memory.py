@@ -146,6 +146,7 @@ def test_packing_counts_full_rows() -> None:
         ({"method": "LoRA"}, 2048, 12, "spec.training.method: QLoRA"),
         ({"quantization": {"bits": 8}}, 2048, 8, "spec.training.quantization.bits: 4"),
         ({"method": "Full"}, 2048, 24, "spec.training.method: LoRA"),
+        ({"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}}, 2048, 8, "spec.training.lora.modulesToSave: []"),
         ({"method": "Full"}, 2048, 2, "more memory or a smaller model"),
     ],
 )
