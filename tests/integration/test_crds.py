@@ -67,6 +67,26 @@ REFUSED_JOBS = [
         "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy",
     ),
     ({"training": {"lora": {"init": "Orthogonal", "rank": 7}}}, "spec.training.lora.init Orthogonal needs an even rank"),
+    ({"training": {"lora": {"init": "PiSSA"}}}, "spec.training.lora.init PiSSA and OLoRA split the weights as they are"),
+    *(
+        (
+            {"training": {"method": "LoRA", "objective": objective, "lora": {"init": "OLoRA"} | lora}},
+            "spec.training.lora.init PiSSA and OLoRA go with neither dora, modulesToSave, strategy FSDP nor objectives DPO",
+        )
+        for objective, lora in (("SFT", {"dora": True}), ("SFT", {"modulesToSave": ["lm_head"]}), ("KTO", {}))
+    ),
+    (
+        {"training": {"method": "Full", "lora": {"modulesToSave": ["lm_head"]}}},
+        "spec.training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight",
+    ),
+    (
+        {"training": {"lora": {"targets": ["q_proj", "lm_head"], "modulesToSave": ["lm_head"]}}},
+        "spec.training.lora.targets and modulesToSave name the same module",
+    ),
+    (
+        {"training": {"lora": {"modulesToSave": ["lm_head"]}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
+        "spec.parallelism.strategy can't share out spec.training.lora.modulesToSave; use DDP or Auto",
+    ),
     ({"training": {"quantization": {"bits": 3}}}, 'supported values: "4", "8"'),
     ({"parallelism": {"numNodes": 2}}, "spec.parallelism.numNodes above 1 needs a store that several nodes reach"),
     ({"training": {"epochs": 0}}, "spec.training.epochs"),
@@ -216,6 +236,7 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         "finetunejobs",
         JOB,
         {
+            "training": {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}},
             "artifacts": [Q4 | {"imatrix": True}, fp8, w4, nf4],
             "evaluation": {"gates": gates},
             "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}, HUB, HUB | {"uri": "hf://org/name@v1"}],

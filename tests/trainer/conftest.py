@@ -47,7 +47,7 @@ SENTENCES = (
 )
 
 
-def save_tiny_llama(directory: Path, tokenizer: Any, seed: int = 0) -> Path:
+def save_tiny_llama(directory: Path, tokenizer: Any, seed: int = 0, *, tied: bool = True) -> Path:
     """Save a random two-layer Llama for this tokenizer as the hub would hold it: f32 safetensors, tied embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,7 +61,7 @@ def save_tiny_llama(directory: Path, tokenizer: Any, seed: int = 0) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -103,6 +103,12 @@ def train_tokenizer() -> Any:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama with a chat template; read-only, shared by all tests."""
     return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "model", train_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_model, with an output layer of its own."""
+    return save_tiny_llama(tmp_path_factory.mktemp("untied") / "model", train_tokenizer(), tied=False)
 
 
 @pytest.fixture(scope="session")

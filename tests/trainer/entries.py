@@ -64,6 +64,7 @@ def prepare(
     test: Sequence[tuple[str, ...]] = PAIRS[:2],
     format: str = "PromptCompletion",
     micro_batch_size: int = 2,
+    gradient_checkpointing: bool = False,
 ) -> None:
     """Commit the entries `model` and `data` with these rows."""
     from transformers import AutoTokenizer
@@ -90,7 +91,12 @@ def prepare(
         train_tokens=1,
         longest_row_tokens=64,
     )
-    fit = FitFacts(predicted_bytes=1, available_bytes=None, micro_batch_size=micro_batch_size, gradient_checkpointing=False)
+    fit = FitFacts(
+        predicted_bytes=1,
+        available_bytes=None,
+        micro_batch_size=micro_batch_size,
+        gradient_checkpointing=gradient_checkpointing,
+    )
     data_fingerprint = pipeline.data_fingerprint(run, MODEL)
     result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)
     models = [("model", pipeline.model_fingerprint(model), empty) for model in pipeline.models(run)]

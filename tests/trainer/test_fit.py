@@ -52,6 +52,7 @@ def fitted(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], **device
         ({"method": "Full"}, {}, Strategy.FSDP),  # 7 billion weights of 10 bytes and more don't fit one GPU
         ({"method": "QLoRA", "precision": "FP32"}, {"gpus": 0, "nodes": 2}, Strategy.DDP),
         ({"method": "QLoRA", "quantization": {"bits": 8}}, {}, Strategy.DDP),
+        ({"method": "QLoRA", "lora": {"modulesToSave": ["lm_head"]}}, {}, Strategy.DDP),
     ],
 )
 def test_auto_shards_what_does_not_fit(
@@ -63,6 +64,14 @@ def test_auto_shards_what_does_not_fit(
 def test_8_bit_weights_are_not_shared_out_even_where_they_do_not_fit(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match=r"it fits with spec\.training\.quantization\.bits: 4") as refused:
         fitted(make_run, tmp_path, {"method": "QLoRA", "quantization": {"bits": 8}}, memoryBytes=8 * GIB)
+    assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
+
+
+def test_modules_trained_whole_are_not_shared_out_even_where_they_do_not_fit(make_run: MakeRun, tmp_path: Path) -> None:
+    lora = {"method": "LoRA", "lora": {"modulesToSave": ["embed_tokens", "lm_head"]}}
+    assert fitted(make_run, tmp_path, {"method": "LoRA"}, memoryBytes=12 * GIB).strategy is Strategy.FSDP
+    with pytest.raises(StepFailed, match=r"LoRA with microBatchSize .* needs") as refused:
+        fitted(make_run, tmp_path, lora, memoryBytes=12 * GIB)
     assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
 
 

@@ -29,6 +29,8 @@ SHAPE = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
+EMBEDDING = {"vocab_size": 65536, "hidden_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+BOTH = {"modulesToSave": ["embed_tokens", "lm_head"]}
 WIDE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4}
 
 
@@ -50,8 +52,10 @@ def save_llama(folder: Path, shape: dict[str, Any]) -> int:
         ({"vocab_size": 32768}, {"microBatchSize": 2}, 700, "lossHead"),
         ({"num_hidden_layers": 10}, {"microBatchSize": 2}, 900, "activations"),
         (WIDE | {"num_hidden_layers": 12}, {"method": "Full", "microBatchSize": 1}, 60, "optimizer"),
+        (EMBEDDING, {"lora": {"modulesToSave": ["embed_tokens"]}, "microBatchSize": 1}, 60, "optimizer"),
+        (EMBEDDING | {"tie_word_embeddings": False}, {"lora": BOTH, "microBatchSize": 1}, 60, "optimizer"),
     ],
-    ids=["a large vocabulary", "many layers", "all weights"],
+    ids=["a large vocabulary", "many layers", "all weights", "a tied embedding", "an embedding and a head"],
 )
 def test_pain_09_the_estimate_is_within_a_tenth_of_the_measured_peak(
     shape: dict[str, Any], training: dict[str, Any], words: int, most: str, make_run: MakeRun, tmp_path: Path

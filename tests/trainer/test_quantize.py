@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 
 from finetune_trainer import gguf, llamacpp, verify
-from finetune_trainer.contract import ExitCode, Metric, RunConfig
+from finetune_trainer.contract import ExitCode, Metric, RunConfig, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
 
@@ -119,6 +119,20 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
     assert scores.subject == "q8-0"
     assert scores.values[Metric.LOSS] == pytest.approx(merged[Metric.LOSS], abs=0.05)
     assert scores.values[Metric.EXACT_MATCH] == pytest.approx(merged[Metric.EXACT_MATCH], abs=0.13)  # one row of eight
+
+
+def test_pain_13_an_embedding_that_was_trained_is_in_the_file_and_once(run: RunConfig, tmp_path: Path) -> None:
+    """Beside a LoRA adapter, on a model that ties its output layer to it."""
+    training = TRAINING | {"method": "LoRA", "maxSteps": 8, "lora": {"modulesToSave": ["embed_tokens"]}}
+    made = run.model_copy(update={"training": Training.model_validate(training)})
+    train.run(context(made, "train", tmp_path))
+    merge.run(context(made, "merge", tmp_path))
+    quantize.run(context(made, "quantize-f16", tmp_path))
+    _, folder = context(made, "evaluate-f16", tmp_path).output("quantize-f16")
+    file = folder / "f16.gguf"
+    assert 0 <= verify.divergence(*logits(made, tmp_path, file)) <= LIMITS["F16"]
+    embedding = 2 * 49152 * 256
+    assert embedding < file.stat().st_size < 1.5 * embedding
 
 
 def test_training_rows_say_what_matters(run: RunConfig, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def test_pain_19_the_pinned_transformers_reads_the_same_model(tmp_path: Path) ->
         (Lora(rank=1), "--max-lora-rank 1`"),
         (Lora(rank=12), "--max-lora-rank 16`"),
         (Lora(rank=512), "--max-lora-rank 512`"),
+        (Lora(rank=12, init="PiSSA"), "--max-lora-rank 32`"),
         (Lora(rank=513), "ranks up to 512: serve the merged model"),
+        (Lora(modules_to_save=["lm_head"]), "modules that were trained whole: serve the merged model"),
         (Lora(dora=True), "vLLM has no DoRA: serve the merged model"),
     ],
 )

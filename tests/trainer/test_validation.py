@@ -9,10 +9,9 @@ import pytest
 from tests.trainer.entries import PAIRS, prepare
 from tests.trainer.test_train import LORA, MakeRun, committed, preempted, trained
 
-from finetune_trainer import contract
+from finetune_trainer import combinations, contract
 from finetune_trainer.contract import RunConfig, Strategy
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.stages import train
 from finetune_trainer.validation import best_step, validations
 
 STEADY = LORA | {"schedule": "constant", "warmupRatio": 0, "evaluateEverySteps": 1, "checkpoint": {"everySteps": 1, "keep": 1}}
@@ -56,9 +55,9 @@ def test_best_weights_are_kept_and_training_ends_early(
 
 def test_best_weights_are_refused_under_fsdp() -> None:
     training = contract.Training.model_validate({"keepCheckpoint": "Best", "evaluateEverySteps": 1})
-    train._check(training, Strategy.DDP)
+    combinations.check(training, Strategy.DDP)
     with pytest.raises(StepFailed, match=r"training\.keepCheckpoint: FSDP keeps no weights but the last") as refused:
-        train._check(training, Strategy.FSDP)
+        combinations.check(training, Strategy.FSDP)
     assert refused.value.exit_code is contract.ExitCode.BAD_CONFIG
 
 

@@ -10,10 +10,9 @@ import pytest
 import torch
 from tests.trainer.test_train import LORA
 
-from finetune_trainer import model, verify
+from finetune_trainer import combinations, model, verify
 from finetune_trainer.contract import ExitCode, Method, Strategy, Training
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.stages import train
 
 FROZEN = "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight"
 TRAINED = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
@@ -128,5 +127,5 @@ def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: P
 def test_8_bit_weights_are_not_sharded() -> None:
     training = Training.model_validate(LORA | {"method": "QLoRA", "quantization": {"bits": 8}})
     with pytest.raises(StepFailed, match=r"training\.quantization\.bits: FSDP can't share out 8-bit weights; set 4") as refused:
-        train._check(training, Strategy.FSDP)
+        combinations.check(training, Strategy.FSDP)
     assert refused.value.exit_code is ExitCode.BAD_CONFIG

@@ -146,6 +146,7 @@ def test_packing_counts_full_rows() -> None:
         ({"method": "LoRA"}, 2048, 12, "spec.training.method: QLoRA"),
         ({"quantization": {"bits": 8}}, 2048, 8, "spec.training.quantization.bits: 4"),
         ({"method": "Full"}, 2048, 24, "spec.training.method: LoRA"),
+        ({"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}}, 2048, 8, "spec.training.lora.modulesToSave: []"),
         ({"method": "Full"}, 2048, 2, "more memory or a smaller model"),
     ],
 )
@@ -338,3 +339,31 @@ def test_a_teacher_is_read_as_the_base_is() -> None:
     assert frozen_bytes(MISTRAL, training(), on_gpu=True) / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
     assert frozen_bytes(MISTRAL, training(method="Full"), on_gpu=True) == 2 * MISTRAL.parameters
     assert frozen_bytes(SMOLLM, training(method="LoRA"), on_gpu=False) == 4 * SMOLLM.parameters
+
+
+def test_modules_trained_whole_count_in_float32_and_a_tied_embedding_once() -> None:
+    def terms(shape: Shape, *names: str, on_gpu: bool = True) -> dict[str, int]:
+        fields = training(lora={"modulesToSave": list(names)})
+        return estimate(shape, fields, Setting(1, False), 512, on_gpu=on_gpu)
+
+    plain, embedding = terms(MISTRAL), 4 * 32000 * 4096
+    both = terms(MISTRAL, "model.embed_tokens", "lm_head")
+    more = {name: both[name] - plain[name] for name in both}
+    assert more["weights"] == more["activations"] == 0
+    assert (more["trainedModules"], more["gradients"], more["optimizer"]) == (2 * embedding, 2 * embedding, 4 * embedding)
+    head, embedded = terms(MISTRAL, "lm_head"), terms(MISTRAL, "embed_tokens")
+    assert head["trainedModules"] == embedded["trainedModules"] == embedding
+    assert head["lossHead"] - embedded["lossHead"] > 0.5 * embedding, "its gradient is there while all is saved"
+
+    tied = terms(SMOLLM, "embed_tokens")
+    assert tied == terms(SMOLLM, "lm_head") == terms(SMOLLM, "embed_tokens", "lm_head")
+    assert tied["trainedModules"] == tied["headGradient"] == 4 * 49152 * 576
+    assert terms(SMOLLM)["trainedModules"] == terms(SMOLLM)["headGradient"] == terms(SMOLLM)["lastGradient"] == 0
+    assert terms(SMOLLM, "norm")["trainedModules"] < 1e6
+
+
+def test_a_large_embedding_and_short_rows_peak_at_the_end_of_the_step() -> None:
+    short = training(method="LoRA", lora={"modulesToSave": ["embed_tokens"]})
+    terms = estimate(SMOLLM, short, Setting(1, False), 8, on_gpu=True)
+    stepwise = sum(terms[name] for name in ("activations", "backward", "lossHead", "headGradient", "lastGradient"))
+    assert stepwise == 8 * 49152 * 576

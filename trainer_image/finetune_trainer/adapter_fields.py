@@ -8,6 +8,8 @@ from pydantic import Field
 
 from finetune_trainer.fields import Strict
 
+SPLIT_INITS = ("PiSSA", "OLoRA")  # the adapter begins as a part of the weights
+
 
 class Lora(Strict):
     rank: int = Field(16, ge=1, le=1024)
@@ -22,10 +24,14 @@ class Lora(Strict):
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
     targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
     """Modules that get an adapter: all-linear, or names such as q_proj."""
-    init: Literal["Default", "Gaussian", "Orthogonal"] = "Default"
+    modules_to_save: list[str] = Field(default_factory=list, max_length=16)
+    """Modules that are trained whole, in float32, beside the adapters, by names such as embed_tokens and lm_head: for new
+    special tokens, or a new chat format. Where a model ties these two, either names both. Not for method Full."""
+    init: Literal["Default", "Gaussian", "Orthogonal", "PiSSA", "OLoRA"] = "Default"
     """How the adapter begins; training starts from the base model whichever it is. Default (uniform, after Kaiming) and
     Gaussian are of its first matrix, and the second begins at zero. Orthogonal: both begin with values, and their rows and
-    columns are orthogonal, so that the product is zero and both learn from the first step; it needs an even rank."""
+    columns are orthogonal, so that the product is zero and both learn from the first step; it needs an even rank. PiSSA and
+    OLoRA, for method LoRA: it begins as a part of the weights; saved is an adapter of twice the rank."""
 
 
 class Quantization(Strict):

@@ -95,7 +95,8 @@ def _trained(training: Training) -> str:
     lora = training.lora
     targets = ", ".join(lora.targets)
     over = " over an 8-bit base" if training.quantization.bits == 8 else ""
-    return f"{training.method}{over}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"
+    whole = f"; {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
+    return f"{training.method}{over}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}{whole}"
 
 
 def _rate(context: Context) -> str:

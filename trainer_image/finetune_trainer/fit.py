@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import memory, setting
+from finetune_trainer.adapter_fields import SPLIT_INITS
 from finetune_trainer.contract import ENV_POD_UID, DatasetFacts, ExitCode, FitFacts, Method, ModelFacts, RunConfig, Strategy
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.objective_fields import Objective
@@ -108,12 +109,13 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
 
 def strategies(run: RunConfig) -> tuple[Strategy, ...]:
     """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only, its 8-bit ones nowhere;
-    what is compared with another model is not sharded.
+    what is compared with another model is not sharded, nor modules that are trained whole, in another type than the rest.
     """
     if run.devices.strategy is not Strategy.AUTO:
         return (run.devices.strategy,)
     training = run.training
     shareable = training.method is not Method.QLORA or (training.quantization.bits == 4 and run.devices.gpus > 0)
+    shareable = shareable and not training.lora.modules_to_save and training.lora.init not in SPLIT_INITS
     if training.objective is not Objective.SFT or not shareable:
         return (Strategy.DDP,)
     return (Strategy.DDP, Strategy.FSDP)

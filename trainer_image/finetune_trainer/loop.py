@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_trainer import saved_modules
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, Progress
 from finetune_trainer.failures import StepFailed
@@ -41,11 +42,14 @@ class Loop(Trainer):
     def set_trained_type(self, dtype: torch.dtype) -> None:
         """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that.
 
-        DoRA's lengths stay in float32: they are near one, and in BF16 their small updates would round away.
+        DoRA's lengths stay in float32: they are near one, and in BF16 their small updates would round away. So do modules
+        that are trained whole.
         """
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.float32 if "lora_magnitude_vector" in name else dtype)
+        if hasattr(self.model, "get_base_model"):
+            saved_modules.begin_in_float32(self.model)
 
     def set_warmup(self, ratio: float) -> None:
         """Share of the steps over which the rate rises, rounded down: few steps must not be spent at rate 0."""

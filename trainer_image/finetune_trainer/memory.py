@@ -18,6 +18,14 @@ w bytes per number of the compute type, the saved activations of one layer are, 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
 gradients. tests/unit/test_memory.py holds the sum against what was measured on an H100.
 
+Of P numbers in modules that are trained whole beside the adapters (P = hV for an embedding of V tokens, and for a head)
+
+    4P + 4P + 8P            are copy, gradient (dense, for an embedding as well) and AdamW's two states, all in float32
+    + 4hV                   the head's own gradient, before it joins that of earlier micro-batches; where the embedding is the
+                            same weight it waits for that one's, through the whole backward pass
+    or + 8hV                at the end of the step, when no activations are left: the gradients of a tied embedding and its
+                            head, or on CPUs the optimizer's temporaries
+
 The fixed part (CUDA context, workspaces) and the share lost to fragmentation are rules of thumb; the trainer measures
 the peak and reports it beside this estimate.
 """
@@ -29,7 +37,7 @@ from typing import Literal
 
 from finetune_trainer.contract import SHARES_WEIGHTS, Method, Precision, Strategy, Training
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
-from finetune_trainer.shape import Shape
+from finetune_trainer.shape import EMBEDDINGS, Shape
 
 GIB = 1 << 30
 NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
@@ -98,11 +106,14 @@ def estimate(
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
     head += 4 * width * tokens * shape.hidden
-    if training.method is Method.FULL:
+    whole = _trained_whole(shape, training)
+    waiting = 4 * shape.module("lm_head") if shape.tied and "lm_head" in whole else 0  # for the embedding's, of the same weight
+    if training.method is Method.FULL or ("lm_head" in whole and not waiting):
         head += 4 * shape.vocabulary * shape.hidden  # its weight's gradient, before it joins those of earlier micro-batches
     if training.objective is Objective.DISTILLATION:
         head *= 2  # the teacher's tile beside it
-    stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward)}
+    stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward), "headGradient": waiting}
+    stepwise["lastGradient"] = max(0, _last_gradient(shape, whole, on_gpu) - sum(stepwise.values()))
     weights = _shared_out(weights, shape, training, setting, width)
     if on_gpu and setting.ranks > 1:
         weights["communication"] = NCCL_FIXED
@@ -166,6 +177,22 @@ def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) 
     return mask + 2 * rows * row_tokens * (shape.query - shape.key_value)
 
 
+def _trained_whole(shape: Shape, training: Training) -> set[str]:
+    """Names of the modules that are trained beside adapters; a tied output layer is the embedding."""
+    if training.method is Method.FULL:
+        return set()
+    named = {name.rpartition(".")[2] for name in training.lora.modules_to_save}
+    return named | set(EMBEDDINGS) if shape.tied and named & set(EMBEDDINGS) else named
+
+
+def _last_gradient(shape: Shape, whole: set[str], on_gpu: bool) -> int:
+    """When no activations are left: the embedding's gradient beside the head's where they are tied, or the optimizer's
+    temporaries on CPUs.
+    """
+    largest = max((shape.module(name) for name in whole), default=0)
+    return 4 * largest * (2 if shape.tied or not on_gpu else 1)
+
+
 def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
     """Of weights that are only read: quantized for QLoRA, else in the compute type."""
     width = number_bytes(training.precision, on_gpu)
@@ -190,14 +217,17 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool, eight_b
             "castWeights": width * (shape.linear + embedding) if width < 4 else 0,
         } | copy
     adapter = shape.adapter(training.lora.rank)
+    whole = _trained_whole(shape, training) - ({"lm_head"} if shape.tied else set())
+    modules = 4 * sum(map(shape.module, whole))
     quantized = training.method is Method.QLORA
     trained = width if quantized and training.precision is not Precision.FP16 else 4
     largest = shape.hidden * max(shape.feed_forward, shape.query)
     return {
         "weights": frozen_bytes(shape, training, on_gpu=on_gpu),
         "adapter": trained * adapter,
-        "gradients": trained * adapter,
-        "optimizer": 2 * trained * adapter,
+        "trainedModules": modules,
+        "gradients": trained * adapter + modules,
+        "optimizer": 2 * (trained * adapter + modules),
         "expandedWeight": 2 * width * largest if quantized else 0,
         "castWeights": width * shape.linear if training.lora.dora and training.lora.dropout > 0 else 0,
     }

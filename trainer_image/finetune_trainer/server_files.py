@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.adapter_fields import Lora
+from finetune_trainer.adapter_fields import SPLIT_INITS, Lora
 
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # the same class, by the name that both know
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
@@ -41,9 +41,12 @@ def _tokenizer(config: dict[str, Any]) -> dict[str, Any]:
 
 def for_vllm(lora: Lora) -> str:
     """How vLLM takes such an adapter, or why it does not."""
-    fits: Sequence[int] = [rank for rank in VLLM_RANKS if rank >= lora.rank]
+    saved = 2 * lora.rank if lora.init in SPLIT_INITS else lora.rank
+    fits: Sequence[int] = [rank for rank in VLLM_RANKS if rank >= saved]
     if lora.dora:
         return "not as an adapter, as vLLM has no DoRA: serve the merged model"
+    if lora.modules_to_save:
+        return "not as an adapter, as vLLM takes none with modules that were trained whole: serve the merged model"
     if not fits:
         return f"not as an adapter, as vLLM takes ranks up to {VLLM_RANKS[-1]}: serve the merged model"
     return f"`--enable-lora --max-lora-rank {fits[0]}`"

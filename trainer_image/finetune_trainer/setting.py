@@ -117,6 +117,9 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
     ]
     if training.quantization.bits == 8:
         others = [("spec.training.quantization.bits: 4", {"quantization": Quantization(bits=4)})]
+    if training.lora.modules_to_save:
+        none = training.lora.model_copy(update={"modules_to_save": []})
+        others.insert(0, ("spec.training.lora.modulesToSave: []", {"lora": none}))
     for remedy, change in others:
         if sum(estimate(shape, loosened.model_copy(update=change), least, row, on_gpu).values()) <= available:
             return f"{said}; it fits with {remedy}"

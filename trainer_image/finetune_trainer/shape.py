@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+EMBEDDINGS = ("embed_tokens", "lm_head")
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -31,6 +33,14 @@ class Shape:
         """Parameters of the layers' linear modules, those that QLoRA quantizes."""
         norms = (2 * self.layers + 1) * self.hidden
         return max(0, self.parameters - self.embedding - norms)
+
+    def module(self, name: str) -> int:
+        """Parameters of all modules of this name, in Llama's words; what is none of these is taken for an embedding."""
+        wide = {"q_proj": self.query, "o_proj": self.query, "k_proj": self.key_value, "v_proj": self.key_value}
+        wide |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), self.feed_forward)
+        if "norm" in name or name in wide:
+            return self.layers * self.hidden * wide.get(name, 1)
+        return self.vocabulary * self.hidden
 
     def adapter(self, rank: int) -> int:
         """Parameters of a LoRA adapter of this rank over every linear module of the layers."""

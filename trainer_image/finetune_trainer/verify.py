@@ -11,6 +11,7 @@ from finetune_trainer import zero
 from finetune_trainer.contract import ExitCode
 from finetune_trainer.failures import StepFailed
 
+PART = 1 << 24  # elements summed up at a time: of an embedding, whole copies in double precision would be training's peak
 FROZEN_SAMPLE = 4096  # elements looked at of each frozen tensor: enough to see an optimizer that holds it by mistake
 
 
@@ -41,8 +42,8 @@ def _trace_whole(parameter: torch.nn.Parameter) -> Trace:
     if not parameter.requires_grad:  # 4-bit weights that pass for 16-bit numbers may pass for NaN, which equals nothing
         values = values[:: max(1, values.numel() // FROZEN_SAMPLE)].contiguous().view(torch.uint8)
     # Squares: adapters start at zero mean, and a change of sign must show as well, so the plain sum is added.
-    values = values.double()
-    return Trace(parameter.requires_grad, float(values.square().sum() + values.sum()))
+    parts = (part.double() for part in values.split(PART))
+    return Trace(parameter.requires_grad, sum(float(part.square().sum() + part.sum()) for part in parts))
 
 
 def check_trained(before: dict[str, Trace], model: Any, steps: int) -> None:

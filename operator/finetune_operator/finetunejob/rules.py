@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_operator.finetunejob.adapter_rules import ADAPTER_RULES
 from finetune_operator.meta import Rule
 from finetune_trainer.contract import QUANTIZATIONS
 
@@ -129,6 +130,7 @@ RULES = (
         "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
         "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
     ),
+    *ADAPTER_RULES,
     Rule(
         "spec",
         "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",

@@ -158,12 +158,13 @@ def _load_adapted(context: Context, base: Path, adapter: Path) -> Any:
 
 
 def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
-    """A dense BF16 model: each weight summed in float32 and rounded once."""
+    """A dense BF16 model: each weight summed in float32 and rounded once, as are modules that were trained whole."""
     import torch
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_bnb_weight
 
+    from finetune_trainer import saved_modules
     from finetune_trainer.model import Compute, load_base
 
     merged = load_base(base_folder, Method.LORA, Compute("cpu", torch.bfloat16))
@@ -178,6 +179,8 @@ def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)) if expanded else target.data
         total = weight.float()
         target.data = (_with_adapter(module, total) if adapts else total).to(torch.bfloat16)
+    for path, copy, _ in saved_modules.copies(adapted):
+        merged.get_submodule(path).load_state_dict(copy.state_dict())  # rounded to the type of what is there
     return merged
 
 

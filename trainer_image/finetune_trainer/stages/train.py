@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import contract, distributed, sharding
+from finetune_trainer import combinations, contract, distributed, sharding, split_init
 from finetune_trainer.context import Context
 from finetune_trainer.contract import (
     SHARES_WEIGHTS,
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from finetune_trainer.loop import Loop
     from finetune_trainer.model import Compute
     from finetune_trainer.validation import StopEarly
-
-
-EIGHT_BIT_OR_PAGED = ("bnb", "8bit", "4bit", "paged")  # in names of optimizers
 
 
 def run(context: Context) -> StepResult | None:
@@ -101,6 +98,7 @@ class Loaded:
     compute: Compute
     fit: FitFacts
     network: Any
+    initial: Path | None  # the adapters as they begin, where they are a part of the weights
     reference: Any  # frozen, where the loss compares with another model than the network without its adapters
     tokenizer: Any
     rows: Path
@@ -120,7 +118,7 @@ def _load(context: Context) -> Loaded:
     compute = model.compute_for(training.precision, context.run.devices)
     fit = distributed.of_first(lambda: _fit(context))
     strategy = fit.strategy or Strategy.DDP
-    _check(training, strategy)
+    combinations.check(training, strategy)
     asked = arguments(context.run, fit, compute, context.scratch / "train")  # with ZeRO they say how the model is loaded
     if compute.device == "cpu":
         sharding.allow_on_cpus(strategy)
@@ -132,16 +130,17 @@ def _load(context: Context) -> Loaded:
     tokenizer = model.load_tokenizer(model_folder)
     bits, attention = training.quantization.bits, acceleration.attention(compute)
     network = model.load_base(model_folder, training.method, compute, attention, strategy=strategy, bits=bits)
-    reference = None
+    reference = initial = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
+        initial = split_init.keep(network, training, context.scratch / "initial")
     elif training.objective in WITH_REFERENCE:
         reference = model.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
     if strategy not in SHARES_WEIGHTS:  # the fused path holds on to whole weights
         acceleration.accelerate(network, compute)
-    return Loaded(compute, fit, network, reference, tokenizer, rows, asked)
+    return Loaded(compute, fit, network, initial, reference, tokenizer, rows, asked)
 
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
@@ -215,20 +214,6 @@ def _fit(context: Context) -> FitFacts:
     return fit.model_copy(update={"micro_batch_size": int(smaller)})
 
 
-def _check(training: Training, strategy: Strategy) -> None:
-    """Raises StepFailed BadConfig for what these devices can't do."""
-    if training.quantization.bits == 8 and training.method is not Method.QLORA:
-        raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
-    if strategy in SHARES_WEIGHTS and training.quantization.bits == 8:
-        raise _refused(f"training.quantization.bits: {strategy} can't share out 8-bit weights; set 4, or strategy DDP")
-    if strategy is Strategy.ZERO3 and training.method is Method.QLORA:
-        raise _refused("parallelism.strategy: ZeRO3 can't share out QLoRA's quantized weights; set FSDP or ZeRO2")
-    if strategy is not Strategy.DDP and any(word in training.optimizer for word in EIGHT_BIT_OR_PAGED):
-        raise _refused(f"training.optimizer: {training.optimizer} can't work on the shares of {strategy}; set Auto")
-    if strategy is not Strategy.DDP and training.keep_checkpoint == "Best":
-        raise _refused(f"training.keepCheckpoint: {strategy} keeps no weights but the last; set Last, or strategy DDP")
-
-
 # ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -253,7 +238,7 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     from finetune_trainer import card
 
     noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows / "train.jsonl")
-    folder = _save(loop, loaded.tokenizer, context)
+    folder = _save(loop, loaded, context)
     if not distributed.is_first():
         return None
     card.write(folder, context, facts)
@@ -266,7 +251,7 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     return committed
 
 
-def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
+def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
     """Adapter or model as it will be committed, gathered from all ranks and written by the first.
 
     The base is named by its uri, not by a path of this pod.
@@ -282,8 +267,9 @@ def _save(loop: Any, tokenizer: Any, context: Context) -> Path:
             config.base_model_name_or_path = context.run.model.uri
     weights = sharding.gathered(loop, keep=distributed.is_first())
     if distributed.is_first():
-        network.save_pretrained(folder, state_dict=weights)
-        tokenizer.save_pretrained(folder)
+        converted = {} if loaded.initial is None else {"path_initial_model_for_weight_conversion": str(loaded.initial)}
+        network.save_pretrained(folder, state_dict=weights, **converted)
+        loaded.tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -295,7 +281,3 @@ def _made(training: Training) -> ArtifactFacts:
 def _mean_of_last_tenth(losses: list[float]) -> float:
     last = losses[-max(1, math.ceil(len(losses) / 10)) :]
     return sum(last) / len(last)
-
-
-def _refused(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)

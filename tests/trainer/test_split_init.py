@@ -1,0 +1,91 @@
+"""PiSSA and OLoRA: the adapter begins as a part of the weights, and what is saved fits the base model all the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trainer.entries import prepare
+from tests.trainer.test_merge import TRAINING, divergence_from_trained, merged_folder
+from tests.trainer.test_train import LORA, committed, preempted, trained
+
+from finetune_trainer import combinations, contract, model
+from finetune_trainer.contract import ExitCode, Method, RunConfig, Strategy, Training
+from finetune_trainer.failures import StepFailed
+
+MakeRun = Callable[..., RunConfig]
+INITS = ["PiSSA", "OLoRA"]
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_it_begins_as_the_base_model_with_a_part_of_its_weights(tiny_model: Path, init: str) -> None:
+    row = torch.tensor([[4, 5, 6]])
+    network = model.load_base(tiny_model, Method.LORA, model.Compute("cpu", torch.float32))
+    before = network.model.layers[0].self_attn.q_proj.weight.detach().clone()
+    with torch.no_grad():
+        expected = network(input_ids=row).logits
+        adapted = model.add_adapters(network, Training.model_validate(LORA | {"lora": {"init": init, "rank": 8}}))
+        torch.testing.assert_close(adapted(input_ids=row).logits, expected, rtol=1e-4, atol=1e-5)
+    layer = adapted.get_base_model().model.layers[0].self_attn.q_proj
+    part = layer.get_delta_weight("default").detach()
+    assert float(part.norm()) > 0.1 * float(before.norm())
+    torch.testing.assert_close(layer.get_base_layer().weight + part, before)
+    if init == "PiSSA":
+        strongest = torch.linalg.svdvals(before)
+        torch.testing.assert_close(torch.linalg.svdvals(part)[:8], strongest[:8], rtol=2e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("init", "precision", "lora"), [("PiSSA", "FP32", {"rankStabilized": True}), ("PiSSA", "BF16", {}), ("OLoRA", "FP32", {})]
+)
+def test_what_is_saved_is_an_adapter_of_the_base_model(
+    make_run: MakeRun, tmp_path: Path, init: str, precision: str, lora: dict[str, Any]
+) -> None:
+    """The merge holds it, on the base as it was fetched, against the loss and the answers of the training."""
+    settings = {"method": "LoRA", "precision": precision, "learningRate": 1e-3, "lora": {"init": init, "rank": 4} | lora}
+    run = make_run(training=TRAINING | settings)
+    folder = merged_folder(run, tmp_path)
+    assert 0 <= divergence_from_trained(run, tmp_path, folder) <= 1e-4
+    adapter = committed(run, tmp_path)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    assert (config["r"], config["init_lora_weights"]) == (8, True)
+    assert "--max-lora-rank 8`" in (adapter / "README.md").read_text()
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_pain_20_resumed_run_equals_the_unbroken_one(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+) -> None:
+    monkeypatch.setenv(contract.ENV_GRACE_SECONDS, "120")
+    settings = LORA | {"maxSteps": 4, "learningRate": 1e-3, "lora": {"init": init, "dropout": 0.1}}
+    unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
+    prepare(unbroken_run, tmp_path)
+    _, unbroken = trained(unbroken_run, tmp_path)
+    run = unbroken_run.model_copy(update={"store": contract.StoreConfig(uri="pvc://store/broken")})
+    prepare(run, tmp_path)
+    before = preempted(run, tmp_path, after=2)
+    _, after = trained(run, tmp_path)
+    assert before.by_step | after.by_step == unbroken.by_step
+    weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sharded", "message"),
+    [
+        ({"method": "QLoRA"}, False, r"training\.lora\.init PiSSA is for method LoRA"),
+        ({"lora": {"dora": True}}, False, r"training\.lora\.init PiSSA goes with neither dora"),
+        ({"lora": {"modulesToSave": ["lm_head"]}}, False, "goes with neither dora, modulesToSave"),
+        ({"objective": "KTO"}, False, "nor objectives DPO and KTO"),
+        ({}, True, "strategy FSDP"),
+    ],
+)
+def test_what_can_not_begin_so_is_refused(fields: dict[str, Any], sharded: bool, message: str) -> None:
+    lora = {"init": "PiSSA"} | fields.get("lora", {})
+    with pytest.raises(StepFailed, match=message) as refused:
+        combinations.check(Training.model_validate(LORA | fields | {"lora": lora}), Strategy.FSDP if sharded else Strategy.DDP)
+    assert refused.value.exit_code is ExitCode.BAD_CONFIG
