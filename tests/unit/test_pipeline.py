@@ -162,6 +162,8 @@ def test_mounts() -> None:
     )
     assert pipeline.claims(mixed) == ("store", "tests", "out")
     assert pipeline.config_maps(mixed) == ("facts",)
+    template = {"configMapKeyRef": {"name": "chat", "key": "short.jinja"}}
+    assert pipeline.config_maps(run(model={"uri": "hf://org/model", "chatTemplate": template})) == ("chat",)
     assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
     assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
     assert pipeline.mounted_path("hf://org/name", "/mnt") is None

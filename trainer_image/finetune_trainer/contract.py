@@ -19,7 +19,7 @@ from pydantic import Field
 
 from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
-from finetune_trainer.fields import Model, Report, SecretRef, Strict
+from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
 
@@ -232,7 +232,7 @@ class RunConfig(Strict):
 
     namespace: str
     name: str
-    model: Model
+    model: TrainedModel
     dataset: Dataset
     training: Training
     devices: Devices

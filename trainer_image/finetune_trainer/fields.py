@@ -35,3 +35,26 @@ class Model(Strict):
     Weights are read from safetensors files only."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
+
+
+class ConfigMapKeyRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a ConfigMap in the job's namespace."""
+    key: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Key of its data."""
+
+
+class ChatTemplate(Strict):
+    config_map_key_ref: ConfigMapKeyRef
+    """Where the text of the template lies."""
+
+    @property
+    def uri(self) -> str:
+        """The place as sources are named."""
+        return f"configmap://{self.config_map_key_ref.name}/{self.config_map_key_ref.key}"
+
+
+class TrainedModel(Model):
+    chat_template: ChatTemplate | None = None
+    """Jinja template that turns conversations into text, as chat_template.jinja of an instruct model does. It is for base
+    models, which have none, and takes the place of a model's own. It goes along with all that is made of the model."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune_trainer.contract import Artifact, ArtifactFormat, DatasetFacts, ModelFacts, RunConfig
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
-from finetune_trainer.fields import Model
+from finetune_trainer.fields import Model, TrainedModel
 
 RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
 
@@ -83,6 +83,11 @@ def model_fingerprint(model: Model) -> str:
     return digest("model", RECIPES["model"], model.uri)
 
 
+def templated_fingerprint(model: TrainedModel) -> str:
+    """Of the base model under the chat template that the job gives it. What the template says is in the facts' digest."""
+    return digest("chatTemplate", model_fingerprint(model), model.chat_template and model.chat_template.uri)
+
+
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
     """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
     source = run.dataset.model_dump(mode="json", exclude={"secret_ref"}, exclude_defaults=True)
@@ -141,13 +146,14 @@ def claims(run: RunConfig) -> tuple[str, ...]:
 
 
 def config_maps(run: RunConfig) -> tuple[str, ...]:
-    """Names of the ConfigMaps with data that a run's pods mount."""
+    """Names of the ConfigMaps that prepare mounts: rows, and the chat template."""
     return tuple(dict.fromkeys(_host(u) for u in source_uris(run) if u.startswith("configmap://")))
 
 
 def source_uris(run: RunConfig) -> tuple[str, ...]:
-    """Every uri that a run reads: the models' and the rows'."""
-    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset))
+    """Every uri that a run reads: the models', the rows' and the chat template's."""
+    template = [run.model.chat_template.uri] if run.model.chat_template else []
+    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset), *template)
 
 
 def models(run: RunConfig) -> tuple[Model, ...]:

@@ -94,8 +94,8 @@ class Renderer:
             raise StepFailed(
                 ExitCode.BAD_DATA,
                 "ChatTemplateMissing",
-                "spec.model has no chat template, so it can't be given conversations: take its instruct version, or rows"
-                " of format PromptCompletion or Text",
+                "spec.model has no chat template, so it can't be given conversations: name one in spec.model.chatTemplate, or"
+                " take its instruct version, or rows of format PromptCompletion or Text",
             )
         system = "".join(turn.content + "\n\n" for turn in example.turns if turn.role == "system")
         return self._plain(system + example.text, example.turns[-1].content)
@@ -126,7 +126,7 @@ class Renderer:
                     ExitCode.BAD_DATA,
                     "ChatTemplateRefused",
                     "the chat template of spec.model doesn't put an answer after its generation prompt, so what to learn"
-                    " can't be told from the prompt: take another model or rows of format Text",
+                    " can't be told from the prompt: name another in spec.model.chatTemplate, or take rows of format Text",
                 )
         row = self._tokenize(text, spans, add_special_tokens=False)
         return self._row(*row, prompt=prompt, completion=turns[-1].content)

@@ -25,7 +25,7 @@ from finetune_trainer.contract import (
     Training,
 )
 from finetune_trainer.dataset_fields import Dataset
-from finetune_trainer.fields import Model, Report, SecretRef, Strict
+from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import Metric
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,7 +182,7 @@ class Storage(Strict):
 
 
 class FineTuneJobSpec(Strict):
-    model: Model
+    model: TrainedModel
     """The base model."""
     dataset: Dataset
     """The rows to learn from, and how they are split."""

@@ -68,6 +68,9 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
             yield Reference(Ref("PersistentVolumeClaim", host), field, modes=modes)
         elif scheme == "configmap":
             yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
+    if (template := run.model.chat_template) is not None:
+        text = template.config_map_key_ref
+        yield Reference(Ref("ConfigMap", text.name), "spec.model.chatTemplate.configMapKeyRef", (text.key,))
     secrets = [
         ("spec.model.secretRef", run.model.uri, run.model.secret_ref),
         *((f"{TEACHER}.secretRef", teacher.uri, teacher.secret_ref) for teacher in teachers),

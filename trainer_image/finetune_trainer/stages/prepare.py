@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import dataset, pipeline, weights
+from finetune_trainer import chat_template, dataset, pipeline, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
@@ -35,13 +35,14 @@ def run(context: Context) -> StepResult:
     os.environ["HF_HOME"] = str(context.scratch / "hub")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-    facts = _facts(_model_entry(context, context.run.model, "spec.model"))
+    facts = chat_template.lay(context, _facts(_model_entry(context, context.run.model, "spec.model")))
     teacher = _teacher(context)
     fingerprint = pipeline.data_fingerprint(context.run, facts)
     data = context.store.read(DATA, fingerprint)
     if data is not None:
         _check_same_rows(context, data)
     result = _render(context, facts, fingerprint) if data is None else data.result
+    chat_template.keep(context, facts)
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
 
