@@ -479,10 +479,15 @@ def test_a_broken_run_file(make_run: Callable[..., RunConfig], prepare: Prepare)
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[str]:
-    """URL of a hub that serves org/tiny, org/gated (token "let-me-in") and the dataset org/rows."""
+    """URL of a hub that serves org/tiny, org/old (pickles), org/gated (token "let-me-in") and the dataset org/rows."""
+    import torch
+    from safetensors.torch import load_file
+
     folder = tmp_path_factory.mktemp("hub")
     shutil.copytree(tiny_model, folder / "org" / "tiny")
     (folder / "org" / "tiny" / "pytorch_model.bin").write_bytes(b"a pickle that nobody may load")
+    shutil.copytree(tiny_model, folder / "org" / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(tiny_model / "model.safetensors"), folder / "org" / "old" / "pytorch_model.bin")
     shutil.copytree(tiny_model, folder / "org" / "gated")
     (folder / "org" / "gated" / ".gated").write_text("let-me-in\n")
     rows = folder / "datasets" / "org" / "rows" / "data"
@@ -530,6 +535,19 @@ def test_model_and_rows_from_a_hub(
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     # Nothing is fetched a second time: no hub, same facts.
     assert succeeded(prepare_pod(run, HF_ENDPOINT="http://127.0.0.1:9")) == result
+
+
+def test_pickles_from_a_hub_are_kept_as_safetensors(
+    make_run: Callable[..., RunConfig], prepare_pod: Prepare, mounts: Path, hub: str, tiny_model: Path
+) -> None:
+    put_rows(mounts, ROWS)
+    result = succeeded(prepare_pod(make_run(model={"uri": "hf://org/old", "weights": "Pickle"}), HF_ENDPOINT=hub))
+    assert result.model is not None
+    assert len(result.model.revision) == 40
+    (manifest,) = entries(mounts, "model")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    assert {p.name for p in folder.iterdir()} == {p.name for p in tiny_model.iterdir()} | {"files.json"}
+    assert not list(mounts.parent.glob("scratch/prepare/**/*.bin"))
 
 
 def test_a_subset_and_its_splits_from_a_hub(make_run: Callable[..., RunConfig], prepare_pod: Prepare, hub: str) -> None:

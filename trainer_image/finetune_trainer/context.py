@@ -55,14 +55,14 @@ class Context:
         """The base model, or another one, as prepare checked it, and the local folder with its files."""
         which = which or self.run.model
         manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
-        mounted = pipeline.mounted_path(which.uri, self.mounts)
+        mounted = pipeline.model_path(which, self.mounts)
         folder = Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
         return self._facts(which), self._templated(which, folder, "model")
 
     def model_without_weights(self, which: Model | None = None) -> Path:
         """A local folder with the model's configuration, tokenizer and chat template, weights or not."""
         which = which or self.run.model
-        mounted = pipeline.mounted_path(which.uri, self.mounts)
+        mounted = pipeline.model_path(which, self.mounts)
         if mounted is not None:
             return self._templated(which, Path(mounted), "config")
         manifest = self._entry(MODEL, pipeline.model_fingerprint(which))

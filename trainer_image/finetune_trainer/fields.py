@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -32,9 +34,12 @@ class SecretRef(Strict):
 class Model(Strict):
     uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
     """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
-    Weights are read from safetensors files only."""
+    Code that lies beside the weights is never run."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
+    weights: Literal["Safetensors", "Pickle"] = "Safetensors"
+    """Which files hold the weights. Safetensors: model*.safetensors. Pickle: pytorch_model*.bin, for a model that has no
+    others; they are read as plain tensors, never as code, and kept as safetensors."""
 
 
 class ConfigMapKeyRef(Strict):

@@ -25,6 +25,7 @@ RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evalua
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
+PICKLE = "Pickle"  # spec.model.weights of a model that is kept as safetensors wherever it comes from
 FIRST_ROW_LOSS = "firstRowLoss"  # noted in the manifest of train: what merge must see again after reading the weights back
 
 
@@ -80,7 +81,7 @@ def digest(*parts: Any) -> str:
 
 def model_fingerprint(model: Model) -> str:
     """Of the fetched base model. The revision that it resolved to is in the manifest and stays until the uri changes."""
-    return digest("model", RECIPES["model"], model.uri)
+    return digest("model", RECIPES["model"], model.uri, *([model.weights] if model.weights == PICKLE else []))
 
 
 def templated_fingerprint(model: TrainedModel) -> str:
@@ -137,6 +138,11 @@ def mounted_path(uri: str, mounts: str) -> str | None:
     scheme, _, rest = uri.partition("://")
     folder = {"pvc": "claims", "configmap": "configmaps"}.get(scheme)
     return None if folder is None else f"{mounts}/{folder}/{rest}"
+
+
+def model_path(model: Model, mounts: str) -> str | None:
+    """Path in the pod of a model that is read where it is mounted; None for one that the store holds."""
+    return None if model.weights == PICKLE else mounted_path(model.uri, mounts)
 
 
 def claims(run: RunConfig) -> tuple[str, ...]:
