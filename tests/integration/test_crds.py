@@ -128,7 +128,8 @@ REFUSED_JOBS = [
     ({"publish": [{"uri": "hf://org/name"}]}, "spec.publish[].secretRef is needed to write to hf://"),
     ({"publish": [HUB, HUB | {"artifacts": ["adapter"]}]}, "spec.publish[].uri names one hf:// repository twice"),
     ({"serving": {"artifact": "q4"}}, "spec.serving.artifact is not made by this job"),
-    ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, "endpoint and .region go with an s3:// uri only"),
+    ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, ".region and .caSecretRef go with an s3:// uri only"),
+    ({"storage": {"artifacts": {"uri": "pvc://c/x", "caSecretRef": {"name": "ca"}}}}, "go with an s3:// uri only"),
     ({"storage": {"artifacts": {"size": "much"}}}, "spec.storage.artifacts.size"),
     *(
         ({"stages": {stage: {"resources": GPU}}}, f"spec.stages.{stage}.resources.requests and .limits take cpu")
@@ -139,7 +140,9 @@ REFUSED_SERVES = [
     ({"model": {}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
+    ({"model": {"jobRef": {"name": "a"}, "caSecretRef": {"name": "ca"}}}, "go with uri"),
     ({"model": {"uri": "pvc://c/m", "endpoint": "http://s3"}}, "go with an s3:// uri only"),
+    ({"model": {"uri": "pvc://c/m", "caSecretRef": {"name": "ca"}}}, "go with an s3:// uri only"),
     ({"engine": {"type": "LlamaCpp"}, "parallelism": {"tensor": 2}}, "spec.parallelism.tensor above 1 needs"),
     ({"parallelism": {"tensor": 2, "gpus": False}}, "spec.parallelism.tensor counts GPUs"),
     ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),

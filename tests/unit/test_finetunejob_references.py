@@ -12,7 +12,7 @@ from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import admission, policy
 from finetune_operator.finetunejob.api import FineTuneJob
 
-S3 = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
+S3: dict[str, Any] = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
 HUB = {"uri": "hf://a/b", "secretRef": {"name": "hub"}}
 
 ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
@@ -41,6 +41,20 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
     ({"model": HUB}, Ref("Secret", "hub"), None, "SecretNotFound", "spec.model.secretRef names the Secret hub"),
     ({"model": HUB}, Ref("Secret", "hub"), {"metadata": {}, "data": {"token": ""}}, "SecretKeyNotFound", "HF_TOKEN"),
     ({"storage": S3}, Ref("Secret", "store"), None, "SecretNotFound", "spec.storage.artifacts.secretRef names"),
+    (
+        {"storage": {"artifacts": S3["artifacts"] | {"secretRef": None, "caSecretRef": {"name": "ca"}}}},
+        Ref("Secret", "ca"),
+        None,
+        "SecretNotFound",
+        "spec.storage.artifacts.caSecretRef names the Secret ca, which does not exist",
+    ),
+    (
+        {"storage": {"artifacts": S3["artifacts"] | {"secretRef": None, "caSecretRef": {"name": "ca"}}}},
+        Ref("Secret", "ca"),
+        {"metadata": {}, "data": {"tls.crt": ""}},
+        "SecretKeyNotFound",
+        "the Secret ca, which spec.storage.artifacts.caSecretRef names, has no key ca.crt; it has tls.crt",
+    ),
     (
         {"training": {"reportTo": ["mlflow"], "reportSecretRef": {"name": "curves"}}},
         Ref("Secret", "curves"),

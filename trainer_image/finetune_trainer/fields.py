@@ -31,6 +31,13 @@ class SecretRef(Strict):
     HTTPS_AUTHORIZATION (sent as the header Authorization) for https://."""
 
 
+class CaSecretRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the same namespace."""
+    key: str = Field("ca.crt", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Its key with one or several certificates in PEM."""
+
+
 class Model(Strict):
     uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
     """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.

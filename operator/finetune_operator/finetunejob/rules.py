@@ -262,8 +262,9 @@ RULES = (
     ),
     Rule(
         "spec.storage.artifacts",
-        "(!has(self.endpoint) && !has(self.region)) || (has(self.uri) && self.uri.startsWith('s3://'))",
-        "spec.storage.artifacts.endpoint and .region go with an s3:// uri only; set uri, or remove them",
+        "(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef))"
+        " || (has(self.uri) && self.uri.startsWith('s3://'))",
+        "spec.storage.artifacts.endpoint, .region and .caSecretRef go with an s3:// uri only; set uri, or remove them",
     ),
     *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
 )
