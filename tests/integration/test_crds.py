@@ -95,7 +95,15 @@ REFUSED_JOBS = [
     ),
     (
         {"training": {"objective": "DPO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
-        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers",
+        "spec.training.objective DPO and ORPO learn from pairs of answers",
+    ),
+    (
+        {"training": {"objective": "KTO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
+        "spec.training.objective KTO learns from desirable and undesirable answers",
+    ),
+    (
+        {"dataset": {"uri": "hf://c/d", "format": "UnpairedPreference"}},
+        "spec.dataset.format UnpairedPreference is for objective KTO",
     ),
     ({"training": {"objective": "Distillation"}}, "spec.training.distillation names the teacher"),
     (

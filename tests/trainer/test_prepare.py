@@ -241,6 +241,48 @@ def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunC
     assert [s["rejected"] for s in samples] == ["No idea.<|im_end|>"] * 2
 
 
+def kto(make_run: Callable[..., RunConfig], objective: str = "KTO", **dataset: Any) -> RunConfig:
+    training = {"method": "LoRA", "objective": objective, "maxLength": 128}
+    return make_run(training=training, dataset={"uri": "pvc://data/rows.jsonl"} | dataset)
+
+
+APART = [{"prompt": f"Number {n}?", "completion": f"It is {n}.", "label": n % 4 > 0} for n in range(40)]
+
+
+def test_unpaired_preferences_keep_their_labels_and_are_scored_by_desirable_answers(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
+) -> None:
+    put_rows(mounts, APART)
+    result = succeeded(prepare(kto(make_run, validation={"fraction": 0.1})))
+    assert result.dataset is not None
+    assert result.dataset.format == "UnpairedPreference"
+    assert (result.dataset.train_rows, result.dataset.validation_rows, result.dataset.test_rows) == (32, 4, 3)
+    (manifest,) = entries(mounts, "data")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    told = {name: read_column(folder / f"{name}.jsonl", "desirable") for name in ("train", "validation", "test", "samples")}
+    assert (told["train"].count(False), told["validation"].count(False), told["test"]) == (8, 1, [True] * 3)
+    assert len(told["samples"]) == 2
+
+
+@pytest.mark.parametrize(("objective", "remedy"), [("SFT", "set it to KTO, or take rows"), ("DPO", "set it to KTO")])
+def test_unpaired_preferences_are_for_kto_alone(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, objective: str, remedy: str
+) -> None:
+    put_rows(mounts, APART)
+    said = refused(prepare(kto(make_run, objective)), ExitCode.BAD_DATA, "ObjectiveNeedsOtherRows")
+    assert f"spec.training.objective {objective} can't learn that: {remedy}" in said
+
+
+def test_rows_of_one_kind_tell_kto_nothing(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
+    put_rows(mounts, [row | {"label": True} for row in APART])
+    said = refused(prepare(kto(make_run)), ExitCode.BAD_DATA, "DatasetOneSided")
+    assert said.startswith("spec.dataset: all 36 rows to train on have the label true")
+    put_rows(mounts, APART)
+    put_rows(mounts, [row for row in APART if not row["label"]], "test.jsonl")
+    said = refused(prepare(kto(make_run, test={"uri": "pvc://data/test.jsonl"})), ExitCode.BAD_DATA, "DatasetOneSided")
+    assert said.startswith("spec.dataset.test: none of the 10 rows has the label true")
+
+
 def test_pairs_of_answers_are_asked_for_where_they_are_missing(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
 ) -> None:

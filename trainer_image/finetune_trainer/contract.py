@@ -82,7 +82,7 @@ class Training(Strict):
     """QLoRA: adapters over a quantized base; LoRA: adapters over the base as it is; Full: every weight."""
     objective: Objective = Objective.SFT
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
-    rows of format Preference. Distillation: to predict the answer as a teacher does."""
+    rows of format Preference; KTO also from UnpairedPreference. Distillation: to predict the answer as a teacher does."""
     preference: Preference = Field(default_factory=lambda: Preference())
     """Settings of DPO, ORPO and KTO; SFT ignores them."""
     distillation: Distillation | None = None

@@ -188,9 +188,21 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.training.objective in ['SFT', 'Distillation'] || self.dataset.format in ['Auto', 'Preference']",
-        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers; set spec.dataset.format to Preference, or"
+        "self.training.objective in ['SFT', 'Distillation', 'KTO'] || self.dataset.format in ['Auto', 'Preference']",
+        "spec.training.objective DPO and ORPO learn from pairs of answers; set spec.dataset.format to Preference, or"
         " objective to SFT",
+    ),
+    Rule(
+        "spec",
+        "self.training.objective != 'KTO' || self.dataset.format in ['Auto', 'Preference', 'UnpairedPreference']",
+        "spec.training.objective KTO learns from desirable and undesirable answers; set spec.dataset.format to"
+        " UnpairedPreference or Preference, or objective to SFT",
+    ),
+    Rule(
+        "spec",
+        "self.dataset.format != 'UnpairedPreference' || self.training.objective == 'KTO'",
+        "spec.dataset.format UnpairedPreference is for objective KTO; set spec.training.objective to KTO, or format to"
+        " PromptCompletion",
     ),
     Rule(
         "spec",
