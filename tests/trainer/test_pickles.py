@@ -93,7 +93,6 @@ def shards(folder: Path, tensors: Tensors) -> None:
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-@pytest.mark.slow
 def test_shards_and_what_shares_memory_train_and_merge(
     make_run: MakeRun, folder: Path, tensors: Tensors, tmp_path: Path
 ) -> None:
