@@ -35,7 +35,7 @@ class CaSecretRef(Strict):
     name: str = Field(min_length=1, max_length=253)
     """Name of a Secret in the same namespace."""
     key: str = Field("ca.crt", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
-    """Its key with one or several certificates in PEM."""
+    """Its key with certificates in PEM."""
 
 
 class Model(Strict):
@@ -45,8 +45,7 @@ class Model(Strict):
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
     weights: Literal["Safetensors", "Pickle"] = "Safetensors"
-    """Which files hold the weights. Safetensors: model*.safetensors. Pickle: pytorch_model*.bin, for a model that has no
-    others; they are read as plain tensors, never as code, and kept as safetensors."""
+    """Pickle: pytorch_model*.bin, of a model without model*.safetensors; read as plain tensors, never as code."""
 
 
 class ConfigMapKeyRef(Strict):
@@ -68,5 +67,4 @@ class ChatTemplate(Strict):
 
 class TrainedModel(Model):
     chat_template: ChatTemplate | None = None
-    """Jinja template that turns conversations into text, as chat_template.jinja of an instruct model does. It is for base
-    models, which have none, and takes the place of a model's own. It goes along with all that is made of the model."""
+    """Jinja template that turns conversations into text: for base models, which have none, or in place of a model's own."""

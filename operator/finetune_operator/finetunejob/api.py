@@ -164,7 +164,7 @@ class ArtifactStore(Strict):
     region: str | None = Field(None, min_length=1, max_length=63)
     """Region of the bucket."""
     ca_secret_ref: CaSecretRef | None = None
-    """Certificates of that server's authority, where the images don't know it. All of the job's pods trust them for s3://."""
+    """Certificates of that server's authority, where the images don't know it."""
     size: Quantity = "20Gi"
     """Size of the claim that is made when uri is unset."""
     storage_class_name: str | None = Field(None, min_length=1, max_length=253)
