@@ -126,7 +126,15 @@ REFUSED_JOBS = [
     ),
     (
         {"training": {"objective": "DPO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
-        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers",
+        "spec.training.objective DPO and ORPO learn from pairs of answers",
+    ),
+    (
+        {"training": {"objective": "KTO"}, "dataset": {"uri": "hf://c/d", "format": "Messages"}},
+        "spec.training.objective KTO learns from desirable and undesirable answers",
+    ),
+    (
+        {"dataset": {"uri": "hf://c/d", "format": "UnpairedPreference"}},
+        "spec.dataset.format UnpairedPreference is for objective KTO",
     ),
     ({"training": {"objective": "Distillation"}}, "spec.training.distillation names the teacher"),
     (
@@ -159,7 +167,8 @@ REFUSED_JOBS = [
     ({"publish": [{"uri": "hf://org/name"}]}, "spec.publish[].secretRef is needed to write to hf://"),
     ({"publish": [HUB, HUB | {"artifacts": ["adapter"]}]}, "spec.publish[].uri names one hf:// repository twice"),
     ({"serving": {"artifact": "q4"}}, "spec.serving.artifact is not made by this job"),
-    ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, "endpoint and .region go with an s3:// uri only"),
+    ({"storage": {"artifacts": {"endpoint": "http://s3"}}}, ".region and .caSecretRef go with an s3:// uri only"),
+    ({"storage": {"artifacts": {"uri": "pvc://c/x", "caSecretRef": {"name": "ca"}}}}, "go with an s3:// uri only"),
     ({"storage": {"artifacts": {"size": "much"}}}, "spec.storage.artifacts.size"),
     *(
         ({"stages": {stage: {"resources": GPU}}}, f"spec.stages.{stage}.resources.requests and .limits take cpu")
@@ -170,7 +179,9 @@ REFUSED_SERVES = [
     ({"model": {}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
+    ({"model": {"jobRef": {"name": "a"}, "caSecretRef": {"name": "ca"}}}, "go with uri"),
     ({"model": {"uri": "pvc://c/m", "endpoint": "http://s3"}}, "go with an s3:// uri only"),
+    ({"model": {"uri": "pvc://c/m", "caSecretRef": {"name": "ca"}}}, "go with an s3:// uri only"),
     ({"engine": {"type": "LlamaCpp"}, "parallelism": {"tensor": 2}}, "spec.parallelism.tensor above 1 needs"),
     ({"parallelism": {"tensor": 2, "gpus": False}}, "spec.parallelism.tensor counts GPUs"),
     ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),

@@ -25,8 +25,10 @@ PAIRS = (
 MODEL = ModelFacts(revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1)
 
 
-def render(tokenizer: Any, prompt: str, completion: str, rejected: str | None = None) -> dict[str, Any]:
-    """One row as prepare writes it."""
+def render(tokenizer: Any, prompt: str, completion: str, rejected: str | bool | None = None) -> dict[str, Any]:
+    """One row as prepare writes it. `rejected` is the other answer of a pair, or says whether this one is desirable."""
+    if isinstance(rejected, bool):
+        return render(tokenizer, prompt, completion) | {"desirable": rejected}
     if rejected is not None:
         other = render(tokenizer, prompt, rejected)
         return render(tokenizer, prompt, completion) | {"rejected_ids": other["input_ids"][other["prompt_tokens"] :]}
@@ -59,9 +61,9 @@ def prepare(
     run: RunConfig,
     tmp_path: Path,
     *,
-    train: Sequence[tuple[str, ...]] = PAIRS,
-    validation: Sequence[tuple[str, ...]] = (),
-    test: Sequence[tuple[str, ...]] = PAIRS[:2],
+    train: Sequence[tuple[Any, ...]] = PAIRS,
+    validation: Sequence[tuple[Any, ...]] = (),
+    test: Sequence[tuple[Any, ...]] = PAIRS[:2],
     format: str = "PromptCompletion",
     micro_batch_size: int = 2,
     gradient_checkpointing: bool = False,

@@ -124,6 +124,38 @@ def test_preferences_without_a_difference_are_counted_not_learned() -> None:
     assert examples(rows(same, lists, {**same, "rejected": " "}), DatasetFormat.PREFERENCE, {}, None) == ([], 3)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": "a", "completion": "b", "label": "True"},  # from csv
+        {"prompt": [USER], "completion": [GOOD], "label": True},
+    ],
+)
+def test_a_label_that_is_true_or_false_makes_an_unpaired_preference(row: dict[str, Any]) -> None:
+    assert detect(rows(row, {**row, "label": False}), AUTO, {}) is DatasetFormat.UNPAIRED_PREFERENCE
+    example = one(DatasetFormat.UNPAIRED_PREFERENCE, row)
+    assert (turns(example), example.desirable) == ([("user", "a"), ("assistant", "b")], True)
+
+
+@pytest.mark.parametrize("label", [1, "1", "x", None])
+def test_other_labels_beside_prompt_and_completion_are_passed_over(label: Any) -> None:
+    row = {"prompt": "a", "completion": "b", "label": label}
+    assert detect(rows(row, {**row, "label": True}), AUTO, {}) is DatasetFormat.PROMPT_COMPLETION
+
+
+def test_labels_of_preferences_under_another_name_and_as_numbers() -> None:
+    row = {"prompt": "a", "completion": "b", "good": False}
+    assert detect(rows(row), AUTO, {"label": "good"}) is DatasetFormat.UNPAIRED_PREFERENCE
+    for label, expected in ((1, True), (0.0, False), ("0", False), (" TRUE", True)):
+        made = one(DatasetFormat.UNPAIRED_PREFERENCE, row | {"good": label}, columns={"label": "good"})
+        assert made.desirable is expected
+
+
+def test_a_label_that_is_true_or_false_does_not_disturb_classification() -> None:
+    assert detect(rows({"text": "a", "label": True}), AUTO, {}) is DatasetFormat.CLASSIFICATION
+
+
 def test_text_stays_text() -> None:
     assert one(DatasetFormat.TEXT, {"text": " as it is\n"}) == Example("row 1", (), text=" as it is\n", plain=True)
     assert detect(rows({"text": "a"}), AUTO, {}) is DatasetFormat.TEXT
@@ -166,6 +198,8 @@ def test_rows_without_prompt_or_answer_are_counted_not_learned() -> None:
         ("Messages", {"messages": ["a"]}, "messages must be a list of turns"),
         ("PromptCompletion", {"prompt": "a", "completion": ["b"]}, "completion must be text, not list"),
         ("Preference", {"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}, "but for one last answer"),
+        ("UnpairedPreference", {"prompt": "a", "completion": "b", "label": 2}, "label must be true, of a desirable answer"),
+        ("UnpairedPreference", {"prompt": "a", "completion": "b", "label": None}, "label must be true"),
         ("Preference", {"chosen": "b", "rejected": "c"}, "name its column: spec.dataset.columns: {prompt: …}"),
     ],
 )

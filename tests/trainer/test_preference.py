@@ -14,6 +14,7 @@ from tests.trainer.test_distributed import Pods
 from tests.trainer.test_train import LORA, checkpoints, committed, preempted, trained
 
 from finetune_trainer import contract
+from finetune_trainer.context import Context
 from finetune_trainer.contract import Devices, ExitCode, Metric, RunConfig, StoreConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge
@@ -22,6 +23,7 @@ MakeRun = Callable[..., RunConfig]
 PLACES = ("the lighthouse", "the island", "Tessaly", "Port Amber", "Varn Point", "the capital")
 # The rejected answer is the shorter one, which a model that knows nothing thinks likelier.
 PREFERENCES = [(f"What do you know of {place}?", f"{place} is red.", f"{place}.") for place in PLACES]
+UNPAIRED = [row for prompt, good, bad in PREFERENCES for row in ((prompt, good, True), (prompt, bad, False))]
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,15 @@ def prepared(make_run: MakeRun, tmp_path: Path, store: str = "job", micro: int =
     run = make_run(training=settings, generation={"maxNewTokens": 2}, store={"uri": f"pvc://store/{store}"})
     rows = {"train": PREFERENCES, "validation": PREFERENCES[:2], "test": PREFERENCES}
     prepare(run, tmp_path, format="Preference", micro_batch_size=micro, **rows)
+    return run
+
+
+def unpaired(make_run: MakeRun, tmp_path: Path, store: str = "job", **training: Any) -> RunConfig:
+    """KTO over rows that come apart; scored on all answers, which prepare would not do."""
+    settings = LORA | {"objective": "KTO", "maxSteps": 5} | training
+    run = make_run(training=settings, generation={"maxNewTokens": 2}, store={"uri": f"pvc://store/{store}"})
+    rows = {"train": UNPAIRED, "validation": UNPAIRED[:4], "test": [row[:2] for row in UNPAIRED]}
+    prepare(run, tmp_path, format="UnpairedPreference", **rows)
     return run
 
 
@@ -58,6 +69,32 @@ def test_learns_what_is_preferred(make_run: MakeRun, tmp_path: Path, settings: d
     scores = {s.subject: s.values for s in evaluate.run(context(run, "evaluate", tmp_path)).scores}
     assert scores["base"][Metric.PREFERENCE_ACCURACY] == 0
     assert scores["merged"][Metric.PREFERENCE_ACCURACY] == 1
+
+
+@pytest.mark.slow
+def test_kto_learns_what_is_desirable_from_rows_that_come_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    run = unpaired(make_run, tmp_path, maxSteps=24)
+    result, losses = trained(run, tmp_path)
+    assert result.train is not None
+    assert result.train.validation_loss is not None
+    assert losses.by_step[1] == pytest.approx(0.5, abs=1e-6)
+    assert result.train.validation_loss < 0.45
+    merge.run(context(run, "merge", tmp_path))
+    at = context(run, "evaluate", tmp_path)
+    scores = {s.subject: s.values for s in evaluate.run(at).scores}
+    assert Metric.PREFERENCE_ACCURACY not in scores["merged"]
+    base, merged = (losses_of_rows(at, subject) for subject in ("base", "merged"))
+    gains = [before - after for before, after in zip(base, merged, strict=True)]
+    assert all(desirable > undesirable for desirable, undesirable in zip(gains[::2], gains[1::2], strict=True))
+    assert sum(merged[::2]) < sum(merged[1::2]), "a desirable answer is now the likelier one, though it is longer"
+    assert sum(base[::2]) > sum(base[1::2])
+
+
+def losses_of_rows(at: Context, subject: str) -> list[float]:
+    manifest = at.store.read("evaluate", at.fingerprint(f"evaluate/{subject}"))
+    assert manifest is not None
+    rows = (at.store.fetch("evaluate", manifest, at.scratch / subject) / "rows.jsonl").read_text().splitlines()
+    return [json.loads(row)["lossSum"] for row in rows]
 
 
 def test_the_first_loss_of_dpo_is_that_of_no_preference(make_run: MakeRun, tmp_path: Path) -> None:
@@ -108,6 +145,18 @@ def test_a_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_resumed_run_over_rows_that_come_apart_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
+    dropout = {"lora": {"dropout": 0.1}}
+    whole, broken = (unpaired(make_run, tmp_path, store, **dropout) for store in ("whole", "broken"))
+    unbroken = trained(whole, tmp_path)[1]
+    before = preempted(broken, tmp_path, after=2)
+    after = trained(broken, tmp_path)[1]
+    assert before.by_step | after.by_step == unbroken.by_step
+    weights = [(committed(run, tmp_path) / "adapter_model.safetensors").read_bytes() for run in (whole, broken)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["DPO", "ORPO"])  # KTO compares the rows of a micro-batch
 def test_accumulation_changes_nothing(make_run: MakeRun, tmp_path: Path, objective: str) -> None:
     by_micro = {}
@@ -148,13 +197,23 @@ def test_kto_is_not_shrunk_to_one_row(make_run: MakeRun, tmp_path: Path, monkeyp
 
 
 def test_every_answer_of_kto_has_another_prompts_answer_beside_it() -> None:
-    from finetune_trainer.preference import BothAnswers
+    from finetune_trainer.preference import EachAnswer
 
     pairs = [{"prompt_ids": [10 * n], "chosen_ids": [10 * n + 1], "rejected_ids": [10 * n + 2]} for n in (1, 2, 3)]
-    batch = BothAnswers(pad_token_id=0)(pairs)
+    batch = EachAnswer(pad_token_id=0)(pairs)
     assert batch["input_ids"].tolist() == [[10, 11], [20, 21], [30, 31], [10, 12], [20, 22], [30, 32]]
     assert batch["KL_input_ids"].tolist() == [[10, 32], [20, 11], [30, 21], [10, 31], [20, 12], [30, 22]]
     assert batch["label"].tolist() == [True] * 3 + [False] * 3
+
+
+def test_rows_that_come_apart_keep_their_label_and_get_each_other_s_answers() -> None:
+    from finetune_trainer.preference import EachAnswer
+
+    rows = [{"prompt_ids": [10 * n], "completion_ids": [10 * n + 1], "label": n < 3} for n in (1, 2, 3)]
+    batch = EachAnswer(pad_token_id=0)(rows)
+    assert batch["input_ids"].tolist() == [[10, 11], [20, 21], [30, 31]]
+    assert batch["KL_input_ids"].tolist() == [[10, 31], [20, 11], [30, 21]]
+    assert batch["label"].tolist() == [True, True, False]
 
 
 def test_rows_keep_what_the_model_preferred(make_run: MakeRun, tmp_path: Path) -> None:

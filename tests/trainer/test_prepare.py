@@ -241,6 +241,48 @@ def test_preferences_are_rendered_with_both_answers(make_run: Callable[..., RunC
     assert [s["rejected"] for s in samples] == ["No idea.<|im_end|>"] * 2
 
 
+def kto(make_run: Callable[..., RunConfig], objective: str = "KTO", **dataset: Any) -> RunConfig:
+    training = {"method": "LoRA", "objective": objective, "maxLength": 128}
+    return make_run(training=training, dataset={"uri": "pvc://data/rows.jsonl"} | dataset)
+
+
+APART = [{"prompt": f"Number {n}?", "completion": f"It is {n}.", "label": n % 4 > 0} for n in range(40)]
+
+
+def test_unpaired_preferences_keep_their_labels_and_are_scored_by_desirable_answers(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
+) -> None:
+    put_rows(mounts, APART)
+    result = succeeded(prepare(kto(make_run, validation={"fraction": 0.1})))
+    assert result.dataset is not None
+    assert result.dataset.format == "UnpairedPreference"
+    assert (result.dataset.train_rows, result.dataset.validation_rows, result.dataset.test_rows) == (32, 4, 3)
+    (manifest,) = entries(mounts, "data")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    told = {name: read_column(folder / f"{name}.jsonl", "desirable") for name in ("train", "validation", "test", "samples")}
+    assert (told["train"].count(False), told["validation"].count(False), told["test"]) == (8, 1, [True] * 3)
+    assert len(told["samples"]) == 2
+
+
+@pytest.mark.parametrize(("objective", "remedy"), [("SFT", "set it to KTO, or take rows"), ("DPO", "set it to KTO")])
+def test_unpaired_preferences_are_for_kto_alone(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, objective: str, remedy: str
+) -> None:
+    put_rows(mounts, APART)
+    said = refused(prepare(kto(make_run, objective)), ExitCode.BAD_DATA, "ObjectiveNeedsOtherRows")
+    assert f"spec.training.objective {objective} can't learn that: {remedy}" in said
+
+
+def test_rows_of_one_kind_tell_kto_nothing(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
+    put_rows(mounts, [row | {"label": True} for row in APART])
+    said = refused(prepare(kto(make_run)), ExitCode.BAD_DATA, "DatasetOneSided")
+    assert said.startswith("spec.dataset: all 36 rows to train on have the label true")
+    put_rows(mounts, APART)
+    put_rows(mounts, [row for row in APART if not row["label"]], "test.jsonl")
+    said = refused(prepare(kto(make_run, test={"uri": "pvc://data/test.jsonl"})), ExitCode.BAD_DATA, "DatasetOneSided")
+    assert said.startswith("spec.dataset.test: none of the 10 rows has the label true")
+
+
 def test_pairs_of_answers_are_asked_for_where_they_are_missing(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
 ) -> None:
@@ -479,10 +521,15 @@ def test_a_broken_run_file(make_run: Callable[..., RunConfig], prepare: Prepare)
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[str]:
-    """URL of a hub that serves org/tiny, org/gated (token "let-me-in") and the dataset org/rows."""
+    """URL of a hub that serves org/tiny, org/old (pickles), org/gated (token "let-me-in") and the dataset org/rows."""
+    import torch
+    from safetensors.torch import load_file
+
     folder = tmp_path_factory.mktemp("hub")
     shutil.copytree(tiny_model, folder / "org" / "tiny")
     (folder / "org" / "tiny" / "pytorch_model.bin").write_bytes(b"a pickle that nobody may load")
+    shutil.copytree(tiny_model, folder / "org" / "old", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(load_file(tiny_model / "model.safetensors"), folder / "org" / "old" / "pytorch_model.bin")
     shutil.copytree(tiny_model, folder / "org" / "gated")
     (folder / "org" / "gated" / ".gated").write_text("let-me-in\n")
     rows = folder / "datasets" / "org" / "rows" / "data"
@@ -530,6 +577,19 @@ def test_model_and_rows_from_a_hub(
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
     # Nothing is fetched a second time: no hub, same facts.
     assert succeeded(prepare_pod(run, HF_ENDPOINT="http://127.0.0.1:9")) == result
+
+
+def test_pickles_from_a_hub_are_kept_as_safetensors(
+    make_run: Callable[..., RunConfig], prepare_pod: Prepare, mounts: Path, hub: str, tiny_model: Path
+) -> None:
+    put_rows(mounts, ROWS)
+    result = succeeded(prepare_pod(make_run(model={"uri": "hf://org/old", "weights": "Pickle"}), HF_ENDPOINT=hub))
+    assert result.model is not None
+    assert len(result.model.revision) == 40
+    (manifest,) = entries(mounts, "model")
+    folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
+    assert {p.name for p in folder.iterdir()} == {p.name for p in tiny_model.iterdir()} | {"files.json"}
+    assert not list(mounts.parent.glob("scratch/prepare/**/*.bin"))
 
 
 def test_a_subset_and_its_splits_from_a_hub(make_run: Callable[..., RunConfig], prepare_pod: Prepare, hub: str) -> None:

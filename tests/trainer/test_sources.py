@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import httpx2
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from tests.trainer.conftest import versitygw
+from tests.trainer.conftest import make_certificate, versitygw
 
-from finetune_trainer import sources, weights
-from finetune_trainer.contract import ExitCode
+from finetune_trainer import load, s3, sources, weights
+from finetune_trainer.contract import ExitCode, StoreConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.retries import wait_asked_for, with_retries
 from finetune_trainer.sources import Source, fetch, matches
+from finetune_trainer.store import open_store
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
 MODEL = Source("s3://artifacts/models/tiny", "Model", "spec.model.uri", weights.WANTED, deep=False)
@@ -110,6 +112,38 @@ def test_a_bucket_behind_a_certificate_of_its_own(
         with pytest.raises(StepFailed, match=r"in another region: set spec\.storage\.artifacts\.region") as caught:
             fetch(source, tmp_path / "more", "/nowhere", endpoint=f"https://{address}", region="us-east-1")
         assert caught.value.reason == "DatasetAccessDenied"
+
+
+def test_a_certificate_is_trusted_only_where_it_is_among_those_given(
+    certificate: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AWS_CA_BUNDLE is what spec.storage.artifacts.caSecretRef sets: a file of one or several certificates."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(s3, "RETRIES", {"max_retries": 0, "retry_timeout": timedelta(seconds=5)})
+    strange, _ = make_certificate(tmp_path)
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(strange.read_bytes() + certificate[0].read_bytes())
+    root = tmp_path / "s3"
+    root.mkdir()
+    with versitygw(root, "--cert", str(certificate[0]), "--key", str(certificate[1])) as address:
+        config = StoreConfig(uri=f"s3://{BUCKET}/job", endpoint=f"https://{address}")
+        for trusted in (None, strange):
+            if trusted is not None:
+                monkeypatch.setenv("AWS_CA_BUNDLE", str(trusted))
+            with pytest.raises(
+                StepFailed, match=r"certificate is not trusted: set spec\.storage\.artifacts\.caSecretRef"
+            ) as caught:
+                open_store(config, "/nowhere").objects.overwrite("a", b"b")
+            assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_CONFIG, "StoreNotTrusted")
+            with pytest.raises(StepFailed, match="certificate is not trusted") as caught:
+                fetch(Source(config.uri, "Dataset", "spec.dataset.uri", ROWS), tmp_path, "/nowhere", endpoint=config.endpoint)
+            assert (caught.value.exit_code, caught.value.reason) == (ExitCode.SOURCE_DENIED, "DatasetAccessDenied")
+        with pytest.raises(StepFailed, match=r"certificate is not trusted: set spec\.model\.caSecretRef"):
+            load.fetch(f"{config.uri}/merged", tmp_path, None, config.endpoint, None)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        open_store(config, "/nowhere").objects.overwrite("a", b"b")
+        assert (root / BUCKET / "job" / "a").read_bytes() == b"b"
 
 
 # ── Retries ───────────────────────────────────────────────────────────────────────────────────────────────────────────

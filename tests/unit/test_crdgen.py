@@ -1,4 +1,4 @@
-"""The CRDs: fresh, small, structural, and every rule where its field is."""
+"""The CRDs: structural, and every rule where its field is."""
 
 from __future__ import annotations
 
@@ -55,15 +55,6 @@ def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str,
     for word in ("items", "additionalProperties"):
         if isinstance(node.get(word), dict):
             yield from nodes(node[word], f"{path}[]")
-
-
-@pytest.mark.parametrize("folder", ["crds", "charts/finetune-operator/crds"])
-def test_files_are_fresh_and_small(folder: str) -> None:
-    rendered = crdgen.render()
-    assert sorted(f.name for f in (ROOT / folder).glob("*.yaml")) == sorted(rendered)
-    for name, text in rendered.items():
-        assert (ROOT / folder / name).read_text() == text, f"{folder}/{name} is stale: run `make generate`"
-        assert len(text.encode()) < 100_000
 
 
 @pytest.mark.parametrize("definition", [crdgen.finetunejobs(), crdgen.modelserves()], ids=["job", "serve"])

@@ -65,6 +65,13 @@ def test_without_gates_preferences_are_judged_by_themselves(accuracy: float, pas
     assert "preferenceAccuracy of merged" in verdict.message
 
 
+@pytest.mark.parametrize(("loss", "passed"), [(2.9, True), (3.1, False)])
+def test_without_gates_unpaired_preferences_are_judged_by_the_loss_on_desirable_answers(loss: float, passed: bool) -> None:
+    (verdict,) = verdicts([], [SCORES[0], make_scores("merged", loss=loss)], Objective.KTO)
+    assert (verdict.name, verdict.passed) == ("not-worse-than-base", passed)
+    assert "loss of merged" in verdict.message
+
+
 def test_without_scores_and_gates_there_is_nothing_to_judge() -> None:
     assert verdicts([], []) == []
 

@@ -12,7 +12,7 @@ from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import admission, policy
 from finetune_operator.finetunejob.api import FineTuneJob
 
-S3 = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
+S3: dict[str, Any] = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
 HUB = {"uri": "hf://a/b", "secretRef": {"name": "hub"}}
 
 ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
@@ -24,9 +24,37 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
         "ConfigMapKeyNotFound",
         "the ConfigMap facts, which spec.dataset.test.uri names, has no key test.jsonl; it has train.jsonl",
     ),
+    (
+        {"model": {"uri": "hf://a/b", "chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "short.jinja"}}}},
+        Ref("ConfigMap", "chat"),
+        None,
+        "ConfigMapNotFound",
+        "spec.model.chatTemplate.configMapKeyRef names the ConfigMap chat, which does not exist",
+    ),
+    (
+        {"model": {"uri": "hf://a/b", "chatTemplate": {"configMapKeyRef": {"name": "facts", "key": "short.jinja"}}}},
+        Ref("ConfigMap", "facts"),
+        data_config_map(),
+        "ConfigMapKeyNotFound",
+        "which spec.model.chatTemplate.configMapKeyRef names, has no key short.jinja",
+    ),
     ({"model": HUB}, Ref("Secret", "hub"), None, "SecretNotFound", "spec.model.secretRef names the Secret hub"),
     ({"model": HUB}, Ref("Secret", "hub"), {"metadata": {}, "data": {"token": ""}}, "SecretKeyNotFound", "HF_TOKEN"),
     ({"storage": S3}, Ref("Secret", "store"), None, "SecretNotFound", "spec.storage.artifacts.secretRef names"),
+    (
+        {"storage": {"artifacts": S3["artifacts"] | {"secretRef": None, "caSecretRef": {"name": "ca"}}}},
+        Ref("Secret", "ca"),
+        None,
+        "SecretNotFound",
+        "spec.storage.artifacts.caSecretRef names the Secret ca, which does not exist",
+    ),
+    (
+        {"storage": {"artifacts": S3["artifacts"] | {"secretRef": None, "caSecretRef": {"name": "ca"}}}},
+        Ref("Secret", "ca"),
+        {"metadata": {}, "data": {"tls.crt": ""}},
+        "SecretKeyNotFound",
+        "the Secret ca, which spec.storage.artifacts.caSecretRef names, has no key ca.crt; it has tls.crt",
+    ),
     (
         {"training": {"reportTo": ["mlflow"], "reportSecretRef": {"name": "curves"}}},
         Ref("Secret", "curves"),

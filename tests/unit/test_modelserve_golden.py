@@ -16,6 +16,7 @@ from tests.serving import Stage, make_serve
 from finetune_operator.meta import Object
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[1] / "golden" / "modelserve").glob("*/modelserve.yaml"))
+SECRETS = ("s3-keys", "authority")
 
 
 def test_cases_were_found() -> None:
@@ -28,7 +29,8 @@ def test_until_it_serves(case: Path, golden: Callable[[Path, str], None]) -> Non
     serve = make_serve()
     serve["spec"] = given["spec"]
     stage = Stage(serve)
-    stage.put({"kind": "Secret", "metadata": {"name": "s3-keys"}})
+    for secret in SECRETS:
+        stage.put({"kind": "Secret", "metadata": {"name": secret}})
     stage.roll_out()
     kinds = ("Deployment", "Service", "ConfigMap", "Job")
     golden(case / "objects.yaml", _yaml(_as_sent(o) for kind in kinds for o in stage.of(kind)))
@@ -40,7 +42,8 @@ def test_every_pod_meets_pod_security_restricted(case: Path) -> None:
     serve = make_serve()
     serve["spec"] = yaml.safe_load((case / "modelserve.yaml").read_text())["spec"]
     stage = Stage(serve)
-    stage.put({"kind": "Secret", "metadata": {"name": "s3-keys"}})
+    for secret in SECRETS:
+        stage.put({"kind": "Secret", "metadata": {"name": secret}})
     stage.roll_out()
     pods = [o["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for o in stage.of(kind)]
     assert len(pods) == 2

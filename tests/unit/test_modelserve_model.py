@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.builders import SERVING, make_job
 from tests.serving import Stage, make_finished_job, make_serve
 
+from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob.api import ArtifactStatus, FineTuneJob
 from finetune_operator.meta import Object
 
 JOB_REF = {"jobRef": {"name": "facts", "artifact": "q4"}}
@@ -33,6 +36,31 @@ def test_artifact_of_a_job_that_succeeded() -> None:
     assert status["model"]["source"] == "job/facts/q4"
 
 
+def test_s3_artifact_takes_the_jobs_certificates() -> None:
+    stage = by_job()
+    job = make_finished_job()
+    job["spec"] = {"storage": {"artifacts": {"uri": "s3://b/p", "caSecretRef": {"name": "authority", "key": "bundle.pem"}}}}
+    for artifact in job["status"]["artifacts"]:
+        artifact["uri"] = f"s3://b/p/{artifact['name']}"
+    stage.put(job)
+    stage.step()
+    pod = stage.deployment(stage.candidate())["spec"]["template"]["spec"]
+    (loader,), (engine,) = pod["initContainers"], pod["containers"]
+    file = {"secretName": "authority", "items": [{"key": "bundle.pem", "path": "ca.crt"}]}
+    assert {"name": "ca", "secret": file} in pod["volumes"]
+    assert {"name": "ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in loader["volumeMounts"]
+    assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in loader["env"]
+    assert "ca" not in {m["name"] for m in engine["volumeMounts"]}, "only the loader asks the store"
+
+
+def test_what_a_job_hands_over_is_trusted_as_its_store_was() -> None:
+    artifacts = {"uri": "s3://b/p", "caSecretRef": {"name": "authority"}}
+    job = FineTuneJob.model_validate(make_job(serving=SERVING, storage={"artifacts": artifacts}))
+    for uri, expected in (("s3://b/p/q4", {"name": "authority", "key": "ca.crt"}), ("pvc://c/q4", None)):
+        made = ArtifactStatus(name="q4", format="GGUF", uri=uri, digest="sha256:" + "b" * 64, bytes=1)
+        assert handover.model_serve(job, made)["spec"]["model"].get("caSecretRef") == expected
+
+
 def test_s3_artifact_takes_the_jobs_credentials() -> None:
     stage = by_job()
     job = make_finished_job()
@@ -46,6 +74,7 @@ def test_s3_artifact_takes_the_jobs_credentials() -> None:
     assert loader["envFrom"] == [{"secretRef": {"name": "keys"}}]
     assert loader["command"][-2:] == ["--endpoint", "http://s3:7070"]
     assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
+    assert not any("secret" in v for v in pod["volumes"])
     assert "envFrom" not in pod["containers"][0], "the engine needs no credentials"
 
 
@@ -127,6 +156,7 @@ def test_another_job_is_not_served_with_the_first_ones_model() -> None:
     [
         ({"uri": "pvc://missing/q4"}, "PersistentVolumeClaim", "ClaimNotFound"),
         ({"uri": "s3://b/q4", "secretRef": {"name": "missing"}}, "Secret", "SecretNotFound"),
+        ({"uri": "s3://b/q4", "caSecretRef": {"name": "missing"}}, "Secret", "SecretNotFound"),
     ],
 )
 def test_what_the_model_needs_must_exist_before_pods_do(model: dict[str, Any], kind: str, reason: str) -> None:

@@ -85,6 +85,7 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("name and store", {"name": "other", "store": {"uri": "s3://bucket/x"}}, set()),
         ("GPU memory", {"devices": {"gpus": 1, "memoryBytes": 1 << 30}}, set()),
         ("credentials", {"model": {"uri": "hf://org/model", "secretRef": {"name": "x"}}}, set()),
+        ("weights", {"model": {"uri": "hf://org/model", "weights": "Pickle"}}, set()),
         ("checkpoint interval", {"training": {"method": "QLoRA", "checkpoint": {"keep": 5}}}, set()),
         ("teacher", {"training": {"method": "QLoRA", "distillation": TEACHER}}, FROM_TRAIN),
         ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
@@ -155,6 +156,13 @@ def test_a_higher_recipe_version_makes_its_stage_and_what_follows_again(monkeypa
     assert changed(before, pipeline.fingerprints(run(), MODEL, DATA)) == FROM_MERGE
 
 
+def test_pickles_are_another_entry_and_read_from_the_store_alone() -> None:
+    plain, pickled = (run(model={"uri": "pvc://models/x", "weights": w}).model for w in ("Safetensors", "Pickle"))
+    assert pipeline.model_fingerprint(plain) != pipeline.model_fingerprint(pickled)
+    assert pipeline.model_path(plain, "/mnt") == "/mnt/claims/models/x"
+    assert pipeline.model_path(pickled, "/mnt") is None
+
+
 def test_mounts() -> None:
     mixed = run(
         dataset={"uri": "configmap://facts/train.jsonl", "test": {"uri": "pvc://tests/rows.jsonl"}},
@@ -162,6 +170,8 @@ def test_mounts() -> None:
     )
     assert pipeline.claims(mixed) == ("store", "tests", "out")
     assert pipeline.config_maps(mixed) == ("facts",)
+    template = {"configMapKeyRef": {"name": "chat", "key": "short.jinja"}}
+    assert pipeline.config_maps(run(model={"uri": "hf://org/model", "chatTemplate": template})) == ("chat",)
     assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
     assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
     assert pipeline.mounted_path("hf://org/name", "/mnt") is None

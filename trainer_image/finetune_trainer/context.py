@@ -26,7 +26,7 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.distributed import is_rank
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fields import Model
+from finetune_trainer.fields import Model, TrainedModel
 from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.pipeline import Step
 from finetune_trainer.store import Store, open_store
@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 MODEL, DATA = "model", "data"  # the two entries that prepare makes
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
+OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them
 RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "finetune-operator")
 
 
@@ -54,20 +55,24 @@ class Context:
         """The base model, or another one, as prepare checked it, and the local folder with its files."""
         which = which or self.run.model
         manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
-        facts = _required(manifest.result.model)
-        mounted = pipeline.mounted_path(which.uri, self.mounts)
-        return facts, Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
+        mounted = pipeline.model_path(which, self.mounts)
+        folder = Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
+        return self._facts(which), self._templated(which, folder, "model")
 
     def model_without_weights(self, which: Model | None = None) -> Path:
         """A local folder with the model's configuration, tokenizer and chat template, weights or not."""
         which = which or self.run.model
-        mounted = pipeline.mounted_path(which.uri, self.mounts)
+        mounted = pipeline.model_path(which, self.mounts)
         if mounted is not None:
-            return Path(mounted)
+            return self._templated(which, Path(mounted), "config")
         manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
         small = [file for file in manifest.files if not file.path.endswith(".safetensors")]
         folder = self.scratch / "inputs" / "config" / manifest.fingerprint
-        return self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder)
+        return self._templated(which, self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder), "config")
+
+    def templated_folder(self, name: str = "config") -> Path:
+        """Where the base model's files lie under the job's own chat template: `config` without its weights, else `model`."""
+        return self.scratch / "inputs" / "templated" / name
 
     def teacher(self) -> Teacher | None:
         """What the memory estimate needs of a distillation's teacher."""
@@ -148,11 +153,24 @@ class Context:
         distillation = self.run.training.distillation
         if distillation is None:
             return None
-        return _required(self._entry(MODEL, pipeline.model_fingerprint(distillation.teacher)).result.model)
+        return self._facts(distillation.teacher)
 
     def _data(self) -> Manifest:
-        facts = _required(self._entry(MODEL, pipeline.model_fingerprint(self.run.model)).result.model)
-        return self._entry(DATA, pipeline.data_fingerprint(self.run, facts))
+        return self._entry(DATA, pipeline.data_fingerprint(self.run, self._facts(self.run.model)))
+
+    def _facts(self, which: Model) -> ModelFacts:
+        """Of a model as prepare checked it, under the chat template that the job gives it."""
+        given = _given_template(which)
+        fingerprint = pipeline.model_fingerprint(which) if given is None else pipeline.templated_fingerprint(given)
+        return _required(self._entry(MODEL, fingerprint).result.model)
+
+    def _templated(self, which: Model, folder: Path, name: str) -> Path:
+        """A model's folder; where the job gives it a chat template, another one of links to both."""
+        given, whole = _given_template(which), self.templated_folder(name)
+        if given is None or whole.is_dir():
+            return folder if given is None else whole
+        over = self._fetch(MODEL, self._entry(MODEL, pipeline.templated_fingerprint(given)))
+        return lay_over(folder, over, whole)
 
     def _entry(self, kind: str, fingerprint: str) -> Manifest:
         manifest = self.store.read(kind, fingerprint)
@@ -172,6 +190,21 @@ class Context:
         part = whole.with_name(whole.name + ".part")
         found = self.store.fetch(kind, manifest, part)
         return found if found != part else part.rename(whole)
+
+
+def lay_over(folder: Path, over: Path, into: Path) -> Path:
+    """A folder `into` of links to the entries of `folder`, but for those that `over` has as well and for older templates."""
+    part = into.with_name(f"{into.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    entries = {path.name: path for path in folder.iterdir() if path.name not in OTHER_TEMPLATES}
+    for name, path in (entries | {path.name: path for path in over.iterdir()}).items():
+        (part / name).symlink_to(path.absolute())
+    return part.rename(into)
+
+
+def _given_template(model: Model) -> TrainedModel | None:
+    """The model where it comes with a chat template of the job's own."""
+    return model if isinstance(model, TrainedModel) and model.chat_template is not None else None
 
 
 def kind_of(step: Step) -> str:

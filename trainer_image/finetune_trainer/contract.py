@@ -19,7 +19,7 @@ from pydantic import Field
 
 from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
-from finetune_trainer.fields import Model, Report, SecretRef, Strict
+from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
 
@@ -82,7 +82,7 @@ class Training(Strict):
     """QLoRA: adapters over a quantized base; LoRA: adapters over the base as it is; Full: every weight."""
     objective: Objective = Objective.SFT
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
-    rows of format Preference. Distillation: to predict the answer as a teacher does."""
+    rows of format Preference; KTO also from UnpairedPreference. Distillation: to predict the answer as a teacher does."""
     preference: Preference = Field(default_factory=lambda: Preference())
     """Settings of DPO, ORPO and KTO; SFT ignores them."""
     distillation: Distillation | None = None
@@ -237,7 +237,7 @@ class RunConfig(Strict):
 
     namespace: str
     name: str
-    model: Model
+    model: TrainedModel
     dataset: Dataset
     training: Training
     devices: Devices

@@ -7,6 +7,7 @@
     Text              {text}
     Classification    {text, label}
     Preference        {prompt, chosen, rejected}           the prompt may be what chosen and rejected both begin with
+    UnpairedPreference  {prompt, completion, label}        true: a desirable answer, false: an undesirable one
 
 spec.dataset.columns gives the columns of a row these names first: {prompt: question}.
 """
@@ -39,6 +40,7 @@ ROLES = {
     "observation": "tool",
 }
 
+FLAGS = {"true": True, "false": False, "1": True, "0": False}  # what says whether an answer is desirable
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # what parts the turns of dialogues that are one text
 
 
@@ -52,7 +54,8 @@ class Turn:
 class Example:
     """A conversation that ends with the assistant's answer, or (turns empty) plain text.
 
-    `rejected` is the answer that should have been worse than the last turn's, in rows of preferences.
+    `rejected` is the answer that should have been worse than the last turn's, in rows of preferences. `desirable` says
+    whether the last turn is to be learned or to be avoided, in rows of unpaired ones.
 
     `plain` says that a model without a chat template may see prompt and answer as they are, one after the other.
     """
@@ -62,6 +65,7 @@ class Example:
     text: str = ""
     plain: bool = False
     rejected: str | None = None
+    desirable: bool | None = None
 
 
 def examples(
@@ -142,6 +146,18 @@ def _preference(place: str, values: Mapping[str, Any]) -> Example | None:
     return None if example is None else replace(example, rejected=bad)
 
 
+def _unpaired_preference(place: str, values: Mapping[str, Any]) -> Example | None:
+    example = _prompt_completion(place, values)
+    return None if example is None else replace(example, desirable=_desirable(place, values.get("label")))
+
+
+def _desirable(place: str, label: Any) -> bool:
+    known = FLAGS.get(label.strip().lower() if isinstance(label, str) else str(label).lower().removesuffix(".0"))
+    if known is None:
+        raise invalid(place, "label must be true, of a desirable answer, or false (or 1 and 0)")
+    return known
+
+
 def _preferred_turns(place: str, prompt: Any, chosen: list[Turn], rejected: list[Turn]) -> Example | None:
     """Two conversations, equal up to one last answer each; those without a question of their own come after the prompt."""
     if not any(turn.role == "user" for turn in chosen):
@@ -179,6 +195,7 @@ READ: dict[DatasetFormat, Callable[[str, Mapping[str, Any]], Example | None]] = 
     DatasetFormat.CLASSIFICATION: _classification,
     DatasetFormat.TEXT: _plain_text,
     DatasetFormat.PREFERENCE: _preference,
+    DatasetFormat.UNPAIRED_PREFERENCE: _unpaired_preference,
 }
 
 

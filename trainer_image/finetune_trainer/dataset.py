@@ -63,6 +63,7 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     format = detect(rows, dataset.format, dataset.columns)
     check_objective(run.training.objective, format)
     label = _label_column(format, dataset)
+    strata = dataset.columns.get("label", "label") if format is DatasetFormat.UNPAIRED_PREFERENCE else label
 
     def checked(held: list[Row]) -> list[Row]:
         detect(held, format, dataset.columns)
@@ -76,7 +77,7 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
             choice = replace(own, field=f"spec.dataset.{name}.split", split=split.split)
             made[name] = checked(rows_of(dataset.uri, choice.field, choice))
         elif split.uri is None:
-            made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or label)
+            made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or strata)
         else:
             field = f"spec.dataset.{name}.uri"
             made[name] = checked(rows_of(split.uri, field, Choice(field, otherwise=name)))
@@ -88,12 +89,21 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
 
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
     """Raises StepFailed where the rows are not what the objective learns from."""
-    if objective in OF_PAIRS and format is not DatasetFormat.PREFERENCE:
+    if format is DatasetFormat.UNPAIRED_PREFERENCE and objective is not Objective.KTO:
+        raise StepFailed(
+            ExitCode.BAD_DATA,
+            "ObjectiveNeedsOtherRows",
+            f"the rows are {format.value}, answers of which some are to be avoided, and spec.training.objective"
+            f" {objective.value} can't learn that: set it to KTO, or take rows without the undesirable answers as format"
+            " PromptCompletion",
+        )
+    if objective in OF_PAIRS and format not in (DatasetFormat.PREFERENCE, DatasetFormat.UNPAIRED_PREFERENCE):
+        unpaired = ", or prompt, completion and label" if objective is Objective.KTO else ""
         raise StepFailed(
             ExitCode.BAD_DATA,
             "ObjectiveNeedsPreferences",
             f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
-            " to SFT, or take rows with the columns prompt, chosen and rejected",
+            f" to SFT, or take rows with the columns prompt, chosen and rejected{unpaired}",
         )
 
 
@@ -159,6 +169,10 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
             f"spec.dataset: no row is left to train on: of {total} rows {empty} lack a prompt or an answer and"
             f" {sum(length > run.training.max_length for length in lengths)} are longer than training.maxLength"
         )
+    if splits.format is DatasetFormat.UNPAIRED_PREFERENCE:
+        scored = [row for row in kept[TEST] if row.desirable]  # nobody is scored by an answer that is to be avoided
+        _check_both_kinds(kept[TRAIN], len(kept[TEST]), scored)
+        kept[TEST] = scored
     folder.mkdir(parents=True)
     for name, rendered in kept.items():
         write(folder / f"{name}.jsonl", (row.columns for row in rendered))
@@ -175,6 +189,21 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         longest_row_tokens=max(row.length for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
         labels=splits.labels,
     )
+
+
+def _check_both_kinds(train: Sequence[Rendered], held: int, scored: Sequence[Rendered]) -> None:
+    """Raises StepFailed where there is nothing to tell apart, or no answer among the `held` test rows to score by."""
+    kinds = {row.desirable for row in train}
+    if len(kinds) == 1:
+        raise _one_sided(
+            f"spec.dataset: all {len(train)} rows to train on have the label {str(kinds.pop()).lower()}, but KTO learns to tell"
+            " desirable answers from undesirable ones: add rows of the other kind"
+        )
+    if held and not scored:
+        raise _one_sided(
+            f"spec.dataset.test: none of the {held} rows has the label true, but scores are computed on desirable answers:"
+            " hold out more rows"
+        )
 
 
 def _check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
@@ -204,3 +233,7 @@ def _digest(paths: Iterable[Path]) -> str:
 
 def _empty(message: str) -> StepFailed:
     return StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", message)
+
+
+def _one_sided(message: str) -> StepFailed:
+    return StepFailed(ExitCode.BAD_DATA, "DatasetOneSided", message)

@@ -18,6 +18,7 @@ class DatasetFormat(StrEnum):
     TEXT = "Text"
     CLASSIFICATION = "Classification"
     PREFERENCE = "Preference"
+    UNPAIRED_PREFERENCE = "UnpairedPreference"
 
 
 class Split(Strict):
@@ -51,7 +52,8 @@ class Dataset(Strict):
     format: DatasetFormat = DatasetFormat.AUTO
     """Shape of a row. Messages: {messages: [{role, content}]}; PromptCompletion: {prompt, completion}; Alpaca:
     {instruction, input?, output}; ShareGPT: {conversations: [{from, value}]}; Text: {text}; Classification: {text, label};
-    Preference: {prompt, chosen, rejected}, or two conversations that differ in their last answer alone (chosen is learned).
+    Preference: {prompt, chosen, rejected}, or two conversations that differ in their last answer alone (chosen is learned);
+    UnpairedPreference: {prompt, completion, label}, where label says whether the answer is desirable (objective KTO).
     Auto looks at the columns; status.dataset.format says what it took them for."""
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""

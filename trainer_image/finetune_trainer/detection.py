@@ -14,11 +14,14 @@ COLUMNS: dict[DatasetFormat, tuple[str, ...]] = {
     DatasetFormat.PREFERENCE: ("chosen", "rejected"),
     DatasetFormat.MESSAGES: ("messages",),
     DatasetFormat.SHARE_GPT: ("conversations",),
+    DatasetFormat.UNPAIRED_PREFERENCE: ("prompt", "completion", "label"),
     DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
     DatasetFormat.ALPACA: ("instruction", "output"),
     DatasetFormat.CLASSIFICATION: ("text", "label"),
     DatasetFormat.TEXT: ("text",),
 }
+
+NEVER_PROPOSED = (DatasetFormat.TEXT, DatasetFormat.UNPAIRED_PREFERENCE)  # what fits them mostly is something else
 
 # Column names that people use, for the entry that a message proposes.
 SYNONYMS = {
@@ -53,14 +56,20 @@ def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str
             raise _unknown(found, f"format {format.value} needs {' and '.join(missing)}", columns, format)
         return format
     for known, needed in COLUMNS.items():
-        if names.issuperset(needed):
+        if names.issuperset(needed) and (known is not DatasetFormat.UNPAIRED_PREFERENCE or _flagged(rows, columns)):
             return known
     raise _unknown(found, "no format fits them", columns, format)
 
 
+def _flagged(rows: Sequence[Row], columns: Mapping[str, str]) -> bool:
+    """Whether each label is true or false; 1 and 0 may as well be classes."""
+    column = columns.get("label", "label")
+    return all(str(row.values.get(column)).lower() in ("true", "false") for row in rows)
+
+
 def _unknown(found: Sequence[str], why: str, columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
     """Propose columns by their usual names, for the format asked for or the first one that they would make complete."""
-    formats = [f for f in COLUMNS if f is not DatasetFormat.TEXT] if format is DatasetFormat.AUTO else [format]
+    formats = [f for f in COLUMNS if f not in NEVER_PROPOSED] if format is DatasetFormat.AUTO else [format]
     proposals = [_proposal(found, COLUMNS[f]) for f in formats]
     proposal = next((p for p in proposals if p), None)
     if proposal is None:

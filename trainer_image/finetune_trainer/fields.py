@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -29,9 +31,40 @@ class SecretRef(Strict):
     HTTPS_AUTHORIZATION (sent as the header Authorization) for https://."""
 
 
+class CaSecretRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the same namespace."""
+    key: str = Field("ca.crt", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Its key with certificates in PEM."""
+
+
 class Model(Strict):
     uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
     """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
-    Weights are read from safetensors files only."""
+    Code that lies beside the weights is never run."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
+    weights: Literal["Safetensors", "Pickle"] = "Safetensors"
+    """Pickle: pytorch_model*.bin, of a model without model*.safetensors; read as plain tensors, never as code."""
+
+
+class ConfigMapKeyRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a ConfigMap in the job's namespace."""
+    key: str = Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Key of its data."""
+
+
+class ChatTemplate(Strict):
+    config_map_key_ref: ConfigMapKeyRef
+    """Where the text of the template lies."""
+
+    @property
+    def uri(self) -> str:
+        """The place as sources are named."""
+        return f"configmap://{self.config_map_key_ref.name}/{self.config_map_key_ref.key}"
+
+
+class TrainedModel(Model):
+    chat_template: ChatTemplate | None = None
+    """Jinja template that turns conversations into text: for base models, which have none, or in place of a model's own."""

@@ -149,6 +149,8 @@ def _of_the_spec(uri: str, error: StepFailed) -> StepFailed:
             " spec.model.secretRef names, and their rights on the bucket"
         )
         return StepFailed(error.exit_code, "ModelAccessDenied", text)
+    if error.reason == "StoreNotTrusted":
+        return StepFailed(error.exit_code, error.reason, error.message.replace("spec.storage.artifacts.", "spec.model."))
     return not_found(uri) if error.reason == "StoreNotFound" else error
 
 

@@ -26,9 +26,9 @@ class Preference(Strict):
     """DPO and KTO: how strongly the model is held to what it was at the start; a lower value lets it go further. ORPO: weight
     of the preference beside the loss on the chosen answer."""
     desirable_weight: float = Field(1, gt=0, le=1000)
-    """KTO: weight of the loss on chosen answers."""
+    """KTO: weight of the loss on chosen, or desirable, answers."""
     undesirable_weight: float = Field(1, gt=0, le=1000)
-    """KTO: weight of the loss on rejected answers."""
+    """KTO: weight of the loss on rejected, or undesirable, answers."""
 
 
 class Distillation(Strict):

@@ -15,9 +15,9 @@ def make_loop(training: Training, folder: Path, reference: Any, **options: Any) 
     is one; `options` are those of transformers' Trainer.
     """
     objective = training.objective
-    from finetune_trainer.tokenized import pairs, rows
+    from finetune_trainer.tokenized import preferences, rows
 
-    read = pairs if objective in OF_PAIRS else rows
+    read = preferences if objective in OF_PAIRS else rows
     options |= {"train_dataset": read(folder / "train.jsonl"), "eval_dataset": read(folder / "validation.jsonl")}
     if objective in WITH_REFERENCE:
         options["ref_model"] = reference

@@ -19,12 +19,13 @@ from typing import Any
 
 from finetune_trainer.contract import Artifact, ArtifactFormat, DatasetFacts, ModelFacts, RunConfig
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
-from finetune_trainer.fields import Model
+from finetune_trainer.fields import Model, TrainedModel
 
 RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
+PICKLE = "Pickle"  # spec.model.weights of a model that is kept as safetensors wherever it comes from
 FIRST_ROW_LOSS = "firstRowLoss"  # noted in the manifest of train: what merge must see again after reading the weights back
 
 
@@ -80,7 +81,12 @@ def digest(*parts: Any) -> str:
 
 def model_fingerprint(model: Model) -> str:
     """Of the fetched base model. The revision that it resolved to is in the manifest and stays until the uri changes."""
-    return digest("model", RECIPES["model"], model.uri)
+    return digest("model", RECIPES["model"], model.uri, *([model.weights] if model.weights == PICKLE else []))
+
+
+def templated_fingerprint(model: TrainedModel) -> str:
+    """Of the base model under the chat template that the job gives it. What the template says is in the facts' digest."""
+    return digest("chatTemplate", model_fingerprint(model), model.chat_template and model.chat_template.uri)
 
 
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
@@ -134,6 +140,11 @@ def mounted_path(uri: str, mounts: str) -> str | None:
     return None if folder is None else f"{mounts}/{folder}/{rest}"
 
 
+def model_path(model: Model, mounts: str) -> str | None:
+    """Path in the pod of a model that is read where it is mounted; None for one that the store holds."""
+    return None if model.weights == PICKLE else mounted_path(model.uri, mounts)
+
+
 def claims(run: RunConfig) -> tuple[str, ...]:
     """Names of the persistent volume claims that a run's pods mount, the artifact store's first where it is one."""
     uris = (run.store.uri, *source_uris(run), *(p.uri for p in run.publish))
@@ -141,13 +152,14 @@ def claims(run: RunConfig) -> tuple[str, ...]:
 
 
 def config_maps(run: RunConfig) -> tuple[str, ...]:
-    """Names of the ConfigMaps with data that a run's pods mount."""
+    """Names of the ConfigMaps that prepare mounts: rows, and the chat template."""
     return tuple(dict.fromkeys(_host(u) for u in source_uris(run) if u.startswith("configmap://")))
 
 
 def source_uris(run: RunConfig) -> tuple[str, ...]:
-    """Every uri that a run reads: the models' and the rows'."""
-    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset))
+    """Every uri that a run reads: the models', the rows' and the chat template's."""
+    template = [run.model.chat_template.uri] if run.model.chat_template else []
+    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset), *template)
 
 
 def models(run: RunConfig) -> tuple[Model, ...]:

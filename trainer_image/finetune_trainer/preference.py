@@ -43,10 +43,10 @@ class DirectPreferenceLoop(Loop, DPOTrainer):  # type: ignore[misc]
 
 
 class UnpairedLoop(Loop, KTOTrainer):  # type: ignore[misc]
-    """KTO: each pair gives one desirable and one undesirable answer."""
+    """KTO: rows with one answer, desirable or not; a pair gives one of each."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, data_collator=BothAnswers(kwargs["processing_class"].pad_token_id), **kwargs)
+        super().__init__(*args, data_collator=EachAnswer(kwargs["processing_class"].pad_token_id), **kwargs)
         self.args.train_sampling_strategy = "random"  # TRL's own rows are tied to their order, ours are not
         _forget_copied_adapter(self.model)
 
@@ -85,8 +85,9 @@ class OddsRatioLoop(Loop, ORPOTrainer):  # type: ignore[misc]
         return chosen, rejected, chosen_logits, rejected_logits, -sums.chunk(2)[0].sum() / counts.chunk(2)[0].sum()
 
 
-class BothAnswers:
-    """Batches of pairs for KTO: the chosen answers, then the rejected ones, each with another row's answer for the KL term.
+class EachAnswer:
+    """Batches for KTO: each row's answer with its label, of pairs the chosen answers and then the rejected ones; and beside
+    each another row's answer for the KL term.
 
     The answers are rotated by one within the batch, as TRL does with rows that come apart.
     """
@@ -94,9 +95,12 @@ class BothAnswers:
     def __init__(self, pad_token_id: int) -> None:
         self._collate = DataCollatorForUnpairedPreference(pad_token_id)
 
-    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        kinds = (("chosen_ids", True), ("rejected_ids", False))
-        answers = [(pair["prompt_ids"], pair[name], label) for name, label in kinds for pair in pairs]
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "completion_ids" in rows[0]:
+            answers = [(row["prompt_ids"], row["completion_ids"], row["label"]) for row in rows]
+        else:
+            kinds = (("chosen_ids", True), ("rejected_ids", False))
+            answers = [(pair["prompt_ids"], pair[name], label) for name, label in kinds for pair in rows]
         others = [answers[-1], *answers[:-1]]
         collated: dict[str, torch.Tensor] = self._collate(
             [

@@ -34,6 +34,7 @@ class Rendered:
     prompt_tokens: int
     rejected: str | None = None
     rejected_ids: tuple[int, ...] | None = None
+    desirable: bool | None = None
 
     @property
     def length(self) -> int:
@@ -47,7 +48,7 @@ class Rendered:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The row as it is written, without what it doesn't have: rejected and rejected_ids are for preferences alone."""
+        """The row as it is written, without what it doesn't have: rejected, rejected_ids and desirable are for preferences."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
@@ -66,7 +67,7 @@ class Renderer:
     def render(self, example: Example) -> Rendered:
         """Raises StepFailed ChatTemplateMissing, ChatTemplateRefused or NothingToLearn."""
         if example.rejected is None:
-            return self._learned(example)
+            return replace(self._learned(example), desirable=example.desirable)
         chosen = self._learned(replace(example, rejected=None))
         answer = Turn("assistant", example.rejected)
         other = self._learned(replace(example, turns=(*example.turns[:-1], answer), rejected=None))
@@ -94,8 +95,8 @@ class Renderer:
             raise StepFailed(
                 ExitCode.BAD_DATA,
                 "ChatTemplateMissing",
-                "spec.model has no chat template, so it can't be given conversations: take its instruct version, or rows"
-                " of format PromptCompletion or Text",
+                "spec.model has no chat template, so it can't be given conversations: name one in spec.model.chatTemplate, or"
+                " take its instruct version, or rows of format PromptCompletion or Text",
             )
         system = "".join(turn.content + "\n\n" for turn in example.turns if turn.role == "system")
         return self._plain(system + example.text, example.turns[-1].content)
@@ -126,7 +127,7 @@ class Renderer:
                     ExitCode.BAD_DATA,
                     "ChatTemplateRefused",
                     "the chat template of spec.model doesn't put an answer after its generation prompt, so what to learn"
-                    " can't be told from the prompt: take another model or rows of format Text",
+                    " can't be told from the prompt: name another in spec.model.chatTemplate, or take rows of format Text",
                 )
         row = self._tokenize(text, spans, add_special_tokens=False)
         return self._row(*row, prompt=prompt, completion=turns[-1].content)
@@ -200,12 +201,14 @@ def load_tokenizer(folder: Path) -> Any:
 def describe(tokenizer: Any, row: Rendered) -> dict[str, Any]:
     """A row as people check it: the text, what of it is learned, and each token with its mask."""
     learned = [token for token, kept in zip(row.input_ids, row.completion_mask, strict=True) if kept]
-    shown = {
+    shown: dict[str, Any] = {
         "text": tokenizer.decode(row.input_ids),
         "learned": tokenizer.decode(learned),
         "tokens": tokenizer.convert_ids_to_tokens(row.input_ids),
         "completion_mask": row.completion_mask,
     }
+    if row.desirable is not None:
+        shown["desirable"] = row.desirable
     return shown if row.rejected_ids is None else {**shown, "rejected": tokenizer.decode(row.rejected_ids)}
 
 

@@ -21,6 +21,9 @@ MIB = 1 << 20
 PART_BYTES = 16 * MIB  # a part is held in memory; S3 allows 10 000 of them
 MAX_PARTS = 9000
 PARALLEL_FILES = 4
+UNTRUSTED = (
+    "the server's certificate is not trusted: set spec.storage.artifacts.caSecretRef to a Secret with that of its authority"
+)
 RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
@@ -108,6 +111,8 @@ class S3Objects:
                     f"{where} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
                     " spec.storage.artifacts.secretRef names, and their rights on the bucket",
                 ) from error
+            if is_untrusted(error):
+                raise StepFailed(ExitCode.BAD_CONFIG, "StoreNotTrusted", f"{where}: {UNTRUSTED}") from error
             if is_not_found(error):
                 raise StepFailed(
                     ExitCode.BAD_CONFIG,
@@ -149,7 +154,7 @@ def _client(endpoint: str | None) -> ClientConfig:
     return client
 
 
-# obstore gives an answer to a list request no exception of its own, so these two look into its text as well.
+# obstore gives an answer to a list request no exception of its own, so these look into its text as well.
 
 
 def is_not_found(error: Exception) -> bool:
@@ -163,6 +168,11 @@ def is_denied(error: Exception) -> bool:
 
     known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     return known or "status code: 403" in str(error) or "status code: 401" in str(error)
+
+
+def is_untrusted(error: Exception) -> bool:
+    """Whether nobody who is trusted has signed the server's certificate."""
+    return "InvalidCertificate" in str(error)
 
 
 def download(store: S3Store | GCSStore, path: str, target: Path) -> None:

@@ -228,8 +228,10 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
 def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float | None:
     from obstore.exceptions import BaseError
 
-    from finetune_trainer.s3 import is_denied, is_not_found
+    from finetune_trainer.s3 import UNTRUSTED, is_denied, is_not_found, is_untrusted
 
+    if is_untrusted(error):
+        return source.denied(f"{source.uri}: {UNTRUSTED}")
     if is_not_found(error):
         return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
     if "<Code>AuthorizationHeaderMalformed</Code>" in str(error):

@@ -28,18 +28,20 @@ def labels(row: dict[str, Any]) -> list[int]:
     return [token if counts else IGNORED for token, counts in pairs]
 
 
-def pairs(path: Path) -> Dataset | None:
-    """Prompt, chosen and rejected answer of each row of preferences; None where the file is missing or empty."""
+def preferences(path: Path) -> Dataset | None:
+    """Prompt, chosen and rejected answer of each row of preferences; of unpaired ones prompt, answer and whether that is
+    desirable. None where the file is missing or empty.
+    """
     read = _read(path)
     if not read:
         return None
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [row["input_ids"][: row["prompt_tokens"]] for row in read],
-            "chosen_ids": [row["input_ids"][row["prompt_tokens"] :] for row in read],
-            "rejected_ids": [row["rejected_ids"] for row in read],
-        }
-    )
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in read]
+    answers = [row["input_ids"][row["prompt_tokens"] :] for row in read]
+    if "rejected_ids" not in read[0]:
+        unpaired = {"prompt_ids": prompts, "completion_ids": answers, "label": [row["desirable"] for row in read]}
+        return Dataset.from_dict(unpaired)
+    rejected = [row["rejected_ids"] for row in read]
+    return Dataset.from_dict({"prompt_ids": prompts, "chosen_ids": answers, "rejected_ids": rejected})
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

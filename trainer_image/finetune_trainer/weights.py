@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from finetune_trainer.contract import ExitCode, File, ModelFacts
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store import folder_digest
 
-WEIGHTS = ".safetensors"
-# Only these are taken from a source: no pickles, no code.
+WEIGHTS, INDEX = ".safetensors", "model.safetensors.index.json"
+PICKLES, PICKLES_INDEX = ".bin", "pytorch_model.bin.index.json"
+# Only these are taken from a source: no code, and pickles only where they are asked for.
 WANTED = (
     "model*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -31,19 +32,29 @@ WANTED = (
     "chat_template.json",
     "LICENSE*",
 )
+WANTED_PICKLED = (*WANTED, "pytorch_model*.bin", PICKLES_INDEX)
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
 
 
-def check_names(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str], *, pickled: bool = False) -> None:
     """Whether these files make a model that can be trained. Raises StepFailed that says what is missing."""
     if "config.json" not in names:
         found = ", ".join(names[:10]) or "nothing that belongs to a model"
-        raise _unsupported("ModelUnsupported", f"it has no config.json (found: {found})")
-    if not any(name.endswith(WEIGHTS) for name in names):
-        raise _unsupported("ModelWithoutSafetensors", "it has no model*.safetensors: convert its weights to safetensors")
+        raise unsupported("ModelUnsupported", f"it has no config.json (found: {found})")
+    safe = any(name.endswith(WEIGHTS) for name in names)
+    if pickled and safe:
+        raise unsupported("PicklesNotNeeded", "it has model*.safetensors as well: remove weights: Pickle, and those are taken")
+    if pickled and not any(name.endswith(PICKLES) for name in names):
+        raise unsupported("ModelUnsupported", "it has no pytorch_model*.bin, which weights: Pickle asks for")
+    if not pickled and not safe:
+        raise unsupported(
+            "ModelWithoutSafetensors",
+            "it has no model*.safetensors: convert its weights to safetensors, or set weights: Pickle if they are"
+            " pytorch_model*.bin",
+        )
     if "tokenizer.json" not in names:
         text = "it has no tokenizer.json; save its tokenizer once with a current transformers to get one"
-        raise _unsupported("TokenizerUnsupported", text)
+        raise unsupported("TokenizerUnsupported", text)
 
 
 def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
@@ -51,13 +62,13 @@ def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
     listed = tuple(files)
     names = {file.path for file in listed}
     weights = [folder / name for name in sorted(names) if name.endswith(WEIGHTS)]
-    _check_index(folder, names)
+    check_index(folder / INDEX, names)
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     except ValueError as error:
-        raise _unsupported("ModelUnsupported", f"its config.json is not JSON: {error}") from error
+        raise unsupported("ModelUnsupported", f"its config.json is not JSON: {error}") from error
     if "quantization_config" in config:
-        raise _unsupported("ModelUnsupported", "it is quantized already: name the repository with its full weights")
+        raise unsupported("ModelUnsupported", "it is quantized already: name the repository with its full weights")
     return ModelFacts(
         revision=revision,
         digest=folder_digest(file for file in listed if not file.path.startswith("LICENSE")),
@@ -78,9 +89,9 @@ def header(path: Path) -> Mapping[str, Any]:
         found.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise _unsupported("ModelDamaged", f"{path.name} is no safetensors file: {error}") from error
+        raise unsupported("ModelDamaged", f"{path.name} is no safetensors file: {error}") from error
     if 8 + length + end != path.stat().st_size:
-        raise _unsupported("ModelDamaged", f"{path.name} is cut short: {path.stat().st_size} of {8 + length + end} bytes")
+        raise unsupported("ModelDamaged", f"{path.name} is cut short: {path.stat().st_size} of {8 + length + end} bytes")
     return found
 
 
@@ -89,14 +100,16 @@ def parameters(tensors: Mapping[str, Any]) -> int:
     return sum(math.prod(tensor["shape"]) for tensor in tensors.values())
 
 
-def _check_index(folder: Path, names: set[str]) -> None:
-    if "model.safetensors.index.json" not in names:
+def check_index(file: Path, names: Collection[str]) -> None:
+    """Raises StepFailed where an index, if there is one, names files that are not there."""
+    if file.name not in names:
         return
-    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-    missing = sorted(set(index.get("weight_map", {}).values()) - names)
+    index = json.loads(file.read_bytes())
+    missing = sorted(set(index.get("weight_map", {}).values()) - set(names))
     if missing:
-        raise _unsupported("ModelDamaged", f"its index names {', '.join(missing[:5])}, which is not there")
+        raise unsupported("ModelDamaged", f"its index names {', '.join(missing[:5])}, which is not there")
 
 
-def _unsupported(reason: str, why: str) -> StepFailed:
+def unsupported(reason: str, why: str) -> StepFailed:
+    """What is wrong with the model's files, in one sentence."""
     return StepFailed(ExitCode.BAD_CONFIG, reason, f"spec.model: {why}")

@@ -25,7 +25,7 @@ from finetune_trainer.contract import (
     Training,
 )
 from finetune_trainer.dataset_fields import Dataset
-from finetune_trainer.fields import Model, Report, SecretRef, Strict
+from finetune_trainer.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import Metric
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -164,6 +164,8 @@ class ArtifactStore(Strict):
     """URL of an S3-compatible server. Unset: AWS."""
     region: str | None = Field(None, min_length=1, max_length=63)
     """Region of the bucket."""
+    ca_secret_ref: CaSecretRef | None = None
+    """Certificates of that server's authority, where the images don't know it."""
     size: Quantity = "20Gi"
     """Size of the claim that is made when uri is unset."""
     storage_class_name: str | None = Field(None, min_length=1, max_length=253)
@@ -183,7 +185,7 @@ class Storage(Strict):
 
 
 class FineTuneJobSpec(Strict):
-    model: Model
+    model: TrainedModel
     """The base model."""
     dataset: Dataset
     """The rows to learn from, and how they are split."""

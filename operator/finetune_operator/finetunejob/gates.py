@@ -19,7 +19,8 @@ DEFAULT_OF_PAIRS = DEFAULT.model_copy(update={"metric": Metric.PREFERENCE_ACCURA
 def verdicts(gates: Iterable[Gate], scores: Iterable[Scores], objective: Objective = Objective.SFT) -> list[GateVerdict]:
     """One verdict for each gate; for the default gate where there are scores but no gates."""
     by_subject = {s.subject: s for s in scores}
-    default = DEFAULT_OF_PAIRS if objective in OF_PAIRS else DEFAULT
+    paired = any(Metric.PREFERENCE_ACCURACY in s.values for s in by_subject.values())  # KTO learns from other rows, too
+    default = DEFAULT_OF_PAIRS if objective in OF_PAIRS and paired else DEFAULT
     chosen = list(gates) or ([default] if by_subject else [])
     return [_verdict(gate, by_subject) for gate in chosen]
 

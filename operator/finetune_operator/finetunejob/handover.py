@@ -81,6 +81,7 @@ def model_serve(job: FineTuneJob, artifact: ArtifactStatus) -> Object:
     if artifact.uri.startswith("s3://"):
         model |= {k: v for k, v in (("endpoint", store.endpoint), ("region", store.region)) if v}
         model |= {"secretRef": {"name": store.secret_ref.name}} if store.secret_ref else {}
+        model |= {"caSecretRef": store.ca_secret_ref.model_dump()} if store.ca_secret_ref else {}
     meta: Object = {
         "name": serve_name(job),
         "namespace": job.metadata.namespace,

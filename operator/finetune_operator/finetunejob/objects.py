@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_operator import names, pod_security
+from finetune_operator import certificates, names, pod_security
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
@@ -142,7 +142,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
         "image": stage.image or _image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told_to_train(job, start.step, status)),
+        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told(job, start.step, status)),
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": pod_security.container(),
         "volumeMounts": [v.mount for v in volumes],
@@ -185,10 +185,11 @@ def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
     return {contract.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
 
 
-def _told_to_train(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:
-    """A smaller micro-batch where the GPU's memory did not hold the estimated one; what is a hang, where the job says so."""
+def _told(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:
+    """Whom to trust; a smaller micro-batch where the GPU's memory did not hold the estimated one; what the job calls a hang."""
     size, medians = step_record(status, step.name).micro_batch_size, job.spec.retry.hang_after_median_steps
-    told = {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
+    told = certificates.environment(job.spec.storage.artifacts.ca_secret_ref)
+    told |= {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
     if step.stage == TRAIN and medians != contract.HANG_AFTER_MEDIAN_STEPS:
         told[contract.ENV_HANG_AFTER] = str(medians)
     return told
@@ -256,6 +257,8 @@ def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
         _volume("scratch", {"emptyDir": scratch}, contract.SCRATCH),
         _volume("tmp", {"emptyDir": {}}, "/tmp"),
     ]
+    if (ca := job.spec.storage.artifacts.ca_secret_ref) is not None:
+        found.append(_Volume(certificates.volume(ca), certificates.mount()))
     if step.needs_gpu:
         found.append(_volume("shm", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
     writable = _written_claims(run, step)

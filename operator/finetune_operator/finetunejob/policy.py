@@ -58,7 +58,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
 def _references(job: FineTuneJob) -> tuple[Reference, ...]:
     store = job.spec.storage.artifacts
     made = artifacts_claim(job.metadata.name) if store.uri is None else None
-    return references(run_config(job), store.secret_ref, made)
+    return references(run_config(job), store.secret_ref, store.ca_secret_ref, made)
 
 
 def _made_claim(job: FineTuneJob) -> Ref:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from finetune_operator.decision import Ref
 from finetune_operator.meta import Object
 from finetune_trainer.contract import TRACKERS, RunConfig
-from finetune_trainer.fields import SecretRef
+from finetune_trainer.fields import CaSecretRef, SecretRef
 
 # Keys that a Secret must hold for a source of this scheme.
 KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
@@ -37,10 +37,17 @@ class Missing:
     message: str
 
 
-def references(run: RunConfig, store_secret: SecretRef | None, made_claim: str | None) -> tuple[Reference, ...]:
+def references(
+    run: RunConfig, store_secret: SecretRef | None, store_ca: CaSecretRef | None, made_claim: str | None
+) -> tuple[Reference, ...]:
     """All that a run's pods mount or read. `made_claim` is the one that the operator makes itself: it may be absent."""
     made = Ref("PersistentVolumeClaim", made_claim or "")
-    return tuple(r for r in _all(run, store_secret) if r.ref != made)
+    trusted = () if store_ca is None else (_certificates(store_ca),)
+    return (*(r for r in _all(run, store_secret) if r.ref != made), *trusted)
+
+
+def _certificates(ca: CaSecretRef) -> Reference:
+    return Reference(Ref("Secret", ca.name), "spec.storage.artifacts.caSecretRef", (ca.key,))
 
 
 def first_missing(wanted: tuple[Reference, ...], named: dict[Ref, Object | None]) -> Missing | None:
@@ -68,6 +75,9 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
             yield Reference(Ref("PersistentVolumeClaim", host), field, modes=modes)
         elif scheme == "configmap":
             yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
+    if (template := run.model.chat_template) is not None:
+        text = template.config_map_key_ref
+        yield Reference(Ref("ConfigMap", text.name), "spec.model.chatTemplate.configMapKeyRef", (text.key,))
     secrets = [
         ("spec.model.secretRef", run.model.uri, run.model.secret_ref),
         *((f"{TEACHER}.secretRef", teacher.uri, teacher.secret_ref) for teacher in teachers),

@@ -201,9 +201,21 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.training.objective in ['SFT', 'Distillation'] || self.dataset.format in ['Auto', 'Preference']",
-        "spec.training.objective DPO, ORPO and KTO learn from pairs of answers; set spec.dataset.format to Preference, or"
+        "self.training.objective in ['SFT', 'Distillation', 'KTO'] || self.dataset.format in ['Auto', 'Preference']",
+        "spec.training.objective DPO and ORPO learn from pairs of answers; set spec.dataset.format to Preference, or"
         " objective to SFT",
+    ),
+    Rule(
+        "spec",
+        "self.training.objective != 'KTO' || self.dataset.format in ['Auto', 'Preference', 'UnpairedPreference']",
+        "spec.training.objective KTO learns from desirable and undesirable answers; set spec.dataset.format to"
+        " UnpairedPreference or Preference, or objective to SFT",
+    ),
+    Rule(
+        "spec",
+        "self.dataset.format != 'UnpairedPreference' || self.training.objective == 'KTO'",
+        "spec.dataset.format UnpairedPreference is for objective KTO; set spec.training.objective to KTO, or format to"
+        " PromptCompletion",
     ),
     Rule(
         "spec",
@@ -275,8 +287,9 @@ RULES = (
     ),
     Rule(
         "spec.storage.artifacts",
-        "(!has(self.endpoint) && !has(self.region)) || (has(self.uri) && self.uri.startsWith('s3://'))",
-        "spec.storage.artifacts.endpoint and .region go with an s3:// uri only; set uri, or remove them",
+        "(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef))"
+        " || (has(self.uri) && self.uri.startsWith('s3://'))",
+        "spec.storage.artifacts.endpoint, .region and .caSecretRef go with an s3:// uri only; set uri, or remove them",
     ),
     *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
 )

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from finetune_operator.finetunejob.api import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
-from finetune_trainer.fields import Report, SecretRef, Strict
+from finetune_trainer.fields import CaSecretRef, Report, SecretRef, Strict
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -33,6 +33,8 @@ class ServedModel(Strict):
     """URL of an S3-compatible server. Unset: AWS."""
     region: str | None = Field(None, min_length=1, max_length=63)
     """Region of the bucket."""
+    ca_secret_ref: CaSecretRef | None = None
+    """Certificates of that server's authority, where the image that copies the model doesn't know it."""
 
 
 class EngineType(StrEnum):
@@ -154,6 +156,7 @@ class ResolvedModel(Report):
     region: str | None = None
     secret: str | None = None
     """Secret with the credentials of that place."""
+    ca_secret_ref: CaSecretRef | None = None
 
 
 class ModelServeStatus(Report):

@@ -91,6 +91,7 @@ def _given(serve: ModelServe) -> ResolvedModel:
         endpoint=model.endpoint,
         region=model.region,
         secret=model.secret_ref.name if model.secret_ref else None,
+        ca_secret_ref=model.ca_secret_ref,
     )
 
 
@@ -130,12 +131,14 @@ def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> Re
         endpoint=store.endpoint if remote else None,
         region=store.region if remote else None,
         secret=store.secret_ref.name if remote and store.secret_ref else None,
+        ca_secret_ref=store.ca_secret_ref if remote else None,
     )
 
 
 def _needs(model: ResolvedModel) -> list[Ref]:
     found = [] if (claim := claim_of(model.uri)) is None else [Ref("PersistentVolumeClaim", claim)]
-    return found if model.secret is None else [*found, Ref("Secret", model.secret)]
+    secrets = (model.secret, model.ca_secret_ref.name if model.ca_secret_ref else None)
+    return [*found, *(Ref("Secret", name) for name in dict.fromkeys(secrets) if name is not None)]
 
 
 def _missing(model: ResolvedModel, observed: Observed) -> Obstacle | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator import pod_security
+from finetune_operator import certificates, pod_security
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.api import EngineType, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.modelserve.engines import MODEL, Launch, launch
@@ -64,6 +64,8 @@ def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Ob
     if start.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
+    if model.ca_secret_ref is not None:
+        volumes.append(certificates.volume(model.ca_secret_ref))
     return volumes, mounts
 
 
@@ -80,10 +82,12 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
         "image": settings.operator_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | certificates.environment(model.ca_secret_ref)).items()],
         "securityContext": pod_security.container(),
         "volumeMounts": [m for m in writable if m["name"] != "shm"],
     }
+    if model.ca_secret_ref is not None:
+        container["volumeMounts"].append(certificates.mount())
     if model.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": model.secret}}]
     return container

@@ -13,13 +13,15 @@ RULES = (
     ),
     Rule(
         "spec.model",
-        "has(self.uri) || !(has(self.digest) || has(self.secretRef) || has(self.endpoint) || has(self.region))",
-        "spec.model.digest, .secretRef, .endpoint and .region go with uri; remove them, the jobRef's job knows them",
+        "has(self.uri) || !(has(self.digest) || has(self.secretRef) || has(self.endpoint) || has(self.region)"
+        " || has(self.caSecretRef))",
+        "spec.model.digest, .secretRef, .endpoint, .region and .caSecretRef go with uri; remove them, the jobRef's job knows"
+        " them",
     ),
     Rule(
         "spec.model",
-        "!has(self.uri) || self.uri.startsWith('s3://') || !(has(self.endpoint) || has(self.region))",
-        "spec.model.endpoint and .region go with an s3:// uri only; remove them",
+        "!has(self.uri) || self.uri.startsWith('s3://') || !(has(self.endpoint) || has(self.region) || has(self.caSecretRef))",
+        "spec.model.endpoint, .region and .caSecretRef go with an s3:// uri only; remove them",
     ),
     Rule(
         "spec",

@@ -2,19 +2,22 @@
 
     model entry ─► data entry ─► fit ─► manifests of all later steps
 
-Needs no GPU and no torch, so that whatever is wrong with a job is known before a GPU is taken.
+Needs no GPU and, but for weights in pickles, no torch: whatever is wrong with a job is known before a GPU is taken.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import dataset, pipeline, weights
+from finetune_trainer import chat_template, dataset, pickles, pipeline, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
@@ -22,7 +25,7 @@ from finetune_trainer.fields import Model
 from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.preflight import check_convertible, check_vocabulary
 from finetune_trainer.rendering import load_tokenizer
-from finetune_trainer.sources import Source, fetch
+from finetune_trainer.sources import Fetched, Source, fetch
 from finetune_trainer.store import files_json, folder_digest, parse_files, sha256
 
 SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
@@ -35,13 +38,14 @@ def run(context: Context) -> StepResult:
     os.environ["HF_HOME"] = str(context.scratch / "hub")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
-    facts = _facts(_model_entry(context, context.run.model, "spec.model"))
+    facts = chat_template.lay(context, _facts(_model_entry(context, context.run.model, "spec.model")))
     teacher = _teacher(context)
     fingerprint = pipeline.data_fingerprint(context.run, facts)
     data = context.store.read(DATA, fingerprint)
     if data is not None:
         _check_same_rows(context, data)
     result = _render(context, facts, fingerprint) if data is None else data.result
+    chat_template.keep(context, facts)
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
 
@@ -91,21 +95,26 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
             _check_unchanged(context, known, Path(mounted), field)
         return known
 
-    source = Source(model.uri, "Model", f"{field}.uri", weights.WANTED, deep=False, check=weights.check_names)
+    pickled = model.weights == pipeline.PICKLE
+    wanted, check = weights.WANTED_PICKLED if pickled else weights.WANTED, partial(weights.check_names, pickled=pickled)
+    source = Source(model.uri, "Model", f"{field}.uri", wanted, deep=False, check=check)
     download = context.scratch / fingerprint
     store = context.run.store
     with _watching(context, "fetching the model", download):
         fetched = fetch(source, download, context.mounts, store.endpoint, store.region)
     context.progress("checking the model")
-    files = _listed(fetched.folder, fetched.files)
-    facts = weights.facts(fetched.folder, files, fetched.revision or folder_digest(files))
-    folder = download
-    if mounted is not None:  # the files stay where they are
+    folder, files = fetched.folder, (found := _listed(fetched.folder, fetched.files))
+    if pickled:
+        folder = _without_pickles(context, fetched, mounted=mounted is not None)
+        files = _listed(folder, tuple(_names(folder)))
+    facts = weights.facts(folder, files, fetched.revision or folder_digest(found))
+    if mounted is None:
+        _drop_unlisted(folder, files)
+    elif not pickled:  # the files stay where they are
         folder = context.scratch / f"{fingerprint}-facts"
         folder.mkdir()
-        (folder / SOURCE).write_bytes(files_json(files))
-    else:
-        _drop_unlisted(download, files)
+    if mounted is not None:
+        (folder / SOURCE).write_bytes(files_json(found))
     context.progress("storing the model")
     return context.store.commit(
         MODEL,
@@ -117,6 +126,20 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
         versions=context.versions(),
         result=StepResult(step=context.step.name, fingerprint=fingerprint, model=facts),
     )
+
+
+def _without_pickles(context: Context, fetched: Fetched, *, mounted: bool) -> Path:
+    """Another folder with the model's files, its weights as safetensors. Downloaded pickles are removed on the way."""
+    folder = Path(tempfile.mkdtemp(prefix="safetensors-", dir=context.scratch))
+    context.progress("converting pickles")
+    for number, shard in enumerate(pickles.convert(fetched.folder, fetched.files, folder), start=1):
+        context.progress("converting pickles", number)
+        if not mounted:
+            (fetched.folder / shard).unlink()
+    for name in fetched.files:
+        if not name.endswith((weights.PICKLES, weights.PICKLES_INDEX)):
+            shutil.copyfile(fetched.folder / name, folder / name)
+    return folder
 
 
 def _check_unchanged(context: Context, known: Manifest, folder: Path, field: str) -> None:
