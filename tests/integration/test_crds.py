@@ -49,7 +49,19 @@ REFUSED_JOBS = [
     ),
     (
         {"training": {"method": "LoRA", "quantization": {"bits": 8}}},
-        "spec.training.quantization.bits 8 is for method QLoRA",
+        "spec.training.quantization is for method QLoRA",
+    ),
+    (
+        {"training": {"method": "Full", "quantization": {"type": "FP4"}}},
+        "spec.training.quantization is for method QLoRA",
+    ),
+    (
+        {"training": {"quantization": {"bits": 8, "type": "FP4"}}},
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+    ),
+    (
+        {"training": {"quantization": {"bits": 8, "doubleQuantization": False}}},
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
     ),
     (
         {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},

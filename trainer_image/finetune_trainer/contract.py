@@ -103,8 +103,9 @@ class Training(Strict):
     """Rows per forward pass on one device. Unset: the memory estimate decides; status.resolved shows it."""
     learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate. Unset: 2e-4 for QLoRA and LoRA, 2e-5 for Full; a twentieth of that for DPO, ORPO and KTO."""
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """Learning-rate schedule, by the name that transformers gives it."""
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = "cosine"
+    """Learning-rate schedule, by the name that transformers gives it. inverse_sqrt needs a warm-up: the longer that was, the
+    slower the rate falls."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: float = Field(0, ge=0, le=1)

@@ -6,6 +6,7 @@ from finetune_operator.meta import Rule
 from finetune_trainer.contract import QUANTIZATIONS
 
 _RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
+_NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
 
@@ -131,8 +132,13 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",
-        "spec.training.quantization.bits 8 is for method QLoRA; set method to QLoRA, or remove it",
+        f"self.training.method == 'QLoRA' || (self.training.quantization.bits == 4 && {_NF4})",
+        "spec.training.quantization is for method QLoRA; set method to QLoRA, or remove it",
+    ),
+    Rule(
+        "spec",
+        f"self.training.quantization.bits == 4 || ({_NF4})",
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
     ),
     Rule(
         "spec",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer import contract, distributed, sharding
+from finetune_trainer.adapter_fields import NF4, Quantization
 from finetune_trainer.context import Context
 from finetune_trainer.contract import ArtifactFacts, ExitCode, FitFacts, Method, StepResult, Strategy, TrainFacts, Training
 from finetune_trainer.failures import StepFailed
@@ -112,8 +113,8 @@ def _load(context: Context) -> Loaded:
         _, model_folder = context.model()
         _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
-    bits, attention = training.quantization.bits, acceleration.attention(compute)
-    network = model.load_base(model_folder, training.method, compute, attention, sharded=sharded, bits=bits)
+    quantization, attention = training.quantization, acceleration.attention(compute)
+    network = model.load_base(model_folder, training.method, compute, attention, sharded=sharded, quantization=quantization)
     reference = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
@@ -135,7 +136,7 @@ def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
         _, folder = context.model(which)
     training = context.run.training
     method = Method.LORA if training.method is Method.FULL else training.method
-    return model.load_base(folder, method, compute, acceleration.attention(compute), bits=training.quantization.bits)
+    return model.load_base(folder, method, compute, acceleration.attention(compute), quantization=training.quantization)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
@@ -203,8 +204,10 @@ def _fit(context: Context) -> FitFacts:
 
 def _check(training: Training, *, sharded: bool) -> None:
     """Raises StepFailed BadConfig for what these devices can't do."""
-    if training.quantization.bits == 8 and training.method is not Method.QLORA:
-        raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
+    if training.quantization != NF4 and training.method is not Method.QLORA:
+        raise _refused(f"training.quantization is for method QLoRA; set that, or remove it for {training.method}")
+    if training.quantization.bits == 8 and training.quantization != Quantization(bits=8):
+        raise _refused("training.quantization.type and .doubleQuantization are for 4 bits; set bits to 4, or remove them")
     if sharded and training.quantization.bits == 8:
         raise _refused("training.quantization.bits: FSDP can't share out 8-bit weights; set 4, or parallelism.strategy DDP")
     if sharded and training.keep_checkpoint == "Best":
