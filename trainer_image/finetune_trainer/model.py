@@ -98,7 +98,7 @@ def load_base(
         options["quantization_config"] = quantized(quantization, compute.dtype, compute.dtype if sharded else torch.uint8)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     _keep_layout(model)
-    if compute.device == "cpu":
+    if method is Method.QLORA and compute.device == "cpu":  # the quantizer image, which loads others, has no bitsandbytes
         _mend_8_bit_layers(model)
     return model
 
