@@ -159,7 +159,7 @@ RULES = (
     Rule(
         "spec.artifacts[]",
         " || ".join(f"(self.format == '{f}' && self.quantization in {list(names)})" for f, names in QUANTIZATIONS.items()),
-        "spec.artifacts[].quantization does not go with its format; use FP8 or W4A16 with CompressedTensors, NF4 with"
+        "spec.artifacts[].quantization does not go with its format; use FP8, W4A16 or AWQ with CompressedTensors, NF4 with"
         " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
     ),
     Rule(
