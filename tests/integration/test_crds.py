@@ -49,7 +49,19 @@ REFUSED_JOBS = [
     ),
     (
         {"training": {"method": "LoRA", "quantization": {"bits": 8}}},
-        "spec.training.quantization.bits 8 is for method QLoRA",
+        "spec.training.quantization is for method QLoRA",
+    ),
+    (
+        {"training": {"method": "Full", "quantization": {"type": "FP4"}}},
+        "spec.training.quantization is for method QLoRA",
+    ),
+    (
+        {"training": {"quantization": {"bits": 8, "type": "FP4"}}},
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+    ),
+    (
+        {"training": {"quantization": {"bits": 8, "doubleQuantization": False}}},
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
     ),
     (
         {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
@@ -155,6 +167,7 @@ REFUSED_JOBS = [
     ({"artifacts": [Q4 | {"name": "merged"}]}, "spec.artifacts[].name can't be adapter, merged or base"),
     ({"artifacts": [Q4 | {"quantization": "FP8"}]}, "quantization does not go with its format"),
     ({"artifacts": [Q4 | {"format": "BitsAndBytes", "quantization": "W4A16"}]}, "quantization does not go with its format"),
+    ({"artifacts": [Q4 | {"quantization": "AWQ"}]}, "quantization does not go with its format"),
     ({"artifacts": [Q4 | {"format": "CompressedTensors"}]}, "quantization does not go with its format"),
     ({"artifacts": [Q4 | {"quantization": "Q8_0", "imatrix": True}]}, "spec.artifacts[].imatrix is for Q6_K, Q5_K_M and"),
     (gate(), "spec.evaluation.gates[] takes exactly one of min, max"),
@@ -237,6 +250,7 @@ def test_an_object_that_nobody_has_seen_is_in_progress(world: World) -> None:
 def test_good_objects_with_everything_are_taken(world: World) -> None:
     fp8 = {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"}
     w4 = {"name": "w4", "format": "CompressedTensors", "quantization": "W4A16"}
+    awq = {"name": "awq", "format": "CompressedTensors", "quantization": "AWQ"}
     nf4 = {"name": "nf4", "format": "BitsAndBytes", "quantization": "NF4"}
     gates = [
         {"name": "better", "metric": "loss", "minImprovementOverBase": 0.1},
@@ -248,7 +262,7 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         JOB,
         {
             "training": {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}},
-            "artifacts": [Q4 | {"imatrix": True}, fp8, w4, nf4],
+            "artifacts": [Q4 | {"imatrix": True}, fp8, w4, awq, nf4],
             "evaluation": {"gates": gates},
             "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}, HUB, HUB | {"uri": "hf://org/name@v1"}],
             "serving": {"artifact": "fp8", "template": {"engine": {"type": "VLLM"}, "replicas": 2}},

@@ -15,6 +15,7 @@ from tests.trainer.conftest import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from finetune_trainer.adapter_fields import Quantization
 from finetune_trainer.contract import Method
 from finetune_trainer.fused_lora import fuse, projection
 from finetune_trainer.model import Compute, load_base
@@ -40,15 +41,13 @@ def adapted(model: torch.nn.Module, **lora: Any) -> Any:
     return network
 
 
-def in_nf4(model: torch.nn.Module) -> torch.nn.Module:
-    """Replace each linear layer but the head by its NF4 form with double quantization."""
+def in_4_bits(model: torch.nn.Module, kind: str, *, nested: bool) -> torch.nn.Module:
+    """Replace each linear layer but the head by its 4-bit form, its scales quantized as well where they are `nested`."""
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-                small = Linear4bit(
-                    layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4"
-                )
-                small.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+                small = Linear4bit(layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32)
+                small.weight = Params4bit(layer.weight.data, quant_type=kind, compress_statistics=nested)
                 setattr(parent, name, small.to("cpu"))
     return model
 
@@ -70,7 +69,18 @@ def qwen_with_biases() -> Any:
     return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
 
 
-@pytest.mark.parametrize("make", [llama, qwen_with_biases, lambda: in_nf4(llama())], ids=["dense", "biases", "nf4"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        llama,
+        qwen_with_biases,
+        lambda: in_4_bits(llama(), "nf4", nested=True),
+        lambda: in_4_bits(llama(), "nf4", nested=False),
+        lambda: in_4_bits(llama(), "fp4", nested=True),
+        lambda: in_4_bits(llama(), "fp4", nested=False),
+    ],
+    ids=["dense", "biases", "NF4", "NF4, scales not rounded", "FP4", "FP4, scales not rounded"],
+)
 def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any) -> None:
     network = adapted(make())
     loss, gradients = loss_and_gradients(network)
@@ -118,7 +128,7 @@ def test_what_the_fused_path_does_not_do_is_left_to_peft(lora: dict[str, Any]) -
 
 def test_8_bit_layers_are_left_to_peft(tmp_path: Path) -> None:
     llama().save_pretrained(tmp_path)
-    network = adapted(load_base(tmp_path, Method.QLORA, Compute("cpu", torch.float32), bits=8))
+    network = adapted(load_base(tmp_path, Method.QLORA, Compute("cpu", torch.float32), quantization=Quantization(bits=8)))
     assert isinstance(network.get_base_model().model.layers[0].mlp.up_proj.get_base_layer(), Linear8bitLt)
     assert fuse(network) == 0
 

@@ -251,7 +251,12 @@ def test_finished_step_is_only_reported_again(make_run: MakeRun, tmp_path: Path)
         ({"optimizer": "adam_w"}, r"training\.optimizer: transformers knows no adam_w"),
         ({"lora": {"targets": ["q"]}}, r"training\.lora\.targets: q not in this model.*q_proj"),
         ({"lora": {"init": "Orthogonal", "rank": 7}}, r"training\.lora\.init Orthogonal needs an even rank, not 7"),
-        ({"quantization": {"bits": 8}}, r"training\.quantization\.bits 8 is for method QLoRA"),
+        ({"quantization": {"bits": 8}}, r"training\.quantization is for method QLoRA; set that, or remove it for LoRA"),
+        ({"quantization": {"type": "FP4"}}, r"training\.quantization is for method QLoRA"),
+        (
+            {"method": "QLoRA", "quantization": {"bits": 8, "doubleQuantization": False}},
+            r"training\.quantization\.type and \.doubleQuantization are for 4 bits",
+        ),
     ],
 )
 def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, training: dict[str, Any], message: str) -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from tests.trainer.test_train import LORA
 
 from finetune_trainer import combinations, model, verify
+from finetune_trainer.adapter_fields import NF4, Quantization
 from finetune_trainer.contract import ExitCode, Method, Strategy, Training
 from finetune_trainer.failures import StepFailed
 
 FROZEN = "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight"
 TRAINED = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
 CPU = model.Compute("cpu", torch.float32)
+INT8 = Quantization(bits=8)
+PLAIN_FP4 = Quantization(type="FP4", double_quantization=False)
 
 
 @pytest.fixture
@@ -56,11 +59,14 @@ def test_pain_15_weights_that_did_not_train_are_refused(adapted: Any, moves: Any
     assert refused.value.exit_code is ExitCode.VERIFICATION_FAILED
 
 
+@pytest.mark.parametrize("quantization", [NF4, PLAIN_FP4], ids=["NF4", "FP4, scales not rounded"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_model: Path, dtype: torch.dtype) -> None:
-    """FSDP flattens what it shards into tensors of one type: NF4's bytes must pass for numbers of the compute type."""
+def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(
+    tiny_model: Path, dtype: torch.dtype, quantization: Quantization
+) -> None:
+    """FSDP flattens what it shards into tensors of one type: 4-bit bytes must pass for numbers of the compute type."""
     compute = model.Compute("cpu", dtype)
-    network = model.load_base(tiny_model, Method.QLORA, compute, strategy=Strategy.FSDP)
+    network = model.load_base(tiny_model, Method.QLORA, compute, strategy=Strategy.FSDP, quantization=quantization)
     network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA"}))
     trained = model.trained_weights_type(Method.QLORA, compute, Strategy.FSDP)
     for parameter in network.parameters():
@@ -68,7 +74,8 @@ def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(tiny_mod
             parameter.data = parameter.data.to(trained)
     assert {parameter.dtype for parameter in network.parameters()} == {dtype}
     quantized = network.get_submodule(FROZEN.removesuffix(".weight")).weight
-    assert (quantized.quant_state.dtype, quantized.quant_type) == (dtype, "nf4")
+    assert (quantized.quant_state.dtype, quantized.quant_type) == (dtype, quantization.type.lower())
+    assert quantized.quant_state.nested is quantization.double_quantization
     assert quantized.numel() < 256 * 512 / 3  # it is in 4 bits although its type is wider
 
 
@@ -77,12 +84,14 @@ def test_pain_18_a_single_gpu_keeps_4_bit_weights_in_bytes(tiny_model: Path) -> 
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
 
 
-@pytest.mark.parametrize(("method", "bits"), [(Method.LORA, 4), (Method.QLORA, 4), (Method.QLORA, 8)])
+@pytest.mark.parametrize(
+    ("method", "quantization"), [(Method.LORA, NF4), (Method.QLORA, NF4), (Method.QLORA, PLAIN_FP4), (Method.QLORA, INT8)]
+)
 def test_orthogonal_adapters_begin_as_the_base_model_though_neither_matrix_is_zero(
-    tiny_model: Path, method: Method, bits: Literal[4, 8]
+    tiny_model: Path, method: Method, quantization: Quantization
 ) -> None:
     row = torch.tensor([[4, 5, 6]])
-    network = model.load_base(tiny_model, method, CPU, bits=bits)
+    network = model.load_base(tiny_model, method, CPU, quantization=quantization)
     with torch.no_grad():
         before = network(input_ids=row).logits
         adapted = model.add_adapters(network, Training.model_validate(LORA | {"lora": {"init": "Orthogonal"}}))
@@ -117,7 +126,7 @@ def test_pain_15_dora_on_4_bit_weights_answers_in_the_compute_type(
 
 def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: Path) -> None:
     """bitsandbytes would round what goes into them in evaluation: a validation would judge another model."""
-    network = model.load_base(tiny_model, Method.QLORA, CPU, bits=8)
+    network = model.load_base(tiny_model, Method.QLORA, CPU, quantization=INT8)
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.int8
     row = torch.tensor([[4, 5, 6]])
     with torch.no_grad():

@@ -67,6 +67,20 @@ def test_weights_of_a_4_bit_mistral() -> None:
     assert terms["weights"] / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
 
 
+def test_scales_that_are_not_rounded_take_more_but_are_those_of_the_fused_path() -> None:
+    plain = training(quantization={"doubleQuantization": False})
+    terms = estimate(MISTRAL, plain, Setting(1, False), 512, on_gpu=True)
+    others = 2 * (MISTRAL.parameters - MISTRAL.linear)
+    assert terms["weights"] - others == pytest.approx(MISTRAL.linear * 4.5 / 8, abs=1)
+    assert terms["weights"] == frozen_bytes(MISTRAL, plain, on_gpu=True)
+    assert "scales" not in terms
+    rounded = estimate(MISTRAL, training(), Setting(1, False), 512, on_gpu=True)
+    assert rounded["scales"] == MISTRAL.linear * 4 // 64
+    assert rounded["weights"] - others == pytest.approx(MISTRAL.linear * 4.127 / 8, rel=1e-4)
+    fp4 = training(quantization={"type": "FP4"})
+    assert estimate(MISTRAL, fp4, Setting(1, False), 512, on_gpu=True) == rounded
+
+
 def test_8_bit_weights_take_a_byte_each_and_are_trained_on_without_the_fused_path() -> None:
     eight = training(quantization={"bits": 8})
     terms = estimate(MISTRAL, eight, Setting(1, False), 512, on_gpu=True)

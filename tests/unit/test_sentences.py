@@ -34,6 +34,12 @@ RULES = [
         "objective: KTO, microBatchSize: 1",
         "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
     ),
+    ("learningRate: 0.001", "quantization: {type: FP4}", "spec.training.quantization is for method QLoRA"),
+    (
+        "method: LoRA",
+        "quantization: {bits: 8, doubleQuantization: false}",
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+    ),
     ("learningRate: 0.001", "reportTo: [mlflow]", "spec.training.reportTo mlflow and wandb need a server and a key"),
     ("quantization: Q4_K_M", "quantization: FP8", "spec.artifacts[].quantization does not go with its format"),
     ("  training:", "  evaluation: {gates: [{name: g, metric: loss}]}\n  training:", "takes exactly one of min, max"),

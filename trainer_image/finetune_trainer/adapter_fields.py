@@ -36,5 +36,14 @@ class Lora(Strict):
 
 class Quantization(Strict):
     bits: Literal[4, 8] = 4
-    """4: NF4, double quantized. 8: LLM.int8, a scale for each row of a weight: nearer to the base model, for twice the memory
-    of its weights."""
+    """4: values of the type below, with a scale for each block of 64 weights. 8: LLM.int8, a scale for each row of a weight:
+    nearer to the base model, for twice the memory of its weights."""
+    type: Literal["NF4", "FP4"] = "NF4"
+    """What 4 bits stand for. NF4: values that suit normally distributed weights. FP4: floating-point numbers, which come less
+    near to the base model."""
+    double_quantization: bool = True
+    """Of 4 bits: round the blocks' scales to 8 bits, so that a weight takes 4.1 bits instead of 4.5."""
+
+
+NF4 = Quantization()
+"""As QLoRA's paper has it."""

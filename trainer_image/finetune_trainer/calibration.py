@@ -8,8 +8,8 @@ from pathlib import Path
 ROWS, TOKENS = 128, 2048  # their results change little beyond a hundred rows
 
 
-def rows(data: Path) -> list[list[int]]:
-    """Token ids of training rows from all over the file, each cut at TOKENS."""
+def rows(data: Path, count: int = ROWS) -> list[list[int]]:
+    """Token ids of up to `count` training rows from all over the file, each cut at TOKENS."""
     lines = (data / "train.jsonl").read_text().splitlines()
-    chosen = lines[:: max(1, len(lines) // ROWS)][:ROWS]
+    chosen = lines[:: max(1, len(lines) // count)][:count]
     return [json.loads(line)["input_ids"][:TOKENS] for line in chosen]

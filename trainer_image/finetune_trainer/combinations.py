@@ -5,6 +5,7 @@ job asks for; what Auto chose, and a run without a cluster, meet them here.)
 from __future__ import annotations
 
 from finetune_trainer import split_init
+from finetune_trainer.adapter_fields import NF4, Quantization
 from finetune_trainer.contract import SHARES_WEIGHTS, ExitCode, Method, Strategy, Training
 from finetune_trainer.failures import StepFailed
 
@@ -13,8 +14,10 @@ OF_BITSANDBYTES = ("bnb", "8bit", "4bit", "paged")  # in names of optimizers
 
 def check(training: Training, strategy: Strategy) -> None:
     """Raises StepFailed BadConfig."""
-    if training.quantization.bits == 8 and training.method is not Method.QLORA:
-        raise _refused(f"training.quantization.bits 8 is for method QLoRA; set that, or remove it for {training.method}")
+    if training.quantization != NF4 and training.method is not Method.QLORA:
+        raise _refused(f"training.quantization is for method QLoRA; set that, or remove it for {training.method}")
+    if training.quantization.bits == 8 and training.quantization != Quantization(bits=8):
+        raise _refused("training.quantization.type and .doubleQuantization are for 4 bits; set bits to 4, or remove them")
     if training.lora.modules_to_save and training.method is Method.FULL:
         raise _refused("training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight; remove it")
     split_init.check(training, sharded=strategy is not Strategy.DDP)

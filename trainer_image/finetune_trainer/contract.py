@@ -103,8 +103,9 @@ class Training(Strict):
     """Rows per forward pass on one device. Unset: the memory estimate decides; status.resolved shows it."""
     learning_rate: float | None = Field(None, gt=0, le=1)
     """Peak learning rate. Unset: 2e-4 for QLoRA and LoRA, 2e-5 for Full; a twentieth of that for DPO, ORPO and KTO."""
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
-    """Learning-rate schedule, by the name that transformers gives it."""
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup", "inverse_sqrt"] = "cosine"
+    """Learning-rate schedule, by the name that transformers gives it. inverse_sqrt needs a warm-up: the longer that was, the
+    slower the rate falls."""
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises to its peak."""
     weight_decay: float = Field(0, ge=0, le=1)
@@ -152,7 +153,7 @@ class ArtifactFormat(StrEnum):
 
 QUANTIZATIONS: dict[ArtifactFormat, tuple[str, ...]] = {
     ArtifactFormat.GGUF: ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
-    ArtifactFormat.COMPRESSED_TENSORS: ("FP8", "W4A16"),
+    ArtifactFormat.COMPRESSED_TENSORS: ("FP8", "W4A16", "AWQ"),
     ArtifactFormat.BITS_AND_BYTES: ("NF4",),
 }
 
@@ -162,9 +163,9 @@ class Artifact(Strict):
     """Name of the artifact; gates, publish and serving refer to it. adapter, merged and base are taken."""
     format: ArtifactFormat
     """GGUF for llama.cpp and Ollama; CompressedTensors for vLLM; BitsAndBytes for vLLM on GPUs."""
-    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "NF4"]
-    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or W4A16 (4-bit weights, chosen by GPTQ over training
-    rows). BitsAndBytes: NF4."""
+    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "AWQ", "NF4"]
+    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or 4-bit weights chosen by training rows: W4A16 (by
+    GPTQ) or AWQ. BitsAndBytes: NF4."""
     imatrix: bool = False
     """Of GGUF's K types: find out by training rows which weights matter most, and round those least (llama.cpp's importance
     matrix). It takes a pass over the rows."""

@@ -7,7 +7,7 @@ that read one input share a pass over it, and of a gated MLP only `gate(x)` and 
     y  = x Wᵀ + s (x Aᵀ) Bᵀ          dx = dy W + s (dy B) A          dA = s (dy B)ᵀ x          dB = s dyᵀ (x Aᵀ)
 
 The idea of recomputing around the 4-bit product is Unsloth's (`fast_lora`) and Axolotl's (`lora_mlp_kernel`); see
-docs/training-speed.md for what it gains. W is dequantized from NF4 for each product and thrown away.
+docs/training-speed.md for what it gains. W is dequantized from 4 bits for each product and thrown away.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from finetune_trainer.swiglu import swiglu, swiglu_backward
 
 @dataclass(frozen=True)
 class Projection:
-    """One adapted linear layer: the frozen weight (dense or NF4), its bias, the adapter's A (r, in) and B (out, r)."""
+    """One adapted linear layer: the frozen weight (dense, NF4 or FP4), its bias, the adapter's A (r, in) and B (out, r)."""
 
     base: nn.Module
     lora_a: Tensor
     lora_b: Tensor
     scale: float
-    absmax: Tensor | None = None  # float32 block scales of an NF4 weight, their own quantization undone once
+    absmax: Tensor | None = None  # float32 block scales of a 4-bit weight, their own quantization undone once
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The frozen weight, shape (out, in), in the given type; NF4 weights are expanded anew at each call."""
+        """The frozen weight, shape (out, in), in the given type; 4-bit weights are expanded anew at each call."""
         weight: Any = self.base.weight
         if self.absmax is None:
             return weight.to(dtype)  # type: ignore[no-any-return]
@@ -169,7 +169,7 @@ def projection(layer: nn.Module) -> Projection | None:
 
 
 def _absmax(base: nn.Module) -> Tensor | None:
-    """Block scales of an NF4 weight in float32. Undoing double quantization costs 3/64 byte a weight and saves two
+    """Block scales of a 4-bit weight in float32. Undoing double quantization costs 3/64 byte a weight and saves two
     kernel launches at every use, which on small micro-batches is what the step waits for."""
     state: Any = getattr(base.weight, "quant_state", None)
     if state is None:

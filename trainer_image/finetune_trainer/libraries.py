@@ -17,6 +17,7 @@ OFFLINE = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "USE_HUB_KERNELS": "0",  # else transformers and bitsandbytes ask the hub for compiled kernels
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # most bars of llm-compressor have no other switch
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths fragment the allocator otherwise
 }

@@ -35,12 +35,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from finetune_trainer.adapter_fields import Quantization
 from finetune_trainer.contract import SHARES_WEIGHTS, Method, Precision, Strategy, Training
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.shape import EMBEDDINGS, Shape
 
 GIB = 1 << 30
-NF4_BYTES = 0.5 + 1 / 64 + 4 / 16384  # 4 bits, an 8-bit scale per 64 weights, a 32-bit one per 256 of those
+BLOCK_SCALES = 4 / 64  # bytes for each 4-bit weight: a 32-bit scale per 64 weights
+ROUNDED_SCALES = 1 / 64 + 4 / 16384  # double quantized: an 8-bit scale per 64 weights, a 32-bit one per 256 of those
 SCALE_BYTES = 4  # of 8-bit weights, one for each row
 GPU_FIXED = int(1.1 * GIB)  # CUDA context, cuBLAS and Triton workspaces
 CPU_FIXED = int(0.9 * GIB)  # the interpreter with torch, transformers and TRL
@@ -49,7 +51,6 @@ HEAP_FRAGMENTATION = 0.7  # the same in glibc's heap, measured on four shapes wi
 HEAP_LIMIT = 32 << 20  # bytes from which on glibc maps each block by itself
 HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabulary, so logits never exist as a whole
 HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
-FUSED_SCALE_BYTES = 4 / 64  # the fused path keeps the scales of NF4 blocks in float32
 REDUCED_AT_ONCE = 50_000_000  # numbers in a bucket of gradients or weights that ZeRO exchanges
 LIVE_PARAMETERS = 300_000_000  # that ZeRO's stage 3 keeps whole, at work or on their way
 Code = Literal["PyTorch", "Liger", "Fused", "Dropout", "DoRA", "DoRADropout"]
@@ -117,8 +118,8 @@ def estimate(
     weights = _shared_out(weights, shape, training, setting, width)
     if on_gpu and setting.ranks > 1:
         weights["communication"] = NCCL_FIXED
-    if code == "Fused" and training.method is Method.QLORA:
-        weights["scales"] = int(FUSED_SCALE_BYTES * shape.linear)
+    if code == "Fused" and training.method is Method.QLORA and training.quantization.double_quantization:
+        weights["scales"] = int(BLOCK_SCALES * shape.linear)  # the fused path expands them once and keeps both
     if on_gpu:
         reserve = GPU_FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0))
     else:
@@ -197,9 +198,16 @@ def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
     """Of weights that are only read: quantized for QLoRA, else in the compute type."""
     width = number_bytes(training.precision, on_gpu)
     linear: float = width
-    if training.method is Method.QLORA:  # an 8-bit row is as long as the hidden state or longer
-        linear = NF4_BYTES if training.quantization.bits == 4 else 1 + SCALE_BYTES / shape.hidden
+    if training.method is Method.QLORA:
+        linear = _quantized_bytes(training.quantization, shape)
     return int(linear * shape.linear) + width * (shape.parameters - shape.linear)
+
+
+def _quantized_bytes(quantization: Quantization, shape: Shape) -> float:
+    """Of one linear weight with its share of the scales. An 8-bit row is as long as the hidden state or longer."""
+    if quantization.bits == 8:
+        return 1 + SCALE_BYTES / shape.hidden
+    return 0.5 + (ROUNDED_SCALES if quantization.double_quantization else BLOCK_SCALES)
 
 
 def _weights(shape: Shape, training: Training, width: int, on_gpu: bool, eight_bit: bool) -> dict[str, int]:

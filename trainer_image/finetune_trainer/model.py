@@ -1,7 +1,7 @@
 """The base model in memory: device and number type by precision, weights by method, adapters, tokenizer.
 
 method   frozen weights          trained weights                compute
-QLoRA    NF4 or LLM.int8         adapters in BF16 or float32    BF16, FP16 or FP32
+QLoRA    NF4, FP4 or LLM.int8    adapters in BF16 or float32    BF16, FP16 or FP32
 LoRA     in the compute type     adapters in float32            BF16, FP16 or FP32
 Full     none                    all, in float32                the same, by autocast
 
@@ -14,11 +14,12 @@ import json
 import resource
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from finetune_trainer import saved_modules
+from finetune_trainer.adapter_fields import NF4, Quantization
 from finetune_trainer.contract import SHARES_WEIGHTS, Devices, ExitCode, Method, Precision, Strategy, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.zero import STAGES
@@ -87,12 +88,13 @@ def load_base(
     attention: str = "sdpa",
     *,
     strategy: Strategy = Strategy.DDP,
-    bits: Literal[4, 8] = 4,
+    quantization: Quantization = NF4,
 ) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
 
     `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. Where the ranks of
-    `strategy` share out weights, 4-bit ones lie in the compute type, which can be split. `bits` are those of a QLoRA weight.
+    `strategy` share out weights, 4-bit ones lie in the compute type, which can be split. `quantization` is that of a QLoRA
+    weight.
     """
     from transformers import AutoModelForCausalLM
 
@@ -103,10 +105,10 @@ def load_base(
         options["device_map"] = {"": device}
     if method is Method.QLORA:
         storage = compute.dtype if strategy in SHARES_WEIGHTS else torch.uint8
-        options["quantization_config"] = int8() if bits == 8 else nf4(compute.dtype, storage=storage)
+        options["quantization_config"] = quantized(quantization, compute.dtype, storage)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
     _keep_layout(model)
-    if compute.device == "cpu":
+    if method is Method.QLORA and compute.device == "cpu":  # the quantizer image, which loads others, has no bitsandbytes
         _mend_8_bit_layers(model)
     return model
 
@@ -139,21 +141,18 @@ def _mend_8_bit_layers(model: Any) -> None:
             module.train = lambda *_, layer=module: layer  # eval() asks for train(False)
 
 
-def int8() -> Any:
-    """The 8-bit storage that QLoRA trains on. GPUs multiply it by inputs rounded to 8 bits, but for outliers (LLM.int8)."""
+def quantized(quantization: Quantization, dtype: torch.dtype, storage: torch.dtype) -> Any:
+    """The storage that QLoRA trains on: 4 bits, expanded to `dtype` for each product and held in tensors of type `storage`,
+    or 8 bits, which GPUs multiply by inputs rounded to 8 bits, but for outliers (LLM.int8).
+    """
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True)
-
-
-def nf4(dtype: torch.dtype, storage: torch.dtype = torch.uint8) -> Any:
-    """The 4-bit storage that QLoRA trains on: NF4 with double quantization, expanded to `dtype` for each product."""
-    from transformers import BitsAndBytesConfig
-
+    if quantization.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
+        bnb_4bit_quant_type=quantization.type.lower(),
+        bnb_4bit_use_double_quant=quantization.double_quantization,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=storage,
     )

@@ -7,6 +7,7 @@ from finetune_operator.meta import Rule
 from finetune_trainer.contract import QUANTIZATIONS
 
 _RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
+_NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
 
@@ -133,8 +134,13 @@ RULES = (
     *ADAPTER_RULES,
     Rule(
         "spec",
-        "self.training.quantization.bits == 4 || self.training.method == 'QLoRA'",
-        "spec.training.quantization.bits 8 is for method QLoRA; set method to QLoRA, or remove it",
+        f"self.training.method == 'QLoRA' || (self.training.quantization.bits == 4 && {_NF4})",
+        "spec.training.quantization is for method QLoRA; set method to QLoRA, or remove it",
+    ),
+    Rule(
+        "spec",
+        f"self.training.quantization.bits == 4 || ({_NF4})",
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
     ),
     Rule(
         "spec",
@@ -166,7 +172,7 @@ RULES = (
     Rule(
         "spec.artifacts[]",
         " || ".join(f"(self.format == '{f}' && self.quantization in {list(names)})" for f, names in QUANTIZATIONS.items()),
-        "spec.artifacts[].quantization does not go with its format; use FP8 or W4A16 with CompressedTensors, NF4 with"
+        "spec.artifacts[].quantization does not go with its format; use FP8, W4A16 or AWQ with CompressedTensors, NF4 with"
         " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
     ),
     Rule(

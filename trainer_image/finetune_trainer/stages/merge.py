@@ -1,7 +1,7 @@
 """Merge: add the adapter to the base's weights, check that the result answers alike, save it in BF16.
 
     mergeBase      weights that the adapter is added to
-    Dequantized    what it was trained on: the NF4 or 8-bit base expanded, so that the merged model is the trained one
+    Dequantized    what it was trained on: the 4- or 8-bit base expanded, so that the merged model is the trained one
     Original       the base as it was fetched; for LoRA the two are the same
 
 Never merged in 4 or 8 bits: the sum, rounded again, would be another model.
@@ -29,8 +29,6 @@ LIMIT = 5e-3
 # SmolLM2-135M had moved by 0.12 nats, of which the sum lost 0.013, and a third of the gain in perplexity. A merge that went
 # wrong loses all of it.
 LOST_DIVERGENCE, LOST_PERPLEXITY = 0.25, 0.5
-# Another base plus the same difference: the rounding of every quantized weight. It guards against a broken merge only.
-ORIGINAL_BASE_LIMIT = 0.5
 UNLIKE = (
     "the merged model answers unlike the trained one (BF16 loses changes that are too small for it: train for more steps, or"
     " raise training.learningRate)"
@@ -138,11 +136,11 @@ def _cpu() -> Any:
 
 def _limits(context: Context, learned: Likeness) -> Limits:
     """`learned` is how far the adapter moved the model from its base."""
-    from finetune_trainer.proof import Limits
+    from finetune_trainer.proof import LIMITS, Limits
 
     other_base = context.run.training.method is Method.QLORA and context.run.merge_base == "Original"
-    if other_base:
-        return Limits(ORIGINAL_BASE_LIMIT, 0.5, 2.0)
+    if other_base:  # and the same difference: what rounding the base costs. It guards against a broken merge only.
+        return LIMITS["NF4"]
     return Limits(max(LIMIT, LOST_DIVERGENCE * learned.divergence), 0.95, max(1.05, learned.perplexity_ratio**LOST_PERPLEXITY))
 
 
@@ -153,7 +151,7 @@ def _load_adapted(context: Context, base: Path, adapter: Path) -> Any:
     from finetune_trainer.model import load_base
 
     training = context.run.training
-    network = load_base(base, training.method, _cpu(), bits=training.quantization.bits)
+    network = load_base(base, training.method, _cpu(), quantization=training.quantization)
     return PeftModel.from_pretrained(network, str(adapter)).eval()
 
 

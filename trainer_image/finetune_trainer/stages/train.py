@@ -128,8 +128,8 @@ def _load(context: Context) -> Loaded:
         _, model_folder = context.model()
         _, rows = context.data()
     tokenizer = model.load_tokenizer(model_folder)
-    bits, attention = training.quantization.bits, acceleration.attention(compute)
-    network = model.load_base(model_folder, training.method, compute, attention, strategy=strategy, bits=bits)
+    quantization, attention = training.quantization, acceleration.attention(compute)
+    network = model.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
     reference = initial = None
     if training.method is not Method.FULL:
         network = model.add_adapters(network, training)
@@ -152,7 +152,7 @@ def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
         _, folder = context.model(which)
     training = context.run.training
     method = Method.LORA if training.method is Method.FULL else training.method
-    return model.load_base(folder, method, compute, acceleration.attention(compute), bits=training.quantization.bits)
+    return model.load_base(folder, method, compute, acceleration.attention(compute), quantization=training.quantization)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
