@@ -18,6 +18,7 @@ OFFLINE = {
     "USE_HUB_KERNELS": "0",  # else transformers and bitsandbytes ask the hub for compiled kernels
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
+    "TQDM_DISABLE": "1",
     "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths fragment the allocator otherwise
 }
 CHATTY = (
@@ -30,6 +31,7 @@ CHATTY = (
     "torch.distributed",
     "llmcompressor",
     "compressed_tensors",
+    "lm_eval",
 )
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota µs or max> <period µs>"

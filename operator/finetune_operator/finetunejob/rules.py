@@ -188,6 +188,23 @@ RULES = (
     ),
     Rule(
         "spec",
+        "has(self.evaluation.taskFiles) == (has(self.evaluation.tasks) && self.evaluation.tasks.size() > 0)",
+        "spec.evaluation.taskFiles says where the files of spec.evaluation.tasks lie; set both, or neither",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || self.evaluation.gates.all(g, !g.metric.contains('/')"
+        " || (has(self.evaluation.tasks) && self.evaluation.tasks.exists(t, g.metric.startsWith(t.name + '/'))))",
+        "spec.evaluation.gates[].metric <task>/<metric> is for a task that is scored; name it in spec.evaluation.tasks",
+    ),
+    Rule(
+        "spec",
+        "!has(self.evaluation.gates) || !has(self.artifacts) || self.evaluation.gates.all(g, !g.metric.contains('/')"
+        " || !self.artifacts.exists(a, a.name == g.artifact && a.format == 'GGUF'))",
+        "spec.evaluation.gates[].metric <task>/<metric> is not scored for GGUF artifacts; judge merged, or another metric",
+    ),
+    Rule(
+        "spec",
         "self.training.objective in ['SFT', 'Distillation'] || self.dataset.format in ['Auto', 'Preference']",
         "spec.training.objective DPO, ORPO and KTO learn from pairs of answers; set spec.dataset.format to Preference, or"
         " objective to SFT",

@@ -1,6 +1,6 @@
 """Prepare: fetch and check the model, render the rows, estimate the fit, and say which steps are done already.
 
-    model entry ─► data entry ─► fit ─► manifests of all later steps
+    model entry ─► data entry ─► tasks entry ─► fit ─► manifests of all later steps
 
 Needs no GPU and no torch, so that whatever is wrong with a job is known before a GPU is taken.
 """
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import dataset, pipeline, weights
+from finetune_trainer import dataset, pipeline, tasks, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
@@ -44,6 +44,7 @@ def run(context: Context) -> StepResult:
     result = _render(context, facts, fingerprint) if data is None else data.result
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
+    tasks.make_entry(context)
 
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.model_without_weights(), teacher)
@@ -53,7 +54,8 @@ def run(context: Context) -> StepResult:
         check_convertible(context.model_without_weights(), context.scratch)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
-    return result.model_copy(update={"step": context.step.name, "model": told, "fit": fit, "done": done})
+    rows = result.dataset.model_copy(update={"tasks_digest": context.tasks_digest()})
+    return result.model_copy(update={"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done})
 
 
 def asks_for_gguf(run: RunConfig) -> bool:
