@@ -128,7 +128,9 @@ def likelihoods(tiny_model: Path, asked: str, answers: list[str]) -> list[float]
     return found
 
 
-def test_choices_are_scored_as_by_hand(scored: Callable[..., dict[str, float]], tiny_model: Path) -> None:
+def test_choices_are_scored_as_by_hand(
+    scored: Callable[..., dict[str, float]], tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     right, by_length, distance = [], [], []
     for row in ROWS:
         choices: Any = row["choices"]
@@ -144,6 +146,7 @@ def test_choices_are_scored_as_by_hand(scored: Callable[..., dict[str, float]], 
         "sums/brier_score": pytest.approx(sum(distance) / 10, abs=1e-4),
     }
     assert 0 < found["sums/brier_score"] < 2
+    assert "Running loglikelihood requests" not in capfd.readouterr().err, "bars would drown the pod's progress lines"
     assert found == scored("sums"), "the same model has the same scores again"
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,8 @@ def score(
     from transformers import set_seed
 
     asked = HFLM(model, backend="causal", tokenizer=tokenizer, batch_size=BATCH_ROWS, softmax_dtype="float32")
+    for method in ("loglikelihood", "loglikelihood_rolling", "generate_until"):  # bars would drown the pod's own progress
+        setattr(asked, method, partial(getattr(asked, method), disable_tqdm=True))
     better, values, record = directions(loaded), {}, {}
     for task in tasks:
         report(task.name)

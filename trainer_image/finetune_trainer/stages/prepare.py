@@ -33,7 +33,7 @@ def run(context: Context) -> StepResult:
     """Make the model and data entries that are missing, and report facts, fit and finished steps."""
     # The hub's client keeps tokens and locks in its home, and only scratch can be written to.
     os.environ["HF_HOME"] = str(context.scratch / "hub")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
 
     facts = _facts(_model_entry(context, context.run.model, "spec.model"))
     teacher = _teacher(context)
