@@ -63,7 +63,7 @@ ANSWERED: dict[str, Any] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    found = tmp_path / "mounts/claims/data/tasks"
+    found = tmp_path / "mounts/claims/benchmarks/tasks"
     found.mkdir(parents=True)
     put(found, CHOICE, LIKELIHOOD, ANSWERED)
     return found
@@ -77,7 +77,7 @@ def put(folder: Path, *configs: dict[str, Any], rows: list[dict[str, Any]] = ROW
 
 def asking(make_run: MakeRun, *names: str | dict[str, Any], judged: tuple[str, ...] = (), **fields: Any) -> RunConfig:
     named = [{"name": name} if isinstance(name, str) else name for name in names]
-    return make_run(tasks={"named": named, "files": {"uri": "pvc://data/tasks"}, "judged": judged}, **fields)
+    return make_run(tasks={"named": named, "files": {"uri": "pvc://benchmarks/tasks"}, "judged": judged}, **fields)
 
 
 def made(run: RunConfig, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_files_that_changed_are_refused(make_run: MakeRun, folder: Path, tmp_pat
     made(run, tmp_path)
     put(folder, rows=ROWS[:9])
     with pytest.raises(
-        StepFailed, match=r"TasksChanged: .*pvc://data/tasks are not those that this store's scores were made of"
+        StepFailed, match=r"TasksChanged: .*pvc://benchmarks/tasks are not those that this store's scores were made of"
     ):
         made(run, tmp_path)
     put(folder)
@@ -253,6 +253,16 @@ def test_includes_are_merged_as_lm_eval_does(make_run: MakeRun, folder: Path, tm
     assert config["dataset_kwargs"]["data_files"]["test"].endswith("/below/rows.jsonl")
 
 
+def test_choices_keep_the_order_that_answers_count_by(make_run: MakeRun, folder: Path, tmp_path: Path) -> None:
+    put(folder, {key: value for key, value in CHOICE.items() if key != "doc_to_choice"})
+    with (folder / "sums.yaml").open("a") as file:
+        file.write("doc_to_choice: {yes: Right, no: Wrong, maybe: Who knows}\n")
+    run = asking(make_run, "sums")
+    made(run, tmp_path)
+    config = task_files.kept(context(run, "evaluate", tmp_path).tasks())["sums"]
+    assert list(config["doc_to_choice"].values()) == ["Right", "Wrong", "Who knows"]
+
+
 # ── What is refused ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
@@ -263,7 +273,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"dataset_kwargs": {"data_files": "hf://datasets/a/b.jsonl"}}, "TaskRefused", "only files beside it are read"),
     ({"dataset_kwargs": {"data_files": "rows.jsonl", "streaming": True}}, "TaskRefused", "dataset_kwargs.streaming"),
     ({"include": "../x.yaml"}, "TaskRefused", "sums.yaml includes ../x.yaml; only files beside it are read"),
-    ({"include": "lost.yaml"}, "TaskFileMissing", "sums.yaml includes lost.yaml, which is not at pvc://data/tasks"),
+    ({"include": "lost.yaml"}, "TaskFileMissing", "sums.yaml includes lost.yaml, which is not at pvc://benchmarks/tasks"),
     ({"include": "sums.yaml"}, "TaskRefused", "sums.yaml includes itself"),
     ({"include": "utils.py"}, "TaskRefused", "needs Python (utils.py), which is not run here"),
     ({"class": "some.Class"}, "TaskRefused", "has class, which runs code or is no key that is known here"),
@@ -305,7 +315,7 @@ def test_functions_are_refused_and_never_run(make_run: MakeRun, folder: Path, tm
 def test_a_task_that_is_not_there_is_named_with_those_that_are(make_run: MakeRun, tmp_path: Path) -> None:
     reason, message = refusal(asking(make_run, "hellaswag"), tmp_path)
     assert reason == "TaskNotFound"
-    assert "no YAML file at pvc://data/tasks has the task hellaswag (it has known, said, sums); put its file" in message
+    assert "no YAML file at pvc://benchmarks/tasks has the task hellaswag (it has known, said, sums); put its file" in message
 
 
 @pytest.mark.usefixtures("folder")
@@ -324,16 +334,16 @@ def test_a_gates_score_must_be_among_the_tasks(make_run: MakeRun, tmp_path: Path
     assert "there is no sums/accc; sums has sums/acc, sums/acc_norm, sums/brier_score" in stopped.value.message
 
 
-@pytest.mark.parametrize(("length", "tasks"), [(60, 3), (1, 8)])
+@pytest.mark.parametrize(("length", "tasks", "each"), [(60, 3, 7), (1, 19, 3)])
 def test_more_scores_than_a_report_or_a_status_holds(
-    make_run: MakeRun, folder: Path, tmp_path: Path, length: int, tasks: int
+    make_run: MakeRun, folder: Path, tmp_path: Path, length: int, tasks: int, each: int
 ) -> None:
-    metrics = [{"metric": name} for name in ("acc", "acc_norm", "acc_bytes", "brier_score", "f1", "mcc", "exact_match")]
+    metrics = [{"metric": name} for name in ("acc", "f1", "mcc", "acc_norm", "acc_bytes", "brier_score", "exact_match")[:each]]
     names = [f"{'x' * length}{n}" for n in range(tasks)]
     put(folder, *(CHOICE | {"task": name, "metric_list": metrics} for name in names))
     reason, message = refusal(asking(make_run, *names), tmp_path)
     assert reason == "TooManyScores"
-    assert f"{7 * tasks} scores of 2 models are more than a pod can report; name fewer tasks" in message
+    assert f"{each * tasks} scores of 2 models are more than a pod can report; name fewer tasks" in message
     made(asking(make_run, *names[:2]), tmp_path)
 
 
@@ -361,7 +371,7 @@ def test_the_example_s_task_is_taken(make_run: MakeRun, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(
-        StepFailed, match=r"TaskFilesNotFound: spec\.evaluation\.taskFiles\.uri: pvc://data/tasks: nothing of that"
+        StepFailed, match=r"TaskFilesNotFound: spec\.evaluation\.taskFiles\.uri: pvc://benchmarks/tasks: nothing of that"
     ):
         made(asking(make_run, "sums"), tmp_path)
 

@@ -60,7 +60,7 @@ RULES = [
     ),
     (
         "  training:",
-        f"  evaluation: {{{ARC}, gates: [{{name: g, metric: ar/acc, min: 0.5}}]}}\n  training:",
+        f"  evaluation: {{{ARC}, gates: [{{name: g, metric: arc_easy/acc, min: 0.5}}]}}\n  training:",
         "spec.evaluation.gates[].metric <task>/<metric> is for a task that is scored; name it in spec.evaluation.tasks",
     ),
     (
