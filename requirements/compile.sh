@@ -13,8 +13,9 @@ lock uv requirements/uv.in
 lock torch requirements/torch.in
 lock operator pyproject.toml --extra operator
 lock trainer pyproject.toml requirements/trainer.in --extra trainer --constraints requirements/torch.txt
+lock benchmarks pyproject.toml --extra benchmarks --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in
 lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
 lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
 lock llamacpp requirements/llamacpp.in --no-deps
 lock llamacpp-build requirements/llamacpp-build.in
-lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra dev --constraints requirements/trainer.txt
+lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra benchmarks --extra dev --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in

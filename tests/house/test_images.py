@@ -48,6 +48,17 @@ def test_later_layers_leave_torch_as_it_is(name: str) -> None:
     assert {package: version for package, version in pins(name).items() if package in shared} == shared
 
 
+def test_benchmarks_add_to_the_trainer_and_change_nothing_in_it() -> None:
+    def pins(lock: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
+
+    trainer, benchmarks = pins("trainer"), pins("benchmarks")
+    assert "lm-eval" in benchmarks.keys() - trainer.keys()
+    assert {package: version for package, version in benchmarks.items() if package in trainer} == {
+        package: version for package, version in trainer.items() if package in benchmarks
+    }
+
+
 def test_locks_name_no_index_and_hash_everything() -> None:
     for lock in sorted((ROOT / "requirements").glob("*.txt")):
         text = lock.read_text()

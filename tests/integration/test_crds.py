@@ -23,6 +23,7 @@ SERVE: dict[str, Any] = {
 }
 HUB = {"uri": "hf://org/name", "secretRef": {"name": "hub"}}
 Q4 = {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"}
+ARC = {"tasks": [{"name": "arc"}], "taskFiles": {"uri": "configmap://arc"}}
 SHARED = {"artifacts": {"uri": "s3://bucket/job"}}
 GPU = {"requests": {"nvidia.com/gpu": 1}}
 
@@ -162,7 +163,19 @@ REFUSED_JOBS = [
         {"training": {"objective": "DPO"}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
         "spec.parallelism.strategy can't share out weights for spec.training.objective DPO",
     ),
-    (gate(min=0.9, metric="bleu"), 'supported values: "loss", "perplexity", "exactMatch", "rouge1"'),
+    (gate(min=0.9, metric="bleu"), "should match '^(loss|perplexity|exactMatch|rouge1|"),
+    ({"evaluation": {"tasks": [{"name": "arc"}]}}, "spec.evaluation.taskFiles says where the files"),
+    ({"evaluation": {"taskFiles": ARC["taskFiles"]}}, "spec.evaluation.taskFiles says where the files"),
+    ({"evaluation": ARC | {"taskFiles": {"uri": "hf://a/b"}}}, "spec.evaluation.taskFiles.uri"),
+    ({"evaluation": ARC | {"tasks": [{"name": "arc"}, {"name": "arc"}]}}, "Duplicate value"),
+    (
+        {"evaluation": ARC | gate(min=0.9, metric="gsm8k/exact_match")["evaluation"]},
+        "spec.evaluation.gates[].metric <task>/<metric> is for a task that is scored",
+    ),
+    (
+        {"evaluation": ARC | gate(min=0.9, metric="arc/acc", artifact="q4")["evaluation"], "artifacts": [Q4]},
+        "spec.evaluation.gates[].metric <task>/<metric> is not scored for GGUF artifacts",
+    ),
     ({"artifacts": [Q4, Q4]}, "Duplicate value"),
     ({"artifacts": [Q4 | {"name": "merged"}]}, "spec.artifacts[].name can't be adapter, merged or base"),
     ({"artifacts": [Q4 | {"quantization": "FP8"}]}, "quantization does not go with its format"),
@@ -263,7 +276,11 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         {
             "training": {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}},
             "artifacts": [Q4 | {"imatrix": True}, fp8, w4, awq, nf4],
-            "evaluation": {"gates": gates},
+            "evaluation": {
+                "gates": [*gates, {"name": "arc", "metric": "arc_easy/acc_norm,none", "min": 0.3}],
+                "tasks": [{"name": "arc_easy", "limit": 100, "numFewshot": 5}, {"name": "arc"}],
+                "taskFiles": {"uri": "pvc://benchmarks/arc"},
+            },
             "publish": [{"uri": "s3://b/p", "artifacts": ["adapter", "q4"]}, HUB, HUB | {"uri": "hf://org/name@v1"}],
             "serving": {"artifact": "fp8", "template": {"engine": {"type": "VLLM"}, "replicas": 2}},
             "stages": {"train": {"resources": {"requests": {"cpu": 4, "memory": "16Gi"}}}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.builders import make_scores
 
 from finetune_operator.finetunejob.api import Gate
@@ -45,6 +46,44 @@ def test_gates(gate: dict[str, Any], passed: bool, message: str) -> None:
     (verdict,) = verdicts([Gate.model_validate({"name": "g", **gate})], SCORES)
     assert verdict.passed is passed
     assert message in verdict.message
+
+
+ON_TASKS = [
+    Scores(subject=s, samples=20, values={"arc/acc": acc, "wiki/perplexity": p}, lower_is_better=("wiki/perplexity",))
+    for s, acc, p in (("base", 0.5, 9.0), ("merged", 0.75, 8.0))
+] + [make_scores("q4", loss=1.0)]
+
+
+@pytest.mark.parametrize(
+    ("gate", "passed", "message"),
+    [
+        ({"metric": "arc/acc", "min": 0.75}, True, "arc/acc of merged is 0.75, must be at least 0.75"),
+        ({"metric": "arc/acc", "min": 0.76}, False, "arc/acc of merged is 0.75, must be at least 0.76"),
+        ({"metric": "arc/acc", "minImprovementOverBase": 0.25}, True, "at least 0.25 better than base's 0.5"),
+        ({"metric": "arc/acc", "minImprovementOverBase": 0.3}, False, "at least 0.3 better than base's 0.5"),
+        ({"metric": "wiki/perplexity", "max": 8}, True, "must be at most 8"),
+        ({"metric": "wiki/perplexity", "minImprovementOverBase": 1}, True, "must be at least 1 better than base's 9"),
+        ({"metric": "wiki/perplexity", "minImprovementOverBase": 1.1}, False, "must be at least 1.1 better than base's 9"),
+        ({"metric": "arc/f1", "min": 0}, False, "merged has no arc/f1 score; its tasks have arc/acc, wiki/perplexity"),
+        ({"metric": "arc/acc", "artifact": "q4", "min": 0}, False, "q4 has no arc/acc score; it was scored on no task"),
+        ({"metric": "arc/acc", "artifact": "gone", "min": 0}, False, "gone has no arc/acc score; are there test rows?"),
+    ],
+)
+def test_gates_on_tasks(gate: dict[str, Any], passed: bool, message: str) -> None:
+    (verdict,) = verdicts([Gate.model_validate({"name": "g", **gate})], ON_TASKS)
+    assert verdict.passed is passed
+    assert message in verdict.message
+
+
+@pytest.mark.parametrize("name", ["rougeX", "lossy", "loss/", "/acc", "arc/acc/x", "arc/acc,", "arc acc/x", "Loss"])
+def test_a_gate_on_no_score_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="metric"):
+        Gate.model_validate({"name": "g", "metric": name, "min": 0.1})
+
+
+@pytest.mark.parametrize("name", ["loss", "preferenceAccuracy", "arc/acc", "mmlu_pro/exact_match,custom-extract", "wmt/chrf++"])
+def test_a_gate_on_a_score_is_taken(name: str) -> None:
+    assert Gate.model_validate({"name": "g", "metric": name, "min": 0.1}).metric == name
 
 
 @pytest.mark.parametrize(("loss", "passed"), [(2.9, True), (3.0, True), (3.1, False)])

@@ -101,6 +101,13 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
         "spec.training.distillation.teacher.uri names the PersistentVolumeClaim models",
     ),
     (
+        {"evaluation": {"tasks": [{"name": "arc"}], "taskFiles": {"uri": "configmap://arc"}}},
+        Ref("ConfigMap", "arc"),
+        None,
+        "ConfigMapNotFound",
+        "spec.evaluation.taskFiles.uri names the ConfigMap arc, which does not exist",
+    ),
+    (
         {"publish": [{"uri": "pvc://shelf/x"}]},
         Ref("PersistentVolumeClaim", "shelf"),
         None,

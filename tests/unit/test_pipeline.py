@@ -72,9 +72,11 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 ALL = set(pipeline.fingerprints(run(), MODEL, DATA))
+TASKS = {"tasks": {"named": [{"name": "arc"}], "files": {"uri": "pvc://benchmarks/arc"}}}
 TEACHER = {"teacher": {"uri": "hf://org/large"}}
 FROM_TRAIN = ALL - {"prepare", "evaluate/base"}
 FROM_MERGE = FROM_TRAIN - {"train"}
+ON_TASKS = {"evaluate", "evaluate/base", "evaluate/merged", "evaluate/fp8"}
 SCORES = {name for name in ALL if name.startswith("evaluate")}
 
 
@@ -91,6 +93,7 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
         ("merge base", {"merge_base": "Original"}, FROM_MERGE),
         ("scored rows", {"generation": {"samples": 10}}, SCORES),
+        ("tasks", TASKS, ON_TASKS),
         ("row length", {"training": {"method": "QLoRA", "maxLength": 64}}, FROM_TRAIN | {"prepare"}),
         ("data source's name alone", {"dataset": {"uri": "pvc://data/other.jsonl"}}, {"prepare"}),
         (
@@ -133,6 +136,41 @@ def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: d
     assert changed(before, after) == expected, name
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "files", "digest", "expected"),
+    [
+        ("the files' content", {}, {}, "sha256:x", ON_TASKS),
+        ("the files' place alone", {}, {"uri": "s3://bucket/arc"}, "sha256:t", set()),
+        ("fewer rows", {"limit": 5}, {}, "sha256:t", ON_TASKS),
+        ("shots", {"numFewshot": 5}, {}, "sha256:t", ON_TASKS),
+    ],
+)
+def test_what_tasks_are_scored_by(
+    name: str, task: dict[str, Any], files: dict[str, str], digest: str, expected: set[str]
+) -> None:
+    given = TASKS["tasks"]
+    edited = {"named": [given["named"][0] | task], "files": given["files"] | files, "judged": ["arc/acc"]}
+    before = pipeline.fingerprints(run(**TASKS), MODEL, DATA.model_copy(update={"tasks_digest": "sha256:t"}))
+    after = pipeline.fingerprints(run(tasks=edited), MODEL, DATA.model_copy(update={"tasks_digest": digest}))
+    assert changed(before, after) == expected, name
+
+
+def test_a_digest_of_tasks_changes_nothing_without_tasks() -> None:
+    before = pipeline.fingerprints(run(), MODEL, DATA)
+    assert pipeline.fingerprints(run(), MODEL, DATA.model_copy(update={"tasks_digest": "sha256:t"})) == before
+
+
+def test_the_kept_files_of_tasks_depend_on_place_and_names() -> None:
+    def of(uri: str, *names: dict[str, Any]) -> str:
+        tasks = run(tasks={"named": names, "files": {"uri": uri}}).tasks
+        assert tasks is not None
+        return pipeline.tasks_fingerprint(tasks)
+
+    arc, mmlu = {"name": "arc"}, {"name": "mmlu"}
+    assert of("pvc://a/b", arc, mmlu) == of("pvc://a/b", mmlu | {"limit": 3}, arc)
+    assert len({of("pvc://a/b", arc, mmlu), of("pvc://a/b", arc), of("pvc://a/c", arc)}) == 3
+
+
 def test_a_teacher_s_secret_changes_nothing() -> None:
     secret = {"teacher": TEACHER["teacher"] | {"secretRef": {"name": "x"}}}
     plain, opened = (run(training={"method": "QLoRA", "distillation": given}) for given in (TEACHER, secret))
@@ -167,8 +205,9 @@ def test_mounts() -> None:
     mixed = run(
         dataset={"uri": "configmap://facts/train.jsonl", "test": {"uri": "pvc://tests/rows.jsonl"}},
         publish=[{"uri": "pvc://out/models"}],
+        **TASKS,
     )
-    assert pipeline.claims(mixed) == ("store", "tests", "out")
+    assert pipeline.claims(mixed) == ("store", "tests", "benchmarks", "out")
     assert pipeline.config_maps(mixed) == ("facts",)
     template = {"configMapKeyRef": {"name": "chat", "key": "short.jinja"}}
     assert pipeline.config_maps(run(model={"uri": "hf://org/model", "chatTemplate": template})) == ("chat",)

@@ -25,6 +25,7 @@ kind: ConfigMap
 metadata: {name: facts}
 data: {train.jsonl: "{}"}
 """
+ARC = "tasks: [{name: arc}], taskFiles: {uri: 'configmap://arc'}"
 
 RULES = [
     ("learningRate: 0.001", "epochs: 1, maxSteps: 5", "spec.training takes epochs or maxSteps, not both"),
@@ -53,6 +54,26 @@ RULES = [
         "  stages: {train: {resources: {limits: {nvidia.com/gpu: 1}}}}\n  training:",
         "spec.stages.train.resources.requests and .limits take cpu",
     ),
+    (
+        "  training:",
+        "  evaluation: {tasks: [{name: arc}]}\n  training:",
+        "spec.evaluation.taskFiles says where the files of spec.evaluation.tasks lie; set both, or neither",
+    ),
+    (
+        "  training:",
+        "  evaluation: {taskFiles: {uri: 'configmap://arc'}}\n  training:",
+        "spec.evaluation.taskFiles says where the files of spec.evaluation.tasks lie; set both, or neither",
+    ),
+    (
+        "  training:",
+        f"  evaluation: {{{ARC}, gates: [{{name: g, metric: arc_easy/acc, min: 0.5}}]}}\n  training:",
+        "spec.evaluation.gates[].metric <task>/<metric> is for a task that is scored; name it in spec.evaluation.tasks",
+    ),
+    (
+        "  training:",
+        f"  evaluation: {{{ARC}, gates: [{{name: g, metric: arc/acc, artifact: q4, min: 0.5}}]}}\n  training:",
+        "spec.evaluation.gates[].metric <task>/<metric> is not scored for GGUF artifacts; judge merged, or another metric",
+    ),
 ]
 ROWS = [
     ("method: LoRA", "method: Lora", "spec.training.method is Lora; it takes 'QLoRA', 'LoRA' or 'Full'"),
@@ -60,6 +81,16 @@ ROWS = [
     ("learningRate: 0.001", "learningRate: 0", "spec.training.learningRate is 0; it must be above 0"),
     ("learningRate: 0.001", "learningRate: fast", "spec.training.learningRate is fast; input should be a valid number"),
     ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; remove it or correct its name"),
+    (
+        "  training:",
+        "  evaluation: {gates: [{name: g, metric: rougeX, min: 0.5}]}\n  training:",
+        "spec.evaluation.gates[0].metric is rougeX; it must match ^(loss|perplexity|exactMatch|rouge1|",
+    ),
+    (
+        "  training:",
+        "  evaluation: {tasks: [{name: arc}, {name: arc}], taskFiles: {uri: 'configmap://arc'}}\n  training:",
+        "spec.evaluation.tasks[].name arc is there twice; give each its own",
+    ),
     ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3|gs)://.+"),
     ('  model: {uri: "hf://org/model"}\n', "", "spec.model is required; add it"),
     ("name: q4", "name: Q4", "spec.artifacts[0].name is Q4; it must match"),
@@ -84,6 +115,12 @@ def test_each_wrong_field_has_its_own_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileError) as error:
         read_document(write(tmp_path, text))
     assert len(error.value.problems) == 2
+
+
+def test_a_gate_on_a_task_is_taken(tmp_path: Path) -> None:
+    gates = "gates: [{name: g, metric: arc/acc_norm, min: 0.5}]"
+    text = GOOD.replace("  training:", f"  evaluation: {{{ARC}, {gates}}}\n  training:")
+    assert read_document(write(tmp_path, text)).job.spec.evaluation.gates[0].metric == "arc/acc_norm"
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

@@ -29,14 +29,14 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.fields import Model, TrainedModel
 from finetune_trainer.fit import Teacher, fit_for
 from finetune_trainer.pipeline import Step
-from finetune_trainer.store import Store, open_store
+from finetune_trainer.store import Store, folder_digest, open_store
 
 T = TypeVar("T")
 
-MODEL, DATA = "model", "data"  # the two entries that prepare makes
+MODEL, DATA, TASKS = "model", "data", "tasks"  # the entries that prepare makes
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
 OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them
-RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "finetune-operator")
+RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lm-eval", "finetune-operator")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,18 @@ class Context:
         """All of them."""
         result, teacher = self._data().result, self._teacher_facts()
         model = _required(result.model).model_copy(update={"teacher_digest": teacher.digest if teacher else None})
-        return pipeline.fingerprints(self.run, model, _required(result.dataset))
+        dataset = _required(result.dataset).model_copy(update={"tasks_digest": self.tasks_digest()})
+        return pipeline.fingerprints(self.run, model, dataset)
+
+    def tasks(self) -> Path:
+        """The folder with the files of the run's tasks (task_files.py), which must have some."""
+        return self._fetch(TASKS, self._entry(TASKS, pipeline.tasks_fingerprint(_required(self.run.tasks))))
+
+    def tasks_digest(self) -> str | None:
+        """Digest of those files; None where the run has no tasks."""
+        if self.run.tasks is None:
+            return None
+        return folder_digest(self._entry(TASKS, pipeline.tasks_fingerprint(self.run.tasks)).files)
 
     def output(self, name: str) -> tuple[Manifest, Path]:
         """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""

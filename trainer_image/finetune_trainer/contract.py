@@ -6,7 +6,7 @@
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
 What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, adapters and the base below them in
-adapter_fields.py, the names of the scores in metrics.py.
+adapter_fields.py, benchmarks in task_fields.py, the names of the scores in metrics.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -20,8 +20,9 @@ from pydantic import Field
 from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
-from finetune_trainer.metrics import Metric
+from finetune_trainer.metrics import MOST_SCORES, Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
+from finetune_trainer.task_fields import Tasks
 
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
@@ -245,6 +246,7 @@ class RunConfig(Strict):
     merge_base: Literal["Dequantized", "Original"] = "Dequantized"
     artifacts: tuple[Artifact, ...] = ()
     generation: Generation = Field(default_factory=lambda: Generation())
+    tasks: Tasks | None = None
     publish: tuple[Publish, ...] = ()
     store: StoreConfig
 
@@ -288,6 +290,7 @@ class DatasetFacts(Report):
     train_tokens: int
     longest_row_tokens: int
     labels: int | None = None  # Classification: how many the training rows have
+    tasks_digest: str | None = None  # sha256:…, over the files of spec.evaluation.tasks
 
 
 class FitFacts(Report):
@@ -325,7 +328,8 @@ class ArtifactFacts(Report):
 class Scores(Report):
     subject: str  # base, merged, or an artifact's name
     samples: int
-    values: dict[Metric, float]
+    values: dict[Metric | str, float] = Field(max_length=MOST_SCORES)  # other names than a Metric's are <task>/<metric>
+    lower_is_better: tuple[str, ...] | None = None  # of the tasks' scores; of a Metric it is known
 
 
 class StepResult(Report):

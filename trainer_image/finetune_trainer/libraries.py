@@ -32,6 +32,7 @@ CHATTY = (
     "torch.distributed",
     "llmcompressor",
     "compressed_tensors",
+    "lm_eval",
 )
 
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "<quota µs or max> <period µs>"

@@ -1,4 +1,8 @@
-"""Names of the scores that evaluate computes and gates judge. What they mean is told in scores.py."""
+"""Names of the scores that evaluate computes and gates judge. What they mean is told in scores.py.
+
+A benchmark's are called <task>/<metric>, as lm-eval calls its metrics: arc/acc_norm, or gsm8k/exact_match,strict-match where a
+filter chose the answer.
+"""
 
 from __future__ import annotations
 
@@ -25,3 +29,7 @@ ONLY_FOR = {
     Metric.MACRO_F1: ("Classification", Metric.EXACT_MATCH),
     Metric.PREFERENCE_ACCURACY: ("Preference", Metric.LOSS),
 }
+MOST_SCORES = 64  # of one model: what the status has room for
+WORD = r"[A-Za-z0-9_.+-]+"
+OF_TASK = f"{WORD}/{WORD}(,{WORD})?"
+SCORE = f"^({'|'.join(Metric)}|{OF_TASK})$"

@@ -20,8 +20,9 @@ from typing import Any
 from finetune_trainer.contract import Artifact, ArtifactFormat, DatasetFacts, ModelFacts, RunConfig
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Model, TrainedModel
+from finetune_trainer.task_fields import Task, Tasks
 
-RECIPES = {"model": 1, "data": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
+RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
@@ -70,6 +71,12 @@ def subjects(run: RunConfig, step: Step) -> tuple[str, ...]:
     return (BASE, MERGED, *(a.name for a in run.artifacts if a.format is not ArtifactFormat.GGUF))
 
 
+def tasks_for(run: RunConfig, subject: str) -> tuple[Task, ...]:
+    """The tasks that a subject is scored on. GGUF artifacts have none: lm-eval asks the model through transformers."""
+    gguf = {a.name for a in run.artifacts if a.format is ArtifactFormat.GGUF}
+    return () if run.tasks is None or subject in gguf else run.tasks.named
+
+
 # ── Fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -93,6 +100,11 @@ def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
     """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
     source = run.dataset.model_dump(mode="json", exclude={"secret_ref"}, exclude_defaults=True)
     return digest("data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss)
+
+
+def tasks_fingerprint(tasks: Tasks) -> str:
+    """Of the fetched files of these tasks. What they hold stays until the uri or the names change."""
+    return digest("tasks", RECIPES["tasks"], tasks.files.uri, sorted(task.name for task in tasks.named))
 
 
 def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> dict[str, str]:
@@ -126,8 +138,11 @@ def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
 
 def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:
     generation = run.generation.model_dump(mode="json", exclude_defaults=True)
-    pairs = ["preferenceAccuracy"] if dataset.format is DatasetFormat.PREFERENCE else []  # scored since recipe 2
-    return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation, *pairs)
+    more: list[Any] = ["preferenceAccuracy"] if dataset.format is DatasetFormat.PREFERENCE else []  # scored since recipe 2
+    if tasks := tasks_for(run, subject):
+        asked = {task.name: task.model_dump(exclude_defaults=True) for task in tasks}
+        more += [dataset.tasks_digest, asked]
+    return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation, *more)
 
 
 # ── Where things lie in a pod ─────────────────────────────────────────────────────────────────────────────────────────
@@ -157,9 +172,10 @@ def config_maps(run: RunConfig) -> tuple[str, ...]:
 
 
 def source_uris(run: RunConfig) -> tuple[str, ...]:
-    """Every uri that a run reads: the models', the rows' and the chat template's."""
+    """Every uri that a run reads: the models', the rows', the chat template's and the tasks'."""
     template = [run.model.chat_template.uri] if run.model.chat_template else []
-    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset), *template)
+    tasks = () if run.tasks is None else (run.tasks.files.uri,)
+    return (*(model.uri for model in models(run)), *_dataset_uris(run.dataset), *template, *tasks)
 
 
 def models(run: RunConfig) -> tuple[Model, ...]:

@@ -21,10 +21,10 @@ class TransformersScorer:
     """Scores one folder of safetensors."""
 
     def __init__(self, folder: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, compute: Compute) -> None:
-        self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
+        self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
         self._device = compute.device
-        self._model = load_base(folder, Method.LORA, compute).eval()
-        self._model.generation_config.update(temperature=None, top_p=None, top_k=None)  # unused by greedy decoding
+        self.model = load_base(folder, Method.LORA, compute).eval()
+        self.model.generation_config.update(temperature=None, top_p=None, top_k=None)  # unused by greedy decoding
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
@@ -40,7 +40,7 @@ class TransformersScorer:
         """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
         tokens = torch.tensor([row], device=self._device)
         counted = torch.tensor(counts[1:], device=self._device)  # the first token is predicted by nothing
-        logits = self._model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
+        logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()
         log_probabilities = torch.log_softmax(logits, dim=-1)
         loss = torch.nn.functional.nll_loss(log_probabilities, tokens[0, 1:][counted], reduction="sum")
         entropy = torch.special.entr(log_probabilities.exp()).sum()
@@ -51,10 +51,10 @@ class TransformersScorer:
             return ["" for _ in batch]
         prompts = [row.asked for row in batch]
         longest = max(map(len, prompts))
-        pad = self._tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        out = self._model.generate(
+        out = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
             max_new_tokens=self._new_tokens,
@@ -63,7 +63,7 @@ class TransformersScorer:
             pad_token_id=pad,
         )
         return [
-            self._tokenizer.decode(_until(o, self._end_tokens), skip_special_tokens=True).strip()
+            self.tokenizer.decode(_until(o, self._end_tokens), skip_special_tokens=True).strip()
             for o in out[:, longest:].tolist()
         ]
 

@@ -28,7 +28,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Source:
-    """What is fetched and how to speak of it: subject is Model or Dataset, field the part of the spec that names it."""
+    """What is fetched and how to speak of it: subject is Model, Dataset or TaskFiles, field what names it in the spec."""
 
     uri: str
     subject: str
@@ -57,7 +57,7 @@ class Source:
     @property
     def secret(self) -> str:
         """The field that names the Secret with the credentials."""
-        return "spec.dataset.secretRef" if self.subject == "Dataset" else f"{self.field.removesuffix('.uri')}.secretRef"
+        return f"{self.field.removesuffix('.uri')}.secretRef" if self.subject == "Model" else "spec.dataset.secretRef"
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")

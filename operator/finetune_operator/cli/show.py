@@ -137,7 +137,8 @@ def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> li
 def _scores(scores: list[Scores]) -> Table:
     """One column a model: there are more metrics than a terminal has room for side by side."""
     table = Table("score", *(s.subject for s in scores), title="Scores on the test rows", title_justify="left")
-    for metric in Metric:
+    of_tasks = dict.fromkeys(metric for s in scores for metric in s.values if "/" in metric)
+    for metric in (*Metric, *of_tasks):
         if any(metric in s.values for s in scores):
             table.add_row(metric, *(f"{s.values[metric]:.4g}" if metric in s.values else "-" for s in scores))
     table.add_row("rows", *(str(s.samples) for s in scores))

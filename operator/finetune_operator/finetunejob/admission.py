@@ -21,6 +21,7 @@ def _duplicates(spec: FineTuneJobSpec) -> Iterator[str]:
     named = {
         "spec.artifacts": [a.name for a in spec.artifacts],
         "spec.evaluation.gates": [g.name for g in spec.evaluation.gates],
+        "spec.evaluation.tasks": [t.name for t in spec.evaluation.tasks],
     }
     for field, names in named.items():
         for name in sorted({n for n in names if names.count(n) > 1}):

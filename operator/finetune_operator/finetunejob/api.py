@@ -26,7 +26,8 @@ from finetune_trainer.contract import (
 )
 from finetune_trainer.dataset_fields import Dataset
 from finetune_trainer.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
-from finetune_trainer.metrics import Metric
+from finetune_trainer.metrics import SCORE
+from finetune_trainer.task_fields import Task, TaskFiles
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -68,10 +69,10 @@ class GateAction(StrEnum):
 class Gate(Strict):
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     """Name of the gate, as status shows it."""
-    metric: Metric
+    metric: str = Field(min_length=1, max_length=200, pattern=SCORE)
     """Score that is judged, on the held-out test rows: loss, perplexity, exactMatch, rouge1, rouge2, rougeL, entropy; for
     rows of format Classification accuracy and macroF1 as well, of format Preference preferenceAccuracy. Of loss, perplexity
-    and entropy less is better."""
+    and entropy less is better. Or <task>/<metric>, for a task of evaluation.tasks; lm-eval knows what is better."""
     artifact: str = Field("merged", min_length=1, max_length=20)
     """Which artifact is judged: merged, or a name from spec.artifacts."""
     min: float | None = None
@@ -91,6 +92,11 @@ class Evaluation(Strict):
     """At most this many test rows are scored."""
     max_new_tokens: int = Field(128, ge=1, le=32768)
     """Longest generated answer, in tokens. Answers are greedy, so that scores can be repeated."""
+    tasks: list[Task] = Field(default_factory=list, max_length=10)
+    """Benchmarks of lm-evaluation-harness to score base, merged model and safetensors artifacts on as well. The images of
+    stages prepare and evaluate must have lm-eval."""
+    task_files: TaskFiles | None = None
+    """Where the files of these tasks lie."""
     gates: list[Gate] = Field(default_factory=list, max_length=20)
     """What must hold before anything is published or served. Unset: the merged model's loss must not be above the
     base's."""

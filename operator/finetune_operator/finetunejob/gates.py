@@ -38,10 +38,10 @@ def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:
 def _judge(gate: Gate, scores: dict[str, Scores]) -> tuple[bool, str]:
     value = _value(gate.artifact, gate.metric, scores)
     if value is None and gate.metric in ONLY_FOR and gate.artifact in scores:
-        format, instead = ONLY_FOR[gate.metric]
+        format, instead = ONLY_FOR[Metric(gate.metric)]
         return False, f"{gate.artifact} has no {gate.metric} score; it is for rows of format {format}: judge {instead}"
     if value is None:
-        return False, f"{gate.artifact} has no {gate.metric} score; are there test rows?"
+        return False, f"{gate.artifact} has no {gate.metric} score; {_instead(gate, scores)}"
     what = f"{gate.metric} of {gate.artifact} is {value:.4g}"
     if gate.min is not None:
         return value >= gate.min, f"{what}, must be at least {gate.min:g}"
@@ -57,7 +57,8 @@ def _compare(gate: Gate, what: str, value: float, other: str, at_least: float, s
     reference = _value(other, gate.metric, scores)
     if reference is None:
         return False, f"{what}, but {other} has no {gate.metric} score to compare with"
-    gain = reference - value if gate.metric in LOWER_IS_BETTER else value - reference
+    lower = LOWER_IS_BETTER | set(scores[gate.artifact].lower_is_better or ())
+    gain = reference - value if gate.metric in lower else value - reference
     bound = f"at least {at_least:g} better than" if at_least > 0 else "not worse than"
     if at_least < 0:
         bound = f"at most {-at_least:g} worse than"
@@ -65,6 +66,14 @@ def _compare(gate: Gate, what: str, value: float, other: str, at_least: float, s
     return gain >= at_least - 1e-9, f"{what}, must be {bound} {other}'s {reference:.4g}"
 
 
-def _value(subject: str, metric: Metric, scores: dict[str, Scores]) -> float | None:
+def _instead(gate: Gate, scores: dict[str, Scores]) -> str:
+    """What to do about a score that is not there."""
+    if "/" not in gate.metric or gate.artifact not in scores:
+        return "are there test rows?"
+    of_tasks = sorted(metric for metric in scores[gate.artifact].values if "/" in metric)
+    return f"its tasks have {', '.join(of_tasks)}" if of_tasks else "it was scored on no task"
+
+
+def _value(subject: str, metric: str, scores: dict[str, Scores]) -> float | None:
     found = scores.get(subject)
     return None if found is None else found.values.get(metric)

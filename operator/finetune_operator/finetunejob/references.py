@@ -64,6 +64,7 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
         ("spec.dataset.uri", data.uri),
         ("spec.dataset.test.uri", data.test.uri),
         ("spec.dataset.validation.uri", data.validation and data.validation.uri),
+        ("spec.evaluation.taskFiles.uri", run.tasks and run.tasks.files.uri),
         ("spec.storage.artifacts.uri", run.store.uri),
         *((f"spec.publish[{i}].uri", p.uri) for i, p in enumerate(run.publish)),
     ]

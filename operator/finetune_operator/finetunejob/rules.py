@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from finetune_operator.finetunejob.adapter_rules import ADAPTER_RULES
+from finetune_operator.finetunejob.evaluation_rules import EVALUATION_RULES
+from finetune_operator.finetunejob.objective_rules import OBJECTIVE_RULES
+from finetune_operator.finetunejob.parallelism_rules import PARALLELISM_RULES
 from finetune_operator.meta import Rule
 from finetune_trainer.contract import QUANTIZATIONS
 
-_RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
 _NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
@@ -106,28 +108,6 @@ RULES = (
     ),
     Rule(
         "spec",
-        f"self.training.globalBatchSize % ({_RANKS}"
-        " * (has(self.training.microBatchSize) ? self.training.microBatchSize : 1)) == 0",
-        "spec.training.globalBatchSize must be a multiple of numNodes x gpusPerNode x microBatchSize, so that each rank takes"
-        " the same share; change it, or spec.parallelism",
-    ),
-    Rule(
-        "spec",
-        f"self.parallelism.strategy == 'Auto' || {_RANKS} > 1",
-        "spec.parallelism.strategy is for several ranks; set it to Auto, or numNodes or gpusPerNode above 1",
-    ),
-    Rule(
-        "spec",
-        f"self.parallelism.launcher == 'Torchrun' || {_RANKS} > 1",
-        "spec.parallelism.launcher Ray is for several ranks; leave it out, or set numNodes or gpusPerNode above 1",
-    ),
-    Rule(
-        "spec",
-        "self.parallelism.strategy != 'FSDP' || self.training.method != 'QLoRA' || self.parallelism.gpusPerNode > 0",
-        "spec.parallelism.strategy FSDP shares out QLoRA's 4-bit weights on GPUs only; use DDP, or method LoRA",
-    ),
-    Rule(
-        "spec",
         "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
         "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
     ),
@@ -141,28 +121,6 @@ RULES = (
         "spec",
         f"self.training.quantization.bits == 4 || ({_NF4})",
         "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
-    ),
-    Rule(
-        "spec",
-        "self.training.quantization.bits == 4 || !(self.parallelism.strategy in ['FSDP', 'ZeRO3'])",
-        "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto, or spec.training.quantization.bits 4",
-    ),
-    Rule(
-        "spec",
-        "self.parallelism.strategy != 'ZeRO3' || self.training.method != 'QLoRA'",
-        "spec.parallelism.strategy ZeRO3 can't share out QLoRA's quantized weights; use FSDP or ZeRO2, or method LoRA",
-    ),
-    Rule(
-        "spec",
-        "self.parallelism.strategy in ['Auto', 'DDP'] || !self.training.optimizer.matches('bnb|8bit|4bit|paged')",
-        "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy; use Auto or"
-        " adamw_torch_fused",
-    ),
-    Rule(
-        "spec",
-        "self.parallelism.numNodes == 1 || has(self.storage.artifacts.uri) || has(self.storage.artifacts.storageClassName)",
-        "spec.parallelism.numNodes above 1 needs a store that several nodes reach; set spec.storage.artifacts.uri to s3:// or"
-        " to a claim with ReadWriteMany, or storageClassName to a class that makes such claims",
     ),
     Rule(
         "spec.artifacts[]",
@@ -179,94 +137,6 @@ RULES = (
         "spec.artifacts[]",
         "!has(self.imatrix) || !self.imatrix || self.quantization.contains('_K')",
         "spec.artifacts[].imatrix is for Q6_K, Q5_K_M and Q4_K_M; take one of those, or remove imatrix",
-    ),
-    Rule(
-        "spec.evaluation.gates[]",
-        "[has(self.min), has(self.max), has(self.minImprovementOverBase), has(self.maxRegressionFromMerged)]"
-        ".filter(given, given).size() == 1",
-        "spec.evaluation.gates[] takes exactly one of min, max, minImprovementOverBase and maxRegressionFromMerged;"
-        " write one gate for each bound",
-    ),
-    Rule(
-        "spec.evaluation.gates[]",
-        "!has(self.maxRegressionFromMerged) || self.artifact != 'merged'",
-        "spec.evaluation.gates[].maxRegressionFromMerged compares an artifact with the merged model;"
-        " set artifact to a name from spec.artifacts",
-    ),
-    Rule(
-        "spec",
-        "!has(self.evaluation.gates) || self.evaluation.gates.all(g, g.artifact == 'merged'"
-        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == g.artifact)))",
-        "spec.evaluation.gates[].artifact is not made by this job; use merged or a name from spec.artifacts",
-    ),
-    Rule(
-        "spec",
-        "!has(self.evaluation.gates) || self.evaluation.gates.size() == 0"
-        " || !has(self.dataset.test.fraction) || self.dataset.test.fraction > 0.0",
-        "spec.evaluation.gates need test rows; set spec.dataset.test.uri, or spec.dataset.test.fraction above 0",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective in ['SFT', 'Distillation', 'KTO'] || self.dataset.format in ['Auto', 'Preference']",
-        "spec.training.objective DPO and ORPO learn from pairs of answers; set spec.dataset.format to Preference, or"
-        " objective to SFT",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective != 'KTO' || self.dataset.format in ['Auto', 'Preference', 'UnpairedPreference']",
-        "spec.training.objective KTO learns from desirable and undesirable answers; set spec.dataset.format to"
-        " UnpairedPreference or Preference, or objective to SFT",
-    ),
-    Rule(
-        "spec",
-        "self.dataset.format != 'UnpairedPreference' || self.training.objective == 'KTO'",
-        "spec.dataset.format UnpairedPreference is for objective KTO; set spec.training.objective to KTO, or format to"
-        " PromptCompletion",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective in ['SFT', 'Distillation']"
-        " || !(self.training.packing || has(self.training.neftuneNoiseAlpha) || !self.training.completionOnlyLoss)",
-        "spec.training.packing, neftuneNoiseAlpha and completionOnlyLoss: false are for objective SFT; remove them, or set"
-        " objective to SFT",
-    ),
-    Rule(
-        "spec",
-        "(self.training.objective == 'Distillation') == has(self.training.distillation)",
-        "spec.training.distillation names the teacher of objective Distillation; set both, or neither",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective == 'KTO' || (self.training.preference.desirableWeight == 1.0"
-        " && self.training.preference.undesirableWeight == 1.0)",
-        "spec.training.preference.desirableWeight and .undesirableWeight are for objective KTO; remove them, or set objective"
-        " to KTO",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective != 'KTO' || ((!has(self.training.microBatchSize) || self.training.microBatchSize > 1)"
-        " && self.training.globalBatchSize > 1)",
-        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective == 'SFT' || self.parallelism.strategy in ['Auto', 'DDP']",
-        "spec.parallelism.strategy can't share out weights for spec.training.objective DPO, ORPO, KTO or Distillation;"
-        " use DDP or Auto",
-    ),
-    Rule(
-        "spec",
-        "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Preference']"
-        " || !self.evaluation.gates.exists(g, g.metric == 'preferenceAccuracy')",
-        "spec.evaluation.gates[].metric preferenceAccuracy is for rows with a chosen and a rejected answer; set"
-        " spec.dataset.format to Preference, or judge loss",
-    ),
-    Rule(
-        "spec",
-        "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Classification']"
-        " || !self.evaluation.gates.exists(g, g.metric in ['accuracy', 'macroF1'])",
-        "spec.evaluation.gates[].metric accuracy and macroF1 are for rows with labels; set spec.dataset.format to"
-        " Classification, or judge exactMatch",
     ),
     Rule(
         "spec",
@@ -298,4 +168,7 @@ RULES = (
         "spec.storage.artifacts.endpoint, .region and .caSecretRef go with an s3:// uri only; set uri, or remove them",
     ),
     *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
+    *EVALUATION_RULES,
+    *OBJECTIVE_RULES,
+    *PARALLELISM_RULES,
 )

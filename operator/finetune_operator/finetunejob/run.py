@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobSpec, Resolved
+from finetune_operator.finetunejob.api import Evaluation, FineTuneJob, FineTuneJobSpec, Resolved
 from finetune_operator.meta import quantity_value
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import Devices, FitFacts, Generation, Method, RunConfig, StoreConfig, Training
 from finetune_trainer.objective_fields import learning_rate
+from finetune_trainer.task_fields import Tasks
 
 EPOCHS = 3.0
 
@@ -32,6 +33,7 @@ def run_config(job: FineTuneJob) -> RunConfig:
         merge_base=spec.merge.base,
         artifacts=tuple(spec.artifacts),
         generation=Generation(samples=spec.evaluation.samples, max_new_tokens=spec.evaluation.max_new_tokens),
+        tasks=_tasks(spec.evaluation),
         publish=tuple(spec.publish),
         store=_store(job.metadata.name, spec),
     )
@@ -59,6 +61,13 @@ def _training(training: Training) -> Training:
     if training.epochs is None and training.max_steps is None:
         chosen["epochs"] = EPOCHS
     return training.model_copy(update=chosen)
+
+
+def _tasks(evaluation: Evaluation) -> Tasks | None:
+    if evaluation.task_files is None:
+        return None
+    judged = dict.fromkeys(gate.metric for gate in evaluation.gates if "/" in gate.metric)
+    return Tasks(named=tuple(evaluation.tasks), files=evaluation.task_files, judged=tuple(judged))
 
 
 def _store(name: str, spec: FineTuneJobSpec) -> StoreConfig:

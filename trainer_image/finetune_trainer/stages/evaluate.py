@@ -1,7 +1,7 @@
 """Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
 
 The base's scores depend on base, rows and generation settings alone: another job with the same three finds them.
-`rows.jsonl` beside them holds every answer; status and logs hold none.
+`rows.jsonl` beside them holds every answer; status and logs hold none. `tasks.json` is what lm-eval says of each task.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_trainer import scores
+from finetune_trainer import scores, task_files, task_scores
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
 from finetune_trainer.dataset_fields import DatasetFormat
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects
+from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects, tasks_for
 from finetune_trainer.score_row import Row, Scorer
+from finetune_trainer.task_scores import TaskScores
 
 KIND = "evaluate"
 
@@ -67,18 +68,20 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
         return earlier.result.scores[0]
     context.progress(f"scoring {subject}", 0, len(rows))
     answers: list[scores.Answer] = []
-    for answer in _scorer(context, subject, rows).score(rows):
+    scorer = _scorer(context, subject, rows)
+    for answer in scorer.score(rows):
         answers.append(answer)
         context.progress(f"scoring {subject}", len(answers), len(rows))
     generated, labelled = all(row.prompt for row in rows), context.data()[0].format is DatasetFormat.CLASSIFICATION
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
-    result = StepResult(
-        step=context.step.name,
-        fingerprint=fingerprint,
-        scores=(Scores(subject=subject, samples=len(rows), values=values),),
-    )
+    made = Scores(subject=subject, samples=len(rows), values=dict(values))
+    if tasks_for(context.run, subject):
+        told = _task_scores(context, subject, scorer)
+        (folder / "tasks.json").write_text(json.dumps(told.record, indent=1, default=str))
+        made = made.model_copy(update={"values": made.values | told.values, "lower_is_better": told.lower_is_better or None})
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, scores=(made,))
     committed = context.store.commit(
         KIND,
         fingerprint,
@@ -90,6 +93,20 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
         result=result,
     )
     return committed.result.scores[0]
+
+
+def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
+    """Of the model that the scorer holds, which is one of transformers'."""
+    from finetune_trainer.score_transformers import TransformersScorer
+
+    assert isinstance(scorer, TransformersScorer)
+    tasks = tasks_for(context.run, subject)
+    loaded = task_scores.load(tasks, task_files.kept(context.tasks()), context.scratch / "task-rows")
+
+    def report(task: str) -> None:
+        context.progress(f"scoring {subject} on {task}")
+
+    return task_scores.score(scorer.model, scorer.tokenizer, loaded, tasks, report)
 
 
 def _scorer(context: Context, subject: str, rows: Sequence[Row]) -> Scorer:

@@ -1,6 +1,6 @@
 """Prepare: fetch and check the model, render the rows, estimate the fit, and say which steps are done already.
 
-    model entry ─► data entry ─► fit ─► manifests of all later steps
+    model entry ─► data entry ─► tasks entry ─► fit ─► manifests of all later steps
 
 Needs no GPU and, but for weights in pickles, no torch: whatever is wrong with a job is known before a GPU is taken.
 """
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import chat_template, dataset, pickles, pipeline, weights
+from finetune_trainer import chat_template, dataset, pickles, pipeline, tasks, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
 from finetune_trainer.failures import StepFailed
@@ -36,7 +36,7 @@ def run(context: Context) -> StepResult:
     """Make the model and data entries that are missing, and report facts, fit and finished steps."""
     # The hub's client keeps tokens and locks in its home, and only scratch can be written to.
     os.environ["HF_HOME"] = str(context.scratch / "hub")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
 
     facts = chat_template.lay(context, _facts(_model_entry(context, context.run.model, "spec.model")))
     teacher = _teacher(context)
@@ -48,6 +48,7 @@ def run(context: Context) -> StepResult:
     chat_template.keep(context, facts)
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
+    tasks.make_entry(context)
 
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.model_without_weights(), teacher)
@@ -57,7 +58,8 @@ def run(context: Context) -> StepResult:
         check_convertible(context.model_without_weights(), context.scratch)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
-    return result.model_copy(update={"step": context.step.name, "model": told, "fit": fit, "done": done})
+    rows = result.dataset.model_copy(update={"tasks_digest": context.tasks_digest()})
+    return result.model_copy(update={"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done})
 
 
 def asks_for_gguf(run: RunConfig) -> bool:
