@@ -22,6 +22,7 @@ from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Model, Report, SecretRef, Strict
 from finetune_trainer.metrics import Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
+from finetune_trainer.served_rows import ServedRows
 
 RUN_FILE = "/etc/finetune/run.json"
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
@@ -320,6 +321,8 @@ class Scores(Report):
     subject: str  # base, merged, or an artifact's name
     samples: int
     values: dict[Metric, float]
+    answers: str | None = None
+    """Fingerprint of the store's entry with its answers, where a served model can be asked for them again."""
 
 
 class StepResult(Report):
@@ -347,6 +350,7 @@ class Failure(Report):
 class Termination(Report):
     result: StepResult | None = None
     failure: Failure | None = None
+    served_rows: ServedRows | None = None  # of a serving gate only
 
 
 class File(Strict):

@@ -1,7 +1,8 @@
 """Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
 
 The base's scores depend on base, rows and generation settings alone: another job with the same three finds them.
-`rows.jsonl` beside them holds every answer; status and logs hold none.
+`rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few with the token ids that they were asked for
+with: what a served model is asked again. Status and logs hold none.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_trainer import scores
+from finetune_trainer import scores, served_rows
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
 from finetune_trainer.dataset_fields import DatasetFormat
@@ -18,6 +19,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects
 from finetune_trainer.score_row import Row, Scorer
+from finetune_trainer.served_rows import AskedRow
 
 KIND = "evaluate"
 
@@ -74,10 +76,14 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
+    is_served = generated and subject != BASE
+    if is_served:
+        _write_asked(context, folder, rows, answers)
+    kept = fingerprint if is_served else None
     result = StepResult(
         step=context.step.name,
         fingerprint=fingerprint,
-        scores=(Scores(subject=subject, samples=len(rows), values=values),),
+        scores=(Scores(subject=subject, samples=len(rows), values=values, answers=kept),),
     )
     committed = context.store.commit(
         KIND,
@@ -137,3 +143,23 @@ def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], 
                 "tokens": answer.tokens,
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_asked(context: Context, folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
+    """asked.jsonl: the first rows, as a served model will be asked them."""
+    from finetune_trainer.model import load_tokenizer
+
+    tokenizer = load_tokenizer(context.model_without_weights())
+    special, longest = not tokenizer.chat_template, min(served_rows.TOKENS, context.run.generation.max_new_tokens)
+    with (folder / served_rows.FILE).open("w") as out:
+        for number, row, answer in zip(range(1, served_rows.ROWS + 1), rows, answers, strict=False):
+            asked = AskedRow(
+                row=number,
+                prompt=row.prompt,
+                special_tokens=special,
+                prompt_ids=tuple(tokenizer(row.prompt, add_special_tokens=special).input_ids),
+                asked_ids=tuple(row.asked),
+                max_tokens=longest,
+                answer=answer.answer,
+            )
+            out.write(asked.model_dump_json(by_alias=True) + "\n")
