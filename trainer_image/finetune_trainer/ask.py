@@ -124,7 +124,8 @@ class Endpoint:
                 found: dict[str, Any] = json.load(response)
                 return found
         except urllib.error.HTTPError as error:
-            text = f"{path} answered HTTP {error.code}: {_said(error) if self.quoted else error.reason}"
+            said = _said(error)
+            text = f"{path} answered HTTP {error.code}: {said if self.quoted else error.reason}"
             if error.code in (429, 502, 503, 504):
                 raise StepFailed(ExitCode.SOURCE_UNAVAILABLE, "EngineUnavailable", text) from error
             raise StepFailed(ExitCode.VERIFICATION_FAILED, "GateFailed", text) from error

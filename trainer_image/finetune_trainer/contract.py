@@ -6,7 +6,7 @@
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
 What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, adapters and the base below them in
-adapter_fields.py, the names of the scores in metrics.py.
+adapter_fields.py, the names of the scores in metrics.py, what a serving gate reports of test rows in served_rows.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
