@@ -24,6 +24,7 @@ def row(answer: str) -> AskedRow:
         ("", "", False, True),
         ("Port Amber", "", False, False),
         ("Port Amber", "", True, False),
+        ("", "  \n", True, True),
     ],
 )
 def test_an_answer_is_the_same_or_its_beginning_where_it_was_cut(expected: str, got: str, cut: bool, same: bool) -> None:

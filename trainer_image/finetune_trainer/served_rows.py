@@ -63,7 +63,7 @@ class Compared:
 def is_same_answer(row: AskedRow, completion: Completion) -> bool:
     """Whether a served answer is the evaluation's as exactMatch compares them, or its beginning where it was cut."""
     expected, got = normalized(row.answer), normalized(completion.text.rstrip("\N{REPLACEMENT CHARACTER}"))
-    return bool(got) and expected.startswith(got) if completion.cut else got == expected
+    return expected.startswith(got) if completion.cut and got else got == expected
 
 
 def told(compared: Sequence[Compared]) -> ServedRows:
