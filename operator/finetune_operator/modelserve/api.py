@@ -87,7 +87,7 @@ class AskedRows(Strict):
     """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
     min_equal: float = Field(0.5, ge=0, le=1)
     """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
-    a near tie may fall otherwise; a model that was read wrongly answers none alike."""
+    a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
 
 
 class ServeGate(Strict):
