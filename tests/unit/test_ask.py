@@ -36,6 +36,7 @@ class Engine(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, Any] = {}
         self.requests: list[dict[str, Any]] = []
+        self.told: dict[str, Any] = {}  # of the model, beside its name
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
@@ -44,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self.path == "/v1/models"
-        self._send(200 if found else 404, {"object": "list", "data": [{"id": "facts"}]})
+        self._send(200 if found else 404, {"object": "list", "data": [{"id": "facts", **self.server.told}]})
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -251,13 +252,16 @@ def test_special_tokens_are_added_where_training_added_them(gate: Any, engine: E
     assert report(tmp_path) == ServedRows(asked=1, same_token_ids=1, same_answers=1)
 
 
-@pytest.mark.parametrize(("options", "asked"), [(("--count", "2"), 2), (("--context", "30"), 3), (("--context", "17"), 0)])
+@pytest.mark.parametrize(
+    ("told", "count", "asked"),
+    [({}, 2, 2), ({}, 8, 4), ({"max_model_len": 30}, 8, 3), ({"meta": {"n_ctx": 30}}, 2, 2), ({"max_model_len": 17}, 8, 0)],
+)
 def test_not_more_rows_than_wanted_and_none_that_is_too_long(
-    gate: Any, engine: Engine, entry: Any, tmp_path: Path, options: tuple[str, ...], asked: int
+    gate: Any, engine: Engine, entry: Any, tmp_path: Path, told: dict[str, Any], count: int, asked: int
 ) -> None:
-    engine.answers = dict(CAPITALS)
+    engine.answers, engine.told = dict(CAPITALS), told
     entry(rows())
-    assert gate([{"prompt": "Hi"}], "--rows", ENTRY, *options)[0] == 0
+    assert gate([{"prompt": "Hi"}], "--rows", ENTRY, "--count", str(count))[0] == 0
     assert report(tmp_path) == ServedRows(asked=asked, same_token_ids=asked, same_answers=asked)
 
 
@@ -286,9 +290,9 @@ def test_rows_that_time_does_not_suffice_for_are_left_out(engine: Engine, monkey
     clock = iter(range(0, 100))
     monkeypatch.setattr(ask.time, "monotonic", lambda: float(next(clock)))
     endpoint = ask.Endpoint(engine.url, "facts", 64)
-    assert [c.row for c in ask.ask_rows(endpoint, rows(), deadline=9.0)] == [1, 2]
+    assert [c.row for c in ask.ask_rows(endpoint, rows(), 8, deadline=10.0)] == [1, 2]
     with pytest.raises(ask.StepFailed, match=r"GateTimeout: test row 1: .*testRows\.count 0 asks none"):
-        ask.ask_rows(endpoint, rows(), deadline=9.0)
+        ask.ask_rows(endpoint, rows(), 8, deadline=10.0)
 
 
 def test_an_entry_that_is_not_there(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

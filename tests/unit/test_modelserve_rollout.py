@@ -376,11 +376,11 @@ def test_test_rows_are_part_of_the_trial_and_of_no_revision() -> None:
 
 
 def test_the_gates_pod_reads_the_rows_where_the_engine_has_its_claim_mounted() -> None:
-    stage, revision = gated(engine={"type": "LlamaCpp", "maxModelLength": 2048})
+    stage, revision = gated()
     (job,) = stage.of("Job")
     pod = job["spec"]["template"]["spec"]
     (ask,) = pod["containers"]
-    rows = ["--rows", EVALUATED["evaluation"], "--count", "8", "--min-equal", "0.5", "--context", "2048"]
+    rows = ["--rows", EVALUATED["evaluation"], "--count", "8", "--min-equal", "0.5"]
     assert ask["command"][-len(rows) :] == rows
     (mount,) = [m for m in ask["volumeMounts"] if m["mountPath"].endswith("/claims/models")]
     assert mount["readOnly"] is True

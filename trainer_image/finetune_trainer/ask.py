@@ -54,7 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", help="pvc:// or s3:// uri of an evaluation's entry in an artifact store")
     parser.add_argument("--count", type=int, default=served_rows.ROWS, help="rows that are asked at most")
     parser.add_argument("--min-equal", type=float, default=0.5, help="share of the rows that must be answered alike")
-    parser.add_argument("--context", type=int, help="longest context of the engine in tokens; longer rows are left out")
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")
     parser.add_argument("--region", help="region of the bucket")
     options = parser.parse_args(arguments)
@@ -66,8 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.rows is None:
             return None
         rows = read_rows(StoreConfig(uri=options.rows, endpoint=options.endpoint, region=options.region))
-        fitting = [r for r in rows if options.context is None or len(r.asked_ids) + r.max_tokens <= options.context]
-        compared = ask_rows(endpoint, fitting[: options.count], time.monotonic() + options.timeout)
+        compared = ask_rows(endpoint, rows, options.count, time.monotonic() + options.timeout)
         wrong = served_rows.mistake(compared, options.min_equal)
         failure = None if wrong is None else Failure(reason="VerificationFailed", message=wrong)
         return Termination(failure=failure, served_rows=served_rows.told(compared))
@@ -85,6 +83,12 @@ class Endpoint:
     def served(self, seconds: float) -> list[str]:
         """Names of the models that it serves."""
         return [str(m["id"]) for m in self._json("/v1/models", None, seconds)["data"]]
+
+    def context(self, seconds: float) -> int | None:
+        """The longest context in tokens, prompt and answer together; None where the engine does not say."""
+        model = next(m for m in self._json("/v1/models", None, seconds)["data"] if m["id"] == self.model)
+        found: int | None = model.get("max_model_len") or (model.get("meta") or {}).get("n_ctx")  # vLLM's word; llama.cpp's
+        return found
 
     def answer(self, prompt: str, seconds: float) -> str:
         """The answer to one user's message, greedy, so that a gate judges the same way twice."""
@@ -190,14 +194,17 @@ def read_rows(entry: StoreConfig) -> list[AskedRow]:
         raise StepFailed(error.exit_code, "RowsAccessDenied", text) from error
 
 
-def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], deadline: float) -> list[Compared]:
-    """Ask test rows until `deadline`, on the monotonic clock; those that time does not suffice for are left out.
+def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], count: int, deadline: float) -> list[Compared]:
+    """Ask at most `count` test rows until `deadline`, on the monotonic clock.
 
-    Raises StepFailed GateTimeout where it suffices for none.
+    Rows that are longer than the engine's context, or that time does not suffice for, are left out. Raises StepFailed
+    GateTimeout where it suffices for none.
     """
     compared: list[Compared] = []
     silent = replace(endpoint, quoted=False)
-    for row in rows:
+    context = silent.context(deadline - time.monotonic())
+    fitting = [row for row in rows if context is None or len(row.asked_ids) + row.max_tokens <= context]
+    for row in fitting[:count]:
         begun = time.monotonic()
         try:
             found = _compare(silent, row, deadline)

@@ -163,13 +163,11 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
 
 def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None:
     """Where the pod of a gate finds the test rows of an evaluation, and what it needs to read them."""
-    (container,), model, spec = pod["containers"], target.model, serve.spec
-    wanted = spec.rollout.gate.test_rows
+    (container,), model, wanted = pod["containers"], target.model, serve.spec.rollout.gate.test_rows
     container["command"] += ["--rows", rows, "--count", str(wanted.count), "--min-equal", f"{wanted.min_equal:g}"]
-    context = spec.engine.max_model_length
-    for option, value in (("context", context), ("endpoint", model.endpoint), ("region", model.region)):
+    for option, value in (("endpoint", model.endpoint), ("region", model.region)):
         if value is not None:
-            container["command"] += [f"--{option}", str(value)]
+            container["command"] += [f"--{option}", value]
     if model.secret is not None:
         container["envFrom"] = [{"secretRef": {"name": model.secret}}]
     if (claim := claim_of(rows)) is not None:
