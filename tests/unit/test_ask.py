@@ -229,8 +229,7 @@ def test_too_few_equal_answers_refuse_the_model(gate: Any, engine: Engine, entry
     engine.answers = {"Its river?": "Silverwater."}
     status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY, "--min-equal", "0.5")
     assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "VerificationFailed")
-    assert failure.message.startswith("1 of 4 test rows were answered as in the evaluation")
-    assert failure.message.endswith("rows 1, 3, 4 differ")
+    assert failure.message.startswith("1 of 4 test rows were answered as in the evaluation (rows 1, 3, 4 differ), and")
     assert report(tmp_path) == ServedRows(asked=4, same_token_ids=4, same_answers=1)
 
 

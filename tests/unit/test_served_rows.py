@@ -48,8 +48,8 @@ def test_a_share_that_is_met_exactly_is_enough(share: float) -> None:
 def test_too_few_alike() -> None:
     text = mistake(compared(True, False, True, False), 0.75)
     assert text == (
-        "2 of 4 test rows were answered as in the evaluation, and spec.rollout.gate.testRows.minEqual asks for 0.75 of them:"
-        " rows 2, 4 differ"
+        "2 of 4 test rows were answered as in the evaluation (rows 2, 4 differ), and spec.rollout.gate.testRows.minEqual asks"
+        " for 0.75 of them; lower it if other answers are as good"
     )
 
 

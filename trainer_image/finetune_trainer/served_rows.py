@@ -18,8 +18,8 @@ from finetune_trainer.scores import normalized
 
 FILE, ROWS = "asked.jsonl", 8
 # Rounding differs between engines: where two tokens are nearly as likely, the answers part for good. The chance grows with
-# each token, so beginnings are compared. SmolLM2-135M read with a wrong rotary base answered 0 of 8 rows alike over 16
-# tokens, and still 4 over 8; read rightly, 8.
+# each token, so beginnings are compared. SmolLM2-135M, untaught, answered 8 open questions over 16 tokens alike: 8 under
+# llama.cpp, 5 under vLLM in BF16 (evaluated in FP32), 0 and 3 with wrong rotary bases. Over 8 tokens: 8, 6, 4 and 5.
 TOKENS = 16
 
 
@@ -87,8 +87,8 @@ def mistake(compared: Sequence[Compared], min_equal: float) -> str | None:
     same = len(compared) - len(other)
     if same < min_equal * len(compared):
         return (
-            f"{same} of {len(compared)} test rows were answered as in the evaluation, and spec.rollout.gate.testRows.minEqual"
-            f" asks for {min_equal:g} of them: {_numbers(other)} differ"
+            f"{same} of {len(compared)} test rows were answered as in the evaluation ({_numbers(other)} differ), and"
+            f" spec.rollout.gate.testRows.minEqual asks for {min_equal:g} of them; lower it if other answers are as good"
         )
     return None
 
