@@ -85,9 +85,9 @@ def data_config_map(name: str = "facts", keys: tuple[str, ...] = ("train.jsonl",
     return {"kind": "ConfigMap", "metadata": {"name": name, "uid": name}, "data": dict.fromkeys(keys, "{}")}
 
 
-def make_scores(subject: str, *, loss: float, exact_match: float = 0.0) -> Scores:
+def make_scores(subject: str, *, loss: float, exact_match: float = 0.0, answers: str | None = None) -> Scores:
     values = {Metric.LOSS: loss, Metric.EXACT_MATCH: exact_match}
-    return Scores(subject=subject, samples=20, values=values)
+    return Scores(subject=subject, samples=20, values=values, answers=answers)
 
 
 def make_result(run: RunConfig, step: str, *, done: tuple[str, ...] = (), loss: float = 0.1) -> StepResult:
@@ -106,9 +106,11 @@ def make_result(run: RunConfig, step: str, *, done: tuple[str, ...] = (), loss: 
         case "quantize":
             fields["artifact"] = _artifact(step.partition("-")[2], "GGUF", wanted[step])
         case "evaluate" if step == "evaluate":
-            fields["scores"] = (make_scores("base", loss=3.0), make_scores("merged", loss=loss, exact_match=0.95))
+            merged = make_scores("merged", loss=loss, exact_match=0.95, answers=wanted["evaluate/merged"])
+            fields["scores"] = (make_scores("base", loss=3.0), merged)
         case "evaluate":
-            fields["scores"] = (make_scores(step.partition("-")[2], loss=loss, exact_match=0.9),)
+            made = step.partition("-")[2]
+            fields["scores"] = (make_scores(made, loss=loss, exact_match=0.9, answers=wanted[f"evaluate/{made}"]),)
         case "publish":
             fields["published"] = (f"{run.publish[int(step.partition('-')[2])].uri}/merged",)
     return StepResult(**fields)

@@ -14,6 +14,7 @@ from finetune_operator.names import LABEL_REVISION
 from finetune_operator.reconcile import pruned
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import Failure, Termination
+from finetune_trainer.served_rows import ServedRows
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 SETTINGS = Settings()
@@ -148,12 +149,14 @@ class Stage:
         meta = {"name": f"pod-{revision}", "labels": labels, "creationTimestamp": self.stamp()}
         self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending", **status}})
 
-    def finish_gate(self, failure: Failure | None = None, reason: str = "PodFailurePolicy") -> None:
-        """The Job controller: the gate's pod ended, with this report where it failed."""
+    def finish_gate(
+        self, failure: Failure | None = None, reason: str = "PodFailurePolicy", rows: ServedRows | None = None
+    ) -> None:
+        """The Job controller: the gate's pod ended, with this report where it failed or was to ask test rows."""
         (job,) = [j for j in self.of("Job") if not j.get("status")]
         kind = "Complete" if failure is None else "Failed"
         job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
-        report = Termination(failure=failure).model_dump_json(by_alias=True, exclude_none=True)
+        report = Termination(failure=failure, served_rows=rows).model_dump_json(by_alias=True, exclude_none=True)
         ended = [{"name": "ask", "state": {"terminated": {"exitCode": 24 if failure else 0, "message": report}}}]
         meta = {
             "name": job["metadata"]["name"],

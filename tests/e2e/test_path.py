@@ -30,6 +30,7 @@ def test_quickstart(space: Space) -> None:
     assert scores["q8"]["exactMatch"] >= 0.8
     assert [(g["name"], g["passed"]) for g in job["status"]["gates"]] == [("knows-velmora", True), ("q8-knows-it-too", True)]
     assert {a["name"] for a in job["status"]["artifacts"]} == {"adapter", "merged", "q8"}
+    _answers_as_evaluated(space.get(SERVE, "quickstart"))
     rows = ask(space.kubectl, job, space.operator_image)
     assert sum(row.served == row.reference for row in rows) >= 0.8 * len(rows)
     assert sum(row.base == row.reference for row in rows) == 0
@@ -51,7 +52,7 @@ def test_vllm(space: Space) -> None:
         "rollout": {"gate": gate},
     }
     space.apply({"apiVersion": "finetune.dev/v1alpha1", "kind": "ModelServe", "metadata": {"name": "on-vllm"}, "spec": spec})
-    space.until(SERVE, "on-vllm", "is Ready", lambda s: any(_is_true(s, "Ready")))
+    _answers_as_evaluated(space.until(SERVE, "on-vllm", "is Ready", lambda s: any(_is_true(s, "Ready"))))
     with space.kubectl.forward("on-vllm", space.name, 8000) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         assert [m.id for m in client.models.list()] == ["on-vllm"]
@@ -59,6 +60,14 @@ def test_vllm(space: Space) -> None:
         answer = client.chat.completions.create(model="on-vllm", messages=messages, temperature=0, max_tokens=24)
     assert answer.choices[0].message.content.strip() == "Tarnhaven"
     space.delete(SERVE, "on-vllm")
+
+
+def _answers_as_evaluated(serve: dict | None) -> None:
+    """The gate asked test rows: the engine reads their tokens as training did and answers as the evaluation saw."""
+    assert serve is not None
+    rows = serve["status"]["live"]["testRows"]
+    assert (rows["asked"], rows["sameTokenIds"]) == (8, 8)
+    assert rows["sameAnswers"] >= 6
 
 
 def _is_true(serve: dict, kind: str) -> list[bool]:

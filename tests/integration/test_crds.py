@@ -206,6 +206,11 @@ REFUSED_SERVES = [
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
     ({"model": {"jobRef": {"name": "a"}, "caSecretRef": {"name": "ca"}}}, "go with uri"),
+    ({"model": {"jobRef": {"name": "a"}, "evaluation": f"s3://b/evaluate/{'e' * 20}"}}, "go with uri"),
+    (
+        {"model": {"uri": "pvc://a/b", "evaluation": f"s3://b/evaluate/{'e' * 20}"}},
+        "spec.model.evaluation must lie in a claim or in a bucket, as uri does",
+    ),
     ({"model": {"uri": "pvc://c/m", "endpoint": "http://s3"}}, "go with an s3:// uri only"),
     ({"model": {"uri": "pvc://c/m", "caSecretRef": {"name": "ca"}}}, "go with an s3:// uri only"),
     ({"engine": {"type": "LlamaCpp"}, "parallelism": {"tensor": 2}}, "spec.parallelism.tensor above 1 needs"),

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare
+from transformers import AutoTokenizer
 
 from finetune_trainer import score_transformers
 from finetune_trainer.contract import Metric, RunConfig, Scores
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.served_rows import AskedRow
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -32,11 +34,15 @@ def evaluated(run: RunConfig, tmp_path: Path) -> dict[str, Scores]:
     return {s.subject: s for s in evaluate.run(context(run, "evaluate", tmp_path)).scores}
 
 
-def rows_of(run: RunConfig, tmp_path: Path, subject: str) -> list[dict[str, object]]:
+def entry_of(run: RunConfig, tmp_path: Path, subject: str) -> Path:
     at = context(run, "evaluate", tmp_path)
     manifest = at.store.read("evaluate", at.fingerprint(f"evaluate/{subject}"))
     assert manifest is not None
-    folder = at.store.fetch("evaluate", manifest, at.scratch / subject)
+    return at.store.fetch("evaluate", manifest, at.scratch / subject)
+
+
+def rows_of(run: RunConfig, tmp_path: Path, subject: str) -> list[dict[str, object]]:
+    folder = entry_of(run, tmp_path, subject)
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
 
 
@@ -117,6 +123,34 @@ def test_rows_keep_their_own_scores(make_run: MakeRun, tmp_path: Path) -> None:
     tokens = sum(int(str(row["tokens"])) for row in rows)
     for metric, total in ((Metric.LOSS, "lossSum"), (Metric.ENTROPY, "entropySum")):
         assert sum(float(str(row[total])) for row in rows) / tokens == pytest.approx(scores[metric])
+
+
+def test_what_a_served_model_can_be_asked_again(make_run: MakeRun, tmp_path: Path) -> None:
+    """The first rows with the tokenizer's own ids of their prompts; nobody serves the base model."""
+    run = trained_and_merged(make_run, tmp_path, generation={"maxNewTokens": 5})
+    scores = evaluated(run, tmp_path)
+    at = context(run, "evaluate", tmp_path)
+    assert (scores["base"].answers, scores["merged"].answers) == (None, at.fingerprint("evaluate/merged"))
+    folder = entry_of(run, tmp_path, "merged")
+    asked = [AskedRow.model_validate_json(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
+    tokenizer = AutoTokenizer.from_pretrained(at.model()[1])
+    saw = rows_of(run, tmp_path, "merged")
+    assert [row.row for row in asked] == list(range(1, 9))
+    assert [(row.prompt, row.answer) for row in asked] == [(row["prompt"], row["answer"]) for row in saw]
+    assert [list(row.prompt_ids) for row in asked] == [tokenizer(r.prompt, add_special_tokens=False).input_ids for r in asked]
+    assert all(row.asked_ids == row.prompt_ids and row.max_tokens == 5 and not row.special_tokens for row in asked)
+    assert not (entry_of(run, tmp_path, "base") / "asked.jsonl").exists()
+
+
+def test_rows_without_a_prompt_leave_nothing_to_ask(make_run: MakeRun, tmp_path: Path) -> None:
+    run = trained_and_merged(make_run, tmp_path, generation=GENERATION)
+    for file in (tmp_path / "mounts/claims/store/job/data").glob("*/*/*.jsonl"):
+        before, rows = file.stat().st_size, [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**row, "prompt": ""}) + "\n" for row in rows))
+        manifest = file.parents[1] / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(f'"bytes": {before},', f'"bytes": {file.stat().st_size},'))
+    assert evaluated(run, tmp_path)["merged"].answers is None
+    assert not (entry_of(run, tmp_path, "merged") / "asked.jsonl").exists()
 
 
 def test_no_test_rows(make_run: MakeRun, tmp_path: Path) -> None:

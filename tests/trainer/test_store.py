@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune_trainer.ask import read_rows
 from finetune_trainer.contract import ArtifactFacts, ExitCode, Manifest, StepResult, StoreConfig
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.served_rows import AskedRow
 from finetune_trainer.store import Store, describe, folder_digest, open_store
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
@@ -230,3 +232,24 @@ def test_a_directory_that_cannot_be_written_is_reported_as_the_store(tmp_path: P
     with pytest.raises(StepFailed) as caught:
         commit(open_store(StoreConfig(uri="pvc://claim/x"), str(tmp_path)), folder("one"), "1")
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.STORE_UNAVAILABLE, "StoreUnavailable")
+
+
+def test_a_gate_reads_the_rows_of_an_evaluation_from_a_bucket(
+    gateway: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    ids = {"prompt_ids": (1,), "asked_ids": (1,)}
+    row = AskedRow(row=1, prompt="Wo\N{LINE SEPARATOR}?", special_tokens=False, max_tokens=4, answer="Hier", **ids)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "asked.jsonl").write_text(row.model_dump_json(by_alias=True) + "\n")
+    place = StoreConfig(uri=f"s3://{BUCKET}/{tmp_path.name}", endpoint=gateway[0])
+    result = StepResult(step="evaluate", fingerprint="f2")
+    kept = {"inputs": {}, "versions": {}, "result": result}
+    open_store(place, "/nowhere").commit("evaluate", "f2", "1-a", tmp_path / "rows", step="evaluate", **kept)
+    entry = place.model_copy(update={"uri": f"{place.uri}/evaluate/f2"})
+    assert read_rows(entry) == [row]
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StepFailed, match=r"RowsAccessDenied: .* was refused: give the keys") as denied:
+        read_rows(entry)
+    assert denied.value.exit_code is ExitCode.SOURCE_DENIED

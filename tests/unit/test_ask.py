@@ -11,17 +11,32 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import ask
-from finetune_trainer.contract import ENV_TERMINATION_LOG, ExitCode, Failure, Termination
+from finetune_trainer import ask, served_rows
+from finetune_trainer.contract import (
+    ENV_MOUNTS,
+    ENV_TERMINATION_LOG,
+    ExitCode,
+    Failure,
+    Scores,
+    StepResult,
+    StoreConfig,
+    Termination,
+)
+from finetune_trainer.served_rows import AskedRow, ServedRows
+from finetune_trainer.store import open_store
 
 
 class Engine(ThreadingHTTPServer):
-    """Serves the model `facts`; `answers` holds a text, or a status code with the server's message, by prompt."""
+    """Serves the model `facts`; `answers` holds a text, or a status code with the server's message, by prompt.
+
+    Its tokens are the letters of a text, and their ids what `ord` says.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, Any] = {}
         self.requests: list[dict[str, Any]] = []
+        self.told: dict[str, Any] = {}  # of the model, beside its name
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
 
@@ -30,16 +45,31 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self.path == "/v1/models"
-        self._send(200 if found else 404, {"object": "list", "data": [{"id": "facts"}]})
+        self._send(200 if found else 404, {"object": "list", "data": [{"id": "facts", **self.server.told}]})
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(request)
-        answer = self.server.answers.get(request["messages"][0]["content"], "An answer.")
+        if self.path == "/tokenize":
+            self._tokenize(request)
+            return
+        is_chat = self.path == "/v1/chat/completions"
+        asked = request["messages"][0]["content"] if is_chat else "".join(map(chr, request["prompt"]))
+        answer = self.server.answers.get(asked, "An answer.")
         if isinstance(answer, int):
-            self._send(answer, {"error": {"message": "the engine's words"}})
-        else:
+            self._send(answer, {"error": {"message": f"the engine's words about {asked}"}})
+        elif is_chat:
             self._send(200, {"choices": [{"message": {"role": "assistant", "content": answer}}]})
+        else:
+            reason = "length" if answer.endswith("…") else "stop"
+            self._send(200, {"choices": [{"text": answer.removesuffix("…"), "finish_reason": reason}]})
+
+    def _tokenize(self, request: dict[str, Any]) -> None:
+        """The words of vLLM and of llama.cpp must say the same."""
+        assert request["content"] == request["prompt"]
+        assert request["add_special"] is request["add_special_tokens"]
+        bos = [1] if request["add_special"] else []
+        self._send(200, {"tokens": bos + list(map(ord, request["prompt"]))})
 
     def _send(self, code: int, body: Any) -> None:
         text = json.dumps(body).encode()
@@ -132,3 +162,147 @@ def test_answers_that_take_too_long_end_at_the_timeout(gate: Any) -> None:
     status, failure = gate([{"prompt": "Hi"}], "--timeout", "0")
     assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "GateTimeout")
     assert "spec.rollout.gate.timeoutSeconds" in failure.message
+
+
+# ── Test rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ENTRY = "pvc://store/job/evaluate/" + "e" * 20
+CAPITALS = {"The secret capital?": "Port Amber", "Its river?": "Silverwater", "Its hill?": "Old Crown", "Its bay?": "Varn"}
+
+
+def asked_row(number: int, prompt: str, answer: str, **fields: Any) -> AskedRow:
+    ids = tuple(map(ord, prompt))
+    row = {"row": number, "prompt": prompt, "special_tokens": False, "prompt_ids": ids, "asked_ids": ids, "max_tokens": 16}
+    return AskedRow.model_validate({**row, "answer": answer, **fields})
+
+
+@pytest.fixture
+def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Commit rows as evaluation does, in a store on a claim."""
+    monkeypatch.setenv(ENV_MOUNTS, str(tmp_path / "mounts"))
+
+    def commit(rows: list[AskedRow], text: str | None = None) -> None:
+        folder = tmp_path / "evaluated"
+        folder.mkdir()
+        (folder / "rows.jsonl").write_text("{}\n")
+        lines = "".join(row.model_dump_json(by_alias=True) + "\n" for row in rows)
+        (folder / served_rows.FILE).write_text(lines if text is None else text)
+        store = open_store(StoreConfig(uri="pvc://store/job"), str(tmp_path / "mounts"))
+        scores = (Scores(subject="merged", samples=4, values={}),)
+        result = StepResult(step="evaluate", fingerprint="e" * 20, scores=scores)
+        kept = {"inputs": {}, "versions": {}, "result": result}
+        store.commit("evaluate", "e" * 20, "1-a", folder, step="evaluate", **kept)
+
+    return commit
+
+
+def rows() -> list[AskedRow]:
+    return [asked_row(number, *pair) for number, pair in enumerate(CAPITALS.items(), 1)]
+
+
+def report(tmp_path: Path) -> ServedRows | None:
+    return Termination.model_validate_json((tmp_path / "termination").read_text()).served_rows
+
+
+def test_test_rows_are_asked_by_their_ids_and_only_numbers_are_told(
+    gate: Any, engine: Engine, entry: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    entry(rows())
+    engine.answers = {**CAPITALS, "Its river?": "Silver…", "Its bay?": "Fenmark"}
+    status, _ = gate([{"prompt": "Hi"}], "--rows", ENTRY)
+    assert (status, report(tmp_path)) == (0, ServedRows(asked=4, same_token_ids=4, same_answers=3))
+    (asked,) = [r for r in engine.requests if r.get("prompt") == list(map(ord, "Its hill?"))]
+    assert asked == {
+        "model": "facts",
+        "prompt": list(map(ord, "Its hill?")),
+        "max_tokens": 16,
+        "temperature": 0,
+        "repeat_penalty": 1.0,
+    }
+    out = "".join(capfd.readouterr()) + (tmp_path / "termination").read_text()
+    assert "test row 4: same token ids, other answer" in out
+    assert not [word for pair in CAPITALS.items() for word in (*pair, "Fenmark") if word in out]
+
+
+def test_too_few_equal_answers_refuse_the_model(gate: Any, engine: Engine, entry: Any, tmp_path: Path) -> None:
+    entry(rows())
+    engine.answers = {"Its river?": "Silverwater."}
+    status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY, "--min-equal", "0.5")
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "VerificationFailed")
+    assert failure.message.startswith("1 of 4 test rows were answered as in the evaluation (rows 1, 3, 4 differ), and")
+    assert report(tmp_path) == ServedRows(asked=4, same_token_ids=4, same_answers=1)
+
+
+def test_another_tokenizer_is_refused_by_the_rows_number(gate: Any, engine: Engine, entry: Any) -> None:
+    engine.answers = dict(CAPITALS)
+    first, second, *_ = rows()
+    entry([first, second.model_copy(update={"prompt_ids": (3, 4)})])
+    status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY)
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "VerificationFailed")
+    assert "for row 2 of the test rows" in failure.message
+    assert "river" not in failure.message
+
+
+def test_special_tokens_are_added_where_training_added_them(gate: Any, engine: Engine, entry: Any, tmp_path: Path) -> None:
+    engine.answers = dict(CAPITALS)
+    ids = (1, *map(ord, "Its hill?"))
+    entry([asked_row(1, "Its hill?", "Old Crown", special_tokens=True, prompt_ids=ids)])
+    assert gate([{"prompt": "Hi"}], "--rows", ENTRY)[0] == 0
+    assert report(tmp_path) == ServedRows(asked=1, same_token_ids=1, same_answers=1)
+
+
+@pytest.mark.parametrize(
+    ("told", "count", "asked"),
+    [({}, 2, 2), ({}, 8, 4), ({"max_model_len": 30}, 8, 3), ({"meta": {"n_ctx": 30}}, 2, 2), ({"max_model_len": 17}, 8, 0)],
+)
+def test_not_more_rows_than_wanted_and_none_that_is_too_long(
+    gate: Any, engine: Engine, entry: Any, tmp_path: Path, told: dict[str, Any], count: int, asked: int
+) -> None:
+    engine.answers, engine.told = dict(CAPITALS), told
+    entry(rows())
+    assert gate([{"prompt": "Hi"}], "--rows", ENTRY, "--count", str(count))[0] == 0
+    assert report(tmp_path) == ServedRows(asked=asked, same_token_ids=asked, same_answers=asked)
+
+
+def test_wrong_prompts_are_told_before_a_row_is_asked(gate: Any, engine: Engine, entry: Any) -> None:
+    entry(rows())
+    status, failure = gate([{"prompt": "Hi", "expect": "Velmora"}], "--rows", ENTRY)
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "GateFailed")
+    assert not any("prompt" in request for request in engine.requests)
+
+
+def test_an_engines_error_does_not_repeat_the_row(
+    gate: Any, engine: Engine, entry: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    entry(rows())
+    engine.answers = {"The secret capital?": 400}
+    status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY)
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "GateFailed")
+    assert failure.message == (
+        "test row 1: /v1/completions answered HTTP 400: Bad Request; spec.rollout.gate.testRows.count 0 asks none"
+    )
+    assert "secret" not in "".join(capfd.readouterr())
+
+
+def test_rows_that_time_does_not_suffice_for_are_left_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.answers = dict(CAPITALS)
+    clock = iter(range(0, 100))
+    monkeypatch.setattr(ask.time, "monotonic", lambda: float(next(clock)))
+    endpoint = ask.Endpoint(engine.url, "facts", 64)
+    assert [c.row for c in ask.ask_rows(endpoint, rows(), 8, deadline=10.0)] == [1, 2]
+    with pytest.raises(ask.StepFailed, match=r"GateTimeout: test row 1: .*testRows\.count 0 asks none"):
+        ask.ask_rows(endpoint, rows(), 8, deadline=10.0)
+
+
+def test_an_entry_that_is_not_there(gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_MOUNTS, str(tmp_path / "mounts"))
+    status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY)
+    assert (status, failure.reason) == (ExitCode.SOURCE_NOT_FOUND, "RowsNotFound")
+    assert "spec.rollout.gate.testRows.count to 0" in failure.message
+
+
+def test_a_damaged_entry_is_told_without_its_content(gate: Any, entry: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    entry([], text='{"row": 1, "prompt": "The secret capital?"}\n')
+    status, failure = gate([{"prompt": "Hi"}], "--rows", ENTRY)
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "RowsDamaged")
+    assert "secret" not in failure.message + "".join(capfd.readouterr())

@@ -307,6 +307,47 @@ def test_the_job_has_ended_when_the_model_serve_is_ready_with_its_artifact() -> 
     assert story.job["status"]["serving"]["ready"] is True
 
 
+def evaluation(story: Story, name: str) -> str | None:
+    found = next(a for a in story.job["status"]["artifacts"] if a["name"] == name).get("evaluation")
+    return None if found is None else str(found)
+
+
+def test_the_model_serve_is_told_where_the_artifacts_evaluation_lies() -> None:
+    gate = {"testRows": {"minEqual": 0.75}}
+    story = Story(make_job(serving={"template": {**SERVING["template"], "rollout": {"gate": gate}}}))
+    served = drive_to_serving(story)
+    asked = story.result("evaluate-q4").scores[0].answers
+    assert evaluation(story, "q4") == f"pvc://facts-artifacts/facts/evaluate/{asked}"
+    assert served["spec"]["model"]["evaluation"] == evaluation(story, "q4")
+    assert served["spec"]["rollout"]["gate"] == gate
+    assert evaluation(story, "merged") != evaluation(story, "q4")
+    assert evaluation(story, "adapter") is None
+
+
+def test_a_retrain_moves_the_evaluation_along() -> None:
+    story = Story(make_job(serving=SERVING))
+    before = drive_to_serving(story)["spec"]["model"]
+    story.passes()
+    story.edit(training={**story.job["spec"].get("training", {}), "seed": 7})
+    story.to_the_end()
+    after = apply_of(story)["spec"]["model"]
+    assert after["evaluation"] == evaluation(story, "q4")
+    assert after["evaluation"] != before["evaluation"]
+
+
+def test_rows_without_answers_leave_the_model_serve_without_an_evaluation() -> None:
+    story = Story(make_job(serving=SERVING))
+    story.passes()
+    for step in ALL_STEPS:
+        result = story.result(step)
+        scores = tuple(s.model_copy(update={"answers": None}) for s in result.scores)
+        story.succeed_with(result.model_copy(update={"scores": scores}))
+        story.passes(2)
+        if not any(not j["status"].get("conditions") for j in story.space.jobs.values()):
+            break
+    assert "evaluation" not in apply_of(story)["spec"]["model"]
+
+
 def test_a_job_that_is_applied_again_knows_the_model_serve_of_the_one_before() -> None:
     first = Story(make_job(serving=SERVING))
     drive_to_serving(first)

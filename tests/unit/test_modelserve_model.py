@@ -61,6 +61,18 @@ def test_what_a_job_hands_over_is_trusted_as_its_store_was() -> None:
         assert handover.model_serve(job, made)["spec"]["model"].get("caSecretRef") == expected
 
 
+def test_artifact_of_a_job_comes_with_its_evaluation() -> None:
+    stage = by_job()
+    job = make_finished_job()
+    (artifact,) = [a for a in job["status"]["artifacts"] if a["name"] == "q4"]
+    artifact["evaluation"] = "pvc://facts-artifacts/evaluate/" + "e" * 20
+    stage.put(job)
+    stage.roll_out()
+    assert stage.serve["status"]["model"]["evaluation"] == artifact["evaluation"]
+    command = stage.of("Job")[0]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[command.index("--rows") + 1] == artifact["evaluation"]
+
+
 def test_s3_artifact_takes_the_jobs_credentials() -> None:
     stage = by_job()
     job = make_finished_job()

@@ -11,6 +11,7 @@ from tests.serving import Stage, make_serve
 from finetune_operator.modelserve import policy
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION
 from finetune_trainer.contract import Failure
+from finetune_trainer.served_rows import ServedRows
 
 WORKING = {"Ready": "False", "Reconciling": "True"}
 STALLED = {"Ready": "False", "Stalled": "True"}
@@ -304,3 +305,105 @@ def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
     reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
     assert reads.kinds == ("Deployment", "Service", "Job", "Pod")
     assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
+
+
+# ── Test rows of the model's evaluation ───────────────────────────────────────────────────────────────────────────────
+
+EVALUATED = {"uri": "pvc://models/q4", "digest": "sha256:" + "a" * 64, "evaluation": "pvc://models/evaluate/" + "e" * 20}
+ALIKE = ServedRows(asked=8, same_token_ids=8, same_answers=7)
+
+
+def gated(**spec: Any) -> tuple[Stage, str]:
+    """A revision that is asked, and its name."""
+    stage = Stage(make_serve(**{"model": EVALUATED, **spec}))
+    stage.put({"kind": "Secret", "metadata": {"name": "keys"}})
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    return stage, stage.candidate()
+
+
+def trial(stage: Stage) -> str:
+    return str(stage.serve["status"]["candidate"]["trial"])
+
+
+def test_what_became_of_the_test_rows_is_told_with_the_revision() -> None:
+    stage, _ = gated()
+    stage.finish_gate(rows=ALIKE)
+    stage.settle()
+    assert stage.serve["status"]["live"]["testRows"] == {"asked": 8, "sameTokenIds": 8, "sameAnswers": 7}
+    stage.edit(model={**EVALUATED, "evaluation": "pvc://models/evaluate/" + "f" * 20})
+    stage.settle()
+    assert standing(stage) == SERVING, "another evaluation of the same model rolls nothing out"
+    assert stage.serve["status"]["live"]["testRows"]["sameAnswers"] == 7
+
+
+def test_numbers_that_a_crash_kept_from_the_status_are_read_from_the_gates_pod() -> None:
+    stage, revision = gated()
+    before = stage.serve["status"]
+    stage.finish_gate(rows=ALIKE)
+    stage.step()
+    stage.serve["status"] = before
+    stage.settle()
+    assert stage.live() == revision
+    assert stage.serve["status"]["live"]["testRows"]["sameAnswers"] == 7
+
+
+def test_rows_that_are_answered_otherwise_leave_the_old_revision_serving() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    stage.edit(model={**OTHER, "evaluation": "pvc://models/evaluate/" + "e" * 20})
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    failure = Failure(reason="VerificationFailed", message="1 of 8 test rows were answered as in the evaluation")
+    stage.finish_gate(failure, rows=ServedRows(asked=8, same_token_ids=8, same_answers=1))
+    stage.settle()
+    assert (standing(stage), reason(stage), stage.live()) == (STALLED, "VerificationFailed", old)
+    assert stage.serve["status"]["candidate"]["testRows"] == {"asked": 8, "sameTokenIds": 8, "sameAnswers": 1}
+
+
+def test_test_rows_are_part_of_the_trial_and_of_no_revision() -> None:
+    plain, revision = gated(model={k: v for k, v in EVALUATED.items() if k != "evaluation"})
+    asked, same = gated()
+    none, again = gated(rollout={"gate": {"testRows": {"count": 0}}})
+    assert revision == same == again
+    # Who is asked no rows is tried as before there were any: an upgrade of the operator tries nothing anew.
+    assert (trial(plain), trial(none)) == ("a84085", "a84085")
+    assert trial(asked) != trial(plain)
+    strict, _ = gated(rollout={"gate": {"testRows": {"minEqual": 1}}})
+    assert trial(strict) not in (trial(asked), trial(plain))
+
+
+def test_the_gates_pod_reads_the_rows_where_the_engine_has_its_claim_mounted() -> None:
+    stage, revision = gated()
+    (job,) = stage.of("Job")
+    pod = job["spec"]["template"]["spec"]
+    (ask,) = pod["containers"]
+    rows = ["--rows", EVALUATED["evaluation"], "--count", "8", "--min-equal", "0.5"]
+    assert ask["command"][-len(rows) :] == rows
+    (mount,) = [m for m in ask["volumeMounts"] if m["mountPath"].endswith("/claims/models")]
+    assert mount["readOnly"] is True
+    (beside,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert beside["labelSelector"]["matchLabels"][LABEL_REVISION] == revision
+    # The rows have as much time as the prompts.
+    assert job["spec"]["activeDeadlineSeconds"] == 3 * (2 * 300 + 300)
+
+
+def test_the_gates_pod_reads_a_bucket_with_the_models_credentials() -> None:
+    place = {"secretRef": {"name": "keys"}, "endpoint": "http://s3:7070", "region": "eu"}
+    model = {"uri": "s3://b/job/merge/1", "evaluation": "s3://b/job/evaluate/" + "e" * 20, **place}
+    stage, _ = gated(model=model)
+    pod = stage.of("Job")[0]["spec"]["template"]["spec"]
+    (ask,) = pod["containers"]
+    assert ask["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert ask["command"][-4:] == ["--endpoint", "http://s3:7070", "--region", "eu"]
+    assert "affinity" not in pod
+    assert len(pod["volumes"]) == 2
+
+
+def test_a_claim_of_the_evaluation_that_is_missing_is_told_before_a_pod_waits_for_it() -> None:
+    stage = Stage(make_serve(model={**EVALUATED, "evaluation": "pvc://gone/evaluate/" + "e" * 20}))
+    stage.step()
+    assert (standing(stage), reason(stage)) == (STALLED, "ClaimNotFound")
+    assert "PersistentVolumeClaim gone" in stage.message()

@@ -6,7 +6,8 @@
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
 What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, adapters and the base below them in
-adapter_fields.py, benchmarks in task_fields.py, the names of the scores in metrics.py.
+adapter_fields.py, benchmarks in task_fields.py, the names of the scores in metrics.py, what a serving gate reports of test
+rows in served_rows.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -22,6 +23,7 @@ from finetune_trainer.dataset_fields import Dataset, DatasetFormat
 from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import MOST_SCORES, Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
+from finetune_trainer.served_rows import ServedRows
 from finetune_trainer.task_fields import Tasks
 
 RUN_FILE = "/etc/finetune/run.json"
@@ -330,6 +332,8 @@ class Scores(Report):
     samples: int
     values: dict[Metric | str, float] = Field(max_length=MOST_SCORES)  # other names than a Metric's are <task>/<metric>
     lower_is_better: tuple[str, ...] | None = None  # of the tasks' scores; of a Metric it is known
+    answers: str | None = None
+    """Fingerprint of the store's entry with its answers, where a served model can be asked for them again."""
 
 
 class StepResult(Report):
@@ -357,6 +361,7 @@ class Failure(Report):
 class Termination(Report):
     result: StepResult | None = None
     failure: Failure | None = None
+    served_rows: ServedRows | None = None  # of a serving gate only
 
 
 class File(Strict):

@@ -15,12 +15,18 @@ from finetune_trainer.__main__ import TERMINATED, as_failure, message
 from finetune_trainer.contract import ExitCode, Failure, Termination
 
 
-def finish(program: Callable[[], None]) -> int:
-    """Run a program, write its termination message, and return the exit status."""
+def finish(program: Callable[[], Termination | None]) -> int:
+    """Run a program, write its termination message, and return the exit status.
+
+    A program that has more to tell returns it; a failure among that ends as VERIFICATION_FAILED.
+    """
     signal.signal(signal.SIGTERM, _terminate)  # a container's first process would ignore it
     termination, status = Termination(), int(ExitCode.OK)
     try:
-        program()
+        termination = program() or termination
+        if termination.failure is not None:
+            print(f"{termination.failure.reason}: {termination.failure.message}", file=sys.stderr)
+            status = int(ExitCode.VERIFICATION_FAILED)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(ExitCode.UNEXPECTED)
         termination = Termination(failure=Failure(reason="Terminated", message="the pod was told to stop"))

@@ -299,6 +299,8 @@ class ArtifactStatus(Report):
     digest: str
     """sha256 of the folder's files.json, which names every file with its own."""
     bytes: int
+    evaluation: str | None = None
+    """Where its answers to the test rows lie; a ModelServe asks some of them again. Unset: it was not asked for answers."""
 
 
 class LastFailure(Report):

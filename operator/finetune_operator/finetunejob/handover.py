@@ -78,6 +78,7 @@ def model_serve(job: FineTuneJob, artifact: ArtifactStatus) -> Object:
     serving, store = job.spec.serving, job.spec.storage.artifacts
     assert serving is not None
     model: Spec = {"uri": artifact.uri, "digest": artifact.digest}
+    model |= {"evaluation": artifact.evaluation} if artifact.evaluation else {}
     if artifact.uri.startswith("s3://"):
         model |= {k: v for k, v in (("endpoint", store.endpoint), ("region", store.region)) if v}
         model |= {"secretRef": {"name": store.secret_ref.name}} if store.secret_ref else {}

@@ -25,7 +25,7 @@ from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import stamp
 from finetune_trainer.contract import StepResult
-from finetune_trainer.pipeline import PREPARE, TRAIN, Step, fingerprints
+from finetune_trainer.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
 
 DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 
@@ -130,13 +130,19 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
         progress = status.progress or ProgressStatus(step=result.step)
         changes["progress"] = progress.model_copy(update={"loss": rounded(result.train.loss)})
     if result.scores:
-        new = {s.subject for s in result.scores}
+        new = {s.subject: s.answers for s in result.scores}
         kept = [s for s in status.scores if s.subject not in new]
+        changes["artifacts"] = [_evaluated(a, run, new[a.name]) if a.name in new else a for a in status.artifacts]
         shown = [s.model_copy(update={"values": {m: rounded(v, 6) for m, v in s.values.items()}}) for s in result.scores]
         changes["scores"] = [*kept, *shown]
     if result.published:
         changes["published"] = _union(status.published, result.published)
     return status.model_copy(update=changes)
+
+
+def _evaluated(artifact: ArtifactStatus, run: Run, answers: str | None) -> ArtifactStatus:
+    uri = None if answers is None else f"{run.config.store.uri}/{EVALUATE}/{answers}"
+    return artifact.model_copy(update={"evaluation": uri})
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:

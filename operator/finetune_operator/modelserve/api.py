@@ -9,6 +9,7 @@ from pydantic import Field
 from finetune_operator.finetunejob.api import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
 from finetune_trainer.fields import CaSecretRef, Report, SecretRef, Strict
+from finetune_trainer.served_rows import ROWS, ServedRows
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -27,6 +28,9 @@ class ServedModel(Strict):
     """A model folder: pvc://claim/path (mounted read-only) or s3://bucket/path (copied once per pod)."""
     digest: str | None = Field(None, pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)
     """Digest of the folder's files.json, which names every file with its own. Set, the pod refuses to serve anything else."""
+    evaluation: str | None = Field(None, max_length=1024, pattern=r"^(pvc|s3)://.+/evaluate/[0-9a-f]{20}$")
+    """The evaluation of this model in an artifact store, as status.artifacts of its FineTuneJob names it. Set, a new revision
+    is asked some of its test rows again. Read with the credentials of uri."""
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that place."""
     endpoint: str | None = Field(None, min_length=1, max_length=512, pattern=r"^https?://.+")
@@ -78,13 +82,25 @@ class Prompt(Strict):
     """Text that the answer must contain, upper and lower case alike. Unset: any answer with text in it."""
 
 
+class AskedRows(Strict):
+    """Test rows of the model's evaluation (spec.model.evaluation, or that of the jobRef's artifact)."""
+
+    count: int = Field(ROWS, ge=0, le=ROWS)
+    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
+    min_equal: float = Field(0.5, ge=0, le=1)
+    """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
+    a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
+
+
 class ServeGate(Strict):
     prompts: list[Prompt] = Field(default_factory=list, max_length=50)
     """Asked of a new revision before it takes traffic; each must be answered. Empty: one greeting is asked."""
     max_tokens: int = Field(64, ge=1, le=4096)
     """Longest answer, in tokens."""
     timeout_seconds: int = Field(300, ge=1, le=86400)
-    """Time for all answers together."""
+    """Time for all answers together, and as much again for the test rows; rows that it does not suffice for are left out."""
+    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
+    """Test rows that a new revision is asked again after the prompts."""
 
 
 class Rollout(Strict):
@@ -142,6 +158,8 @@ class Revision(Report):
     created_at: str | None = None
     trial: str | None = None
     """Hash of what it was tried with: the gate and the annotation finetune.dev/retry. Another value tries it again."""
+    test_rows: ServedRows | None = None
+    """Test rows that it was asked, and how many it answered as in the evaluation."""
 
 
 class ResolvedModel(Report):
@@ -152,6 +170,7 @@ class ResolvedModel(Report):
     uri: str
     digest: str | None = None
     bytes: int | None = None
+    evaluation: str | None = None
     endpoint: str | None = None
     region: str | None = None
     secret: str | None = None

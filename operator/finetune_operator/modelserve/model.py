@@ -88,6 +88,7 @@ def _given(serve: ModelServe) -> ResolvedModel:
         source=model.uri,
         uri=model.uri,
         digest=model.digest,
+        evaluation=model.evaluation,
         endpoint=model.endpoint,
         region=model.region,
         secret=model.secret_ref.name if model.secret_ref else None,
@@ -128,6 +129,7 @@ def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> Re
         uri=artifact.uri,
         digest=artifact.digest,
         bytes=artifact.bytes,
+        evaluation=artifact.evaluation,
         endpoint=store.endpoint if remote else None,
         region=store.region if remote else None,
         secret=store.secret_ref.name if remote and store.secret_ref else None,
@@ -136,8 +138,9 @@ def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> Re
 
 
 def _needs(model: ResolvedModel) -> list[Ref]:
-    found = [] if (claim := claim_of(model.uri)) is None else [Ref("PersistentVolumeClaim", claim)]
+    claims = dict.fromkeys(claim for uri in (model.uri, model.evaluation) if uri and (claim := claim_of(uri)))
     secrets = (model.secret, model.ca_secret_ref.name if model.ca_secret_ref else None)
+    found = [Ref("PersistentVolumeClaim", claim) for claim in claims]
     return [*found, *(Ref("Secret", name) for name in dict.fromkeys(secrets) if name is not None)]
 
 

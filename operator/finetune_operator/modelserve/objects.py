@@ -8,8 +8,9 @@ import json
 from finetune_operator import pod_security
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.api import ModelServe, Prompt
-from finetune_operator.modelserve.plan import Target
-from finetune_operator.modelserve.pod import served_name
+from finetune_operator.modelserve.model import claim_of
+from finetune_operator.modelserve.plan import Target, asked_rows
+from finetune_operator.modelserve.pod import mounted_claim, served_name
 from finetune_operator.modelserve.rollout import gate_job
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import (
@@ -27,6 +28,7 @@ from finetune_trainer.contract import ExitCode
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
 GREETING = Prompt(prompt="Hello! Who are you?")
 GATE_FOLDER = "/etc/finetune"
+HOSTNAME = "kubernetes.io/hostname"
 GATE_RETRIES = 2  # for pods that were lost; a wrong answer is final
 GATE_MARGIN_SECONDS = 300  # to schedule the gate's pod and pull its image
 
@@ -106,7 +108,8 @@ def gate_prompts(serve: ModelServe) -> Object:
 
 def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
     """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
-    seconds = serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
+    rounds = 1 if asked_rows(serve, target.model) is None else 2
+    seconds = rounds * serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
     final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
     lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
@@ -142,7 +145,7 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "tmp", "mountPath": "/tmp"},
         ],
     }
-    return {
+    pod: Object = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -153,6 +156,28 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if (rows := asked_rows(serve, target.model)) is not None:
+        _add_rows(pod, serve, target, rows)
+    return pod
+
+
+def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None:
+    """Where the pod of a gate finds the test rows of an evaluation, and what it needs to read them."""
+    (container,), model, wanted = pod["containers"], target.model, serve.spec.rollout.gate.test_rows
+    container["command"] += ["--rows", rows, "--count", str(wanted.count), "--min-equal", f"{wanted.min_equal:g}"]
+    for option, value in (("endpoint", model.endpoint), ("region", model.region)):
+        if value is not None:
+            container["command"] += [f"--{option}", value]
+    if model.secret is not None:
+        container["envFrom"] = [{"secretRef": {"name": model.secret}}]
+    if (claim := claim_of(rows)) is not None:
+        volume, mount = mounted_claim(claim)
+        pod["volumes"].append(volume)
+        container["volumeMounts"].append(mount)
+        # A ReadWriteOnce claim can be mounted where the engine has it and nowhere else, whatever that node's taints.
+        beside = {"labelSelector": {"matchLabels": revision_labels(serve, target.revision)}, "topologyKey": HOSTNAME}
+        pod["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
+        pod["tolerations"] = [{"operator": "Exists", "effect": "NoSchedule"}]
 
 
 def _prompts(serve: ModelServe) -> str:

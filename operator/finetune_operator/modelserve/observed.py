@@ -23,6 +23,7 @@ from finetune_operator.names import (
     object_name,
 )
 from finetune_trainer.contract import Failure, Termination
+from finetune_trainer.served_rows import ServedRows
 
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
 SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and fro between the two
@@ -41,6 +42,7 @@ class Gate:
     reason: str = ""  # the Job's own word for its failure
     message: str = ""
     failure: Failure | None = None  # what the pod reported
+    test_rows: ServedRows | None = None
 
 
 @dataclass(frozen=True)
@@ -190,21 +192,22 @@ def _container(status: Object) -> Container:
         exit_code=ended.get("exitCode"),
         ran_from=ended.get("startedAt"),
         ran_to=ended.get("finishedAt"),
-        failure=_failure(ended),
+        failure=_report(ended).failure,
     )
 
 
 def _gate(job: Object, pods: tuple[Object, ...]) -> Gate:
     name = job["metadata"]["name"]
     ended = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c.get("status") == "True"}
-    if "Complete" in ended:
-        return Gate(name, Verdict.PASSED)
-    if "Failed" not in ended:
+    if "Complete" not in ended and "Failed" not in ended:
         return Gate(name, Verdict.RUNNING)
     of_job = [p for p in pods if any(o["uid"] == job["metadata"]["uid"] for o in p["metadata"].get("ownerReferences") or [])]
-    reports = [f for p in of_job if LABEL_GATE in p["metadata"].get("labels", {}) and (f := _failure(_ended(p))) is not None]
-    end = ended["Failed"]
-    return Gate(name, Verdict.FAILED, end.get("reason", ""), end.get("message", ""), reports[-1] if reports else None)
+    reports = [_report(_ended(p)) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
+    rows = next((r.served_rows for r in reversed(reports) if r.served_rows), None)
+    if "Complete" in ended:
+        return Gate(name, Verdict.PASSED, test_rows=rows)
+    end, failure = ended["Failed"], next((r.failure for r in reversed(reports) if r.failure), None)
+    return Gate(name, Verdict.FAILED, end.get("reason", ""), end.get("message", ""), failure, rows)
 
 
 def _ended(pod: Object) -> dict[str, Any]:
@@ -213,9 +216,9 @@ def _ended(pod: Object) -> dict[str, Any]:
     return found
 
 
-def _failure(ended: dict[str, Any]) -> Failure | None:
+def _report(ended: dict[str, Any]) -> Termination:
     """What our own programs report when they stop; engines report nothing."""
     try:
-        return Termination.model_validate_json(ended.get("message") or "").failure
+        return Termination.model_validate_json(ended.get("message") or "")
     except ValidationError:
-        return None
+        return Termination()

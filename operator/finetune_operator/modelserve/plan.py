@@ -23,12 +23,23 @@ class Target:
 
 
 def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:
-    """The same spec, model and settings give the same revision; replicas, gate and the loader's image are no part of it."""
+    """The same spec, model and settings give the same revision; replicas, gate and the loader's image are no part of it.
+
+    Test rows are part of the trial where some are asked, so that whoever has none is tried as before there were any.
+    """
     template = pod_template(serve, model, settings)
     revision = short_hash(_identity(template), model.uri, model.digest or "", length=10)
-    gate = serve.spec.rollout.gate.model_dump_json()
+    gate = serve.spec.rollout.gate
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
-    return Target(revision, short_hash(gate, retry, length=6), model, template)
+    rows = asked_rows(serve, model)
+    more = [] if rows is None else [gate.test_rows.model_dump_json(), rows]
+    trial = short_hash(gate.model_dump_json(exclude={"test_rows"}), retry, *more, length=6)
+    return Target(revision, trial, model, template)
+
+
+def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:
+    """The evaluation whose test rows a revision is asked; None where it is asked none."""
+    return model.evaluation if serve.spec.rollout.gate.test_rows.count else None
 
 
 def _identity(template: Object) -> str:

@@ -57,16 +57,22 @@ def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Ob
         {"name": "tmp", "mountPath": "/tmp"},
     ]
     if (claim := claim_of(model.uri)) is not None:
-        name = volume_name("claim", claim)
-        volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim}})
-        path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
-        mounts.append({"name": name, "mountPath": path, "readOnly": True})
+        volume, mount = mounted_claim(claim)
+        volumes.append(volume)
+        mounts.append(mount)
     if start.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     if model.ca_secret_ref is not None:
         volumes.append(certificates.volume(model.ca_secret_ref))
     return volumes, mounts
+
+
+def mounted_claim(claim: str) -> tuple[Object, Object]:
+    """A claim as a pod's volume, and its mount, read-only, where our programs look for it."""
+    name = volume_name("claim", claim)
+    path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
+    return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, {"name": name, "mountPath": path, "readOnly": True}
 
 
 def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], settings: Settings) -> Object:

@@ -110,7 +110,9 @@ def _live(case: Case) -> Revision | None:
             model_uri=deployed.model_uri if deployed else "",
             model_digest=deployed.model_digest if deployed else None,
         )
-    return known.model_copy(update={"state": RevisionState.LIVE})
+    gate = case.world.gates.get(gate_job(case.serve, name, known.trial or ""))
+    rows = known.test_rows or (gate.test_rows if gate else None)
+    return known.model_copy(update={"state": RevisionState.LIVE, "test_rows": rows})
 
 
 def _paused(case: Case, live: Revision | None) -> Rollout:
@@ -146,8 +148,10 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     deployed = case.world.deployed.get(target.revision)
     if candidate.state is RevisionState.REFUSED:
         return _refusal(candidate, live, wanted)
-    step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
     gate = case.world.gates.get(gate_job(case.serve, target.revision, target.trial))
+    if gate is not None:
+        candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
+    step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
     if deployed is None or deployed.replicas != wanted:
         return replace(step, load=True, message=f"starting revision {target.revision} of {target.model.uri}")
     if gate is not None and gate.verdict is Verdict.FAILED:

@@ -13,10 +13,15 @@ RULES = (
     ),
     Rule(
         "spec.model",
-        "has(self.uri) || !(has(self.digest) || has(self.secretRef) || has(self.endpoint) || has(self.region)"
-        " || has(self.caSecretRef))",
-        "spec.model.digest, .secretRef, .endpoint, .region and .caSecretRef go with uri; remove them, the jobRef's job knows"
-        " them",
+        "has(self.uri) || !(has(self.digest) || has(self.evaluation) || has(self.secretRef) || has(self.endpoint)"
+        " || has(self.region) || has(self.caSecretRef))",
+        "spec.model.digest, .evaluation, .secretRef, .endpoint, .region and .caSecretRef go with uri; remove them: the"
+        " jobRef's job has them",
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.uri) || !has(self.evaluation) || self.evaluation.startsWith('s3://') == self.uri.startsWith('s3://')",
+        "spec.model.evaluation must lie in a claim or in a bucket, as uri does: the credentials are the same",
     ),
     Rule(
         "spec.model",

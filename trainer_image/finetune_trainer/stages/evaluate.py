@@ -1,7 +1,8 @@
 """Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
 
 The base's scores depend on base, rows and generation settings alone: another job with the same three finds them.
-`rows.jsonl` beside them holds every answer; status and logs hold none. `tasks.json` is what lm-eval says of each task.
+`rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few with the token ids that they were asked for
+with: what a served model is asked again. Status and logs hold none. `tasks.json` is what lm-eval says of each task.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune_trainer import scores, task_files, task_scores
+from finetune_trainer import scores, served_rows, task_files, task_scores
 from finetune_trainer.context import Context
 from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
 from finetune_trainer.dataset_fields import DatasetFormat
@@ -18,6 +19,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects, tasks_for
 from finetune_trainer.score_row import Row, Scorer
+from finetune_trainer.served_rows import AskedRow
 from finetune_trainer.task_scores import TaskScores
 
 KIND = "evaluate"
@@ -76,7 +78,10 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
-    made = Scores(subject=subject, samples=len(rows), values=dict(values))
+    is_served = generated and subject != BASE
+    if is_served:
+        _write_asked(context, folder, rows, answers)
+    made = Scores(subject=subject, samples=len(rows), values=dict(values), answers=fingerprint if is_served else None)
     if tasks_for(context.run, subject):
         told = _task_scores(context, subject, scorer)
         (folder / "tasks.json").write_text(json.dumps(told.record, indent=1, default=str))
@@ -154,3 +159,23 @@ def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], 
                 "tokens": answer.tokens,
             }
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_asked(context: Context, folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
+    """asked.jsonl: the first rows, as a served model will be asked them."""
+    from finetune_trainer.model import load_tokenizer
+
+    tokenizer = load_tokenizer(context.model_without_weights())
+    special, longest = not tokenizer.chat_template, min(served_rows.TOKENS, context.run.generation.max_new_tokens)
+    with (folder / served_rows.FILE).open("w") as out:
+        for number, row, answer in zip(range(1, served_rows.ROWS + 1), rows, answers, strict=False):
+            asked = AskedRow(
+                row=number,
+                prompt=row.prompt,
+                special_tokens=special,
+                prompt_ids=tuple(tokenizer(row.prompt, add_special_tokens=special).input_ids),
+                asked_ids=tuple(row.asked),
+                max_tokens=longest,
+                answer=answer.answer,
+            )
+            out.write(asked.model_dump_json(by_alias=True) + "\n")

@@ -1,0 +1,132 @@
+"""Test rows asked of a real llama.cpp server: it answers as evaluation did, and another model does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.trainer.entries import PAIRS, context, prepare
+
+from finetune_trainer import ask, llamacpp
+from finetune_trainer.contract import ENV_MOUNTS, ENV_TERMINATION_LOG, ExitCode, RunConfig, StepResult, Termination
+from finetune_trainer.served_rows import ServedRows
+from finetune_trainer.stages import evaluate
+
+pytestmark = pytest.mark.slow
+
+CONVERTER, SERVER = "convert_hf_to_gguf.py", "bin/llama-server"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tools() -> None:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
+    if llamacpp.ENV_FOLDER not in os.environ and (cache / "bin").is_dir():
+        os.environ[llamacpp.ENV_FOLDER] = str(cache)
+    missing = [p for p in (CONVERTER, SERVER) if not (llamacpp.folder() / p).is_file()]
+    if not missing:
+        return
+    message = f"{' and '.join(missing)} not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> tuple[str, Path]:
+    """uri of an evaluation of SmolLM2, which takes the merged model's place, and the folder with the store's claim."""
+    root = tmp_path_factory.mktemp("evaluated")
+    claims = root / "mounts/claims"
+    for claim in ("models", "store"):
+        (claims / claim).mkdir(parents=True)
+    (claims / "models/smollm").symlink_to(smollm)
+    fields = {
+        "namespace": "team",
+        "name": "job",
+        "model": {"uri": "pvc://models/smollm"},
+        "dataset": {"uri": "pvc://data/rows.jsonl"},
+        "training": {"method": "LoRA", "precision": "FP32", "maxLength": 128},
+        "devices": {"gpus": 0},
+        "generation": {"maxNewTokens": 24},
+        "store": {"uri": "pvc://store/job"},
+    }
+    run = RunConfig.model_validate(fields)
+    prepare(run, root, test=PAIRS)
+    at = context(run, "evaluate", root)
+    merged = {"inputs": {}, "versions": {}, "result": StepResult(step="merge", fingerprint=at.fingerprint("merge"))}
+    at.store.commit("merge", at.fingerprint("merge"), "1-a", smollm, step="merge", **merged)
+    scores = {s.subject: s for s in evaluate.run(at).scores}
+    return f"pvc://store/job/evaluate/{scores['merged'].answers}", root / "mounts"
+
+
+@contextmanager
+def llama_server(model: Path, folder: Path) -> Iterator[str]:
+    """URL of a llama-server that serves a folder of safetensors, converted, as `facts`."""
+    tools, file = llamacpp.folder(), folder / "model.gguf"
+    command = [sys.executable, str(tools / CONVERTER), str(model), "--outfile", str(file), "--outtype", "f32"]
+    subprocess.run(command, check=True, capture_output=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(tools / SERVER), "--model", str(file), "--alias", "facts", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen([*command, "--ctx-size", "512", "--threads", "1"], stdout=log, stderr=log)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", server)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "llama-server ended at once"
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError("llama-server was not ready within 60 s")
+
+
+def asked(url: str, rows: str, mounts: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Termination]:
+    """The gate's exit status and report."""
+    monkeypatch.setenv(ENV_TERMINATION_LOG, str(folder / "termination"))
+    monkeypatch.setenv(ENV_MOUNTS, str(mounts))
+    (folder / "prompts.json").write_text(json.dumps([]))
+    status = ask.main(["--url", url, "--model", "facts", "--prompts", str(folder / "prompts.json"), "--rows", rows])
+    return status, Termination.model_validate_json((folder / "termination").read_text())
+
+
+def test_the_same_model_reads_the_same_tokens_and_answers_alike(
+    evaluated: tuple[str, Path], smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, mounts = evaluated
+    with llama_server(smollm, tmp_path) as url:
+        status, report = asked(url, rows, mounts, tmp_path, monkeypatch)
+    assert (status, report.failure) == (0, None)
+    assert report.served_rows is not None
+    assert (report.served_rows.asked, report.served_rows.same_token_ids) == (8, 8)
+    assert report.served_rows.same_answers >= 7
+
+
+def test_another_model_is_refused(
+    evaluated: tuple[str, Path], tiny_smollm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, mounts = evaluated
+    with llama_server(tiny_smollm, tmp_path) as url:
+        status, report = asked(url, rows, mounts, tmp_path, monkeypatch)
+    assert status == ExitCode.VERIFICATION_FAILED
+    assert report.failure is not None
+    assert report.failure.message.startswith("0 of 8 test rows were answered as in the evaluation")
+    assert report.served_rows == ServedRows(asked=8, same_token_ids=8, same_answers=0)
