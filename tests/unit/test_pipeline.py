@@ -90,6 +90,7 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
         ("merge base", {"merge_base": "Original"}, FROM_MERGE),
         ("scored rows", {"generation": {"samples": 10}}, SCORES),
+        ("engine", {"generation": {"engine": "VLLM"}}, {"evaluate"}),
         ("row length", {"training": {"method": "QLoRA", "maxLength": 64}}, FROM_TRAIN | {"prepare"}),
         ("data source's name alone", {"dataset": {"uri": "pvc://data/other.jsonl"}}, {"prepare"}),
         (

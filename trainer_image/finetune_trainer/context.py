@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 MODEL, DATA = "model", "data"  # the two entries that prepare makes
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
-RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "finetune-operator")
+RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "vllm", "finetune-operator")
 
 
 @dataclass(frozen=True)
