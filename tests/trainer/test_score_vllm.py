@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,9 +90,10 @@ def test_a_tokenizer_that_vllm_reads_otherwise_is_refused(make_run: MakeRun, tmp
     at.store.commit("evaluate", answered(base, "VLLM"), "1", empty, step="evaluate", inputs={}, versions={}, result=scores)
     _, merged = at.output("merge")
     file = merged / "tokenizer.json"
-    text = file.read_text()
-    file.write_text(text.replace('"Ġthe"', '"Ġeht"'))  # of the same length: the store finds nothing wrong
-    assert file.read_text() != text
+    exchanged = {'"e": ': '"o": ', '"o": ': '"e": '}  # the file keeps its length: the store finds nothing wrong
+    text = re.sub("|".join(exchanged), lambda found: exchanged[found[0]], file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
     in_a_pod(evaluator, run, ("evaluate",), tmp_path, ends=ExitCode.VERIFICATION_FAILED, seconds=SECONDS)
     assert "vLLM's tokenizer gives other ids than the model's" in (tmp_path / "termination").read_text()
 

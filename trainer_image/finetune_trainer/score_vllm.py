@@ -15,6 +15,7 @@ import torch
 
 from finetune_trainer.contract import Check, ExitCode
 from finetune_trainer.failures import StepFailed, first_line
+from finetune_trainer.libraries import threads
 from finetune_trainer.model import Compute
 from finetune_trainer.proof import FixedRow, check_tokens
 from finetune_trainer.score_row import Row
@@ -27,6 +28,7 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit this process's GPU context and threads
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; its default on CPUs is half of the node's memory
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would take every core of the node, whatever the pod's limit
     "USER": "finetune",  # torch asks for the user's name, and the image need not know the pod's uid
 }
 FREE_SHARE = 0.9  # of the GPU memory that is free when the engine starts
@@ -68,7 +70,7 @@ class VllmScorer:
 
     def _engine(self) -> Any:
         """vLLM with the model loaded. It is asked for a few hundred answers: compiling would take longer than they do."""
-        for name, value in ENVIRONMENT.items():
+        for name, value in (ENVIRONMENT | {"OMP_NUM_THREADS": str(threads())}).items():
             os.environ.setdefault(name, value)
         from vllm import LLM
 
