@@ -166,3 +166,8 @@ def test_mounts() -> None:
     assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
     assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
     assert pipeline.mounted_path("hf://org/name", "/mnt") is None
+
+
+def test_scores_by_vllm_are_kept_apart_and_all_others_stay_where_they_were() -> None:
+    assert pipeline.answered("f", "Transformers") == pipeline.answered("f", "LlamaCpp") == "f"
+    assert pipeline.answered("f", "VLLM") not in ("f", pipeline.answered("g", "VLLM"))

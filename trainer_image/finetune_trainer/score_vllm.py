@@ -46,7 +46,7 @@ class VllmScorer:
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order; every row needs a prompt.
 
-        Raises StepFailed EngineFailed where vLLM can't load the model, VerificationFailed where it reads other tokens.
+        Raises StepFailed EngineFailed where vLLM can't load or ask the model, VerificationFailed where it reads other tokens.
         """
         answers = self._answers(rows)
         judge = TransformersScorer(self._folder, self._tokenizer, self._end_tokens, self._new_tokens, self._compute)
@@ -62,9 +62,7 @@ class VllmScorer:
                 "vLLM's tokenizer",
                 lambda text: own(text, add_special_tokens=False).input_ids,
             )
-            prompts = [{"prompt_token_ids": row.asked} for row in rows]
-            found = engine.generate(prompts, self._greedy(), use_tqdm=False)
-            return [answer_text(self._tokenizer, list(f.outputs[0].token_ids), self._end_tokens) for f in found]
+            return [answer_text(self._tokenizer, said, self._end_tokens) for said in self._generated(engine, rows)]
         finally:
             engine.llm_engine.engine_core.shutdown()
 
@@ -85,9 +83,15 @@ class VllmScorer:
                 seed=0,
             )
         except Exception as error:  # whatever stands in its way: its own classes differ between versions
-            remedy = "see the pod's log, or set spec.evaluation.engine to Transformers"
-            text = f"vLLM can't load the model ({first_line(error, 160)}): {remedy}"
-            raise StepFailed(ExitCode.UNEXPECTED, "EngineFailed", text) from error
+            raise _failed("load the model", error) from error
+
+    def _generated(self, engine: Any, rows: Sequence[Row]) -> list[list[int]]:
+        prompts = [{"prompt_token_ids": row.asked} for row in rows]
+        try:
+            found = engine.generate(prompts, self._greedy(), use_tqdm=False)
+        except Exception as error:  # on CPUs some kernels turn out to be missing only now
+            raise _failed("answer", error) from error
+        return [list(one.outputs[0].token_ids) for one in found]
 
     def _greedy(self) -> Any:
         """As transformers' greedy search: only the end tokens that we name end an answer."""
@@ -97,6 +101,11 @@ class VllmScorer:
         return SamplingParams(
             temperature=0.0, max_tokens=self._new_tokens, stop_token_ids=ends, ignore_eos=True, detokenize=False
         )
+
+
+def _failed(what: str, error: Exception) -> StepFailed:
+    remedy = "see the pod's log, or set spec.evaluation.engine to Transformers"
+    return StepFailed(ExitCode.UNEXPECTED, "EngineFailed", f"vLLM can't {what} ({first_line(error, 160)}): {remedy}")
 
 
 def _utilization(compute: Compute) -> float:
