@@ -105,10 +105,26 @@ IMAGES = {
             "serve-vllm",
             "serving_images/vllm/Dockerfile",
             ("requirements/install.sh", "requirements/uv.txt", "requirements/torch.txt", "requirements/serve-vllm.txt"),
-            None,
+            "serve",
             {"BASE_IMAGE": "base"},
             {},
             "vllm",
+        ),
+        Image(
+            "evaluator",
+            "serving_images/vllm/Dockerfile",
+            (
+                "requirements/install.sh",
+                "requirements/uv.txt",
+                "requirements/torch.txt",
+                "requirements/serve-vllm.txt",
+                "requirements/evaluator.txt",
+                TRAINER_CODE,
+            ),
+            "evaluator",
+            {"BASE_IMAGE": "base", "VLLM_IMAGE": "serve-vllm"},
+            {},
+            "evaluator",
         ),
     )
 }

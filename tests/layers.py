@@ -43,8 +43,10 @@ def _build_programs() -> None:
 
 
 def _install_everything() -> None:
-    """The quantizer's environment; the cluster, images and hub's model, which the trainer's tests use too; llama.cpp."""
-    subprocess.run(["sh", str(ROOT / "requirements/quantizer-venv.sh"), str(settings.read().cache / "quantizer")], check=True)
+    """Environments as in other images; the cluster, images and hub's model, which the trainer's tests use too; llama.cpp."""
+    for image, *locks in (("quantizer", "quantizer"), ("evaluator", "serve-vllm", "evaluator")):
+        folder = str(settings.read().cache / image)
+        subprocess.run(["sh", str(ROOT / "requirements/image-venv.sh"), folder, *locks], check=True)
     if os.geteuid() != 0:
         return
     from demo.installation import install_locally

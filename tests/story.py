@@ -32,6 +32,7 @@ class Story:
     done: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     created: list[Object] = field(default_factory=list)
+    settings: Settings = SETTINGS
 
     def one_pass(self) -> list[str]:
         """Reconcile once; returns what was done."""
@@ -45,7 +46,7 @@ class Story:
 
     def decide(self) -> Decision:
         """What a pass would do now."""
-        return policy.decide(self.job, self.space.observed(), SETTINGS, NOW + timedelta(minutes=self.minute))
+        return policy.decide(self.job, self.space.observed(), self.settings, NOW + timedelta(minutes=self.minute))
 
     def passes(self, count: int = 3) -> list[str]:
         return [what for _ in range(count) for what in self.one_pass()]

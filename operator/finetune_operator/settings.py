@@ -14,6 +14,7 @@ class Settings:
 
     trainer_image: str = "finetune/trainer:latest"
     quantizer_image: str = "finetune/quantizer:latest"
+    evaluator_image: str = ""  # evaluates with vLLM; empty: the trainer's image, without
     operator_image: str = "finetune/operator:latest"  # runs the model loader and the serving gate too
     vllm_image: str = "vllm/vllm-openai:latest"
     llamacpp_image: str = "ghcr.io/ggml-org/llama.cpp:server"

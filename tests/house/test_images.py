@@ -22,7 +22,7 @@ def _stages(dockerfile: str) -> dict[str, str]:
 @pytest.mark.parametrize("image", BUILT, ids=lambda image: image.name)
 def test_all_that_is_copied_counts_for_the_tag(image: images.Image) -> None:
     bodies = _stages(image.dockerfile)
-    wanted = [image.target or list(bodies)[-1], "torch", "compile"]  # its own stage, and those that it can stand on
+    wanted = {image.target or list(bodies)[-1], "torch", "compile", "serve"}  # its own stage, and those that it can stand on
     copies = [
         source
         for stage in wanted
@@ -38,14 +38,21 @@ def test_torch_is_one_layer() -> None:
     assert _stages(trainer)["torch"] == _stages(vllm)["torch"]
 
 
+def _pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
+
+
 @pytest.mark.parametrize("name", ["trainer", "quantizer", "serve-vllm"])
 def test_later_layers_leave_torch_as_it_is(name: str) -> None:
-    def pins(lock: str) -> dict[str, str]:
-        return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
-
-    shared = pins("torch")
+    shared = _pins("torch")
     assert "torch" in shared
-    assert {package: version for package, version in pins(name).items() if package in shared} == shared
+    assert {package: version for package, version in _pins(name).items() if package in shared} == shared
+
+
+def test_the_evaluator_adds_to_vllm_what_the_trainer_scores_with() -> None:
+    added = _pins("evaluator")
+    assert set(added) & set(_pins("serve-vllm")) == set(), "what vLLM brings stays as it is"
+    assert {package: version for package, version in _pins("trainer").items() if package in added} == added
 
 
 def test_benchmarks_add_to_the_trainer_and_change_nothing_in_it() -> None:

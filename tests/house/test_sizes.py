@@ -60,7 +60,16 @@ def test_the_operator_sees_only_the_contract_of_the_trainer() -> None:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("finetune_trainer"):
                 inner = node.module.removeprefix("finetune_trainer").strip(".")
                 seen |= {inner.split(".")[0]} if inner else {alias.name for alias in node.names}
-    types = {"contract", "dataset_fields", "fields", "metrics", "objective_fields", "served_rows", "task_fields"}
+    types = {
+        "contract",
+        "dataset_fields",
+        "evaluation_fields",
+        "fields",
+        "metrics",
+        "objective_fields",
+        "served_rows",
+        "task_fields",
+    }
     assert {"contract", "pipeline"} <= seen <= types | {"pipeline", "memory"}
 
 

@@ -12,15 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.pods import SOURCE, in_a_pod, python_of
 
-from finetune_trainer import calibration, compression, contract
+from finetune_trainer import calibration, compression
 from finetune_trainer.contract import ExitCode, Metric, RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
 
 MakeRun = Callable[..., RunConfig]
-SOURCE = Path(__file__).parents[2] / "trainer_image"
-MAKE = "make it with `sh requirements/quantizer-venv.sh <folder>` and set FINETUNE_QUANTIZER to the folder"
 PROOFS = ["tokenIds", "template", "divergence", "topToken", "perplexityRatio"]
 FP8 = {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"}
 W4 = {"name": "w4", "format": "CompressedTensors", "quantization": "W4A16"}
@@ -31,14 +30,7 @@ NF4 = {"name": "nf4", "format": "BitsAndBytes", "quantization": "NF4"}
 @pytest.fixture(scope="session")
 def quantizer() -> Path:
     """Python with what the quantizer's image holds."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("FINETUNE_QUANTIZER", cache / "finetune-operator" / "quantizer"))
-    if (folder / "bin/python").exists():
-        return folder / "bin/python"
-    message = f"{folder} holds no environment: {MAKE}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    return python_of("quantizer", "quantizer")
 
 
 def merged(make_run: MakeRun, tmp_path: Path, *artifacts: dict[str, str]) -> RunConfig:
@@ -59,28 +51,12 @@ def merged(make_run: MakeRun, tmp_path: Path, *artifacts: dict[str, str]) -> Run
     return run
 
 
-def in_a_pod(python: Path, run: RunConfig, steps: tuple[str, ...], tmp_path: Path) -> None:
-    """Run steps in a process of another environment."""
-    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
-    environment = os.environ | {
-        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-        "PYTHONPATH": str(SOURCE),
-    }
-    program = "import sys; from finetune_trainer.__main__ import main; sys.exit(max(main([s]) for s in sys.argv[1:]))"
-    command = [str(python), "-c", program, *steps]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == ExitCode.OK, done.stderr[-3000:]
-    assert "Smoothing" not in done.stderr  # nor thousands of other bars in the pod's log
-
-
 @pytest.mark.slow
 def test_every_format_answers_as_the_merged_model(make_run: MakeRun, tmp_path: Path, quantizer: Path) -> None:
     run = merged(make_run, tmp_path, FP8, W4, AWQ, NF4)
     notes = {}
-    in_a_pod(quantizer, run, ("quantize-fp8", "quantize-w4", "quantize-awq"), tmp_path)
+    log = in_a_pod(quantizer, run, ("quantize-fp8", "quantize-w4", "quantize-awq"), tmp_path)
+    assert "Smoothing" not in log  # nor thousands of other bars in the pod's log
     quantize.run(context(run, "quantize-nf4", tmp_path))
     at = context(run, "evaluate", tmp_path)
     for name in ("fp8", "w4", "awq", "nf4"):

@@ -48,15 +48,13 @@ def test_copies_everything_and_says_where(make_run: MakeRun, tmp_path: Path) -> 
 def test_the_card_gets_the_scores_and_all_else_stays_as_it_was_made(make_run: MakeRun, tmp_path: Path) -> None:
     run = made(make_run, tmp_path)
     at = context(run, "evaluate", tmp_path)
-    for subject, loss in (("base", 3.25), ("merged", 0.5)):
-        (at.scratch / subject).mkdir()
-        (at.scratch / subject / "rows.jsonl").write_text("{}\n")
-        fingerprint = at.fingerprint(f"evaluate/{subject}")
-        scores = (Scores(subject=subject, samples=1200, values={Metric.LOSS: loss, Metric.ROUGE_L: 1 / 3}),)
-        result = StepResult(step="evaluate", fingerprint=fingerprint, scores=scores)
-        at.store.commit(
-            "evaluate", fingerprint, "1", at.scratch / subject, step="evaluate", inputs={}, versions={}, result=result
-        )
+    (at.scratch / "output").mkdir()
+    (at.scratch / "output/scores.json").write_text("{}\n")
+    scores = tuple(
+        Scores(subject=subject, samples=1200, values={Metric.LOSS: loss, Metric.ROUGE_L: 1 / 3})
+        for subject, loss in (("base", 3.25), ("merged", 0.5))
+    )
+    at.commit(at.scratch / "output", StepResult(step="evaluate", fingerprint=at.fingerprint("evaluate"), scores=scores), {})
     publish.run(context(run, "publish-0", tmp_path))
     copied, (_, own) = tmp_path / PLACE / "merged", at.output("merge")
     card = (copied / "README.md").read_text()

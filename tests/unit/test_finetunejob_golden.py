@@ -17,6 +17,7 @@ from tests.story import Story
 from finetune_operator.cli.render import manifests
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
+from finetune_operator.settings import Settings
 from finetune_trainer.contract import ExitCode
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[1] / "golden" / "finetunejob").glob("*/job.yaml"))
@@ -31,7 +32,7 @@ def test_cases_were_found() -> None:
 def test_life_of_a_job(case: Path, golden: Callable[[Path, str], None]) -> None:
     given = yaml.safe_load((case / "job.yaml").read_text())
     job = make_job(artifacts=None) | {"spec": given["spec"]}
-    story = Story(job, space=namespace(job))
+    story = Story(job, space=namespace(job), settings=Settings(**given.get("settings", {})))
     if failure := given.get("failure"):
         story.passes()
         story.space.end(*reported_failure(ExitCode(failure["code"]), failure["reason"], failure["message"]))

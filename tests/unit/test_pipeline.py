@@ -94,6 +94,7 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("merge base", {"merge_base": "Original"}, FROM_MERGE),
         ("scored rows", {"generation": {"samples": 10}}, SCORES),
         ("tasks", TASKS, ON_TASKS),
+        ("engine", {"generation": {"engine": "VLLM"}}, {"evaluate"}),
         ("row length", {"training": {"method": "QLoRA", "maxLength": 64}}, FROM_TRAIN | {"prepare"}),
         ("data source's name alone", {"dataset": {"uri": "pvc://data/other.jsonl"}}, {"prepare"}),
         (
@@ -214,3 +215,8 @@ def test_mounts() -> None:
     assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
     assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
     assert pipeline.mounted_path("hf://org/name", "/mnt") is None
+
+
+def test_scores_by_vllm_are_kept_apart_and_all_others_stay_where_they_were() -> None:
+    assert pipeline.answered("f", "Transformers") == pipeline.answered("f", "LlamaCpp") == "f"
+    assert pipeline.answered("f", "VLLM") not in ("f", pipeline.answered("g", "VLLM"))

@@ -36,7 +36,18 @@ T = TypeVar("T")
 MODEL, DATA, TASKS = "model", "data", "tasks"  # the entries that prepare makes
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
 OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them
-RECORDED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "lm-eval", "finetune-operator")
+RECORDED = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "datasets",
+    "deepspeed",
+    "lm-eval",
+    "vllm",
+    "finetune-operator",
+)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
 What spec.dataset takes is in dataset_fields.py, objectives in objective_fields.py, adapters and the base below them in
-adapter_fields.py, benchmarks in task_fields.py, the names of the scores in metrics.py, what a serving gate reports of test
-rows in served_rows.py.
+adapter_fields.py, how answers are made in evaluation_fields.py, benchmarks in task_fields.py, the names of the scores in
+metrics.py, what a serving gate reports of test rows in served_rows.py.
 The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what `kubectl explain` prints.
 """
 
@@ -20,6 +20,7 @@ from pydantic import Field
 
 from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
+from finetune_trainer.evaluation_fields import Generation
 from finetune_trainer.fields import Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import MOST_SCORES, Metric
 from finetune_trainer.objective_fields import Distillation, Objective, Preference
@@ -187,13 +188,6 @@ class Publish(Strict):
     """Names of the artifacts to copy: adapter, merged, or names from spec.artifacts."""
 
 
-class Generation(Strict):
-    """How answers are made when an artifact is scored: greedy, so that a score can be repeated."""
-
-    samples: int = Field(200, ge=1, le=100000)
-    max_new_tokens: int = Field(128, ge=1, le=32768)
-
-
 class StoreConfig(Strict):
     """The artifact store: pvc://claim/prefix or s3://bucket/prefix (credentials by environment)."""
 
@@ -330,6 +324,7 @@ class ArtifactFacts(Report):
 class Scores(Report):
     subject: str  # base, merged, or an artifact's name
     samples: int
+    engine: str | None = None  # what wrote the answers: VLLM, Transformers or LlamaCpp; None where nothing was asked
     values: dict[Metric | str, float] = Field(max_length=MOST_SCORES)  # other names than a Metric's are <task>/<metric>
     lower_is_better: tuple[str, ...] | None = None  # of the tasks' scores; of a Metric it is known
     answers: str | None = None

@@ -5,6 +5,7 @@ A stage that calls `quieten` reads from disk only; prepare, which fetches, doesn
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -48,11 +49,13 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Deprecations inside pinned libraries are nothing that a user can act on; the tests' own filter shows them to us.
     warnings.simplefilter("ignore")
-    import datasets
     import torch
     import transformers
 
-    datasets.disable_progress_bars()
+    if importlib.util.find_spec("datasets"):  # the evaluator's image has none
+        import datasets
+
+        datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads())

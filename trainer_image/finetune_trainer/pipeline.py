@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_trainer.contract import Artifact, ArtifactFormat, DatasetFacts, ModelFacts, RunConfig
-from finetune_trainer.dataset_fields import Dataset, DatasetFormat
+from finetune_trainer.dataset_fields import Dataset
+from finetune_trainer.evaluation_fields import AnswerEngine
 from finetune_trainer.fields import Model, TrainedModel
 from finetune_trainer.task_fields import Task, Tasks
 
-RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 2, "publish": 1}
+RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 3, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
@@ -124,7 +125,7 @@ def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> di
         if step.stage == "evaluate":
             scored = {s: _score_fingerprint(run, dataset, s, made[s]) for s in subjects(run, step)}
             found |= {f"evaluate/{s}": fingerprint for s, fingerprint in scored.items()}
-            found[step.name] = digest("evaluate", scored)
+            found[step.name] = digest("evaluate", scored, *_asked_engine(run, step))
     for index, target in enumerate(run.publish):
         copied = {name: made[name] for name in target.artifacts}
         found[f"publish-{index}"] = digest("publish", RECIPES["publish"], target.uri, copied)
@@ -137,12 +138,29 @@ def _quantize_fingerprint(merge: str, artifact: Artifact) -> str:
 
 
 def _score_fingerprint(run: RunConfig, dataset: DatasetFacts, subject: str, made: str) -> str:
-    generation = run.generation.model_dump(mode="json", exclude_defaults=True)
-    more: list[Any] = ["preferenceAccuracy"] if dataset.format is DatasetFormat.PREFERENCE else []  # scored since recipe 2
+    generation = run.generation.model_dump(mode="json", exclude={"engine"}, exclude_defaults=True)
+    more: list[Any] = []
     if tasks := tasks_for(run, subject):
         asked = {task.name: task.model_dump(exclude_defaults=True) for task in tasks}
         more += [dataset.tasks_digest, asked]
     return digest("evaluate", RECIPES["evaluate"], subject, made, dataset.test_digest, generation, *more)
+
+
+def _asked_engine(run: RunConfig, step: Step) -> list[str]:
+    """GGUF artifacts are answered by llama.cpp whatever is asked for, and Auto is the default."""
+    asked = run.generation.engine
+    return [] if step.artifact is not None or asked is AnswerEngine.AUTO else [asked]
+
+
+def answered(fingerprint: str, engine: str) -> str:
+    """Where one subject's scores are kept: `evaluate/<subject>`'s fingerprint, and the engine where it is vLLM.
+
+    Two engines' answers differ by rounding, as other kernels wrote them, and a gate may not take that for an improvement.
+    The base's scores are shared by jobs, so they are found again only by a step that asks the same engine. Which one Auto
+    comes to is known in the pod alone (its image, its GPU), so the step's own fingerprint has what was asked for: a step
+    that is done stays done when an image gets vLLM, and all of its scores are of one engine.
+    """
+    return digest(fingerprint, engine) if engine == AnswerEngine.VLLM else fingerprint
 
 
 # ── Where things lie in a pod ─────────────────────────────────────────────────────────────────────────────────────────

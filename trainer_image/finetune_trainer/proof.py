@@ -6,7 +6,7 @@ reloadedLoss     loss over the first training row, read back by another process,
 divergence       mean KL divergence in nats of one model's predictions from another's, over the first training rows
 topToken         share of positions where the other's favourite has at least half the favourite's probability
 perplexityRatio  perplexity of those rows under the other model, divided by that under the first
-tokenIds         rows that the artifact's tokenizer (llama.cpp's, or the saved one) turned into other ids than the model's own
+tokenIds         rows that an engine's tokenizer (llama.cpp, vLLM) or the saved one turned into other ids than the model's own
 template         1 where the file carries another chat template than the model
 endToken         1 where a GGUF file ends answers with another token than the model
 stops            share of training prompts whose greedy answer ends by itself: above zero, if the base model's is

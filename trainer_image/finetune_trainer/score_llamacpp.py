@@ -9,12 +9,15 @@ from typing import Any
 import numpy
 
 from finetune_trainer import llamacpp
+from finetune_trainer.contract import Check
 from finetune_trainer.score_row import Row, prefers_chosen
 from finetune_trainer.scores import Answer
 
 
 class LlamaCppScorer:
     """Scores one GGUF file on the CPU, row by row."""
+
+    checks: tuple[Check, ...] = ()
 
     def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens

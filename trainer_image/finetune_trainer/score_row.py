@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from finetune_trainer.contract import Check
 from finetune_trainer.scores import Answer
 
 
@@ -45,7 +46,9 @@ def prefers_chosen(row: Row, loss: Callable[[Sequence[int], Sequence[bool]], flo
 
 
 class Scorer(Protocol):
-    """An engine with one model loaded."""
+    """An engine with one model."""
+
+    checks: tuple[Check, ...]  # what it proved of itself before it answered
 
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order."""

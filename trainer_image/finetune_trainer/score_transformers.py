@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.contract import Method
+from finetune_trainer.contract import Check, Method
 from finetune_trainer.model import Compute, load_base
 from finetune_trainer.score_row import Row, prefers_chosen
 from finetune_trainer.scores import Answer
@@ -20,21 +20,28 @@ BATCH_ROWS = 32
 class TransformersScorer:
     """Scores one folder of safetensors."""
 
+    checks: tuple[Check, ...] = ()
+
     def __init__(self, folder: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, compute: Compute) -> None:
         self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
         self._device = compute.device
         self.model = load_base(folder, Method.LORA, compute).eval()
-        self.model.generation_config.update(temperature=None, top_p=None, top_k=None)  # unused by greedy decoding
+        # Greedy decoding uses nothing of what a folder says of sampling; its word on repetitions no other engine takes.
+        self.model.generation_config.update(temperature=None, top_p=None, top_k=None, repetition_penalty=None)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
         """One Answer for each row; batches hold neighbours, so that results come in the rows' order."""
         for batch in _batches(rows, self._new_tokens):
-            answers = self._answers(batch)
-            for row, answer in zip(batch, answers, strict=True):
-                loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
-                preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
-                yield Answer(row.reference.strip(), answer, loss_sum, count, entropy_sum, preferred)
+            yield from self.judge(batch, self._answers(batch))
+
+    @torch.no_grad()
+    def judge(self, rows: Sequence[Row], answers: Sequence[str]) -> Iterator[Answer]:
+        """One Answer for each row and what was said to it, by this model or by another engine's."""
+        for row, answer in zip(rows, answers, strict=True):
+            loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
+            preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
+            yield Answer(row.reference.strip(), answer, loss_sum, count, entropy_sum, preferred)
 
     def _loss(self, row: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
         """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
@@ -62,10 +69,12 @@ class TransformersScorer:
             eos_token_id=list(self._end_tokens),
             pad_token_id=pad,
         )
-        return [
-            self.tokenizer.decode(_until(o, self._end_tokens), skip_special_tokens=True).strip()
-            for o in out[:, longest:].tolist()
-        ]
+        return [answer_text(self.tokenizer, o, self._end_tokens) for o in out[:, longest:].tolist()]
+
+
+def answer_text(tokenizer: Any, tokens: list[int], ends: tuple[int, ...]) -> str:
+    """What was said before the first end token, without special tokens and outer white space."""
+    return str(tokenizer.decode(_until(tokens, ends), skip_special_tokens=True)).strip()
 
 
 def _until(tokens: list[int], ends: tuple[int, ...]) -> list[int]:

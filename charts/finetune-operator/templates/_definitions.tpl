@@ -18,10 +18,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- .Values.serviceAccount.name | default (include "finetune.name" .) }}
 {{- end }}
 
-{{- /* An image as it was given; without a tag or digest it is the one that was released with this chart. */ -}}
+{{- /* An image as it was given; without a tag or digest it is the one that was released with this chart; none stays none. */ -}}
 {{- define "finetune.image" -}}
 {{- $last := last (splitList "/" .image) -}}
-{{- if or (contains ":" $last) (contains "@" $last) }}{{ .image }}{{ else }}{{ .image }}:{{ .root.Chart.AppVersion }}{{ end }}
+{{- if or (not .image) (contains ":" $last) (contains "@" $last) }}{{ .image }}{{ else }}{{ .image }}:{{ .root.Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{- /* All that the operator does, and nothing else: tests/integration runs it with exactly these and counts refusals. */ -}}

@@ -25,6 +25,7 @@ from finetune_trainer.contract import (
     Training,
 )
 from finetune_trainer.dataset_fields import Dataset
+from finetune_trainer.evaluation_fields import AnswerEngine
 from finetune_trainer.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.metrics import SCORE
 from finetune_trainer.task_fields import Task, TaskFiles
@@ -88,6 +89,10 @@ class Gate(Strict):
 
 
 class Evaluation(Strict):
+    engine: AnswerEngine = AnswerEngine.AUTO
+    """What writes the answers that are scored: VLLM, as it will when it serves them, or Transformers. Auto: VLLM where the
+    evaluate pod has a GPU and its image has vLLM (the chart's images.evaluator, or spec.stages.evaluate.image), else
+    Transformers. status.scores[].engine tells which it was. GGUF artifacts are answered by llama.cpp in any case."""
     samples: int = Field(200, ge=1, le=100000)
     """At most this many test rows are scored."""
     max_new_tokens: int = Field(128, ge=1, le=32768)

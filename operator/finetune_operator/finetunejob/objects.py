@@ -11,6 +11,7 @@ from typing import Any
 
 from finetune_operator import certificates, names, pod_security
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
+from finetune_operator.finetunejob.image import asks_vllm, default_image
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.runs import Run
@@ -27,7 +28,6 @@ from finetune_operator.names import (
 )
 from finetune_operator.settings import Settings
 from finetune_trainer import contract
-from finetune_trainer.contract import ArtifactFormat
 from finetune_trainer.fields import SecretRef
 from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models, mounted_path
 
@@ -139,7 +139,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
     volumes = _volumes(job, run, step)
     container: Object = {
         "name": "step",
-        "image": stage.image or _image(run, step, settings),
+        "image": stage.image or default_image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
         "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told(job, start.step, status)),
@@ -167,14 +167,6 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
     if stage.service_account_name is not None:
         spec["serviceAccountName"] = stage.service_account_name
     return spec
-
-
-def _image(run: Run, step: Step, settings: Settings) -> str:
-    """llm-compressor, which makes CompressedTensors, needs versions of its own: another image."""
-    formats = {a.name: a.format for a in run.config.artifacts}
-    if step.stage == "quantize" and formats.get(step.artifact or "") is ArtifactFormat.COMPRESSED_TENSORS:
-        return settings.quantizer_image
-    return settings.trainer_image
 
 
 def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
@@ -259,7 +251,7 @@ def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
     ]
     if (ca := job.spec.storage.artifacts.ca_secret_ref) is not None:
         found.append(_Volume(certificates.volume(ca), certificates.mount()))
-    if step.needs_gpu:
+    if step.needs_gpu or asks_vllm(run, step):
         found.append(_volume("shm", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
     writable = _written_claims(run, step)
     for claim in _claims(run, step):

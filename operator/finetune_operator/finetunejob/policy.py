@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
-from finetune_operator.finetunejob import admission, gates, handover, objects
+from finetune_operator.finetunejob import admission, gates, handover, image, objects
 from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, StepState
 from finetune_operator.finetunejob.observed import observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing, Start, make_outlook
@@ -42,7 +42,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     status = absorb(before, run, world, job.spec.retry, now)
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
     case = Case(job, run, status, world, observed.named, _references(job), verdicts, now)
-    outlook = _refuse(case) or make_outlook(case)
+    outlook = _refuse(case, settings) or make_outlook(case)
     serve = observed.named.get(Ref("ModelServe", handover.serve_name(job) or ""))
     told = next_status(case, outlook, serve)
     if outlook.start is not None:
@@ -65,9 +65,9 @@ def _made_claim(job: FineTuneJob) -> Ref:
     return Ref("PersistentVolumeClaim", artifacts_claim(job.metadata.name))
 
 
-def _refuse(case: Case) -> Outlook | None:
-    """What can't be served or read is told before anything is trained, not after."""
-    if not (wrong := admission.problems(case.job.spec)):
+def _refuse(case: Case, settings: Settings) -> Outlook | None:
+    """What can't be served, read or evaluated is told before anything is trained, not after."""
+    if not (wrong := [*admission.problems(case.job.spec), *image.problems(case.job.spec, settings)]):
         return None
     return Outlook(Standing.STALLED, "Waiting", "InvalidSpec", "; ".join(wrong))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetune_operator.finetunejob.api import Evaluation, FineTuneJob, FineTuneJobSpec, Resolved
 from finetune_operator.meta import quantity_value
 from finetune_operator.names import artifacts_claim
-from finetune_trainer.contract import Devices, FitFacts, Generation, Method, RunConfig, StoreConfig, Training
+from finetune_trainer.contract import Devices, FitFacts, Method, RunConfig, StoreConfig, Training
+from finetune_trainer.evaluation_fields import Generation
 from finetune_trainer.objective_fields import learning_rate
 from finetune_trainer.task_fields import Tasks
 
@@ -32,7 +33,11 @@ def run_config(job: FineTuneJob) -> RunConfig:
         ),
         merge_base=spec.merge.base,
         artifacts=tuple(spec.artifacts),
-        generation=Generation(samples=spec.evaluation.samples, max_new_tokens=spec.evaluation.max_new_tokens),
+        generation=Generation(
+            engine=spec.evaluation.engine,
+            samples=spec.evaluation.samples,
+            max_new_tokens=spec.evaluation.max_new_tokens,
+        ),
         tasks=_tasks(spec.evaluation),
         publish=tuple(spec.publish),
         store=_store(job.metadata.name, spec),

@@ -1,23 +1,26 @@
 """Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
 
-The base's scores depend on base, rows and generation settings alone: another job with the same three finds them.
-`rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few with the token ids that they were asked for
-with: what a served model is asked again. Status and logs hold none. `tasks.json` is what lm-eval says of each task.
+The base's scores depend on base, rows, generation settings and the engine that answered: another job with the same four
+finds them. `rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few with the token ids that they were
+asked for with: what a served model is asked again. Status and logs hold none. `tasks.json` is what lm-eval says of each task.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from finetune_trainer import scores, served_rows, task_files, task_scores
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Artifact, ArtifactFormat, ExitCode, Scores, StepResult
+from finetune_trainer.contract import ExitCode, Scores, StepResult
 from finetune_trainer.dataset_fields import DatasetFormat
+from finetune_trainer.evaluation_fields import LLAMA_CPP, AnswerEngine
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import BASE, MERGE, MERGED, subjects, tasks_for
+from finetune_trainer.pipeline import BASE, MERGE, MERGED, answered, subjects, tasks_for
 from finetune_trainer.score_row import Row, Scorer
 from finetune_trainer.served_rows import AskedRow
 from finetune_trainer.task_scores import TaskScores
@@ -32,12 +35,13 @@ def run(context: Context) -> StepResult:
         return done
     quieten()
     rows = _rows(context)
-    made = tuple(_scored(context, subject, rows) for subject in subjects(context.run, context.step))
+    engine = engine_for(context, rows)
+    made = tuple(_scored(context, subject, rows, engine) for subject in subjects(context.run, context.step))
     folder = context.scratch / "output"
     folder.mkdir()
     (folder / "scores.json").write_text(json.dumps([s.model_dump(mode="json", by_alias=True) for s in made], indent=1))
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), scores=made)
-    return context.commit(folder, result, {s.subject: context.fingerprint(f"evaluate/{s.subject}") for s in made})
+    return context.commit(folder, result, {s.subject: _fingerprint(context, s.subject, engine) for s in made})
 
 
 def _rows(context: Context) -> list[Row]:
@@ -62,26 +66,60 @@ def _rows(context: Context) -> list[Row]:
     ]
 
 
-def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
+def engine_for(context: Context, rows: Sequence[Row]) -> str:
+    """What writes the answers. Plain text is asked nothing, and its loss is transformers' whatever the engine.
+
+    Raises StepFailed EngineMissing where vLLM is asked for and isn't there.
+    """
+    if context.step.artifact is not None:
+        return LLAMA_CPP
+    asked, there = context.run.generation.engine, importlib.util.find_spec("vllm") is not None
+    if asked is AnswerEngine.TRANSFORMERS or not _generated(rows):
+        return AnswerEngine.TRANSFORMERS
+    if asked is AnswerEngine.VLLM and not there:
+        raise StepFailed(
+            ExitCode.BAD_CONFIG,
+            "EngineMissing",
+            "spec.evaluation.engine VLLM needs an image that has vLLM, and this one has none: name one in"
+            " spec.stages.evaluate.image or in the chart's images.evaluator, or set the engine to Auto",
+        )
+    return AnswerEngine.VLLM if there and (asked is AnswerEngine.VLLM or context.step.needs_gpu) else AnswerEngine.TRANSFORMERS
+
+
+def _generated(rows: Sequence[Row]) -> bool:
+    return all(row.prompt for row in rows)
+
+
+def _fingerprint(context: Context, subject: str, engine: str) -> str:
+    return answered(context.fingerprint(f"evaluate/{subject}"), engine)
+
+
+def _scored(context: Context, subject: str, rows: Sequence[Row], engine: str) -> Scores:
     """Scores of one subject, from the store where they are there."""
-    fingerprint = context.fingerprint(f"evaluate/{subject}")
+    fingerprint = _fingerprint(context, subject, engine)
     earlier = context.store.read(KIND, fingerprint)
     if earlier is not None:
         return earlier.result.scores[0]
     context.progress(f"scoring {subject}", 0, len(rows))
     answers: list[scores.Answer] = []
-    scorer = _scorer(context, subject, rows)
+    scorer = _scorer(context, subject, rows, engine)
     for answer in scorer.score(rows):
         answers.append(answer)
         context.progress(f"scoring {subject}", len(answers), len(rows))
-    generated, labelled = all(row.prompt for row in rows), context.data()[0].format is DatasetFormat.CLASSIFICATION
+    generated, labelled = _generated(rows), context.data()[0].format is DatasetFormat.CLASSIFICATION
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
     is_served = generated and subject != BASE
     if is_served:
         _write_asked(context, folder, rows, answers)
-    made = Scores(subject=subject, samples=len(rows), values=dict(values), answers=fingerprint if is_served else None)
+    made = Scores(
+        subject=subject,
+        samples=len(rows),
+        engine=engine if generated else None,
+        values=dict(values),
+        answers=fingerprint if is_served else None,
+    )
     if tasks_for(context.run, subject):
         told = _task_scores(context, subject, scorer)
         (folder / "tasks.json").write_text(json.dumps(told.record, indent=1, default=str))
@@ -93,50 +131,48 @@ def _scored(context: Context, subject: str, rows: Sequence[Row]) -> Scores:
         context.attempt,
         folder,
         step=context.step.name,
-        inputs={"subject": subject},
+        inputs={"subject": subject, "engine": engine},
         versions=context.versions(),
         result=result,
+        checks=scorer.checks,
     )
     return committed.result.scores[0]
 
 
 def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
-    """Of the model that the scorer holds, which is one of transformers'."""
-    from finetune_trainer.score_transformers import TransformersScorer
-
-    assert isinstance(scorer, TransformersScorer)
+    """Of transformers' model, which the scorer holds once it has scored."""
     tasks = tasks_for(context.run, subject)
     loaded = task_scores.load(tasks, task_files.kept(context.tasks()), context.scratch / "task-rows")
 
     def report(task: str) -> None:
         context.progress(f"scoring {subject} on {task}")
 
-    return task_scores.score(scorer.model, scorer.tokenizer, loaded, tasks, report)
+    held: Any = scorer  # tasks_for names no subject that llama.cpp scores
+    return task_scores.score(held.model, held.tokenizer, loaded, tasks, report)
 
 
-def _scorer(context: Context, subject: str, rows: Sequence[Row]) -> Scorer:
-    """llama.cpp for GGUF files, transformers for all else; both see the token ids of the base's tokenizer."""
+def _scorer(context: Context, subject: str, rows: Sequence[Row], engine: str) -> Scorer:
+    """llama.cpp for GGUF files, vLLM or transformers for all else; all see the token ids of the base's tokenizer."""
     from finetune_trainer.model import compute_for, end_tokens, load_tokenizer
 
     _, base = context.model()
     tokenizer = load_tokenizer(base)
     new_tokens = context.run.generation.max_new_tokens
-    artifact = _artifact(context, subject)
-    if artifact is not None and artifact.format is ArtifactFormat.GGUF:
+    if engine == LLAMA_CPP:
         from finetune_trainer.score_llamacpp import LlamaCppScorer
 
         _, folder = context.output(f"quantize-{subject}")
         (file,) = folder.glob("*.gguf")
         return LlamaCppScorer(file, tokenizer, end_tokens(tokenizer, base), new_tokens, rows)
-    from finetune_trainer.score_transformers import TransformersScorer
-
     compute = compute_for(context.run.training.precision, context.run.devices)
     folder = base if subject == BASE else _folder(context, subject)
+    if engine == AnswerEngine.VLLM:
+        from finetune_trainer.score_vllm import VllmScorer
+
+        return VllmScorer(folder, tokenizer, end_tokens(tokenizer, base), new_tokens, compute)
+    from finetune_trainer.score_transformers import TransformersScorer
+
     return TransformersScorer(folder, tokenizer, end_tokens(tokenizer, base), new_tokens, compute)
-
-
-def _artifact(context: Context, subject: str) -> Artifact | None:
-    return next((a for a in context.run.artifacts if a.name == subject), None)
 
 
 def _folder(context: Context, subject: str) -> Path:

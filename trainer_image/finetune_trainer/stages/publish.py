@@ -17,7 +17,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import ExitCode, File, Manifest, Publish, Scores, StepResult
 from finetune_trainer.directory import DirectoryObjects
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path
+from finetune_trainer.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
 from finetune_trainer.s3 import S3Objects
 from finetune_trainer.store import FILES, Objects, files_json, folder_digest, parse_files, sha256
 
@@ -90,9 +90,9 @@ def outgoing(context: Context, name: str) -> tuple[Manifest, Path]:
 
 def _scores(context: Context, subject: str) -> Scores | None:
     """What the evaluation found, None where it scored no such subject."""
-    fingerprint = context.fingerprints().get(f"{EVALUATE}/{subject}")
-    manifest = None if fingerprint is None else context.store.read(EVALUATE, fingerprint)
-    return None if manifest is None else manifest.result.scores[0]
+    scored = next((s for s in steps(context.run) if s.stage == EVALUATE and subject in subjects(context.run, s)), None)
+    manifest = None if scored is None else context.store.read(EVALUATE, context.fingerprint(scored.name))
+    return None if manifest is None else next(s for s in manifest.result.scores if s.subject == subject)
 
 
 def open_place(context: Context, target: Publish) -> Objects:

@@ -1,0 +1,128 @@
+"""Answers by vLLM: as transformers gives them, told with the scores, and never mixed with another engine's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.pods import in_a_pod, python_of
+
+from finetune_trainer.contract import ExitCode, Manifest, Metric, RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.pipeline import answered
+from finetune_trainer.score_row import Row
+from finetune_trainer.stages import evaluate, merge, train
+
+MakeRun = Callable[..., RunConfig]
+TRAINING = {
+    "method": "Full",
+    "precision": "FP32",
+    "maxSteps": 60,
+    "globalBatchSize": 8,
+    "maxLength": 128,
+    "learningRate": 3e-3,
+}
+ROW = Row((1, 2), (False, True), "asked", 1, "said")
+SECONDS = 900  # two engines, each of which imports vLLM three times; on a busy machine that takes its time
+
+
+@pytest.fixture(scope="session")
+def evaluator() -> Path:
+    """Python with what the evaluator's image for CPUs holds."""
+    return python_of("evaluator", "serve-vllm", "evaluator")
+
+
+def asking(run: RunConfig, engine: str) -> RunConfig:
+    return RunConfig.model_validate(run.model_dump(mode="json") | {"generation": {"engine": engine, "maxNewTokens": 24}})
+
+
+def scored(run: RunConfig, tmp_path: Path, subject: str, engine: str) -> tuple[Manifest, list[dict[str, object]]]:
+    at = context(run, "evaluate", tmp_path)
+    manifest = at.store.read("evaluate", answered(at.fingerprint(f"evaluate/{subject}"), engine))
+    assert manifest is not None
+    folder = at.store.fetch("evaluate", manifest, at.scratch / subject)
+    return manifest, [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_vllm_answers_as_transformers_does(make_run: MakeRun, tmp_path: Path, evaluator: Path) -> None:
+    run = asking(make_run(training=TRAINING), "VLLM")
+    prepare(run, tmp_path, test=PAIRS)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    other = asking(run, "Transformers")
+    evaluate.run(context(other, "evaluate", tmp_path))
+    in_a_pod(evaluator, run, ("evaluate",), tmp_path, seconds=SECONDS)
+    at = context(run, "evaluate", tmp_path)
+    committed = at.store.read("evaluate", at.fingerprint("evaluate"))
+    assert committed is not None
+    for told, subject in zip(committed.result.scores, ("base", "merged"), strict=True):
+        manifest, rows = scored(run, tmp_path, subject, "VLLM")
+        assert (told.subject, told.engine, manifest.inputs["engine"]) == (subject, "VLLM", "VLLM")
+        assert committed.inputs[subject] == manifest.fingerprint
+        assert [check.name for check in manifest.checks] == ["tokenIds"]
+        assert manifest.versions["vllm"].endswith("+cpu")
+        reference, expected = scored(other, tmp_path, subject, "Transformers")
+        assert reference.result.scores[0].engine == "Transformers"
+        assert [row["answer"] for row in rows] == [row["answer"] for row in expected]
+        assert [row["lossSum"] for row in rows] == pytest.approx([row["lossSum"] for row in expected], rel=1e-4)
+        assert told.values == pytest.approx(reference.result.scores[0].values, rel=1e-4)
+    assert committed.result.scores[1].values[Metric.EXACT_MATCH] == 1.0
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_vllm_reads_otherwise_is_refused(make_run: MakeRun, tmp_path: Path, evaluator: Path) -> None:
+    run = asking(make_run(training=TRAINING | {"maxSteps": 2}), "VLLM")
+    prepare(run, tmp_path, test=PAIRS)
+    train.run(context(run, "train", tmp_path))
+    merge.run(context(run, "merge", tmp_path))
+    at = context(run, "evaluate", tmp_path)
+    base = at.fingerprint("evaluate/base")
+    prepared = evaluate.run(context(asking(run, "Transformers"), "evaluate", tmp_path))
+    empty = at.scratch / "base"
+    empty.mkdir()
+    (empty / "rows.jsonl").write_text("{}")
+    scores = prepared.model_copy(update={"fingerprint": answered(base, "VLLM"), "scores": prepared.scores[:1]})
+    at.store.commit("evaluate", answered(base, "VLLM"), "1", empty, step="evaluate", inputs={}, versions={}, result=scores)
+    _, merged = at.output("merge")
+    file = merged / "tokenizer.json"
+    exchanged = {'"e": ': '"o": ', '"o": ': '"e": '}  # the file keeps its length: the store finds nothing wrong
+    text = re.sub("|".join(exchanged), lambda found: exchanged[found[0]], file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    in_a_pod(evaluator, run, ("evaluate",), tmp_path, ends=ExitCode.VERIFICATION_FAILED, seconds=SECONDS)
+    assert "vLLM's tokenizer gives other ids than the model's" in (tmp_path / "termination").read_text()
+
+
+def test_vllm_that_is_asked_for_and_missing_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = asking(make_run(), "VLLM")
+    prepare(run, tmp_path)
+    with pytest.raises(StepFailed, match=r"spec\.evaluation\.engine VLLM needs .* spec\.stages\.evaluate\.image") as failed:
+        evaluate.run(context(run, "evaluate", tmp_path))
+    assert (failed.value.exit_code, failed.value.reason) == (ExitCode.BAD_CONFIG, "EngineMissing")
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "there", "chosen"),
+    [
+        ("Auto", 1, True, "VLLM"),
+        ("Auto", 0, True, "Transformers"),
+        ("Auto", 1, False, "Transformers"),
+        ("VLLM", 0, True, "VLLM"),
+        ("Transformers", 1, True, "Transformers"),
+    ],
+)
+def test_auto_takes_vllm_where_it_is_and_has_a_gpu(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, gpus: int, there: bool, chosen: str
+) -> None:
+    if there:
+        (tmp_path / "packages/vllm").mkdir(parents=True)
+        (tmp_path / "packages/vllm/__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+    at = context(asking(make_run(devices={"gpus": gpus}), engine), "evaluate", tmp_path)
+    assert evaluate.engine_for(at, [ROW]) == chosen
+    assert evaluate.engine_for(at, [Row((1,), (True,), "", 0, "plain")]) == "Transformers"
