@@ -36,7 +36,7 @@ house: setup ## Rules of the house: generated files fresh, examples valid, sizes
 	$(PYTHON) -m pytest tests/house
 
 test-trainer: setup ## Tests of the programs in the pods, on tiny models, the slow ones too
-	$(PYTHON) -m pytest tests/trainer
+	$(PYTHON) -m pytest tests/trainer -n 2
 
 integration: setup ## Tests against a real API server; needs no root
 	$(PYTHON) -m pytest tests/integration

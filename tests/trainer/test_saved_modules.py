@@ -103,7 +103,7 @@ def test_an_embedding_of_another_name_stays_tied_as_well(tmp_path: Path) -> None
     ("fields", "sharded", "message"),
     [
         ({"method": "Full"}, False, r"training\.lora\.modulesToSave is for methods QLoRA and LoRA"),
-        ({"method": "LoRA"}, True, r"training\.lora\.modulesToSave: FSDP shares out weights of one number type"),
+        ({"method": "LoRA"}, True, r"training\.lora\.modulesToSave: FSDP takes weights of one number type"),
     ],
 )
 def test_neither_with_full_nor_shared_out(fields: dict[str, str], sharded: bool, message: str) -> None:
