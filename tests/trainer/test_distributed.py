@@ -172,10 +172,12 @@ def test_ray_starts_the_same_ranks(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_training_goes_on_where_it_was_told_to_stop(make_run: MakeRun, tmp_path: Path) -> None:
-    """FSDP's checkpoints are gathered and shared out again; a process alone can't use them, and starts anew."""
+@pytest.mark.parametrize("strategy", ["FSDP", "ZeRO2", "ZeRO3"])
+def test_sharded_training_goes_on_where_it_was_told_to_stop(make_run: MakeRun, tmp_path: Path, strategy: str) -> None:
+    """FSDP's checkpoints are gathered and shared out again, of ZeRO's each rank writes a share; a process alone can't use
+    them, and starts anew."""
     training = {"method": "Full", "learningRate": 1e-3, "maxSteps": 30, "checkpoint": {"everySteps": 1}}
-    run = run_of(make_run, tmp_path, "sharded", training, nodes=2, strategy="FSDP")
+    run = run_of(make_run, tmp_path, "sharded", training, nodes=2, strategy=strategy)
     told = Pods(run, tmp_path)
     told.losses(until=2)
     told.terminate(0)

@@ -267,6 +267,16 @@ def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, trainin
     assert refused.value.exit_code is ExitCode.BAD_CONFIG
 
 
+def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_stop(tiny_model: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    from finetune_trainer.loop import workers_apart
+
+    seeded = []
+    loader: Any = DataLoader([0], num_workers=1, collate_fn=lambda _: os.getpgrp(), worker_init_fn=seeded.append)
+    assert next(iter(workers_apart(loader))) != os.getpgrp()
+
+
 def test_sigterm_to_the_pod_saves_and_says_preempted(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(training=LORA | {"maxSteps": 10000})
     prepare(run, tmp_path)
