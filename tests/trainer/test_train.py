@@ -267,7 +267,7 @@ def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, trainin
     assert refused.value.exit_code is ExitCode.BAD_CONFIG
 
 
-def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_stop(tiny_model: Path) -> None:
+def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_stop() -> None:
     from torch.utils.data import DataLoader
 
     from finetune_trainer.loop import workers_apart
