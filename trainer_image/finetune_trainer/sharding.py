@@ -49,16 +49,16 @@ def check(loop: Any, strategy: Strategy) -> None:
         raise StepFailed(ExitCode.WORLD_INCOMPLETE, "NotSharded", message)
 
 
-def gathered(loop: Any, *, keep: bool) -> dict[str, Any] | None:
+def gathered(loop: Any, dtype: Any, *, keep: bool) -> dict[str, Any] | None:
     """The trained weights as they would be without shards, one by one from all ranks; {} where they are not kept.
 
-    None where each rank has them whole.
+    `dtype` is what ZeRO's float32 ones become. None where each rank has them whole.
     """
     import torch
 
     if not (loop.is_deepspeed_enabled or loop.is_fsdp_enabled):
         return None
-    whole = zero.gathered(loop.model, keep=keep) if loop.is_deepspeed_enabled else _gathered(loop.model, keep)
+    whole = zero.gathered(loop.model, dtype, keep=keep) if loop.is_deepspeed_enabled else _gathered(loop.model, keep)
     if torch.cuda.is_available():  # what a rank was to send is lost where it leaves before its GPU has sent it
         torch.cuda.synchronize()
     distributed.agree(0)

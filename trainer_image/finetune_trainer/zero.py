@@ -76,14 +76,14 @@ def master(parameter: Any) -> Any:
     return None if found is None else found.reshape(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def gathered(network: Any, *, keep: bool) -> dict[str, Any]:
-    """The trained weights in float32, one by one from all ranks; {} where they are not kept."""
+def gathered(network: Any, dtype: Any, *, keep: bool) -> dict[str, Any]:
+    """The trained weights as the optimizer has them, in `dtype`, one by one from all ranks; {} where they are not kept."""
     found: dict[str, Any] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             whole_one = master(parameter)
             if keep:
-                found[name] = whole_one.cpu().clone()
+                found[name] = whole_one.to("cpu", dtype, copy=True)
     return found
 
 

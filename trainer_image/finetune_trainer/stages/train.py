@@ -259,13 +259,14 @@ def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
     import torch
 
     context.progress("saving", loop.state.global_step, loop.state.global_step)
-    folder, network = context.scratch / "output", loop.model
+    folder, network, dtype = context.scratch / "output", loop.model, torch.float32
     if context.run.training.method is Method.FULL:
-        network.to(torch.bfloat16)
+        dtype = torch.bfloat16
+        network.to(dtype)
     else:
         for config in network.peft_config.values():
             config.base_model_name_or_path = context.run.model.uri
-    weights = sharding.gathered(loop, keep=distributed.is_first())
+    weights = sharding.gathered(loop, dtype, keep=distributed.is_first())
     if distributed.is_first():
         converted = {} if loaded.initial is None else {"path_initial_model_for_weight_conversion": str(loaded.initial)}
         network.save_pretrained(folder, state_dict=weights, **converted)
