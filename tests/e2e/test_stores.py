@@ -102,7 +102,7 @@ def test_ollama_import(space: Space, bucket: tuple[str, Path], tmp_path: Path) -
 def answers(held: Path, subject: str) -> list[str]:
     """What a subject answered when it was scored, from the artifact store."""
     for manifest in (held / "store/evaluate").glob("*/manifest.json"):
-        if json.loads(manifest.read_text())["inputs"]["subject"] == subject:
+        if json.loads(manifest.read_text())["inputs"].get("subject") == subject:
             (rows,) = manifest.parent.glob("*/rows.jsonl")
             return [json.loads(line)["answer"] for line in rows.read_text().splitlines()]
     raise AssertionError(f"nothing in the store says how {subject} answered")
