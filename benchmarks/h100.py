@@ -1,10 +1,11 @@
 """QLoRA throughput on one GPU: our trainer, plain TRL and Unsloth on the same rows, each in a process of its own.
 
-    python benchmarks/h100.py make DIR                   Mistral-7B's shape, random weights; 6,000 rows of Dolly-like lengths
+    python benchmarks/h100.py make DIR [LAYERS]          Mistral-7B's shape, random weights; 6,000 rows of Dolly-like lengths
     python benchmarks/h100.py ours DIR GIB [MICRO]       `finetune_trainer prepare` and `train`, told the card has GIB of memory
     python benchmarks/h100.py trl DIR padded|packed|curve   a plain TRL script
     python benchmarks/h100.py unsloth DIR ROWS CHECKPOINTING
     python benchmarks/h100.py curve DIR                  our loss over 200 steps, to lay beside `trl DIR curve`
+    python benchmarks/h100.py recompute DIR              each gradientCheckpointing off the fused path; made with 8 layers
 
 Each prints one JSON line: tokens that carry loss per second over the steps after the fourth, peak memory, and the loss.
 The 4N limit of 7.24e9 parameters at the measured 795 TFLOP/s is 27,450 tokens a second (docs/training-speed.md).
@@ -16,6 +17,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +101,20 @@ def ours(folder: Path, gib: float, micro: int | None, steps: int = STEPS, batch:
         "peak_gib": round(facts["peakMemoryBytes"] / 2**30, 2),
         "losses": {line["step"]: round(line["loss"], 4) for line in lines if "loss" in line},
     }
+
+
+def recompute(folder: Path) -> None:
+    """What the fused path does not do, without gradient checkpointing and with either kind: one line for each."""
+    recipes: dict[str, dict[str, Any]] = {
+        "Full": {"method": "Full", "learningRate": 1e-5},
+        "LoRA with dropout": {"method": "LoRA", "lora": {"dropout": 0.05}},
+        "QLoRA with DoRA": {"lora": {"dora": True}},
+    }
+    shutil.rmtree(folder / "store", ignore_errors=True)  # of an earlier run, which would be all there is to tell
+    for name, asked in recipes.items():
+        for mode in ("Off", "Selective", "Full"):
+            found = ours(folder, 78, 4, gradientCheckpointing=mode, **asked)
+            print(json.dumps({"what": "recompute", "recipe": name} | found), flush=True)
 
 
 def step_of(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -258,7 +274,9 @@ def main(arguments: list[str]) -> None:
     place = Path(folder)
     if what == "make":
         place.mkdir(parents=True, exist_ok=True)
-        return make(place)
+        return make(place, int(rest[0]) if rest else 32)
+    if what == "recompute":
+        return recompute(place)
     if what == "ours":
         found = ours(place, float(rest[0]), int(rest[1]) if len(rest) > 1 else None)
     elif what == "curve":

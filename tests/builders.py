@@ -48,7 +48,7 @@ DATASET = DatasetFacts(
     train_tokens=4000,
     longest_row_tokens=64,
 )
-FIT = FitFacts(predicted_bytes=2 * 2**30, available_bytes=None, micro_batch_size=8, gradient_checkpointing=False)
+FIT = FitFacts(predicted_bytes=2 * 2**30, available_bytes=None, micro_batch_size=8, gradient_checkpointing="Off")
 
 
 def stamp(seconds: float = 0) -> str:

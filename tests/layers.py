@@ -39,7 +39,6 @@ def _build_programs() -> None:
     cache = settings.read().cache
     for program in ("kubernetes", "helm", "versitygw"):
         toolchain.binary(cache, program)
-    os.environ.setdefault("FINETUNE_VERSITYGW", str(toolchain.binary(cache, "versitygw")))
 
 
 def _install_everything() -> None:

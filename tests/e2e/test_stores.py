@@ -24,9 +24,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 
 @pytest.fixture
-def bucket(space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+def bucket(space: Space, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Endpoint of an S3 server that pods reach, and the folder of its bucket, which holds the tiny model and the facts."""
-    monkeypatch.setenv("FINETUNE_VERSITYGW", str(toolchain.binary(settings.read().cache, "versitygw")))
     (tmp_path / "s3").mkdir()
     with versitygw(tmp_path / "s3", host=settings.NODE_ADDRESS) as address:
         held = tmp_path / "s3" / BUCKET

@@ -74,6 +74,13 @@ REFUSED_JOBS = [
     ),
     (
         {
+            "training": {"method": "LoRA", "gradientCheckpointing": "Selective"},
+            "parallelism": {"gpusPerNode": 2, "strategy": "ZeRO3"},
+        },
+        "spec.training.gradientCheckpointing Selective does not go with adapters under spec.parallelism.strategy ZeRO3",
+    ),
+    (
+        {
             "training": {"method": "Full", "optimizer": "adamw_bnb_8bit"},
             "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"},
         },

@@ -7,7 +7,6 @@ the GGUF converter knows a tokenizer by a hash over its output: use it where a G
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from localcluster import settings, toolchain
+from tests.trainer.pods import absent
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -24,7 +25,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from a
 
 SMOLLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUCKET = "artifacts"
-INSTALL = "go install github.com/versity/versitygw/cmd/versitygw@v1.8.0, or set FINETUNE_VERSITYGW to its path"
 PAD, START, END, TEXT_END = "<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 CHATML = (
@@ -114,14 +114,10 @@ def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm() -> Path:
     """Folder of SmolLM2-135M-Instruct as the local hub holds it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("LOCALCLUSTER_HUB", cache / "finetune-operator" / "hub")) / SMOLLM
-    if folder.is_dir():
-        return folder
-    message = f"{folder} is missing: make it with `python -m localcluster.smollm2`"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    folder = settings.read().hub_directory / SMOLLM
+    if not folder.is_dir():
+        absent(f"{folder} is missing: make it with `python -m localcluster.smollm2`")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -187,14 +183,8 @@ def make_certificate(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def versitygw(root: Path, *options: str, host: str = "127.0.0.1") -> Iterator[str]:
-    """Address of a running S3 server over a directory, with the bucket `artifacts`; skips the test where it is missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator"
-    places = (os.environ.get("FINETUNE_VERSITYGW"), shutil.which("versitygw"), cache / "prebuild" / "versitygw")
-    program = next((str(p) for p in places if p and Path(p).is_file()), None)
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"versitygw, the S3 server of this test, is missing: {INSTALL}")
-        pytest.skip(f"versitygw is missing: {INSTALL}")
+    """Address of a running S3 server over a directory, with the bucket `artifacts`. The server is built where it is missing."""
+    program = str(toolchain.binary(settings.read().cache, "versitygw"))
     (root / BUCKET).mkdir()
     with socket.socket() as free:
         free.bind((host, 0))

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_trainer import pipeline
 from finetune_trainer.context import Context
-from finetune_trainer.contract import DatasetFacts, FitFacts, ModelFacts, Progress, RunConfig, StepResult
+from finetune_trainer.contract import DatasetFacts, FitFacts, ModelFacts, Progress, Recomputing, RunConfig, StepResult
 from finetune_trainer.store import open_store
 
 PAIRS = (
@@ -66,7 +66,7 @@ def prepare(
     test: Sequence[tuple[Any, ...]] = PAIRS[:2],
     format: str = "PromptCompletion",
     micro_batch_size: int = 2,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: Recomputing = "Off",
 ) -> None:
     """Commit the entries `model` and `data` with these rows."""
     from transformers import AutoTokenizer

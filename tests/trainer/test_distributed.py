@@ -124,10 +124,10 @@ def weights(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
         ("DDP", "LoRA", "Off"),
         ("DDP", "QLoRA", "Full"),
         ("FSDP", "LoRA", "Full"),
-        ("FSDP", "Full", "Off"),
-        ("ZeRO2", "QLoRA", "Off"),
+        ("FSDP", "Full", "Selective"),
+        ("ZeRO2", "QLoRA", "Selective"),
         ("ZeRO3", "LoRA", "Full"),
-        ("ZeRO3", "Full", "Off"),
+        ("ZeRO3", "Full", "Selective"),
     ],
 )
 def test_two_ranks_train_as_one_does(make_run: MakeRun, tmp_path: Path, strategy: str, method: str, checkpointing: str) -> None:

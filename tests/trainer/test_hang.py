@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.entries import prepare
+from tests.trainer.pods import environment
 from tests.trainer.test_train import LORA, MakeRun
 
 from finetune_trainer import contract
@@ -138,16 +138,8 @@ sys.exit(__main__.main(["train"]))
 def test_a_stuck_dataloader_ends_the_pod_with_the_stacks_in_its_log(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(training=LORA | {"maxSteps": 10000, "checkpoint": {"everySteps": 2}})
     prepare(run, tmp_path)
-    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
-    environment = os.environ | {
-        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-        contract.ENV_HANG_AFTER: "2",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    pod = subprocess.run([sys.executable, "-c", STUCK], env=environment, capture_output=True, text=True, check=False)
+    given = environment(run, tmp_path, **{contract.ENV_HANG_AFTER: "2"})
+    pod = subprocess.run([sys.executable, "-c", STUCK], env=given, capture_output=True, text=True, check=False)
     assert pod.returncode == ExitCode.HANG, pod.stderr[-2000:]
     failure = json.loads((tmp_path / "termination").read_text())["failure"]
     assert failure["reason"] == "Hang"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
+from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer import llamacpp
 from finetune_trainer.contract import ExitCode
@@ -15,18 +15,9 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.preflight import check_convertible
 
 
-@pytest.fixture(autouse=True)
-def _converter(monkeypatch: pytest.MonkeyPatch) -> None:
-    if llamacpp.ENV_FOLDER not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
-        found = (cache / "convert_hf_to_gguf.py", *cache.glob("src/*/vendor/*/convert_hf_to_gguf.py"))
-        monkeypatch.setenv(llamacpp.ENV_FOLDER, str(next((p.parent for p in found if p.is_file()), cache)))
-    if (llamacpp.folder() / "convert_hf_to_gguf.py").is_file():
-        return
-    message = f"convert_hf_to_gguf.py not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+@pytest.fixture(scope="module", autouse=True)
+def _converter() -> None:
+    need_llama_cpp("convert_hf_to_gguf.py")
 
 
 @pytest.fixture

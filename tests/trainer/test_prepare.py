@@ -175,7 +175,7 @@ def test_the_fit_follows_the_training_though_the_rows_are_reused(
     succeeded(prepare(make_run()))
     result = succeeded(prepare(make_run(training=training | {"microBatchSize": 2, "gradientCheckpointing": "Full"})))
     assert result.fit is not None
-    assert (result.fit.micro_batch_size, result.fit.gradient_checkpointing) == (2, True)
+    assert (result.fit.micro_batch_size, result.fit.gradient_checkpointing) == (2, "Full")
     assert len(entries(mounts, "data")) == 1
 
 

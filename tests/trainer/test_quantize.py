@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer import gguf, llamacpp, verify
 from finetune_trainer.contract import ExitCode, Metric, RunConfig, Training
@@ -33,16 +33,7 @@ ARTIFACTS = [{"name": t.lower().replace("_", "-"), "format": "GGUF", "quantizati
 
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
-    if llamacpp.ENV_FOLDER not in os.environ and (cache / "bin").is_dir():
-        os.environ[llamacpp.ENV_FOLDER] = str(cache)
-    missing = [p for p in ("convert_hf_to_gguf.py", "bin/llama-quantize") if not (llamacpp.folder() / p).is_file()]
-    if not missing:
-        return
-    message = f"{' and '.join(missing)} not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    need_llama_cpp("convert_hf_to_gguf.py", "bin/llama-quantize")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer import ask, llamacpp
 from finetune_trainer.contract import ENV_MOUNTS, ENV_TERMINATION_LOG, ExitCode, RunConfig, StepResult, Termination
@@ -28,16 +28,7 @@ CONVERTER, SERVER = "convert_hf_to_gguf.py", "bin/llama-server"
 
 @pytest.fixture(scope="module", autouse=True)
 def _tools() -> None:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-operator/llama.cpp"
-    if llamacpp.ENV_FOLDER not in os.environ and (cache / "bin").is_dir():
-        os.environ[llamacpp.ENV_FOLDER] = str(cache)
-    missing = [p for p in (CONVERTER, SERVER) if not (llamacpp.folder() / p).is_file()]
-    if not missing:
-        return
-    message = f"{' and '.join(missing)} not found below {llamacpp.folder()}: set {llamacpp.ENV_FOLDER}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    need_llama_cpp(CONVERTER, SERVER)
 
 
 @pytest.fixture(scope="module")

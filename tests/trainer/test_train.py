@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare, render
+from tests.trainer.pods import environment
 
 from finetune_trainer import contract
 from finetune_trainer.contract import ExitCode, Progress, RunConfig
@@ -280,17 +281,9 @@ def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_s
 def test_sigterm_to_the_pod_saves_and_says_preempted(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(training=LORA | {"maxSteps": 10000})
     prepare(run, tmp_path)
-    (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
-    environment = os.environ | {
-        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-        contract.ENV_GRACE_SECONDS: "60",
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
+    given = environment(run, tmp_path, **{contract.ENV_GRACE_SECONDS: "60"})
     command = [sys.executable, "-m", "finetune_trainer", "train"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as pod:
+    with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as pod:
         assert pod.stdout is not None
         readings = (json.loads(line) for line in pod.stdout if line.startswith('{"kind":"progress"'))
         next(r for r in readings if r["step"] > 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import Strategy, Training
+from finetune_trainer.contract import FitFacts, Recomputing, Strategy, Training
 from finetune_trainer.memory import GIB, Setting, estimate, frozen_bytes
 from finetune_trainer.setting import DoesNotFit, Ranks, divisors, fit
 from finetune_trainer.shape import Shape, shape_of
@@ -58,45 +58,45 @@ def test_parameters_are_told_apart() -> None:
 
 
 def test_activations_match_what_was_measured_on_mistrals_shape() -> None:
-    terms = estimate(MISTRAL, training(precision="BF16"), Setting(1, False), 1, on_gpu=False)
+    terms = estimate(MISTRAL, training(precision="BF16"), Setting(1, "Off"), 1, on_gpu=False)
     assert terms["activations"] / 32 / 1024 == pytest.approx(180.4, rel=0.005)  # KiB per layer and token
 
 
 def test_weights_of_a_4_bit_mistral() -> None:
-    terms = estimate(MISTRAL, training(), Setting(1, False), 1, on_gpu=True)
+    terms = estimate(MISTRAL, training(), Setting(1, "Off"), 1, on_gpu=True)
     assert terms["weights"] / GIB == pytest.approx(3.35 + 0.5, rel=0.02)
 
 
 def test_scales_that_are_not_rounded_take_more_but_are_those_of_the_fused_path() -> None:
     plain = training(quantization={"doubleQuantization": False})
-    terms = estimate(MISTRAL, plain, Setting(1, False), 512, on_gpu=True)
+    terms = estimate(MISTRAL, plain, Setting(1, "Off"), 512, on_gpu=True)
     others = 2 * (MISTRAL.parameters - MISTRAL.linear)
     assert terms["weights"] - others == pytest.approx(MISTRAL.linear * 4.5 / 8, abs=1)
     assert terms["weights"] == frozen_bytes(MISTRAL, plain, on_gpu=True)
     assert "scales" not in terms
-    rounded = estimate(MISTRAL, training(), Setting(1, False), 512, on_gpu=True)
+    rounded = estimate(MISTRAL, training(), Setting(1, "Off"), 512, on_gpu=True)
     assert rounded["scales"] == MISTRAL.linear * 4 // 64
     assert rounded["weights"] - others == pytest.approx(MISTRAL.linear * 4.127 / 8, rel=1e-4)
     fp4 = training(quantization={"type": "FP4"})
-    assert estimate(MISTRAL, fp4, Setting(1, False), 512, on_gpu=True) == rounded
+    assert estimate(MISTRAL, fp4, Setting(1, "Off"), 512, on_gpu=True) == rounded
 
 
 def test_8_bit_weights_take_a_byte_each_and_are_trained_on_without_the_fused_path() -> None:
     eight = training(quantization={"bits": 8})
-    terms = estimate(MISTRAL, eight, Setting(1, False), 512, on_gpu=True)
+    terms = estimate(MISTRAL, eight, Setting(1, "Off"), 512, on_gpu=True)
     others = 2 * (MISTRAL.parameters - MISTRAL.linear)
     assert terms["weights"] - others == pytest.approx(MISTRAL.linear * (1 + 4 / 4096), abs=1)
     assert terms["weights"] == frozen_bytes(MISTRAL, eight, on_gpu=True)  # so is a teacher
     assert "scales" not in terms
-    in_4_bits = estimate(MISTRAL, training(), Setting(1, False), 512, on_gpu=True, code="Liger")
+    in_4_bits = estimate(MISTRAL, training(), Setting(1, "Off"), 512, on_gpu=True, code="Liger")
     assert terms["activations"] == in_4_bits["activations"]
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "fields", "rows", "length", "checkpointing", "published_gib", "tolerance"),
     [
-        ("8B QLoRA on a 4090, 2 x 2048", LLAMA_8B, {"lora": {"rank": 8}}, 2, 2048, True, 7.4, 0.2),
-        ("8B LoRA on a 4090, 2 x 2048", LLAMA_8B, {"method": "LoRA", "lora": {"rank": 8}}, 2, 2048, True, 16.2, 0.2),
+        ("8B QLoRA on a 4090, 2 x 2048", LLAMA_8B, {"lora": {"rank": 8}}, 2, 2048, "Full", 7.4, 0.2),
+        ("8B LoRA on a 4090, 2 x 2048", LLAMA_8B, {"method": "LoRA", "lora": {"rank": 8}}, 2, 2048, "Full", 16.2, 0.2),
     ],
 )
 def test_peaks_that_torchtune_publishes(
@@ -105,7 +105,7 @@ def test_peaks_that_torchtune_publishes(
     fields: dict[str, Any],
     rows: int,
     length: int,
-    checkpointing: bool,
+    checkpointing: Recomputing,
     published_gib: float,
     tolerance: float,
 ) -> None:
@@ -117,15 +117,15 @@ def test_peaks_that_torchtune_publishes(
 @pytest.mark.parametrize(
     ("name", "fields", "available_gib", "expected"),
     [
-        ("80 GB: no checkpointing", {}, 80, (8, False)),
-        ("24 GB: few rows without beat more rows with checkpointing", {}, 24, (2, False)),
-        ("12 GB: only with checkpointing", {}, 12, (4, True)),
-        ("asked for", {"microBatchSize": 4, "gradientCheckpointing": "Full"}, 80, (4, True)),
-        ("bf16 base", {"method": "LoRA"}, 24, (1, False)),
+        ("80 GB: no checkpointing", {}, 80, (8, "Off")),
+        ("24 GB: few rows without beat more rows with checkpointing", {}, 24, (2, "Off")),
+        ("12 GB: only with checkpointing", {}, 12, (4, "Full")),
+        ("asked for", {"microBatchSize": 4, "gradientCheckpointing": "Full"}, 80, (4, "Full")),
+        ("bf16 base", {"method": "LoRA"}, 24, (1, "Off")),
     ],
 )
 def test_choice_for_mistral_with_rows_of_2048(
-    name: str, fields: dict[str, Any], available_gib: int, expected: tuple[int, bool]
+    name: str, fields: dict[str, Any], available_gib: int, expected: tuple[int, Recomputing]
 ) -> None:
     facts = fit(MISTRAL, training(**fields), 2048, available_gib * GIB, on_gpu=True)
     assert (facts.micro_batch_size, facts.gradient_checkpointing) == expected, (name, facts)
@@ -136,13 +136,13 @@ def test_the_choice_divides_the_global_batch_and_prefers_small_ones_that_cost_no
     facts = fit(SMOLLM, training(globalBatchSize=12), 4096, 80 * GIB, on_gpu=True)
     assert 12 % facts.micro_batch_size == 0
     assert facts.micro_batch_size < 12
-    assert facts.gradient_checkpointing is False
+    assert facts.gradient_checkpointing == "Off"
 
 
 def test_unknown_memory_refuses_nothing() -> None:
     facts = fit(MISTRAL, training(method="Full"), 2048, None, on_gpu=True)
     assert facts.available_bytes is None
-    assert (facts.micro_batch_size, facts.gradient_checkpointing) == (1, True)
+    assert (facts.micro_batch_size, facts.gradient_checkpointing) == (1, "Full")
 
 
 def test_packing_counts_full_rows() -> None:
@@ -185,10 +185,10 @@ def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
 
 
 def test_a_cpu_counts_four_bytes_and_the_copies_of_a_tile_of_logits() -> None:
-    on_cpu = estimate(SMOLLM, training(), Setting(1, False), 64, on_gpu=False)
+    on_cpu = estimate(SMOLLM, training(), Setting(1, "Off"), 64, on_gpu=False)
     assert on_cpu["lossHead"] + on_cpu["backward"] == 4 * 8.25 * 64 * 32768 + 16 * 64 * 576
-    in_bf16 = estimate(SMOLLM, training(precision="BF16"), Setting(1, False), 64, on_gpu=False)
-    in_full = estimate(SMOLLM, training(), Setting(1, False), 64, on_gpu=False)
+    in_bf16 = estimate(SMOLLM, training(precision="BF16"), Setting(1, "Off"), 64, on_gpu=False)
+    in_full = estimate(SMOLLM, training(), Setting(1, "Off"), 64, on_gpu=False)
     # In float32 a norm keeps no second copy of its input.
     assert in_full["activations"] == 2 * in_bf16["activations"] - 30 * 4 * 64 * 2 * 576
 
@@ -196,35 +196,35 @@ def test_a_cpu_counts_four_bytes_and_the_copies_of_a_tile_of_logits() -> None:
 # The ten rows of TRL on one H100 (torch 2.11): Mistral's shape, LoRA r16, torch's allocated bytes at their peak. Padded rows
 # were cut at 1024 tokens, packed ones filled to 2048. `code` is what the estimate counts: plain PyTorch or Liger's kernels.
 TRL_ON_AN_H100 = [
-    ("4 bit and nothing else, padded", "QLoRA", "PyTorch", 8, 1024, True, 8.5),
-    ("NF4, double quantization, bf16, all linear", "QLoRA", "PyTorch", 8, 1024, True, 8.2),
-    ("packed, sdpa with a mask", "QLoRA", "PyTorch", 4, 2048, True, 8.3),
-    ("packed, varlen", "QLoRA", "PyTorch", 4, 2048, True, 8.2),
-    ("Liger", "QLoRA", "Liger", 8, 2048, True, 11.3),
-    ("no checkpointing, 2", "QLoRA", "Liger", 2, 2048, False, 23.1),
-    ("no checkpointing, 4", "QLoRA", "Liger", 4, 2048, False, 41.7),
-    ("no checkpointing, 6", "QLoRA", "Liger", 6, 2048, False, 60.4),
-    ("bf16 base", "LoRA", "Liger", 8, 2048, True, 22.5),
-    ("bf16 base, no checkpointing", "LoRA", "Liger", 4, 2048, False, 60.1),
+    ("4 bit and nothing else, padded", "QLoRA", "PyTorch", 8, 1024, "Full", 8.5),
+    ("NF4, double quantization, bf16, all linear", "QLoRA", "PyTorch", 8, 1024, "Full", 8.2),
+    ("packed, sdpa with a mask", "QLoRA", "PyTorch", 4, 2048, "Full", 8.3),
+    ("packed, varlen", "QLoRA", "PyTorch", 4, 2048, "Full", 8.2),
+    ("Liger", "QLoRA", "Liger", 8, 2048, "Full", 11.3),
+    ("no checkpointing, 2", "QLoRA", "Liger", 2, 2048, "Off", 23.1),
+    ("no checkpointing, 4", "QLoRA", "Liger", 4, 2048, "Off", 41.7),
+    ("no checkpointing, 6", "QLoRA", "Liger", 6, 2048, "Off", 60.4),
+    ("bf16 base", "LoRA", "Liger", 8, 2048, "Full", 22.5),
+    ("bf16 base, no checkpointing", "LoRA", "Liger", 4, 2048, "Off", 60.1),
 ]
 
 
 @pytest.mark.parametrize(("name", "method", "code", "rows", "length", "checkpointing", "measured_gib"), TRL_ON_AN_H100)
 def test_peaks_of_trl_measured_on_an_h100(
-    name: str, method: str, code: Any, rows: int, length: int, checkpointing: bool, measured_gib: float
+    name: str, method: str, code: Any, rows: int, length: int, checkpointing: Recomputing, measured_gib: float
 ) -> None:
     """All within 5 %. That torch's attention repeated keys and values for each head, which ours does not."""
     terms = estimate(MISTRAL, training(method=method), Setting(rows, checkpointing), length, on_gpu=True, code=code)
-    repeated = 2 * 2 * rows * length * (MISTRAL.query - MISTRAL.key_value) * (1 if checkpointing else MISTRAL.layers)
+    repeated = 2 * 2 * rows * length * (MISTRAL.query - MISTRAL.key_value) * (MISTRAL.layers if checkpointing == "Off" else 1)
     allocated = sum(terms.values()) - terms["fixed"] - terms["fragmentation"] + repeated
     assert allocated / GIB == pytest.approx(measured_gib, rel=0.05), (name, terms)
 
 
 @pytest.mark.parametrize(
     ("rows", "checkpointing", "measured_gib"),
-    [(8, False, 61.88), (2, False, 19.71), (1, False, 12.86), (4, True, 9.24), (1, True, 6.53)],
+    [(8, "Off", 61.88), (2, "Off", 19.71), (1, "Off", 12.86), (4, "Full", 9.24), (1, "Full", 6.53)],
 )
-def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, checkpointing: bool, measured_gib: float) -> None:
+def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, checkpointing: Recomputing, measured_gib: float) -> None:
     """QLoRA on packed rows of 2048: what the card reports as used, CUDA's context included (benchmarks/h100.md)."""
     terms = estimate(MISTRAL, training(packing=True), Setting(rows, checkpointing), 2048, on_gpu=True)
     assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.04)
@@ -234,7 +234,7 @@ def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, checkpointing: bool
 def test_peaks_measured_on_an_h100_on_the_fused_path(rows: int, measured_gib: float) -> None:
     """Mistral's shape, QLoRA r16, rows of 2048; torch 2.11's varlen attention repeats keys and values for each head."""
     repeated = 2 * MISTRAL.layers * 2 * rows * 2048 * (MISTRAL.query - MISTRAL.key_value)
-    terms = estimate(MISTRAL, training(packing=True), Setting(rows, False), 2048, on_gpu=True)
+    terms = estimate(MISTRAL, training(packing=True), Setting(rows, "Off"), 2048, on_gpu=True)
     assert (sum(terms.values()) + repeated) / GIB == pytest.approx(measured_gib, rel=0.03)
 
 
@@ -257,16 +257,70 @@ OFF_THE_FUSED_PATH = [
 
 @pytest.mark.parametrize(("fields", "row_tokens", "measured_gib"), OFF_THE_FUSED_PATH)
 def test_peaks_off_the_fused_path_measured_on_an_h100(fields: dict[str, Any], row_tokens: int, measured_gib: float) -> None:
-    setting = Setting(8, checkpointing="gradientCheckpointing" in fields)
+    setting = Setting(8, fields.get("gradientCheckpointing", "Off"))
     terms = estimate(LLAMA_1B, training(**fields), setting, row_tokens, on_gpu=True)
     assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.06), terms
+
+
+DROPOUT = {"method": "LoRA", "lora": {"dropout": 0.05}}
+# Eight layers of Mistral's shape on one H100, micro-batches of four rows (benchmarks/h100.py recompute).
+RECOMPUTED = [
+    ({"method": "Full"}, 2048, "Off", 36.62),
+    ({"method": "Full"}, 2048, "Selective", 32.36),
+    ({"method": "Full"}, 2048, "Full", 26.71),
+    ({"method": "Full"}, 8192, "Off", 70.91),
+    ({"method": "Full"}, 8192, "Selective", 54.82),
+    ({"method": "Full"}, 8192, "Full", 33.31),
+    (DROPOUT, 2048, "Off", 18.86),
+    (DROPOUT, 2048, "Selective", 13.51),
+    (DROPOUT, 2048, "Full", 8.26),
+    (DROPOUT, 8192, "Off", 61.33),
+    (DROPOUT, 8192, "Selective", 39.96),
+    (DROPOUT, 8192, "Full", 18.89),
+    ({"lora": {"dora": True}}, 2048, "Off", 23.18),
+    ({"lora": {"dora": True}}, 2048, "Selective", 12.56),
+    ({"lora": {"dora": True}}, 2048, "Full", 7.03),
+    ({"lora": {"dora": True}}, 8192, "Selective", 41.38),
+    ({"lora": {"dora": True}}, 8192, "Full", 20.82),
+]
+
+
+@pytest.mark.parametrize(("fields", "length", "recomputed", "measured_gib"), RECOMPUTED)
+def test_peaks_of_each_checkpointing_measured_on_an_h100(
+    fields: dict[str, Any], length: int, recomputed: Recomputing, measured_gib: float
+) -> None:
+    terms = estimate(layers(8, 2_007_044_096), training(**fields), Setting(4, recomputed), length, on_gpu=True)
+    assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.06), terms
+
+
+@pytest.mark.parametrize(
+    ("fields", "available_gib", "ranks", "expected"),
+    [
+        ({"method": "LoRA", "lora": {"dropout": 0.05}}, 32, Ranks(), "Off"),
+        ({"method": "LoRA", "lora": {"dropout": 0.05}}, 24, Ranks(), "Selective"),
+        ({"method": "LoRA", "lora": {"dropout": 0.05}}, 20, Ranks(), "Full"),
+        ({"gradientCheckpointing": "Selective"}, 24, Ranks(), "Off"),  # the fused path keeps no more
+        ({"gradientCheckpointing": "Selective", "lora": {"dora": True}}, 24, Ranks(), "Selective"),
+        ({"method": "LoRA"}, 18, Ranks(Strategy.ZERO3, 2), "Full"),
+        ({"method": "LoRA"}, 18, Ranks(Strategy.FSDP, 2), "Selective"),
+    ],
+)
+def test_products_are_kept_where_that_fits(fields: dict[str, Any], available_gib: int, ranks: Ranks, expected: str) -> None:
+    asked = training(microBatchSize=1, **fields)
+    assert fit(MISTRAL, asked, 2048, available_gib * GIB, on_gpu=True, ranks=ranks).gradient_checkpointing == expected
+
+
+def test_reports_of_before_there_was_selective_are_understood() -> None:
+    old = {"predictedBytes": 1, "microBatchSize": 1}
+    assert FitFacts.model_validate(old | {"gradientCheckpointing": True}).gradient_checkpointing == "Full"
+    assert FitFacts.model_validate(old | {"gradientCheckpointing": False}).gradient_checkpointing == "Off"
 
 
 def test_masks_on_cpus_count_what_is_compared() -> None:
     def masks(rows: int, packing: bool) -> int:
         """What is saved beyond that of as many rows that are alone."""
-        saved = estimate(SMOLLM, training(packing=packing), Setting(rows, False), 512, on_gpu=False)["activations"]
-        return saved - rows * estimate(SMOLLM, training(), Setting(1, False), 512, on_gpu=False)["activations"]
+        saved = estimate(SMOLLM, training(packing=packing), Setting(rows, "Off"), 512, on_gpu=False)["activations"]
+        return saved - rows * estimate(SMOLLM, training(), Setting(1, "Off"), 512, on_gpu=False)["activations"]
 
     repeated = 2 * (576 - 192)  # keys and values, of each token
     assert masks(2, packing=False) == 30 * 4 * (2 * 512**2 + 1024 * repeated)
@@ -279,8 +333,8 @@ def test_divisors() -> None:
 
 
 def test_what_ranks_share_out_is_divided_and_what_each_computes_is_not() -> None:
-    alone = estimate(MISTRAL, training(method="Full"), Setting(1, True), 512, on_gpu=True, code="PyTorch")
-    shared = estimate(MISTRAL, training(method="Full"), Setting(1, True, Strategy.FSDP, 4), 512, on_gpu=True)
+    alone = estimate(MISTRAL, training(method="Full"), Setting(1, "Full"), 512, on_gpu=True, code="PyTorch")
+    shared = estimate(MISTRAL, training(method="Full"), Setting(1, "Full", Strategy.FSDP, 4), 512, on_gpu=True)
     for term in ("weights", "gradients"):
         assert shared[term] == alone[term] // 4
     assert shared["optimizer"] == 8 * MISTRAL.parameters // 4  # bitsandbytes' 8-bit states can't be shared out
@@ -306,13 +360,13 @@ def layers(count: int, parameters: int) -> Shape:
 def test_peaks_of_two_ranks_measured_on_h100s(fields: dict[str, Any], strategy: Strategy, measured: float) -> None:
     """Eight layers of Mistral's shape, rows packed to 2048 tokens, two of them in a micro-batch (benchmarks/many_gpus.py)."""
     asked = training(packing=True, globalBatchSize=8, **fields)
-    found = estimate(layers(8, 2_007_044_096), asked, Setting(2, False, strategy, 2), 2048, on_gpu=True)
+    found = estimate(layers(8, 2_007_044_096), asked, Setting(2, "Off", strategy, 2), 2048, on_gpu=True)
     assert sum(found.values()) / GIB == pytest.approx(measured, rel=0.05)
 
 
 def test_zero_shares_out_state_and_in_stage_3_weights() -> None:
     def terms(strategy: Strategy) -> dict[str, int]:
-        return estimate(MISTRAL, training(method="Full"), Setting(1, True, strategy, 4), 512, on_gpu=True)
+        return estimate(MISTRAL, training(method="Full"), Setting(1, "Full", strategy, 4), 512, on_gpu=True)
 
     two, three = terms(Strategy.ZERO2), terms(Strategy.ZERO3)
     assert two["weights"] == 2 * MISTRAL.parameters
@@ -333,10 +387,10 @@ def test_a_model_too_large_for_one_gpu_fits_several() -> None:
 
 def test_pairs_count_both_answers_and_full_training_its_reference() -> None:
     def terms(**fields: Any) -> dict[str, int]:
-        return estimate(MISTRAL, training(**fields), Setting(2, False), 512, on_gpu=True)
+        return estimate(MISTRAL, training(**fields), Setting(2, "Off"), 512, on_gpu=True)
 
     for objective in ("DPO", "ORPO", "KTO"):
-        sft = estimate(MISTRAL, training(method="LoRA"), Setting(4, False), 512, on_gpu=True)
+        sft = estimate(MISTRAL, training(method="LoRA"), Setting(4, "Off"), 512, on_gpu=True)
         assert terms(method="LoRA", objective=objective) == sft, "adapters that are switched off need no copy"
     assert "reference" not in terms(method="Full") | terms(method="Full", objective="ORPO")
     assert terms(method="Full", objective="DPO")["reference"] == 4 * MISTRAL.parameters
@@ -358,7 +412,7 @@ def test_a_teacher_is_read_as_the_base_is() -> None:
 def test_modules_trained_whole_count_in_float32_and_a_tied_embedding_once() -> None:
     def terms(shape: Shape, *names: str, on_gpu: bool = True) -> dict[str, int]:
         fields = training(lora={"modulesToSave": list(names)})
-        return estimate(shape, fields, Setting(1, False), 512, on_gpu=on_gpu)
+        return estimate(shape, fields, Setting(1, "Off"), 512, on_gpu=on_gpu)
 
     plain, embedding = terms(MISTRAL), 4 * 32000 * 4096
     both = terms(MISTRAL, "model.embed_tokens", "lm_head")
@@ -378,6 +432,6 @@ def test_modules_trained_whole_count_in_float32_and_a_tied_embedding_once() -> N
 
 def test_a_large_embedding_and_short_rows_peak_at_the_end_of_the_step() -> None:
     short = training(method="LoRA", lora={"modulesToSave": ["embed_tokens"]})
-    terms = estimate(SMOLLM, short, Setting(1, False), 8, on_gpu=True)
+    terms = estimate(SMOLLM, short, Setting(1, "Off"), 8, on_gpu=True)
     stepwise = sum(terms[name] for name in ("activations", "backward", "lossHead", "headGradient", "lastGradient"))
     assert stepwise == 8 * 49152 * 576

@@ -32,17 +32,20 @@ def attention(compute: Compute) -> str:
     return register_varlen()
 
 
-def accelerate(network: Any, compute: Compute) -> None:
-    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is."""
+def accelerate(network: Any, compute: Compute, *, selective: bool) -> None:
+    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is.
+
+    `selective` says that products are kept for the backward pass as they come (activations.py).
+    """
     if compute.device != "cuda":
         return
     from finetune_trainer.fused_lora import fuse
 
     fused = fuse(network)
-    _liger(network, swiglu=not fused)
+    _liger(network, swiglu=not fused, rope=not selective)  # Liger rotates queries in place, where a product had put them
 
 
-def _liger(network: Any, *, swiglu: bool) -> None:
+def _liger(network: Any, *, swiglu: bool, rope: bool) -> None:
     """Liger's kernels where it knows the architecture. The loss head is TRL's own, the fused path has its own MLP."""
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
@@ -50,7 +53,7 @@ def _liger(network: Any, *, swiglu: bool) -> None:
     apply = MODEL_TYPE_TO_APPLY_LIGER_FN.get(inner.config.model_type)
     if apply is None:
         return
-    wanted = {"rope": True, "rms_norm": True, "swiglu": swiglu, "cross_entropy": False}
+    wanted = {"rope": rope, "rms_norm": True, "swiglu": swiglu, "cross_entropy": False}
     wanted["fused_linear_cross_entropy"] = False
     known = apply.__code__.co_varnames[: apply.__code__.co_argcount]
     apply(model=inner, **{name: on for name, on in wanted.items() if name in known})

@@ -73,7 +73,7 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
         bf16=compute.dtype is torch.bfloat16,
         fp16=compute.dtype is torch.float16,
         use_cpu=compute.device == "cpu",
-        gradient_checkpointing=fit.gradient_checkpointing,
+        gradient_checkpointing=fit.gradient_checkpointing != "Off",
         eval_strategy="steps" if training.evaluate_every_steps else "no",
         eval_steps=training.evaluate_every_steps,
         neftune_noise_alpha=training.neftune_noise_alpha,

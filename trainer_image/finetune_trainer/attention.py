@@ -35,12 +35,15 @@ def register_varlen() -> str:
         max_length_q: int | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """query (batch, heads, tokens, dim), key and value with their own heads, to (batch, tokens, heads, dim)."""
+        """query (batch, heads, tokens, dim), key and value with their own heads, to (batch, tokens, heads, dim).
+
+        All is computed in value's type: under autocast, rotations that are not Liger's leave query and key in float32.
+        """
         batch, heads, tokens, dim = query.shape
         if cu_seq_lens_q is None:
             cu_seq_lens_q = torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32, device=query.device)
             max_length_q = tokens
-        q, k, v = (t.transpose(1, 2).reshape(batch * tokens, -1, dim) for t in (query, key, value))
+        q, k, v = (t.to(value.dtype).transpose(1, 2).reshape(batch * tokens, -1, dim) for t in (query, key, value))
         assert max_length_q is not None
         ends = (cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q)
         out: Any = varlen_attn(q, k, v, *ends, scale=scaling, **options)

@@ -21,6 +21,8 @@ def check(training: Training, strategy: Strategy) -> None:
     if training.lora.modules_to_save and training.method is Method.FULL:
         raise _refused("training.lora.modulesToSave is for methods QLoRA and LoRA, as Full trains every weight; remove it")
     split_init.check(training, sharded=strategy is not Strategy.DDP)
+    if training.gradient_checkpointing == "Selective" and strategy is Strategy.ZERO3 and training.method is not Method.FULL:
+        raise _refused("training.gradientCheckpointing: ZeRO3 with adapters can't have Selective; set Auto, or strategy FSDP")
     if strategy is not Strategy.DDP:
         _check_shared_out(training, strategy)
 

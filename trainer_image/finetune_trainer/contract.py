@@ -14,9 +14,9 @@ The models that users meet in a FineTuneJob's spec are defined here once; their 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune_trainer.adapter_fields import Lora, Quantization
 from finetune_trainer.dataset_fields import Dataset, DatasetFormat
@@ -61,6 +61,9 @@ class Precision(StrEnum):
     BF16 = "BF16"
     FP16 = "FP16"
     FP32 = "FP32"
+
+
+Recomputing = Literal["Full", "Selective", "Off"]  # of each layer, in the backward pass
 
 
 class Checkpoint(Strict):
@@ -124,8 +127,9 @@ class Training(Strict):
     packing: bool = False
     """Fill rows of maxLength tokens with several short ones, without attention between them. globalBatchSize then counts
     packed rows. On CPUs choose maxLength no longer than the rows need: a packed row costs attention over all of it."""
-    gradient_checkpointing: Literal["Auto", "Full", "Off"] = "Auto"
-    """Recompute activations in the backward pass to save memory. Auto: only where the memory estimate asks for it."""
+    gradient_checkpointing: Literal["Auto", "Full", "Selective", "Off"] = "Auto"
+    """Recompute activations in the backward pass to save memory. Full: each layer's; Selective: all but matrix products and
+    attention, which take the time; Auto: only where the memory estimate asks for it."""
     completion_only_loss: bool = True
     """Loss on the completion's tokens only, not on the prompt's."""
     seed: int = Field(42, ge=0, le=2**31 - 1)
@@ -296,7 +300,8 @@ class FitFacts(Report):
     measured_bytes: int | None = None  # the most that training came to so far
     available_bytes: int | None = None
     micro_batch_size: int
-    gradient_checkpointing: bool
+    # Releases before Selective reported whether there was any.
+    gradient_checkpointing: Annotated[Recomputing, BeforeValidator(lambda said: {True: "Full", False: "Off"}.get(said, said))]
     strategy: Strategy | None = None  # of many ranks: what Auto chose; None for one
     terms: dict[str, int] = Field(default_factory=dict)
 

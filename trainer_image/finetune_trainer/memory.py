@@ -14,6 +14,8 @@ w bytes per number of the compute type, the saved activations of one layer are, 
                             nor dropout, which copies them in any case
     + 5wh                   where all weights are trained: hidden states in float32, and a 16-bit copy for each product
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
+    w (2f + 5h + 2k + 7r)   with selective checkpointing: its input, the products' answers and attention's; the rest for one
+                            layer at a time
 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
 gradients. tests/unit/test_memory.py holds the sum against what was measured on an H100.
@@ -36,7 +38,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_trainer.adapter_fields import Quantization
-from finetune_trainer.contract import SHARES_WEIGHTS, Method, Precision, Strategy, Training
+from finetune_trainer.contract import SHARES_WEIGHTS, Method, Precision, Recomputing, Strategy, Training
 from finetune_trainer.objective_fields import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.shape import EMBEDDINGS, Shape
 
@@ -62,6 +64,9 @@ KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "DoRA": (7, 12, 6, 7),
     "DoRADropout": (7.5, 19, 6, 7),
 }
+# Numbers as wide as the MLP that are alive at once in its backward pass, in f: the fused path computes the inner product
+# again; for dropout and DoRA PEFT's gradients come one by one and are added, measured on an H100.
+AT_ONCE: dict[Code, int] = {"Fused": 2, "Dropout": 5, "DoRA": 6, "DoRADropout": 6}
 STATE = frozenset({"gradients", "optimizer"})
 SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
     Strategy.FSDP: STATE | {"weights", "adapter"},
@@ -77,7 +82,7 @@ class Setting:
     """What may be chosen where memory is short (setting.py)."""
 
     micro_batch_size: int
-    checkpointing: bool
+    checkpointing: Recomputing
     strategy: Strategy = Strategy.DDP
     ranks: int = 1
 
@@ -89,7 +94,7 @@ def estimate(
 
     `code` is what computes a layer; unset, what the trainer takes.
     """
-    code = code or _code(training, setting, on_gpu)
+    code = code or layer_code(training, setting.strategy, on_gpu)
     width = number_bytes(training.precision, on_gpu)
     tokens = _sequences(training, setting) * row_tokens
     layer = width * tokens * _kept(shape, training, code, width)
@@ -97,13 +102,14 @@ def estimate(
     eight_bit = "8bit" in training.optimizer or (training.optimizer == "Auto" and on_gpu and setting.strategy not in SHARDED)
     weights = _weights(shape, training, width, on_gpu, eight_bit)
     # At the backward pass's first layer: a weight in full, gradients of the layer's inputs and outputs.
-    wide = shape.feed_forward * (2 if code == "Fused" else 1)  # the fused path computes the MLP's inner product again
+    wide = AT_ONCE.get(code, 1) * shape.feed_forward
     backward = weights.pop("expandedWeight", 0) + width * tokens * (wide + 2 * shape.hidden)
-    if setting.checkpointing:
-        stream = width if training.method is not Method.FULL else 4
-        kept, backward = stream * tokens * shape.layers * shape.hidden, backward + layer + masks
-    else:
+    if setting.checkpointing == "Off":
         kept = shape.layers * (layer + masks)
+    else:
+        stream = tokens * shape.hidden * (width if training.method is not Method.FULL else 4)
+        products = width * tokens * _products(shape, training) if setting.checkpointing == "Selective" else 0
+        kept, backward = shape.layers * (stream + products), backward + layer - products + masks
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
     head += 4 * width * tokens * shape.hidden
@@ -122,6 +128,8 @@ def estimate(
         weights["scales"] = int(BLOCK_SCALES * shape.linear)  # the fused path expands them once and keeps both
     if on_gpu:
         reserve = GPU_FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0))
+    elif setting.checkpointing != "Off":
+        reserve = 0  # the trainer has freed memory given back at once
     else:
         reserve = (kept + backward) * _heap_share(width * tokens * shape.feed_forward)
         reserve += stepwise["lossHead"] * _heap_share(4 * tile)
@@ -138,8 +146,9 @@ def _sequences(training: Training, setting: Setting) -> int:
     return setting.micro_batch_size * (2 if training.objective in OF_PAIRS else 1)
 
 
-def _code(training: Training, setting: Setting, on_gpu: bool) -> Code:
-    if not on_gpu or setting.strategy in SHARES_WEIGHTS:  # they take whole layers: the trainer leaves them as they are
+def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
+    """What the trainer computes a layer with."""
+    if not on_gpu or strategy in SHARES_WEIGHTS:  # they take whole layers: the trainer leaves them as they are
         return "PyTorch"
     if training.method is Method.FULL:
         return "Liger"
@@ -164,6 +173,12 @@ def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:
     count = feed_forward * shape.feed_forward + hidden * shape.hidden + key_value * shape.key_value + own
     loose = code == "PyTorch" and adapted and (training.lora.dropout > 0 or training.lora.dora)
     return int(1.6 * count if loose else count)  # a rule of thumb where nothing was measured
+
+
+def _products(shape: Shape, training: Training) -> int:
+    """Numbers that a layer's products and its attention answer with for each token: what activations.py keeps."""
+    own = 0 if training.method is Method.FULL else 7 * training.lora.rank
+    return 2 * (shape.feed_forward + shape.query + shape.key_value + shape.hidden) + own
 
 
 def _masks(shape: Shape, training: Training, setting: Setting, row_tokens: int) -> int:

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.adapter_fields import Quantization
-from finetune_trainer.contract import FitFacts, Method, Strategy, Training
-from finetune_trainer.memory import GIB, Setting, estimate
+from finetune_trainer.contract import FitFacts, Method, Recomputing, Strategy, Training
+from finetune_trainer.memory import GIB, Setting, estimate, layer_code
 from finetune_trainer.objective_fields import Objective
 from finetune_trainer.shape import Shape
 
 LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
-# Relative time of a step: recomputation adds half of the forward and input-gradient work, and each micro-step pays a
+# Relative time of a step: recomputing all adds half of the forward and input-gradient work; torch sees to it in Python, at each
+# operator, what is kept (benchmarks/h100.md). Each micro-step pays a
 # fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
-RECOMPUTE = 1.5
+RECOMPUTE: dict[Recomputing, float] = {"Off": 1, "Selective": 1.35, "Full": 1.5}
 OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
 
@@ -83,14 +84,25 @@ def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Settin
     sizes = [size for size in sizes if size >= _least(training)]
     if training.packing and not on_gpu:
         sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
-    modes = {"Auto": (False, True), "Full": (True,), "Off": (False,)}[training.gradient_checkpointing]
+    modes = _modes(training, ranks.strategy, on_gpu)
     return (Setting(size, mode, ranks.strategy, ranks.count) for size in sizes for mode in modes)
+
+
+def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomputing, ...]:
+    """Selective keeps as much as the fused path does in any case, and TRL can't have it with adapters in ZeRO's stage 3."""
+    asked = training.gradient_checkpointing
+    without = layer_code(training, strategy, on_gpu) == "Fused" or (
+        strategy is Strategy.ZERO3 and training.method is not Method.FULL
+    )
+    if asked == "Auto":
+        return ("Off", "Full") if without else ("Off", "Selective", "Full")
+    return ("Off",) if without and asked == "Selective" else (asked,)
 
 
 def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
     def cost(setting: Setting) -> float:
         shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
-        return shared * (RECOMPUTE if setting.checkpointing else 1)
+        return shared * RECOMPUTE[setting.checkpointing]
 
     best = min(cost(s) for s in settings)
     return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
@@ -103,7 +115,7 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
-    least = replace(smallest, micro_batch_size=_least(training), checkpointing=True)
+    least = replace(smallest, micro_batch_size=_least(training), checkpointing="Full")
     loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
     if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"

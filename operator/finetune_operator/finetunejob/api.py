@@ -20,6 +20,7 @@ from finetune_trainer.contract import (
     Launcher,
     ModelFacts,
     Publish,
+    Recomputing,
     Scores,
     Strategy,
     Training,
@@ -334,7 +335,7 @@ class Resolved(Report):
     """What Auto chose, and every default that depends on another field."""
 
     micro_batch_size: int | None = None
-    gradient_checkpointing: bool | None = None
+    gradient_checkpointing: Recomputing | None = None
     strategy: Strategy | None = None
     learning_rate: float | None = None
     epochs: float | None = None

@@ -41,6 +41,13 @@ PARALLELISM_RULES = (
     ),
     Rule(
         "spec",
+        "self.training.gradientCheckpointing != 'Selective' || self.parallelism.strategy != 'ZeRO3'"
+        " || self.training.method == 'Full'",
+        "spec.training.gradientCheckpointing Selective does not go with adapters under spec.parallelism.strategy ZeRO3; use"
+        " Auto, or strategy FSDP",
+    ),
+    Rule(
+        "spec",
         "self.parallelism.strategy in ['Auto', 'DDP'] || !self.training.optimizer.matches('bnb|8bit|4bit|paged')",
         "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy; use Auto or"
         " adamw_torch_fused",

@@ -111,7 +111,7 @@ class Loaded:
 
 def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before anything is read."""
-    from finetune_trainer import acceleration, model
+    from finetune_trainer import acceleration, activations, model
     from finetune_trainer.arguments import arguments
 
     training = context.run.training
@@ -138,8 +138,13 @@ def _load(context: Context) -> Loaded:
         reference = model.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
+    selective = fit.gradient_checkpointing == "Selective"
+    if selective:
+        activations.keep_products(network, 0 if training.method is Method.FULL else training.lora.rank)
+    if compute.device == "cpu" and fit.gradient_checkpointing != "Off":
+        activations.give_memory_back()
     if strategy not in SHARES_WEIGHTS:  # the fused path holds on to whole weights
-        acceleration.accelerate(network, compute)
+        acceleration.accelerate(network, compute, selective=selective)
     return Loaded(compute, fit, network, initial, reference, tokenizer, rows, asked)
 
 
