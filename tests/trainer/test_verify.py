@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: P
     row = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
         assert torch.equal(network.train()(input_ids=row).logits, network.eval()(input_ids=row).logits)
+
+
+def test_weights_that_are_not_quantized_need_no_bitsandbytes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quantizer's image, which loads merged models, has none."""
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert model.load_base(tiny_model, Method.FULL, CPU).dtype is torch.float32
 
 
 def test_8_bit_weights_are_not_sharded() -> None:
