@@ -300,6 +300,7 @@ def test_peaks_of_each_checkpointing_measured_on_an_h100(
         ({"method": "LoRA", "lora": {"dropout": 0.05}}, 24, Ranks(), "Selective"),
         ({"method": "LoRA", "lora": {"dropout": 0.05}}, 20, Ranks(), "Full"),
         ({"gradientCheckpointing": "Selective"}, 24, Ranks(), "Off"),  # the fused path keeps no more
+        ({"gradientCheckpointing": "Selective", "quantization": {"bits": 8}}, 32, Ranks(), "Off"),  # nor do 8-bit layers
         ({"gradientCheckpointing": "Selective", "lora": {"dora": True}}, 24, Ranks(), "Selective"),
         ({"method": "LoRA"}, 18, Ranks(Strategy.ZERO3, 2), "Full"),
         ({"method": "LoRA"}, 18, Ranks(Strategy.FSDP, 2), "Selective"),

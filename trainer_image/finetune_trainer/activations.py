@@ -25,7 +25,6 @@ PRODUCTS = {  # which argument is the left factor, (tokens, in)
     "aten::mm": 0,
     "aten::addmm": 1,
     "bitsandbytes::gemm_4bit": 0,
-    "bitsandbytes::int8_mixed_scaled_mm": 0,
 }
 M_MMAP_THRESHOLD = -3  # malloc.h
 MAPPED_FROM = 1 << 17  # bytes of a block with a mapping of its own: what glibc begins with, and raises

@@ -89,10 +89,12 @@ def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Settin
 
 
 def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomputing, ...]:
-    """Selective keeps as much as the fused path does in any case, and TRL can't have it with adapters in ZeRO's stage 3."""
+    """Selective keeps as much as the fused path and 8-bit layers do in any case, and TRL can't have it with adapters in ZeRO's
+    stage 3.
+    """
     asked = training.gradient_checkpointing
     without = layer_code(training, strategy, on_gpu) == "Fused" or (
-        strategy is Strategy.ZERO3 and training.method is not Method.FULL
+        training.quantization.bits == 8 or (strategy is Strategy.ZERO3 and training.method is not Method.FULL)
     )
     if asked == "Auto":
         return ("Off", "Full") if without else ("Off", "Selective", "Full")
