@@ -15,9 +15,9 @@ from finetune_trainer.shape import Shape
 LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
-# Relative time of a step: recomputing all adds half of the forward and input-gradient work; torch sees to it in Python, at each
-# operator, what is kept (benchmarks/h100.md). Each micro-step pays a
-# fixed price that its tokens share (for QLoRA the expansion of all 4-bit weights: 12 % at 2048 tokens).
+# Relative time of a step: recomputing all adds half of the forward and input-gradient work; what Selective keeps torch decides
+# in Python, at each operator (benchmarks/h100.md). Each micro-step pays a fixed price that its tokens share (for QLoRA the
+# expansion of all 4-bit weights: 12 % at 2048 tokens).
 RECOMPUTE: dict[Recomputing, float] = {"Off": 1, "Selective": 1.35, "Full": 1.5}
 OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
@@ -93,9 +93,9 @@ def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomp
     stage 3.
     """
     asked = training.gradient_checkpointing
-    without = layer_code(training, strategy, on_gpu) == "Fused" or (
-        training.quantization.bits == 8 or (strategy is Strategy.ZERO3 and training.method is not Method.FULL)
-    )
+    spared = layer_code(training, strategy, on_gpu) == "Fused" or training.quantization.bits == 8
+    refused = strategy is Strategy.ZERO3 and training.method is not Method.FULL
+    without = spared or refused
     if asked == "Auto":
         return ("Off", "Full") if without else ("Off", "Selective", "Full")
     return ("Off",) if without and asked == "Selective" else (asked,)
