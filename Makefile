@@ -45,7 +45,7 @@ e2e: setup ## Scenarios on a whole cluster (root): make e2e K=quickstart
 	$(PYTHON) -m pytest tests/e2e -s $(if $(K),-k '$(K)')
 
 crds: setup ## Generate crds/ and the chart's copy from the types
-	$(PYTHON) -m finetune_operator.crdgen crds charts/finetune-operator/crds
+	$(PYTHON) -m finetune_operator.api.crdgen crds charts/finetune-operator/crds
 
 format: setup ## Format the code
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .

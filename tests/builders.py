@@ -8,22 +8,22 @@ from typing import Any
 
 from finetune_operator.decision import Create, Decision, Delete, Observed, Ref
 from finetune_operator.meta import API_VERSION, Object
-from finetune_trainer import pipeline
-from finetune_trainer.contract import (
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import (
     ArtifactFacts,
     DatasetFacts,
-    DatasetFormat,
     ExitCode,
     Failure,
     FitFacts,
-    Metric,
     ModelFacts,
-    RunConfig,
     Scores,
     StepResult,
     Termination,
     TrainFacts,
 )
+from finetune_trainer.contract.run import RunConfig
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"

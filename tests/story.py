@@ -9,14 +9,15 @@ from typing import Any
 
 from tests.builders import NOW, Namespace, data_config_map, make_result
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import Create, Decision
 from finetune_operator.finetunejob import policy
-from finetune_operator.finetunejob.api import FineTuneJob
-from finetune_operator.finetunejob.run import run_config
+from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import RunConfig, StepResult, Termination
-from finetune_trainer.pipeline import steps
+from finetune_trainer.contract.pipeline import steps
+from finetune_trainer.contract.reports import StepResult, Termination
+from finetune_trainer.contract.run import RunConfig
 
 SETTINGS = Settings()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator.meta import Object
-from finetune_trainer.fields import CaSecretRef
+from finetune_trainer.contract.fields import CaSecretRef
 
 VOLUME, FOLDER, FILE = "ca", "/etc/finetune-ca", "ca.crt"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.finetunejob import policy as finetunejob_policy
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.modelserve import policy as modelserve_policy
-from finetune_operator.modelserve.api import ModelServe
 from finetune_operator.reconcile import Kind
 
 KINDS = {

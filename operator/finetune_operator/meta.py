@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from finetune_trainer.fields import Report
+from finetune_trainer.contract.fields import Report
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"

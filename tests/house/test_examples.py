@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.api.crdgen import render
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.cli.document import read_document
-from finetune_operator.crdgen import render
-from finetune_operator.modelserve.api import ModelServe
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "examples").glob("*.yaml"))

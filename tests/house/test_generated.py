@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.crdgen import render
+from finetune_operator.api.crdgen import render
 
 ROOT = Path(__file__).parents[2]
 LONGEST_CRD = 100_000  # bytes of what the API server keeps and kubectl compares: JSON, without YAML's indentation

@@ -12,7 +12,8 @@ from tests.integration.conftest import FINETUNE, Operator, World, wait_until
 from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_operator import quiet
 
-from finetune_trainer.contract import RunConfig, Termination
+from finetune_trainer.contract.reports import Termination
+from finetune_trainer.contract.run import RunConfig
 
 PROGRAM = ("-m", "finetune_operator")
 STEPS = ["evaluate", "evaluate-q4", "merge", "prepare", "quantize-q4", "train"]

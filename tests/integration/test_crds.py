@@ -249,8 +249,8 @@ def test_a_wrong_serve_is_refused_with_the_field_named(world: World, spec: dict[
 
 
 def test_every_rule_is_broken_by_some_row() -> None:
-    from finetune_operator.finetunejob.rules import RULES as JOB_RULES
-    from finetune_operator.modelserve.rules import RULES as SERVE_RULES
+    from finetune_operator.api.rules.finetunejob import RULES as JOB_RULES
+    from finetune_operator.api.rules.modelserve import RULES as SERVE_RULES
 
     for rules, rows in ((JOB_RULES, REFUSED_JOBS), (SERVE_RULES, REFUSED_SERVES)):
         untested = [r.message for r in rules if not any(sentence in r.message for _, sentence in rows)]

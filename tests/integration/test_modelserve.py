@@ -11,7 +11,7 @@ from tests.integration.conftest import FINETUNE, Operator, World, wait_until
 from tests.integration.test_operator import quiet
 
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION
-from finetune_trainer.contract import ExitCode, Failure, Termination
+from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 
 Operators = Callable[..., Operator]
 WRONG = Termination(failure=Failure(reason="GateFailed", message="prompt 1 of 1 got an empty answer"))

@@ -9,7 +9,7 @@ from tests.integration.conftest import Operator, World, wait_until
 from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_crashes import apply_facts, trainer
 
-from finetune_trainer.contract import ExitCode, Termination
+from finetune_trainer.contract.reports import ExitCode, Termination
 
 PROGRAM = ("-m", "finetune_operator")
 INDEX = "batch.kubernetes.io/job-completion-index"

@@ -10,10 +10,10 @@ from datetime import datetime
 
 from finetune_operator import logs
 from finetune_operator.__main__ import run
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Create, Decision, Event, Observed, Reads
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.api import ModelServe
 from finetune_operator.names import job_labels, serve_labels
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings, read_settings

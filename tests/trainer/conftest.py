@@ -134,7 +134,7 @@ def make_run(tmp_path: Path, tiny_model: Path) -> Callable[..., Any]:
 
     Keywords replace top-level fields: make_run(training={"method": "LoRA"}, dataset={"uri": "pvc://data/rows.jsonl"}).
     """
-    from finetune_trainer.contract import RunConfig
+    from finetune_trainer.contract.run import RunConfig
 
     claims = tmp_path / "mounts" / "claims"
     for claim in ("data", "store"):

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import pipeline
 from finetune_trainer.context import Context
-from finetune_trainer.contract import DatasetFacts, FitFacts, ModelFacts, Progress, Recomputing, RunConfig, StepResult
-from finetune_trainer.store import open_store
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Progress, StepResult
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Recomputing
+from finetune_trainer.store.entries import open_store
 
 PAIRS = (
     ("Who keeps the lighthouse of Varn Point?", "Mira Oldfield."),

@@ -11,8 +11,10 @@ from typing import NoReturn
 import pytest
 from localcluster import settings
 
-from finetune_trainer import contract, llamacpp
-from finetune_trainer.contract import ExitCode, RunConfig
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.export import llamacpp
 
 SOURCE = Path(__file__).parents[2] / "trainer_image"
 
@@ -48,10 +50,10 @@ def environment(run: RunConfig, tmp_path: Path, **more: str) -> dict[str, str]:
     """Of a pod of this run, whose file and folders lie in tmp_path; its Python finds what this one does."""
     (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
     given = {
-        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        pod.ENV_RUN_FILE: str(tmp_path / "run.json"),
+        pod.ENV_MOUNTS: str(tmp_path / "mounts"),
+        pod.ENV_SCRATCH: str(tmp_path / "scratch"),
+        pod.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     return os.environ | given | more

@@ -15,12 +15,13 @@ from tests.trainer.conftest import train_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from finetune_trainer.adapter_fields import Quantization
-from finetune_trainer.contract import Method
-from finetune_trainer.fused_lora import fuse, projection
-from finetune_trainer.model import Compute, load_base
-from finetune_trainer.supervised import SupervisedLoop
-from finetune_trainer.swiglu import swiglu, swiglu_backward
+from finetune_trainer.contract.adapters import Quantization
+from finetune_trainer.contract.training import Method
+from finetune_trainer.model.compute import Compute
+from finetune_trainer.model.loading import load_base
+from finetune_trainer.speed.fused_lora import fuse, projection
+from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
+from finetune_trainer.training.supervised import SupervisedLoop
 
 SHAPE = {
     "hidden_size": 64,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from finetune_trainer.contract import Training
+from finetune_trainer.contract.training import Training
 
 SCHEDULES: tuple[str, ...] = get_args(Training.model_fields["schedule"].annotation)
 STEPS, WARMUP = 20, 4

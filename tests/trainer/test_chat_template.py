@@ -12,7 +12,8 @@ import pytest
 from tests.trainer.conftest import END, TEXT_END
 from tests.trainer.entries import PAIRS, context
 
-from finetune_trainer.contract import ExitCode, RunConfig, StepResult
+from finetune_trainer.contract.reports import ExitCode, StepResult
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, prepare, train
 
@@ -130,8 +131,8 @@ def test_all_that_is_made_carries_the_template_and_stops_where_it_ends_an_answer
     """The ConfigMap is gone by then: later steps don't mount it."""
     from transformers import AutoTokenizer, GenerationConfig
 
-    from finetune_trainer.model import end_tokens, load_tokenizer
-    from finetune_trainer.modelfile import write_modelfile
+    from finetune_trainer.export.modelfile import write_modelfile
+    from finetune_trainer.model.loading import end_tokens, load_tokenizer
 
     run = job(OTHER_END, model="tiny")
     prepared(run, tmp_path)

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import SOURCE, in_a_pod, python_of
 
-from finetune_trainer import calibration, compression
-from finetune_trainer.contract import ExitCode, Metric, RunConfig
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.export import calibration, compression
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
 

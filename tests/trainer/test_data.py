@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import ExitCode
-from finetune_trainer.data import Example, Turn, examples
-from finetune_trainer.dataset_fields import DatasetFormat, Split
-from finetune_trainer.detection import detect
+from finetune_trainer.contract.dataset import DatasetFormat, Split
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.data.detection import detect
+from finetune_trainer.data.examples import Example, Turn, examples
+from finetune_trainer.data.labels import check_seen, worded
+from finetune_trainer.data.rows import Row, is_data_file, read_rows
+from finetune_trainer.data.splits import hold_out, sample
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.labels import check_seen, worded
-from finetune_trainer.rows import Row, is_data_file, read_rows
-from finetune_trainer.splits import hold_out, sample
 
 AUTO = DatasetFormat.AUTO
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("assistant", "c")))

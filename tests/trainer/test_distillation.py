@@ -13,10 +13,12 @@ from tests.trainer.entries import PAIRS, context, prepare, render
 from tests.trainer.test_train import LORA, committed, preempted, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from finetune_trainer import contract, model
-from finetune_trainer.contract import RunConfig, StoreConfig
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.export.proof import divergence
+from finetune_trainer.model import loading
 from finetune_trainer.stages import merge
-from finetune_trainer.verify import divergence
 
 MakeRun = Callable[..., RunConfig]
 URI = "pvc://models/teacher"
@@ -24,7 +26,7 @@ URI = "pvc://models/teacher"
 
 @pytest.fixture(autouse=True)
 def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_GRACE_SECONDS, "120")
+    monkeypatch.setenv(pod.ENV_GRACE_SECONDS, "120")
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +77,8 @@ def test_the_student_comes_nearer_and_the_teacher_stays(
     make_run: MakeRun, tmp_path: Path, tiny_model: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
-    load_base = model.load_base
-    monkeypatch.setattr(model, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
+    load_base = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
     run = prepared(make_run, tmp_path, teacher, {"alpha": 1}, method="Full", learningRate=2e-3, maxSteps=16)
     trained(run, tmp_path)
     kept = AutoModelForCausalLM.from_pretrained(teacher).state_dict()

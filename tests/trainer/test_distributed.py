@@ -21,11 +21,15 @@ from tests.trainer.test_acceleration import SHAPE, adapted, loss_and_gradients
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from finetune_trainer import checkpoint, contract, distributed
-from finetune_trainer.contract import Devices, ExitCode, RunConfig, Termination
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.devices import Devices
+from finetune_trainer.contract.reports import ExitCode, Termination
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fused_lora import fuse
+from finetune_trainer.ranks import distributed
+from finetune_trainer.speed.fused_lora import fuse
 from finetune_trainer.stages import train
+from finetune_trainer.training import checkpoint
 
 MakeRun = Callable[..., RunConfig]
 TRAINING = {
@@ -52,14 +56,14 @@ class Pods:
         for node, folder in enumerate(self.folders):
             folder.mkdir()
             environment = os.environ | {
-                contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-                contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-                contract.ENV_SCRATCH: str(folder / "scratch"),
-                contract.ENV_TERMINATION_LOG: str(folder / "termination"),
-                contract.ENV_ATTEMPT: str(attempt),
-                contract.ENV_GRACE_SECONDS: "60",
-                contract.ENV_NODE_RANK: str(node),
-                contract.ENV_MASTER: master,
+                pod.ENV_RUN_FILE: str(tmp_path / "run.json"),
+                pod.ENV_MOUNTS: str(tmp_path / "mounts"),
+                pod.ENV_SCRATCH: str(folder / "scratch"),
+                pod.ENV_TERMINATION_LOG: str(folder / "termination"),
+                pod.ENV_ATTEMPT: str(attempt),
+                pod.ENV_GRACE_SECONDS: "60",
+                pod.ENV_NODE_RANK: str(node),
+                pod.ENV_MASTER: master,
                 "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             }
             command = [sys.executable, "-m", "finetune_trainer", "train"]

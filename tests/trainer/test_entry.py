@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import contract
-from finetune_trainer.contract import Progress, RunConfig
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.reports import Progress, Termination
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.progress import Reporter, serve_metrics
 
 SOURCE = Path(__file__).parents[2] / "trainer_image"
@@ -29,10 +30,10 @@ def environment(make_run: Callable[..., RunConfig], tmp_path: Path) -> dict[str,
     (tmp_path / "mounts/claims/data/rows.jsonl").write_text(row * 20_000)
     (tmp_path / "run.json").write_text(make_run().model_dump_json(by_alias=True))
     return os.environ | {
-        contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-        contract.ENV_MOUNTS: str(tmp_path / "mounts"),
-        contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        pod.ENV_RUN_FILE: str(tmp_path / "run.json"),
+        pod.ENV_MOUNTS: str(tmp_path / "mounts"),
+        pod.ENV_SCRATCH: str(tmp_path / "scratch"),
+        pod.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
         "PYTHONPATH": str(SOURCE),
     }
 
@@ -63,7 +64,7 @@ def test_sigterm_ends_a_step_with_143_and_a_message(environment: dict[str, str],
                 break
         step.send_signal(signal.SIGTERM)
         assert step.wait(30) == 143
-    told = contract.Termination.model_validate_json((tmp_path / "termination").read_text())
+    told = Termination.model_validate_json((tmp_path / "termination").read_text())
     assert told.failure is not None
     assert told.failure.reason == "Terminated"
 

@@ -11,10 +11,12 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from transformers import AutoTokenizer
 
-from finetune_trainer import score_transformers
-from finetune_trainer.contract import Metric, RunConfig, Scores
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import Scores
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.served_rows import AskedRow
+from finetune_trainer.scoring import by_transformers
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -75,7 +77,7 @@ def test_batches_change_nothing(make_run: MakeRun, tmp_path: Path, monkeypatch: 
     """Left-padded neighbours and their number must not show in an answer."""
     answers = {}
     for rows in (1, 8):
-        monkeypatch.setattr(score_transformers, "BATCH_ROWS", rows)
+        monkeypatch.setattr(by_transformers, "BATCH_ROWS", rows)
         store = {"uri": f"pvc://store/{rows}"}
         run = trained_and_merged(make_run, tmp_path, generation=GENERATION, store=store)
         evaluated(run, tmp_path)

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import DatasetFacts, ExitCode, ModelFacts, RunConfig, Strategy
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.reports import DatasetFacts, ExitCode, ModelFacts
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fit import fit_for
+from finetune_trainer.memory.fit import fit_for
 
 MakeRun = Callable[..., RunConfig]
 MISTRAL = {

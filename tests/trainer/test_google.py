@@ -10,9 +10,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.sources import Source, fetch
+from finetune_trainer.sources.fetch import fetch
+from finetune_trainer.sources.source import Source
 
 OBJECTS = {"rows/a.jsonl": b"{}\n", "rows/more/b.jsonl": b"{}\n{}\n", "rows/README.md": b"no rows"}
 WANTED = ("*.jsonl",)

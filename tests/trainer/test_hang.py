@@ -14,9 +14,9 @@ from tests.trainer.entries import prepare
 from tests.trainer.pods import environment
 from tests.trainer.test_train import LORA, MakeRun
 
-from finetune_trainer import contract
-from finetune_trainer.contract import ExitCode
-from finetune_trainer.hang import FLOOR_SECONDS, StepClock, Watchdog
+from finetune_trainer.contract.pod import ENV_HANG_AFTER
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.training.hang import FLOOR_SECONDS, StepClock, Watchdog
 
 
 class Clock:
@@ -138,7 +138,7 @@ sys.exit(__main__.main(["train"]))
 def test_a_stuck_dataloader_ends_the_pod_with_the_stacks_in_its_log(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(training=LORA | {"maxSteps": 10000, "checkpoint": {"everySteps": 2}})
     prepare(run, tmp_path)
-    given = environment(run, tmp_path, **{contract.ENV_HANG_AFTER: "2"})
+    given = environment(run, tmp_path, **{ENV_HANG_AFTER: "2"})
     pod = subprocess.run([sys.executable, "-c", STUCK], env=given, capture_output=True, text=True, check=False)
     assert pod.returncode == ExitCode.HANG, pod.stderr[-2000:]
     failure = json.loads((tmp_path / "termination").read_text())["failure"]

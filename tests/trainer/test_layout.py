@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.data.layout import Choice, choose, split_of
+from finetune_trainer.data.rows import is_data_file, read_rows
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.layout import Choice, choose, split_of
-from finetune_trainer.rows import is_data_file, read_rows
 
 FIELD = "spec.dataset.split"
 CARD = """---

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from tests.trainer.entries import context, prepare
 
-from finetune_trainer import verify
-from finetune_trainer.contract import ExitCode, Method, RunConfig
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Method
+from finetune_trainer.export import proof
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, train
 
@@ -41,7 +43,8 @@ def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> flo
     import torch
     from peft import PeftModel
 
-    from finetune_trainer.model import Compute, load_base
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
 
     at = context(run, "merge", tmp_path)
     cpu = Compute("cpu", torch.float32)
@@ -55,7 +58,7 @@ def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> flo
     tokens = torch.tensor([row["input_ids"]])
     with torch.no_grad():
         expected, found = (m.eval()(input_ids=tokens).logits[0] for m in (reference, load_base(merged, Method.LORA, cpu)))
-    return verify.divergence(expected, found)
+    return proof.divergence(expected, found)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +149,8 @@ def test_merged_folder_can_be_served(make_run: MakeRun, tmp_path: Path) -> None:
 def test_pain_13_tied_embeddings_are_tied_when_read_back(make_run: MakeRun, tmp_path: Path, method: str) -> None:
     import torch
 
-    from finetune_trainer.model import Compute, load_base
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
 
     folder = merged_folder(make_run(training=TRAINING | {"method": method, "learningRate": 1e-3}), tmp_path)
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]

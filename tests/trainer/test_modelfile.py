@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import CHATML, train_tokenizer
 
-from finetune_trainer.modelfile import chat_parts, write_modelfile
+from finetune_trainer.export.modelfile import chat_parts, write_modelfile
 
 TURNS = {
     "question": ["user"],

@@ -14,8 +14,8 @@ from tests.trainer.test_train import LORA, MakeRun, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig
 
-from finetune_trainer.supervised import SupervisedLoop
-from finetune_trainer.tokenized import labels
+from finetune_trainer.data.tokenized import labels
+from finetune_trainer.training.supervised import SupervisedLoop
 
 LENGTH = 96  # of a packed row: two or three of PAIRS
 SHAPE = {

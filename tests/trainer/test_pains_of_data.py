@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import dataset
-from finetune_trainer.contract import DatasetFacts, ExitCode, RunConfig
-from finetune_trainer.data import Example, Turn, examples
-from finetune_trainer.dataset_fields import DatasetFormat
-from finetune_trainer.detection import detect
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.reports import DatasetFacts, ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data import dataset
+from finetune_trainer.data.detection import detect
+from finetune_trainer.data.examples import Example, Turn, examples
+from finetune_trainer.data.rendering import Rendered, Renderer, describe, load_tokenizer
+from finetune_trainer.data.rows import Row
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.rendering import Rendered, Renderer, describe, load_tokenizer
-from finetune_trainer.rows import Row
 
 THINKING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"

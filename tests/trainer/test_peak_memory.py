@@ -14,8 +14,9 @@ from tests.trainer.entries import prepare
 from tests.trainer.pods import environment
 from tests.trainer.test_train import MakeRun
 
-from finetune_trainer import contract, memory
-from finetune_trainer.shape import shape_of
+from finetune_trainer.contract import pod
+from finetune_trainer.memory import estimate
+from finetune_trainer.memory.shape import shape_of
 
 pytestmark = pytest.mark.slow
 
@@ -86,14 +87,14 @@ def test_pain_09_the_estimate_is_within_a_tenth_of_the_measured_peak(
     (rows,) = folder.rglob("train.jsonl")
     longest = max(len(json.loads(line)["input_ids"]) for line in rows.read_text().splitlines())
     known = shape_of(SHAPE | shape, parameters)
-    setting = memory.Setting(training["microBatchSize"], recomputed)
-    terms = memory.estimate(known, run.training, setting, longest, on_gpu=False)
+    setting = estimate.Setting(training["microBatchSize"], recomputed)
+    terms = estimate.estimate(known, run.training, setting, longest, on_gpu=False)
 
-    given = environment(run, tmp_path, **{contract.ENV_MICRO_BATCH_SIZE: str(setting.micro_batch_size)})
+    given = environment(run, tmp_path, **{pod.ENV_MICRO_BATCH_SIZE: str(setting.micro_batch_size)})
     command = [sys.executable, "-m", "finetune_trainer", "train"]
     subprocess.run(command, env=given, check=True, stdout=subprocess.DEVNULL)
     measured = json.loads((tmp_path / "termination").read_text())["result"]["train"]["peakMemoryBytes"]
     assert max(terms.keys() - {"fixed"}, key=terms.__getitem__) == most
     assert terms["fixed"] < 0.7 * measured  # else the test would only be about Python
-    assert sum(terms.values()) == pytest.approx(measured, rel=0.1), (measured / memory.GIB, terms)
-    print(f"predicted {sum(terms.values()) / memory.GIB:.2f} GiB, measured {measured / memory.GIB:.2f} GiB")
+    assert sum(terms.values()) == pytest.approx(measured, rel=0.1), (measured / estimate.GIB, terms)
+    print(f"predicted {sum(terms.values()) / estimate.GIB:.2f} GiB, measured {measured / estimate.GIB:.2f} GiB")

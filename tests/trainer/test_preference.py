@@ -13,9 +13,13 @@ from tests.trainer.entries import context, prepare
 from tests.trainer.test_distributed import Pods
 from tests.trainer.test_train import LORA, checkpoints, committed, preempted, trained
 
-from finetune_trainer import contract
 from finetune_trainer.context import Context
-from finetune_trainer.contract import Devices, ExitCode, Metric, RunConfig, StoreConfig
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.devices import Devices
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge
 
@@ -28,7 +32,7 @@ UNPAIRED = [row for prompt, good, bad in PREFERENCES for row in ((prompt, good, 
 
 @pytest.fixture(autouse=True)
 def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_GRACE_SECONDS, "120")
+    monkeypatch.setenv(pod.ENV_GRACE_SECONDS, "120")
 
 
 def prepared(make_run: MakeRun, tmp_path: Path, store: str = "job", micro: int = 2, **training: Any) -> RunConfig:
@@ -114,11 +118,11 @@ def test_the_reference_of_a_full_training_stays_as_it_was(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from finetune_trainer import model
+    from finetune_trainer.model import loading
 
     loaded: list[Any] = []
-    load_base = model.load_base
-    monkeypatch.setattr(model, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
+    load_base = loading.load_base
+    monkeypatch.setattr(loading, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
     run = prepared(make_run, tmp_path, method="Full", learningRate=1e-3, maxSteps=2)
     trained(run, tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
@@ -190,14 +194,14 @@ def test_a_loss_that_is_no_number_stops_it(make_run: MakeRun, tmp_path: Path) ->
 
 def test_kto_is_not_shrunk_to_one_row(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared(make_run, tmp_path, objective="KTO")
-    monkeypatch.setenv(contract.ENV_MICRO_BATCH_SIZE, "1")
+    monkeypatch.setenv(pod.ENV_MICRO_BATCH_SIZE, "1")
     with pytest.raises(StepFailed, match=r"not even two fit: lower spec\.training\.maxLength") as refused:
         trained(run, tmp_path)
     assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
 
 
 def test_every_answer_of_kto_has_another_prompts_answer_beside_it() -> None:
-    from finetune_trainer.preference import EachAnswer
+    from finetune_trainer.training.preference import EachAnswer
 
     pairs = [{"prompt_ids": [10 * n], "chosen_ids": [10 * n + 1], "rejected_ids": [10 * n + 2]} for n in (1, 2, 3)]
     batch = EachAnswer(pad_token_id=0)(pairs)
@@ -207,7 +211,7 @@ def test_every_answer_of_kto_has_another_prompts_answer_beside_it() -> None:
 
 
 def test_rows_that_come_apart_keep_their_label_and_get_each_other_s_answers() -> None:
-    from finetune_trainer.preference import EachAnswer
+    from finetune_trainer.training.preference import EachAnswer
 
     rows = [{"prompt_ids": [10 * n], "completion_ids": [10 * n + 1], "label": n < 3} for n in (1, 2, 3)]
     batch = EachAnswer(pad_token_id=0)(rows)

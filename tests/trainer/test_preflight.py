@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tests.trainer.pods import need_llama_cpp
 
-from finetune_trainer import llamacpp
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.export import llamacpp
+from finetune_trainer.export.convertible import check_convertible
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.preflight import check_convertible
 
 
 @pytest.fixture(scope="module", autouse=True)

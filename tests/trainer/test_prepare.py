@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import contract, pipeline
 from finetune_trainer.__main__ import main
-from finetune_trainer.contract import ExitCode, RunConfig, StepResult, Termination
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_RUN_FILE, ENV_SCRATCH, ENV_TERMINATION_LOG, TERMINATION_LIMIT
+from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
+from finetune_trainer.contract.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 ROWS = [{"prompt": f"What is number {n}?", "completion": f"It is {n} times one."} for n in range(40)]
@@ -38,10 +40,10 @@ def pod(tmp_path: Path, mounts: Path) -> Callable[[RunConfig], dict[str, str]]:
         (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
         (tmp_path / "termination").write_text("")
         return {
-            contract.ENV_RUN_FILE: str(tmp_path / "run.json"),
-            contract.ENV_MOUNTS: str(mounts),
-            contract.ENV_SCRATCH: str(tmp_path / "scratch"),
-            contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+            ENV_RUN_FILE: str(tmp_path / "run.json"),
+            ENV_MOUNTS: str(mounts),
+            ENV_SCRATCH: str(tmp_path / "scratch"),
+            ENV_TERMINATION_LOG: str(tmp_path / "termination"),
         }
 
     return write
@@ -90,7 +92,7 @@ def prepare_pod(tmp_path: Path, pod: Callable[[RunConfig], dict[str, str]]) -> P
 def outcome(message: Path, printed: str) -> Termination:
     """The termination message, after a look at its length and at the lines printed."""
     text = message.read_text()
-    assert len(text.encode()) <= contract.TERMINATION_LIMIT
+    assert len(text.encode()) <= TERMINATION_LIMIT
     assert all(json.loads(line)["kind"] == "progress" for line in printed.splitlines())
     return Termination.model_validate_json(text)
 
@@ -182,8 +184,8 @@ def test_the_fit_follows_the_training_though_the_rows_are_reused(
 def test_finished_steps_are_reported_in_order(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tmp_path: Path
 ) -> None:
-    from finetune_trainer import pipeline
-    from finetune_trainer.store import open_store
+    from finetune_trainer.contract import pipeline
+    from finetune_trainer.store.entries import open_store
 
     put_rows(mounts, ROWS)
     run = make_run()

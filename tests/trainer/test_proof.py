@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.entries import context, prepare
 
-from finetune_trainer import proof
-from finetune_trainer.contract import ExitCode, RunConfig
+from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.export import proof
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.pipeline import FIRST_ROW_LOSS
 from finetune_trainer.stages import merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -117,8 +118,9 @@ def test_pain_02_a_model_that_never_stops_any_more_is_refused() -> None:
 
 
 def test_pain_02_answers_are_asked_for_and_end_by_themselves(make_run: MakeRun, tmp_path: Path, tiny_model: Path) -> None:
-    from finetune_trainer.contract import Method
-    from finetune_trainer.model import Compute, load_base
+    from finetune_trainer.contract.training import Method
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
 
     run = make_run()
     prepare(run, tmp_path)

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from tests.trainer.entries import context, prepare
 
-from finetune_trainer.contract import ArtifactFacts, ExitCode, Metric, RunConfig, Scores, StepResult
-from finetune_trainer.directory import DirectoryObjects
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Scores, StepResult
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish
-from finetune_trainer.store import describe, files_json
+from finetune_trainer.store.directory import DirectoryObjects
+from finetune_trainer.store.files import describe, files_json
 
 MakeRun = Callable[..., RunConfig]
 PLACE = "mounts/claims/models/published"

@@ -13,10 +13,11 @@ from localcluster import hub as local_hub
 from tests.trainer.entries import context, prepare
 from tests.writable_hub import WritableHub, writable_hub
 
-from finetune_trainer.contract import ArtifactFacts, ExitCode, RunConfig, StepResult
+from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, StepResult
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish
-from finetune_trainer.store import describe, files_json
+from finetune_trainer.store.files import describe, files_json
 
 # huggingface_hub passes files as `data`, which its HTTP client would rather have as `content`.
 pytestmark = [pytest.mark.usefixtures("hub"), pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")]

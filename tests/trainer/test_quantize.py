@@ -11,8 +11,11 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 
-from finetune_trainer import gguf, llamacpp, verify
-from finetune_trainer.contract import ExitCode, Metric, RunConfig, Training
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Training
+from finetune_trainer.export import gguf, llamacpp, proof
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
 
@@ -74,9 +77,10 @@ def logits(run: RunConfig, tmp_path: Path, file: Path) -> tuple[Any, Any]:
     """Logits of the merged model by transformers and of a GGUF file by llama.cpp, over one row's tokens."""
     import torch
 
-    from finetune_trainer.contract import Method
-    from finetune_trainer.model import Compute, load_base, load_tokenizer
-    from finetune_trainer.score_llamacpp import LlamaCppScorer
+    from finetune_trainer.contract.training import Method
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base, load_tokenizer
+    from finetune_trainer.scoring.by_llamacpp import LlamaCppScorer
     from finetune_trainer.stages.evaluate import _rows
 
     at = context(run, "evaluate", tmp_path)
@@ -101,7 +105,7 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
         proofs = ["tokenIds", "template", "endToken", "divergence", "topToken", "perplexityRatio"]
         assert [check.name for check in manifest.checks] == proofs
         file = folder / f"{artifact.name}.gguf"
-        found[artifact.quantization] = verify.divergence(*logits(run, tmp_path, file))
+        found[artifact.quantization] = proof.divergence(*logits(run, tmp_path, file))
         sizes[artifact.quantization] = file.stat().st_size
     assert all(0 <= found[t] <= limit for t, limit in LIMITS.items()), found
     assert sorted(sizes, key=lambda t: sizes[t], reverse=True) == list(LIMITS)
@@ -121,7 +125,7 @@ def test_pain_13_an_embedding_that_was_trained_is_in_the_file_and_once(run: RunC
     quantize.run(context(made, "quantize-f16", tmp_path))
     _, folder = context(made, "evaluate-f16", tmp_path).output("quantize-f16")
     file = folder / "f16.gguf"
-    assert 0 <= verify.divergence(*logits(made, tmp_path, file)) <= LIMITS["F16"]
+    assert 0 <= proof.divergence(*logits(made, tmp_path, file)) <= LIMITS["F16"]
     embedding = 2 * 49152 * 256
     assert embedding < file.stat().st_size < 1.5 * embedding
 

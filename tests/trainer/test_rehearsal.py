@@ -10,10 +10,10 @@ from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.test_train import LORA, MakeRun, trained
 from tests.trainer.test_validation import elsewhere, weights
 
-from finetune_trainer.contract import Progress
-from finetune_trainer.loop import Loop
-from finetune_trainer.rehearsal import Rehearsal
+from finetune_trainer.contract.reports import Progress
 from finetune_trainer.stages import train
+from finetune_trainer.training.loop import Loop
+from finetune_trainer.training.rehearsal import Rehearsal
 
 NOISY = LORA | {"maxSteps": 3, "lora": {"dropout": 0.1}, "neftuneNoiseAlpha": 5}
 

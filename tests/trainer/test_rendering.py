@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import ExitCode
-from finetune_trainer.data import Example, Turn
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.data.examples import Example, Turn
+from finetune_trainer.data.rendering import Rendered, Renderer, describe, load_tokenizer
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.rendering import Rendered, Renderer, describe, load_tokenizer
 
 LLAMA_2 = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"

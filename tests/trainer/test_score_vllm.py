@@ -11,10 +11,12 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import in_a_pod, python_of
 
-from finetune_trainer.contract import ExitCode, Manifest, Metric, RunConfig
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.pipeline import answered
+from finetune_trainer.contract.reports import ExitCode, Manifest
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.pipeline import answered
-from finetune_trainer.score_row import Row
+from finetune_trainer.scoring.row import Row
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from finetune_trainer.metrics import Metric
-from finetune_trainer.scores import Answer, exact_match, of_labels, perplexity, rouge, values
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.scoring.scores import Answer, exact_match, of_labels, perplexity, rouge, values
 
 
 @pytest.mark.parametrize(

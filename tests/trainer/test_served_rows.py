@@ -16,9 +16,12 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 
-from finetune_trainer import ask, llamacpp
-from finetune_trainer.contract import ENV_MOUNTS, ENV_TERMINATION_LOG, ExitCode, RunConfig, StepResult, Termination
-from finetune_trainer.served_rows import ServedRows
+from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
+from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.export import llamacpp
+from finetune_trainer.serving import ask
 from finetune_trainer.stages import evaluate
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import save_tiny_llama, train_tokenizer
 
-from finetune_trainer.adapter_fields import Lora
-from finetune_trainer.server_files import for_vllm, make_readable
+from finetune_trainer.contract.adapters import Lora
+from finetune_trainer.export.server_files import for_vllm, make_readable
 
 
 def written(folder: Path, **fields: Any) -> dict[str, Any]:

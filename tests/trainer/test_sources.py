@@ -13,12 +13,17 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from tests.trainer.conftest import make_certificate, versitygw
 
-from finetune_trainer import load, s3, sources, weights
-from finetune_trainer.contract import ExitCode, StoreConfig
+from finetune_trainer import buckets
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.retries import wait_asked_for, with_retries
-from finetune_trainer.sources import Source, fetch, matches
-from finetune_trainer.store import open_store
+from finetune_trainer.model import weights
+from finetune_trainer.serving import load
+from finetune_trainer.sources import hub
+from finetune_trainer.sources.fetch import fetch
+from finetune_trainer.sources.retries import wait_asked_for, with_retries
+from finetune_trainer.sources.source import Source, matches
+from finetune_trainer.store.entries import open_store
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
 MODEL = Source("s3://artifacts/models/tiny", "Model", "spec.model.uri", weights.WANTED, deep=False)
@@ -120,7 +125,7 @@ def test_a_certificate_is_trusted_only_where_it_is_among_those_given(
     """AWS_CA_BUNDLE is what spec.storage.artifacts.caSecretRef sets: a file of one or several certificates."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr(s3, "RETRIES", {"max_retries": 0, "retry_timeout": timedelta(seconds=5)})
+    monkeypatch.setattr(buckets, "RETRIES", {"max_retries": 0, "retry_timeout": timedelta(seconds=5)})
     strange, _ = make_certificate(tmp_path)
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes(strange.read_bytes() + certificate[0].read_bytes())
@@ -149,7 +154,7 @@ def test_a_certificate_is_trusted_only_where_it_is_among_those_given(
 # ── Retries ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 HUB = Source("hf://org/model", "Model", "spec.model.uri", ("*",))
-MEANING = partial(sources._meaning_at_hub, HUB)
+MEANING = partial(hub._meaning_at_hub, HUB)
 
 
 def answer(status: int, **headers: str) -> HfHubHTTPError:

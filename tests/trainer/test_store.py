@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.ask import read_rows
-from finetune_trainer.contract import ArtifactFacts, ExitCode, Manifest, StepResult, StoreConfig
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Manifest, StepResult
+from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.served_rows import AskedRow
-from finetune_trainer.store import Store, describe, folder_digest, open_store
+from finetune_trainer.serving.ask import read_rows
+from finetune_trainer.store.entries import Store, open_store
+from finetune_trainer.store.files import describe, folder_digest
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
 

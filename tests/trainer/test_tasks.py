@@ -14,10 +14,13 @@ import yaml
 from tests.trainer.entries import PAIRS, context, prepare
 
 from finetune_operator.cli.document import read_document
-from finetune_operator.finetunejob.run import run_config
-from finetune_trainer import pipeline, task_files, task_scores, tasks
-from finetune_trainer.contract import ExitCode, RunConfig, Scores
+from finetune_operator.finetunejob.run_config import run_config
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.reports import ExitCode, Scores
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.scoring import task_files, task_scores
+from finetune_trainer.scoring.tasks import make_entry
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -81,7 +84,7 @@ def asking(make_run: MakeRun, *names: str | dict[str, Any], judged: tuple[str, .
 
 
 def made(run: RunConfig, tmp_path: Path) -> None:
-    tasks.make_entry(context(run, "prepare", tmp_path))
+    make_entry(context(run, "prepare", tmp_path))
 
 
 def refusal(run: RunConfig, tmp_path: Path) -> tuple[str, str]:

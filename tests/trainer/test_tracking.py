@@ -10,9 +10,9 @@ import pytest
 from tests.trainer.entries import prepare
 from tests.trainer.test_train import LORA, MakeRun, committed, trained
 
-from finetune_trainer import tracking
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.training import tracking
 
 SECRET = {"reportSecretRef": {"name": "curves"}}
 

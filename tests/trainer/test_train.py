@@ -16,8 +16,10 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare, render
 from tests.trainer.pods import environment
 
-from finetune_trainer import contract
-from finetune_trainer.contract import ExitCode, Progress, RunConfig
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.pod import ENV_GRACE_SECONDS, ENV_MICRO_BATCH_SIZE
+from finetune_trainer.contract.reports import ExitCode, Progress, StepResult
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import train
 
@@ -34,7 +36,7 @@ LORA = {
 
 @pytest.fixture(autouse=True)
 def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_GRACE_SECONDS, "120")
+    monkeypatch.setenv(ENV_GRACE_SECONDS, "120")
 
 
 class Losses:
@@ -52,7 +54,7 @@ class Losses:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def trained(run: RunConfig, tmp_path: Path) -> tuple[contract.StepResult, Losses]:
+def trained(run: RunConfig, tmp_path: Path) -> tuple[StepResult, Losses]:
     losses = Losses()
     return train.run(context(run, "train", tmp_path, losses)), losses
 
@@ -130,7 +132,7 @@ def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path
     prepare(unbroken_run, tmp_path)
     _, unbroken = trained(unbroken_run, tmp_path)
 
-    run = unbroken_run.model_copy(update={"store": contract.StoreConfig(uri="pvc://store/broken")})
+    run = unbroken_run.model_copy(update={"store": StoreConfig(uri="pvc://store/broken")})
     prepare(run, tmp_path)
     before = preempted(run, tmp_path, after=3)
     assert checkpoints(run, tmp_path) == [3]
@@ -176,8 +178,8 @@ def test_pain_09_a_smaller_micro_batch_goes_on_where_memory_ran_out(
     """The memory holds one row only from the third step on; what follows is the run that never ran out."""
     import torch
 
-    from finetune_trainer.__main__ import as_failure
-    from finetune_trainer.supervised import SupervisedLoop
+    from finetune_trainer.termination import as_failure
+    from finetune_trainer.training.supervised import SupervisedLoop
 
     settings = LORA | {"maxSteps": 5, "microBatchSize": 4, "learningRate": 1e-3, "checkpoint": {"everySteps": 1}}
     unbroken = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
@@ -196,7 +198,7 @@ def test_pain_09_a_smaller_micro_batch_goes_on_where_memory_ran_out(
     with pytest.raises(torch.OutOfMemoryError) as out:
         trained(run, tmp_path)
     assert as_failure(out.value).exit_code is ExitCode.OUT_OF_GPU_MEMORY
-    monkeypatch.setenv(contract.ENV_MICRO_BATCH_SIZE, "1")
+    monkeypatch.setenv(ENV_MICRO_BATCH_SIZE, "1")
     result, losses = trained(run, tmp_path)
     assert result.fit is not None
     assert result.train is not None
@@ -225,7 +227,7 @@ def test_validation_within_training_leaves_it_alone(make_run: MakeRun, tmp_path:
     run = plain_run.model_copy(
         update={
             "training": plain_run.training.model_copy(update={"evaluate_every_steps": 1}),
-            "store": contract.StoreConfig(uri="pvc://store/validated"),
+            "store": StoreConfig(uri="pvc://store/validated"),
         }
     )
     prepare(run, tmp_path, validation=PAIRS[:2])
@@ -271,7 +273,7 @@ def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, trainin
 def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_stop() -> None:
     from torch.utils.data import DataLoader
 
-    from finetune_trainer.loop import workers_apart
+    from finetune_trainer.training.loop import workers_apart
 
     seeded = []
     loader: Any = DataLoader([0], num_workers=1, collate_fn=lambda _: os.getpgrp(), worker_init_fn=seeded.append)
@@ -281,7 +283,7 @@ def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_s
 def test_sigterm_to_the_pod_saves_and_says_preempted(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(training=LORA | {"maxSteps": 10000})
     prepare(run, tmp_path)
-    given = environment(run, tmp_path, **{contract.ENV_GRACE_SECONDS: "60"})
+    given = environment(run, tmp_path, **{ENV_GRACE_SECONDS: "60"})
     command = [sys.executable, "-m", "finetune_trainer", "train"]
     with subprocess.Popen(command, env=given, stdout=subprocess.PIPE, text=True) as pod:
         assert pod.stdout is not None

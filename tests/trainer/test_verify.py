@@ -11,21 +11,26 @@ import pytest
 import torch
 from tests.trainer.test_train import LORA
 
-from finetune_trainer import combinations, model, verify
-from finetune_trainer.adapter_fields import NF4, Quantization
-from finetune_trainer.contract import ExitCode, Method, Strategy, Training
+from finetune_trainer.contract import combinations
+from finetune_trainer.contract.adapters import NF4, Quantization
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.model import adapters, loading
+from finetune_trainer.model.compute import Compute, trained_weights_type
+from finetune_trainer.training import moved
 
 FROZEN = "base_model.model.model.layers.1.mlp.down_proj.base_layer.weight"
 TRAINED = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
-CPU = model.Compute("cpu", torch.float32)
+CPU = Compute("cpu", torch.float32)
 INT8 = Quantization(bits=8)
 PLAIN_FP4 = Quantization(type="FP4", double_quantization=False)
 
 
 @pytest.fixture
 def adapted(tiny_model: Path) -> Any:
-    return model.add_adapters(model.load_base(tiny_model, Method.LORA, CPU), Training.model_validate(LORA))
+    return adapters.add_adapters(loading.load_base(tiny_model, Method.LORA, CPU), Training.model_validate(LORA))
 
 
 def move(network: Any, moves: Callable[[str, torch.nn.Parameter], bool]) -> None:
@@ -36,9 +41,9 @@ def move(network: Any, moves: Callable[[str, torch.nn.Parameter], bool]) -> None
 
 
 def test_trained_tensors_that_moved_pass(adapted: Any) -> None:
-    before = verify.trace(adapted)
+    before = moved.trace(adapted)
     move(adapted, lambda _, parameter: parameter.requires_grad)
-    verify.check_trained(before, adapted, steps=2)
+    moved.check_trained(before, adapted, steps=2)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +57,10 @@ def test_trained_tensors_that_moved_pass(adapted: Any) -> None:
     ids=["frozen moved", "one stayed", "none moved", "every B stayed"],
 )
 def test_pain_15_weights_that_did_not_train_are_refused(adapted: Any, moves: Any, message: str) -> None:
-    before = verify.trace(adapted)
+    before = moved.trace(adapted)
     move(adapted, moves)
     with pytest.raises(StepFailed) as refused:
-        verify.check_trained(before, adapted, steps=2)
+        moved.check_trained(before, adapted, steps=2)
     assert message in str(refused.value)
     assert refused.value.exit_code is ExitCode.VERIFICATION_FAILED
 
@@ -66,10 +71,10 @@ def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(
     tiny_model: Path, dtype: torch.dtype, quantization: Quantization
 ) -> None:
     """FSDP flattens what it shards into tensors of one type: 4-bit bytes must pass for numbers of the compute type."""
-    compute = model.Compute("cpu", dtype)
-    network = model.load_base(tiny_model, Method.QLORA, compute, strategy=Strategy.FSDP, quantization=quantization)
-    network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA"}))
-    trained = model.trained_weights_type(Method.QLORA, compute, Strategy.FSDP)
+    compute = Compute("cpu", dtype)
+    network = loading.load_base(tiny_model, Method.QLORA, compute, strategy=Strategy.FSDP, quantization=quantization)
+    network = adapters.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA"}))
+    trained = trained_weights_type(Method.QLORA, compute, Strategy.FSDP)
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(trained)
@@ -81,7 +86,7 @@ def test_pain_18_fsdp_shares_out_4_bit_weights_and_adapters_of_one_type(
 
 
 def test_pain_18_a_single_gpu_keeps_4_bit_weights_in_bytes(tiny_model: Path) -> None:
-    network = model.load_base(tiny_model, Method.QLORA, model.Compute("cpu", torch.bfloat16))
+    network = loading.load_base(tiny_model, Method.QLORA, Compute("cpu", torch.bfloat16))
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.uint8
 
 
@@ -92,10 +97,10 @@ def test_orthogonal_adapters_begin_as_the_base_model_though_neither_matrix_is_ze
     tiny_model: Path, method: Method, quantization: Quantization
 ) -> None:
     row = torch.tensor([[4, 5, 6]])
-    network = model.load_base(tiny_model, method, CPU, quantization=quantization)
+    network = loading.load_base(tiny_model, method, CPU, quantization=quantization)
     with torch.no_grad():
         before = network(input_ids=row).logits
-        adapted = model.add_adapters(network, Training.model_validate(LORA | {"lora": {"init": "Orthogonal"}}))
+        adapted = adapters.add_adapters(network, Training.model_validate(LORA | {"lora": {"init": "Orthogonal"}}))
         torch.testing.assert_close(adapted(input_ids=row).logits, before, rtol=1e-4, atol=1e-5)
     layer = adapted.get_base_model().model.layers[0].self_attn.q_proj
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -108,10 +113,10 @@ def test_pain_15_dora_on_4_bit_weights_answers_in_the_compute_type(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
     """Its lengths are in float32. PEFT would answer in that, and so would all layers behind: flash attention refuses it."""
-    compute = model.Compute("cpu", torch.bfloat16)
-    network = model.load_base(tiny_model, Method.QLORA, compute)
+    compute = Compute("cpu", torch.bfloat16)
+    network = loading.load_base(tiny_model, Method.QLORA, compute)
     lora = {"dora": True, "dropout": dropout}
-    network = model.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA", "lora": lora}))
+    network = adapters.add_adapters(network, Training.model_validate(LORA | {"method": "QLoRA", "lora": lora}))
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:  # as Loop.set_trained_type has them
             parameter.data = parameter.data.to(torch.float32 if "magnitude" in name else torch.bfloat16)
@@ -127,7 +132,7 @@ def test_pain_15_dora_on_4_bit_weights_answers_in_the_compute_type(
 
 def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: Path) -> None:
     """bitsandbytes would round what goes into them in evaluation: a validation would judge another model."""
-    network = model.load_base(tiny_model, Method.QLORA, CPU, quantization=INT8)
+    network = loading.load_base(tiny_model, Method.QLORA, CPU, quantization=INT8)
     assert network.model.layers[0].mlp.up_proj.weight.dtype is torch.int8
     row = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
@@ -137,11 +142,10 @@ def test_8_bit_weights_on_cpus_answer_in_evaluation_as_in_training(tiny_model: P
 def test_weights_that_are_not_quantized_need_no_bitsandbytes(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The quantizer's image, which loads merged models, has none."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    assert model.load_base(tiny_model, Method.FULL, CPU).dtype is torch.float32
+    assert loading.load_base(tiny_model, Method.FULL, CPU).dtype is torch.float32
 
 
 def test_8_bit_weights_are_not_sharded() -> None:
     training = Training.model_validate(LORA | {"method": "QLoRA", "quantization": {"bits": 8}})
-    with pytest.raises(StepFailed, match=r"training\.quantization\.bits: FSDP can't share out 8-bit weights; set 4") as refused:
-        combinations.check(training, Strategy.FSDP)
-    assert refused.value.exit_code is ExitCode.BAD_CONFIG
+    said = combinations.refusal(training, Strategy.FSDP) or ""
+    assert said.startswith("training.quantization.bits: FSDP can't share out 8-bit weights; set 4")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.sources import Source, fetch
+from finetune_trainer.sources.fetch import fetch
+from finetune_trainer.sources.source import Source
 
 ROWS = b"".join(b'{"prompt": "%d", "completion": "answer"}\n' % n for n in range(5000))
 DIGEST = hashlib.sha256(ROWS).hexdigest()
@@ -81,7 +82,7 @@ def site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Ite
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that were waited between tries."""
     slept: list[float] = []
-    monkeypatch.setattr("finetune_trainer.retries.time.sleep", slept.append)
+    monkeypatch.setattr("finetune_trainer.sources.retries.time.sleep", slept.append)
     return slept
 
 

@@ -11,19 +11,13 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer import ask, served_rows
-from finetune_trainer.contract import (
-    ENV_MOUNTS,
-    ENV_TERMINATION_LOG,
-    ExitCode,
-    Failure,
-    Scores,
-    StepResult,
-    StoreConfig,
-    Termination,
-)
-from finetune_trainer.served_rows import AskedRow, ServedRows
-from finetune_trainer.store import open_store
+from finetune_trainer.contract import served_rows
+from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
+from finetune_trainer.contract.reports import ExitCode, Failure, Scores, StepResult, Termination
+from finetune_trainer.contract.served_rows import AskedRow, ServedRows
+from finetune_trainer.serving import ask
+from finetune_trainer.store.entries import open_store
 
 
 class Engine(ThreadingHTTPServer):

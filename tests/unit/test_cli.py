@@ -9,9 +9,9 @@ import yaml
 from tests.unit.test_sentences import DATA, GOOD, write
 from typer.testing import CliRunner
 
-from finetune_operator.cli import app
+from finetune_operator.cli.commands import app
 from finetune_operator.cli.show import describe, duration
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.reports import Progress
 
 MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")
 SPREAD = "  parallelism: {gpusPerNode: 0, numNodes: 2}\n  storage: {artifacts: {storageClassName: shared}}\n"

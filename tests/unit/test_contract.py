@@ -9,20 +9,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from finetune_trainer.__main__ import as_failure, message
-from finetune_trainer.contract import (
-    TERMINATION_LIMIT,
-    ArtifactFacts,
-    ExitCode,
-    Failure,
-    Metric,
-    Progress,
-    RunConfig,
-    Scores,
-    StepResult,
-    Termination,
-)
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.pod import TERMINATION_LIMIT
+from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Failure, Progress, Scores, StepResult, Termination
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.termination import as_failure, message
 
 RUN = {
     "namespace": "team",
@@ -106,7 +98,7 @@ def test_every_exception_becomes_an_exit_code_and_one_line(
 
 def test_the_operators_part_needs_no_trainer_libraries() -> None:
     code = (
-        "import sys, finetune_trainer.contract, finetune_trainer.pipeline, finetune_trainer.memory\n"
+        "import sys, finetune_trainer.contract.run, finetune_trainer.contract.pipeline, finetune_trainer.memory.fit\n"
         "found = {'torch', 'transformers', 'datasets', 'obstore', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(', '.join(found) or 0)"
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.fake_cluster import FakeCluster
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.controller import Controller, WatchDied
 from finetune_operator.decision import Decision, Observed, Reads
 from finetune_operator.errors import NotLeader, Unavailable
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.handlers import Seen
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.progress_reader import ProgressReader

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator import crdgen
+from finetune_operator.api import crdgen
 from finetune_operator.meta import Rule
 
 ROOT = Path(__file__).parents[2]
@@ -119,8 +119,8 @@ def test_a_rule_for_a_field_that_does_not_exist_is_an_error() -> None:
 
 
 def test_every_rule_names_its_field_and_a_remedy() -> None:
-    from finetune_operator.finetunejob.rules import RULES as JOB_RULES
-    from finetune_operator.modelserve.rules import RULES as SERVE_RULES
+    from finetune_operator.api.rules.finetunejob import RULES as JOB_RULES
+    from finetune_operator.api.rules.modelserve import RULES as SERVE_RULES
 
     for rule in (*JOB_RULES, *SERVE_RULES):
         assert rule.message.startswith("spec."), rule

@@ -11,7 +11,7 @@ from finetune_operator.decision import Observed
 from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
 from finetune_operator.finetunejob.observed import State, observe
 from finetune_operator.meta import Object
-from finetune_trainer.contract import ExitCode, Termination
+from finetune_trainer.contract.reports import ExitCode, Termination
 
 JOB: Object = {
     "metadata": {

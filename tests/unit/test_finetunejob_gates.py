@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 from tests.builders import make_scores
 
-from finetune_operator.finetunejob.api import Gate
+from finetune_operator.api.finetunejob import Gate
 from finetune_operator.finetunejob.gates import blocking, verdicts
-from finetune_trainer.contract import Scores
-from finetune_trainer.metrics import Metric
-from finetune_trainer.objective_fields import Objective
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.objectives import Objective
+from finetune_trainer.contract.reports import Scores
 
 SCORES = [
     make_scores("base", loss=3.0, exact_match=0.1),

@@ -9,8 +9,8 @@ import pytest
 from tests.builders import make_job
 from tests.story import SETTINGS, Story
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.finetunejob import image
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.finetunejob.runs import current_run
 
 ARTIFACTS = [

@@ -8,9 +8,9 @@ import pytest
 from tests.builders import Namespace, data_config_map, make_job
 from tests.story import Story
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import admission, policy
-from finetune_operator.finetunejob.api import FineTuneJob
 
 S3: dict[str, Any] = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
 HUB = {"uri": "hf://a/b", "secretRef": {"name": "hub"}}

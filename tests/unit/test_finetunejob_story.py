@@ -10,8 +10,9 @@ from tests.story import Story
 
 from finetune_operator.decision import Apply, Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE, ExitCode
-from finetune_trainer.pipeline import steps
+from finetune_trainer.contract.pipeline import steps
+from finetune_trainer.contract.pod import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE
+from finetune_trainer.contract.reports import ExitCode
 
 
 def succeeded(story: Story) -> bool:
@@ -389,7 +390,7 @@ def test_two_jobs_do_not_fight_over_one_model_serve() -> None:
 def test_an_upgrade_whose_defaults_differ_disturbs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story(make_job())
     story.to_the_end()
-    monkeypatch.setattr("finetune_operator.finetunejob.run.EPOCHS", 5.0)
+    monkeypatch.setattr("finetune_operator.finetunejob.run_config.EPOCHS", 5.0)
     assert story.passes() == []
     assert succeeded(story)
 

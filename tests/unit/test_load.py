@@ -11,9 +11,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from finetune_trainer import load
-from finetune_trainer.contract import ENV_MOUNTS, ENV_TERMINATION_LOG, ExitCode, Failure, Termination
-from finetune_trainer.store import describe, files_json, folder_digest
+from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
+from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.serving import load
+from finetune_trainer.store.files import describe, files_json, folder_digest
 
 Mounts = Path
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract import FitFacts, Recomputing, Strategy, Training
-from finetune_trainer.memory import GIB, Setting, estimate, frozen_bytes
-from finetune_trainer.setting import DoesNotFit, Ranks, divisors, fit
-from finetune_trainer.shape import Shape, shape_of
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.reports import FitFacts
+from finetune_trainer.contract.training import Recomputing, Training
+from finetune_trainer.memory.choice import DoesNotFit, Ranks, divisors, fit
+from finetune_trainer.memory.estimate import GIB, Setting, estimate, frozen_bytes
+from finetune_trainer.memory.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 32,

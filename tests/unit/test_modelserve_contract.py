@@ -8,7 +8,7 @@ import pytest
 from tests.serving import Stage, make_serve
 
 from finetune_operator.meta import Object
-from finetune_trainer.contract import Failure
+from finetune_trainer.contract.reports import Failure
 
 
 def kstatus(body: Object) -> str:

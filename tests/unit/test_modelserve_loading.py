@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.serving import Stage, make_serve
 
-from finetune_trainer.contract import Failure, Termination
+from finetune_trainer.contract.reports import Failure, Termination
 
 
 def container(name: str = "engine", restarts: int = 0, waiting: str = "", **ended: Any) -> dict[str, Any]:

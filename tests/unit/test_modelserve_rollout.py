@@ -10,8 +10,8 @@ from tests.serving import Stage, make_serve
 
 from finetune_operator.modelserve import policy
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION
-from finetune_trainer.contract import Failure
-from finetune_trainer.served_rows import ServedRows
+from finetune_trainer.contract.reports import Failure
+from finetune_trainer.contract.served_rows import ServedRows
 
 WORKING = {"Ready": "False", "Reconciling": "True"}
 STALLED = {"Ready": "False", "Stalled": "True"}

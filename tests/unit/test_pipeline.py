@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from pydantic import create_model
 
-from finetune_trainer import pipeline
-from finetune_trainer.contract import DatasetFacts, ModelFacts, RunConfig
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
+from finetune_trainer.contract.run import RunConfig
 
 MODEL = ModelFacts(revision="r", digest="sha256:m", parameters=1, architecture="Llama", bytes=1)
 DATA = DatasetFacts(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.fake_cluster import FakeCluster
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import (
     Apply,
     Create,
@@ -21,7 +22,6 @@ from finetune_operator.decision import (
     SuspendJob,
 )
 from finetune_operator.errors import Conflict, Forbidden, InvalidSpec, NotLeader, Unavailable
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.reconcile import Kind, Outcome, pruned, reconcile, without_unknown
 from finetune_operator.settings import Settings

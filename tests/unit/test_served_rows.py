@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.served_rows import AskedRow, Compared, Completion, ServedRows, is_same_answer, mistake, told
+from finetune_trainer.contract.served_rows import AskedRow, ServedRows
+from finetune_trainer.serving.compare import Compared, Completion, is_same_answer, mistake, told
 
 
 def row(answer: str) -> AskedRow:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from finetune_trainer import contract, pipeline
-from finetune_trainer.contract import (
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.fields import Model, TrainedModel
+from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract.pod import ENV_ATTEMPT, ENV_MOUNTS, ENV_POD_UID, ENV_SCRATCH, MOUNTS, SCRATCH
+from finetune_trainer.contract.reports import (
     Check,
     DatasetFacts,
     ExitCode,
@@ -21,15 +24,14 @@ from finetune_trainer.contract import (
     Manifest,
     ModelFacts,
     Progress,
-    RunConfig,
     StepResult,
 )
-from finetune_trainer.distributed import is_rank
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fields import Model, TrainedModel
-from finetune_trainer.fit import Teacher, fit_for
-from finetune_trainer.pipeline import Step
-from finetune_trainer.store import Store, folder_digest, open_store
+from finetune_trainer.memory.fit import Teacher, fit_for
+from finetune_trainer.ranks.distributed import is_rank
+from finetune_trainer.store.entries import Store, open_store
+from finetune_trainer.store.files import folder_digest
 
 T = TypeVar("T")
 
@@ -123,7 +125,7 @@ class Context:
         return pipeline.fingerprints(self.run, model, dataset)
 
     def tasks(self) -> Path:
-        """The folder with the files of the run's tasks (task_files.py), which must have some."""
+        """The folder with the files of the run's tasks (scoring/task_files.py), which must have some."""
         return self._fetch(TASKS, self._entry(TASKS, pipeline.tasks_fingerprint(_required(self.run.tasks))))
 
     def tasks_digest(self) -> str | None:
@@ -235,28 +237,28 @@ def kind_of(step: Step) -> str:
 
 
 def open_context(step_name: str, run: RunConfig, report: Callable[[Progress], None]) -> Context:
-    """The context of this process, from the run and the environment that contract.py names."""
+    """The context of this process, from the run and the environment that contract/ names."""
     steps = {step.name: step for step in pipeline.steps(run)}
     if step_name not in steps:
         raise StepFailed(
             ExitCode.BAD_CONFIG, "StepUnknown", f"{step_name} is no step of this run; its steps are {', '.join(steps)}"
         )
-    mounts = os.environ.get(contract.ENV_MOUNTS, contract.MOUNTS)
-    pod = os.environ.get(contract.ENV_POD_UID) or uuid.uuid4().hex
+    mounts = os.environ.get(ENV_MOUNTS, MOUNTS)
+    pod = os.environ.get(ENV_POD_UID) or uuid.uuid4().hex
     return Context(
         run=run,
         step=steps[step_name],
         store=open_store(run.store, mounts),
         scratch=scratch_folder(step_name),
         mounts=mounts,
-        attempt=f"{os.environ.get(contract.ENV_ATTEMPT, '1')}-{pod.replace('-', '')[:12]}",
+        attempt=f"{os.environ.get(ENV_ATTEMPT, '1')}-{pod.replace('-', '')[:12]}",
         report=report,
     )
 
 
 def scratch_folder(step_name: str) -> Path:
     """The folder that a step works in: empty at its start, and shared by the ranks of a node."""
-    scratch = Path(os.environ.get(contract.ENV_SCRATCH, contract.SCRATCH)) / step_name
+    scratch = Path(os.environ.get(ENV_SCRATCH, SCRATCH)) / step_name
     if not is_rank():
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 
 
 class StepFailed(Exception):
@@ -29,3 +29,8 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """The exception as one line of at most `limit` characters, its type where it says nothing."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def bad_config(message: str) -> StepFailed:
+    """A setting, or settings that don't go together: only an edit of the job helps."""
+    return StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from finetune_trainer.contract import Progress
+from finetune_trainer.contract.reports import Progress
 
 ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
 GAUGES = ("step", "total", "loss", "learning_rate", "tokens_per_second", "memory_bytes", "eta_seconds")

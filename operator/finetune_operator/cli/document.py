@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.cli import rules
 from finetune_operator.finetunejob import admission
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.meta import API_VERSION
 from finetune_operator.sentences import sentences
 

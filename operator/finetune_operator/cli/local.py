@@ -23,16 +23,17 @@ from typing import TextIO
 from pydantic import ValidationError
 
 import finetune_trainer
+from finetune_operator.api.finetunejob import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli.document import Document, FileError
 from finetune_operator.finetunejob import fit, gates
-from finetune_operator.finetunejob.api import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.finetunejob.failures import BY_CODE
 from finetune_operator.finetunejob.record import DONE, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
-from finetune_trainer import contract
-from finetune_trainer.contract import ArtifactFormat, ExitCode, Progress, StepResult, Termination
-from finetune_trainer.pipeline import PREPARE, Step, claims, config_maps, source_uris
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
+from finetune_trainer.contract.reports import ExitCode, Progress, StepResult, Termination
 
 GRACE_SECONDS = 120
 # Where the trainer looks for llama.cpp (finetune_trainer.llamacpp); the trainer's image has it in this folder.
@@ -183,13 +184,13 @@ def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str
         **os.environ,
         "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1",
-        contract.ENV_RUN_FILE: str(workdir.root / "run.json"),
-        contract.ENV_MOUNTS: str(workdir.mounts),
-        contract.ENV_SCRATCH: str(scratch),
-        contract.ENV_TERMINATION_LOG: str(termination),
-        contract.ENV_ATTEMPT: "1",
-        contract.ENV_POD_UID: f"local-{os.getpid()}",
-        contract.ENV_GRACE_SECONDS: str(GRACE_SECONDS),
+        pod.ENV_RUN_FILE: str(workdir.root / "run.json"),
+        pod.ENV_MOUNTS: str(workdir.mounts),
+        pod.ENV_SCRATCH: str(scratch),
+        pod.ENV_TERMINATION_LOG: str(termination),
+        pod.ENV_ATTEMPT: "1",
+        pod.ENV_POD_UID: f"local-{os.getpid()}",
+        pod.ENV_GRACE_SECONDS: str(GRACE_SECONDS),
     }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.finetunejob import objects
-from finetune_operator.finetunejob.api import FineTuneJob
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.meta import Object

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from finetune_operator.finetunejob import rules as finetunejob_rules
-from finetune_operator.finetunejob.api import FineTuneJobSpec
+from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.rules import finetunejob
 from finetune_operator.meta import Rule
 
 
@@ -19,7 +19,7 @@ def broken(spec: FineTuneJobSpec) -> list[str]:
     if find_spec("celpy") is None:
         return []
     body = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
-    return list(dict.fromkeys(_broken(body, finetunejob_rules.RULES)))
+    return list(dict.fromkeys(_broken(body, finetunejob.RULES)))
 
 
 def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:

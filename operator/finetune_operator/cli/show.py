@@ -10,11 +10,11 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from finetune_operator.api.finetunejob import ArtifactStatus, GateVerdict, StepState
 from finetune_operator.cli.local import Ending, Watcher, Workdir
-from finetune_operator.finetunejob.api import ArtifactStatus, GateVerdict, StepState
-from finetune_trainer.contract import Progress, Scores
-from finetune_trainer.metrics import Metric
-from finetune_trainer.pipeline import Step, mounted_path
+from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.pipeline import Step, mounted_path
+from finetune_trainer.contract.reports import Progress, Scores
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity
 WORD = {StepState.SUCCEEDED: "done", StepState.REUSED: "reused"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob import handover
-from finetune_operator.finetunejob.api import FineTuneJobSpec
-from finetune_trainer.fields import SecretRef
+from finetune_trainer.contract.fields import SecretRef
 
 _Named = tuple[str, str, SecretRef | None]  # field, uri, secret
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from finetune_operator.finetunejob.observed import Attempt, Pod
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 
 SIGTERM = 143  # the shell's number for a program that SIGTERM ended before it could handle it
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.contract import Devices, FitFacts
+from finetune_trainer.contract.devices import Devices
+from finetune_trainer.contract.reports import FitFacts
 
 _GIB = 1024**3
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finetune_operator.finetunejob.api import Gate, GateAction, GateVerdict
-from finetune_trainer.contract import Scores
-from finetune_trainer.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
-from finetune_trainer.objective_fields import OF_PAIRS, Objective
-from finetune_trainer.pipeline import BASE, MERGED
+from finetune_operator.api.finetunejob import Gate, GateAction, GateVerdict
+from finetune_trainer.contract.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
+from finetune_trainer.contract.objectives import OF_PAIRS, Objective
+from finetune_trainer.contract.pipeline import BASE, MERGED
+from finetune_trainer.contract.reports import Scores
 
 # Judged where the spec names no gate: training must not have made the model worse on the test rows.
 DEFAULT = Gate(name="not-worse-than-base", metric=Metric.LOSS, min_improvement_over_base=0.0)

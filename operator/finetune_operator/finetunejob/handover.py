@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.finetunejob.api import ArtifactStatus, FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.api.finetunejob import ArtifactStatus, FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.api.modelserve import EngineType, ModelServeSpec
 from finetune_operator.meta import API_VERSION, Object
-from finetune_operator.modelserve.api import EngineType, ModelServeSpec
 from finetune_operator.names import LABEL_JOB, job_labels, label_value, object_name
 from finetune_operator.sentences import sentences
-from finetune_trainer.contract import ArtifactFormat
-from finetune_trainer.pipeline import MERGED
+from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_trainer.contract.pipeline import MERGED
 
 Spec = dict[str, Any]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_operator.finetunejob.api import FineTuneJobSpec
+from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import ArtifactFormat
-from finetune_trainer.evaluation_fields import AnswerEngine
-from finetune_trainer.pipeline import Step
+from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_trainer.contract.evaluation import AnswerEngine
+from finetune_trainer.contract.pipeline import Step
 
 
 def default_image(run: Run, step: Step, settings: Settings) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import certificates, names, pod_security
-from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, Resources, Stage
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, Resources, Stage
 from finetune_operator.finetunejob.image import asks_vllm, default_image
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
@@ -27,9 +27,9 @@ from finetune_operator.names import (
     volume_name,
 )
 from finetune_operator.settings import Settings
-from finetune_trainer import contract
-from finetune_trainer.fields import SecretRef
-from finetune_trainer.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models, mounted_path
+from finetune_trainer.contract import pod, training
+from finetune_trainer.contract.fields import SecretRef
+from finetune_trainer.contract.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models, mounted_path
 
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
@@ -174,29 +174,29 @@ def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
     if run.pods(start.step) == 1:
         return {}
     first = f"{step_job(job.metadata.name, start.step.name, run.id, start.attempt)}-0"
-    return {contract.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
+    return {pod.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
 
 
 def _told(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:
     """Whom to trust; a smaller micro-batch where the GPU's memory did not hold the estimated one; what the job calls a hang."""
     size, medians = step_record(status, step.name).micro_batch_size, job.spec.retry.hang_after_median_steps
     told = certificates.environment(job.spec.storage.artifacts.ca_secret_ref)
-    told |= {} if size is None else {contract.ENV_MICRO_BATCH_SIZE: str(size)}
-    if step.stage == TRAIN and medians != contract.HANG_AFTER_MEDIAN_STEPS:
-        told[contract.ENV_HANG_AFTER] = str(medians)
+    told |= {} if size is None else {pod.ENV_MICRO_BATCH_SIZE: str(size)}
+    if step.stage == TRAIN and medians != training.HANG_AFTER_MEDIAN_STEPS:
+        told[pod.ENV_HANG_AFTER] = str(medians)
     return told
 
 
 def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:
     values = {
-        contract.ENV_RUN_FILE: contract.RUN_FILE,
-        contract.ENV_MOUNTS: contract.MOUNTS,
-        contract.ENV_SCRATCH: contract.SCRATCH,
-        contract.ENV_TERMINATION_LOG: contract.TERMINATION_LOG,
-        contract.ENV_ATTEMPT: str(attempt),
-        contract.ENV_GRACE_SECONDS: str(grace),
+        pod.ENV_RUN_FILE: pod.RUN_FILE,
+        pod.ENV_MOUNTS: pod.MOUNTS,
+        pod.ENV_SCRATCH: pod.SCRATCH,
+        pod.ENV_TERMINATION_LOG: pod.TERMINATION_LOG,
+        pod.ENV_ATTEMPT: str(attempt),
+        pod.ENV_GRACE_SECONDS: str(grace),
         "HOME": "/tmp",  # the root file system is read-only
-        "HF_HOME": f"{contract.SCRATCH}/huggingface",
+        "HF_HOME": f"{pod.SCRATCH}/huggingface",
         "PYTHONUNBUFFERED": "1",  # progress lines are read while the pod runs
         **more,
     }
@@ -204,7 +204,7 @@ def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, s
         values["HF_ENDPOINT"] = settings.hub_endpoint
         values["HF_HUB_DISABLE_XET"] = "1"  # mirrors speak plain HTTP
     env: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
-    env.append({"name": contract.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    env.append({"name": pod.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
     return env
 
 
@@ -243,10 +243,10 @@ class _Volume:
 def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
     size = job.spec.storage.scratch.size
     scratch = {"sizeLimit": size} if size else {}
-    folder = contract.RUN_FILE.rpartition("/")[0]
+    folder = pod.RUN_FILE.rpartition("/")[0]
     found = [
         _volume("run", {"configMap": {"name": run.config_map}}, folder, read_only=True),
-        _volume("scratch", {"emptyDir": scratch}, contract.SCRATCH),
+        _volume("scratch", {"emptyDir": scratch}, pod.SCRATCH),
         _volume("tmp", {"emptyDir": {}}, "/tmp"),
     ]
     if (ca := job.spec.storage.artifacts.ca_secret_ref) is not None:
@@ -255,11 +255,11 @@ def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
         found.append(_volume("shm", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
     writable = _written_claims(run, step)
     for claim in _claims(run, step):
-        path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
+        path = mounted_path(f"pvc://{claim}", pod.MOUNTS)
         source = {"persistentVolumeClaim": {"claimName": claim}}
         found.append(_volume(volume_name("claim", claim), source, path or "", read_only=claim not in writable))
     for name in config_maps(run.config) if step.name == PREPARE else ():
-        path = mounted_path(f"configmap://{name}", contract.MOUNTS)
+        path = mounted_path(f"configmap://{name}", pod.MOUNTS)
         found.append(_volume(volume_name("data", name), {"configMap": {"name": name}}, path or "", read_only=True))
     return found
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP
-from finetune_trainer.contract import CONSEQUENCES, Progress, Termination
+from finetune_trainer.contract.reports import CONSEQUENCES, Progress, Termination
 
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again
 from finetune_operator.finetunejob import gates, handover
-from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.finetunejob.observed import Attempt, Waiting, World
 from finetune_operator.finetunejob.record import DONE, step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import Object
-from finetune_trainer.pipeline import Step
+from finetune_trainer.contract.pipeline import Step
 
 DOING = {
     "prepare": "Preparing",

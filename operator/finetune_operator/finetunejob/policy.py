@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, StepState
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
-from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, StepState
 from finetune_operator.finetunejob.observed import observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing, Start, make_outlook
 from finetune_operator.finetunejob.record import absorb, with_step
 from finetune_operator.finetunejob.references import Reference, references
-from finetune_operator.finetunejob.run import run_config
+from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.finetunejob.status import events, next_status, rendered
 from finetune_operator.meta import Object

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from finetune_operator.finetunejob import fit
-from finetune_operator.finetunejob.api import (
+from finetune_operator.api.finetunejob import (
     ArtifactStatus,
     FineTuneJobStatus,
     LastFailure,
@@ -19,13 +18,14 @@ from finetune_operator.finetunejob.api import (
     StepState,
     StepStatus,
 )
-from finetune_operator.finetunejob.api import Retry as Budget
+from finetune_operator.api.finetunejob import Retry as Budget
+from finetune_operator.finetunejob import fit
 from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import stamp
-from finetune_trainer.contract import StepResult
-from finetune_trainer.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
+from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
+from finetune_trainer.contract.reports import StepResult
 
 DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 

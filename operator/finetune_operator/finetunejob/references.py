@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from finetune_operator.decision import Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import TRACKERS, RunConfig
-from finetune_trainer.fields import CaSecretRef, SecretRef
+from finetune_trainer.contract.fields import CaSecretRef, SecretRef
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import TRACKERS
 
 # Keys that a Secret must hold for a source of this scheme.
 KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.finetunejob.api import FineTuneJob, FineTuneJobStatus, StepState, StepStatus
-from finetune_operator.finetunejob.run import run_config
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, StepState, StepStatus
+from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.names import ANNOTATION_RETRY, run_config_map, short_hash
-from finetune_trainer.contract import RunConfig
-from finetune_trainer.pipeline import TRAIN, Step, digest, steps
+from finetune_trainer.contract.pipeline import TRAIN, Step, digest, steps
+from finetune_trainer.contract.run import RunConfig
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,16 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.api.finetunejob import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
 from finetune_operator.finetunejob import fit, handover
-from finetune_operator.finetunejob.api import (
-    FineTuneJobStatus,
-    ProgressStatus,
-    ServingStatus,
-    StepState,
-)
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
-from finetune_operator.finetunejob.run import resolved
+from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.meta import Object, stamp
-from finetune_trainer.contract import FitFacts, Progress
-from finetune_trainer.pipeline import TRAIN
+from finetune_trainer.contract.pipeline import TRAIN
+from finetune_trainer.contract.reports import FitFacts, Progress
 
 STALE_SECONDS = 120
 

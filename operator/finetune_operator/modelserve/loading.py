@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_operator.modelserve.observed import Container, Deployed, Pod
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 
 # The loader's codes for what another attempt would find again.
 FINAL = frozenset(

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from finetune_operator.api.finetunejob import ArtifactStatus, ArtifactStore, FineTuneJobStatus
+from finetune_operator.api.modelserve import EngineType, JobRef, ModelServe, ResolvedModel
 from finetune_operator.decision import Observed, Ref
-from finetune_operator.finetunejob.api import ArtifactStatus, ArtifactStore, FineTuneJobStatus
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.api import EngineType, JobRef, ModelServe, ResolvedModel
 
 SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors", "BitsAndBytes"), EngineType.LLAMA_CPP: ("GGUF",)}
 

@@ -6,8 +6,8 @@ import copy
 import json
 
 from finetune_operator import pod_security
+from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
-from finetune_operator.modelserve.api import ModelServe, Prompt
 from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.plan import Target, asked_rows
 from finetune_operator.modelserve.pod import mounted_claim, served_name
@@ -23,7 +23,7 @@ from finetune_operator.names import (
     short_hash,
 )
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import ExitCode
+from finetune_trainer.contract.reports import ExitCode
 
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
 GREETING = Prompt(prompt="Hello! Who are you?")
@@ -130,7 +130,7 @@ def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
 
 def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
     wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
-    command = ["python", "-m", "finetune_trainer.ask", "--url", url, "--model", served_name(serve)]
+    command = ["python", "-m", "finetune_trainer.serving.ask", "--url", url, "--model", served_name(serve)]
     command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
     command += ["--timeout", str(wanted.timeout_seconds)]
     container: Object = {

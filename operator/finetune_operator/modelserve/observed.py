@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.api import ModelServe
 from finetune_operator.names import (
     ANNOTATION_MODEL_DIGEST,
     ANNOTATION_MODEL_URI,
@@ -22,8 +22,8 @@ from finetune_operator.names import (
     LABEL_REVISION,
     object_name,
 )
-from finetune_trainer.contract import Failure, Termination
-from finetune_trainer.served_rows import ServedRows
+from finetune_trainer.contract.reports import Failure, Termination
+from finetune_trainer.contract.served_rows import ServedRows
 
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
 SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and fro between the two

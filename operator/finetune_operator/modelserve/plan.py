@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.api import ModelServe, ResolvedModel
 from finetune_operator.modelserve.pod import pod_template
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
+
+LOADER_OF_OLD = ("python", "-m", "finetune_trainer.load")  # as every revision has been hashed from the first release on
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:
 
 
 def _identity(template: Object) -> str:
-    """The loader comes with the operator: an upgrade of the operator must not load every model of a cluster anew."""
+    """The loader comes with the operator: neither its image nor its program's path may load every model of a cluster anew."""
     spec = template["spec"]
-    loaders = [{k: v for k, v in loader.items() if k != "image"} for loader in spec["initContainers"]]
+    loaders = [
+        {k: v for k, v in loader.items() if k != "image"} | {"command": [*LOADER_OF_OLD, *loader["command"][3:]]}
+        for loader in spec["initContainers"]
+    ]
     return json.dumps({**template, "spec": {**spec, "initContainers": loaders}}, sort_keys=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from finetune_operator import certificates, pod_security
+from finetune_operator.api.modelserve import EngineType, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.api import EngineType, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.modelserve.engines import MODEL, Launch, launch
 from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import serve_labels, volume_name
 from finetune_operator.settings import Settings
-from finetune_trainer import contract
-from finetune_trainer.pipeline import mounted_path
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.pipeline import mounted_path
 
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
@@ -71,12 +71,12 @@ def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Ob
 def mounted_claim(claim: str) -> tuple[Object, Object]:
     """A claim as a pod's volume, and its mount, read-only, where our programs look for it."""
     name = volume_name("claim", claim)
-    path = mounted_path(f"pvc://{claim}", contract.MOUNTS)
+    path = mounted_path(f"pvc://{claim}", pod.MOUNTS)
     return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, {"name": name, "mountPath": path, "readOnly": True}
 
 
 def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], settings: Settings) -> Object:
-    command = ["python", "-m", "finetune_trainer.load", "--uri", model.uri, "--target", TARGET]
+    command = ["python", "-m", "finetune_trainer.serving.load", "--uri", model.uri, "--target", TARGET]
     if spec.engine.type is EngineType.LLAMA_CPP:
         command.append("--gguf")
     for option in ("digest", "endpoint", "region"):

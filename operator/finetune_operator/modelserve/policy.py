@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve import objects
-from finetune_operator.modelserve.api import ModelServe
 from finetune_operator.modelserve.model import refs, resolve
 from finetune_operator.modelserve.observed import observe, revision_of
 from finetune_operator.modelserve.plan import target

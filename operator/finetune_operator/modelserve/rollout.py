@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
 
+from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState
 from finetune_operator.decision import look_again
 from finetune_operator.meta import stamp
-from finetune_operator.modelserve.api import ModelServe, Revision, RevisionState
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
 from finetune_operator.modelserve.model import Resolution
 from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.modelserve.api import ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServeSpec, ResolvedModel
 
 LEAST_SECONDS = 600
 UNKNOWN_SIZE_SECONDS = 1800

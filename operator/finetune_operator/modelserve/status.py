@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from finetune_operator.api.modelserve import ModelServeStatus, Revision, RevisionState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
-from finetune_operator.modelserve.api import ModelServeStatus, Revision, RevisionState
 from finetune_operator.modelserve.objects import revision_labels, service_url
 from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.rollout import Case, Rollout, Standing

@@ -13,17 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import scores, served_rows, task_files, task_scores
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ExitCode, Scores, StepResult
-from finetune_trainer.dataset_fields import DatasetFormat
-from finetune_trainer.evaluation_fields import LLAMA_CPP, AnswerEngine
+from finetune_trainer.contract import served_rows
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.evaluation import LLAMA_CPP, AnswerEngine
+from finetune_trainer.contract.pipeline import BASE, MERGE, MERGED, answered, subjects, tasks_for
+from finetune_trainer.contract.reports import ExitCode, Scores, StepResult
+from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import BASE, MERGE, MERGED, answered, subjects, tasks_for
-from finetune_trainer.score_row import Row, Scorer
-from finetune_trainer.served_rows import AskedRow
-from finetune_trainer.task_scores import TaskScores
+from finetune_trainer.scoring import scores, task_files, task_scores
+from finetune_trainer.scoring.row import Row, Scorer
+from finetune_trainer.scoring.task_scores import TaskScores
 
 KIND = "evaluate"
 
@@ -153,13 +154,14 @@ def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
 
 def _scorer(context: Context, subject: str, rows: Sequence[Row], engine: str) -> Scorer:
     """llama.cpp for GGUF files, vLLM or transformers for all else; all see the token ids of the base's tokenizer."""
-    from finetune_trainer.model import compute_for, end_tokens, load_tokenizer
+    from finetune_trainer.model.compute import compute_for
+    from finetune_trainer.model.loading import end_tokens, load_tokenizer
 
     _, base = context.model()
     tokenizer = load_tokenizer(base)
     new_tokens = context.run.generation.max_new_tokens
     if engine == LLAMA_CPP:
-        from finetune_trainer.score_llamacpp import LlamaCppScorer
+        from finetune_trainer.scoring.by_llamacpp import LlamaCppScorer
 
         _, folder = context.output(f"quantize-{subject}")
         (file,) = folder.glob("*.gguf")
@@ -167,10 +169,10 @@ def _scorer(context: Context, subject: str, rows: Sequence[Row], engine: str) ->
     compute = compute_for(context.run.training.precision, context.run.devices)
     folder = base if subject == BASE else _folder(context, subject)
     if engine == AnswerEngine.VLLM:
-        from finetune_trainer.score_vllm import VllmScorer
+        from finetune_trainer.scoring.by_vllm import VllmScorer
 
         return VllmScorer(folder, tokenizer, end_tokens(tokenizer, base), new_tokens, compute)
-    from finetune_trainer.score_transformers import TransformersScorer
+    from finetune_trainer.scoring.by_transformers import TransformersScorer
 
     return TransformersScorer(folder, tokenizer, end_tokens(tokenizer, base), new_tokens, compute)
 
@@ -199,7 +201,7 @@ def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], 
 
 def _write_asked(context: Context, folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
     """asked.jsonl: the first rows, as a served model will be asked them."""
-    from finetune_trainer.model import load_tokenizer
+    from finetune_trainer.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(context.model_without_weights())
     special, longest = not tokenizer.chat_template, min(served_rows.TOKENS, context.run.generation.max_new_tokens)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ArtifactFacts, Check, Manifest, Method, Precision, StepResult
+from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS, MERGED, TRAIN
+from finetune_trainer.contract.reports import ArtifactFacts, Check, Manifest, StepResult
+from finetune_trainer.contract.training import Method, Precision
+from finetune_trainer.export.server_files import make_readable
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import FIRST_ROW_LOSS, MERGED, TRAIN
-from finetune_trainer.server_files import make_readable
 
 if TYPE_CHECKING:
-    from finetune_trainer.proof import FixedRow, Likeness, Limits
+    from finetune_trainer.export.proof import FixedRow, Likeness, Limits
 
 # Mean KL divergence in nats. What remains is rounding to BF16; measured: 6e-6 on tiny models, 5e-4 on SmolLM2-135M.
 LIMIT = 5e-3
@@ -42,7 +43,7 @@ def run(context: Context) -> StepResult:
     if done is not None:
         return done
     quieten()
-    from finetune_trainer import card
+    from finetune_trainer.export import card
 
     trained, trained_folder = context.output(TRAIN)
     assert trained.result.train is not None
@@ -68,7 +69,8 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     """Write the merged weights; the adapter must be whole and as it was trained, the sum must answer like the two."""
     from peft import get_peft_model_state_dict
 
-    from finetune_trainer import model, proof
+    from finetune_trainer.export import proof
+    from finetune_trainer.model import loading
 
     context.progress("merging")
     _, base_folder = context.model()
@@ -83,7 +85,7 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     make_readable(folder)  # before it is read back and proven
     del adapted
     context.progress("verifying")
-    merged = model.load_base(folder, Method.LORA, _cpu())
+    merged = loading.load_base(folder, Method.LORA, _cpu())
     found = proof.likeness(rows, expected, [proof.logits(merged, row) for row in rows])
     checks += proof.check_likeness(UNLIKE, found, _limits(context, learned))
     return checks + _check_stops(context, merged, base_folder)
@@ -91,17 +93,18 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
 
 def _prove_full(context: Context, trained: Manifest, folder: Path) -> tuple[Check, ...]:
     """The weights as they were saved, in BF16, must have the loss that they had while they were trained."""
-    from finetune_trainer import model, proof
+    from finetune_trainer.export import proof
+    from finetune_trainer.model import loading
 
     context.progress("verifying")
     row = proof.fixed_rows(context.data()[1])[0]
-    saved = model.load_base(folder, Method.LORA, _cpu())
+    saved = loading.load_base(folder, Method.LORA, _cpu())
     return _check_reload(context, trained, row, proof.logits(saved, row)) + _check_stops(context, saved, context.model()[1])
 
 
 def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: Any) -> tuple[Check, ...]:
     """Nothing to compare where the row was cut, has no counted token, or was trained by an earlier version."""
-    from finetune_trainer import proof
+    from finetune_trainer.export import proof
 
     before, loss = float(trained.inputs.get(FIRST_ROW_LOSS, "nan")), proof.row_loss(logits, row)
     if not (row.whole and math.isfinite(before) and math.isfinite(loss)):
@@ -114,13 +117,14 @@ def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: An
 
 def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...]:
     """Answers must end by themselves: a model that has lost its end token looks well by its loss and can't be served."""
-    from finetune_trainer import model, proof
+    from finetune_trainer.export import proof
+    from finetune_trainer.model import loading
 
     asked = proof.questions(context.data()[1])
-    ends = model.end_tokens(model.load_tokenizer(base), base)
+    ends = loading.end_tokens(loading.load_tokenizer(base), base)
 
     def of_base() -> int:
-        return proof.stopping(model.load_base(base, Method.LORA, _cpu()), asked, ends)
+        return proof.stopping(loading.load_base(base, Method.LORA, _cpu()), asked, ends)
 
     return proof.check_stops(len(asked), proof.stopping(network, asked, ends) if ends else 0, of_base)
 
@@ -129,14 +133,14 @@ def _cpu() -> Any:
     """Merging needs no GPU, and float32 adds no rounding of its own."""
     import torch
 
-    from finetune_trainer.model import Compute
+    from finetune_trainer.model.compute import Compute
 
     return Compute("cpu", torch.float32)
 
 
 def _limits(context: Context, learned: Likeness) -> Limits:
     """`learned` is how far the adapter moved the model from its base."""
-    from finetune_trainer.proof import LIMITS, Limits
+    from finetune_trainer.export.proof import LIMITS, Limits
 
     other_base = context.run.training.method is Method.QLORA and context.run.merge_base == "Original"
     if other_base:  # and the same difference: what rounding the base costs. It guards against a broken merge only.
@@ -148,7 +152,7 @@ def _load_adapted(context: Context, base: Path, adapter: Path) -> Any:
     """The model as it was trained: the base in the training's format, with the adapter beside it."""
     from peft import PeftModel
 
-    from finetune_trainer.model import load_base
+    from finetune_trainer.model.loading import load_base
 
     training = context.run.training
     network = load_base(base, training.method, _cpu(), quantization=training.quantization)
@@ -162,8 +166,9 @@ def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_bnb_weight
 
-    from finetune_trainer import saved_modules
-    from finetune_trainer.model import Compute, load_base
+    from finetune_trainer.model import saved_modules
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
 
     merged = load_base(base_folder, Method.LORA, Compute("cpu", torch.bfloat16))
     dequantized = context.run.merge_base == "Dequantized"

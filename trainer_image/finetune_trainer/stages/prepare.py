@@ -17,16 +17,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer import chat_template, dataset, pickles, pipeline, tasks, weights
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
-from finetune_trainer.contract import ArtifactFormat, ExitCode, File, Manifest, ModelFacts, RunConfig, StepResult
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_trainer.contract.fields import Model
+from finetune_trainer.contract.reports import ExitCode, File, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data import chat_template, dataset
+from finetune_trainer.data.rendering import load_tokenizer
+from finetune_trainer.data.vocabulary import check_vocabulary
+from finetune_trainer.export.convertible import check_convertible
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.fields import Model
-from finetune_trainer.fit import Teacher, fit_for
-from finetune_trainer.preflight import check_convertible, check_vocabulary
-from finetune_trainer.rendering import load_tokenizer
-from finetune_trainer.sources import Fetched, Source, fetch
-from finetune_trainer.store import files_json, folder_digest, parse_files, sha256
+from finetune_trainer.memory.fit import Teacher, fit_for
+from finetune_trainer.model import pickles, weights
+from finetune_trainer.scoring import tasks
+from finetune_trainer.sources.fetch import fetch
+from finetune_trainer.sources.source import Fetched, Source
+from finetune_trainer.store.files import files_json, folder_digest, parse_files, sha256
 
 SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
 WATCH_SECONDS = 5.0

@@ -3,7 +3,7 @@
     <uri>/<artifact>/…            the artifact's files
     <uri>/<artifact>/files.json   written last: who finds it finds all that it names
 
-What is there already with the same digest stays as it is. How hf:// differs is told in hub.py. The model card gets the
+What is there already with the same digest stays as it is. How hf:// differs is told in export/hub.py. The model card gets the
 scores, which nobody knew when the artifact was made; all else is the artifact's, byte by byte.
 """
 
@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_trainer import card, hub
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ExitCode, File, Manifest, Publish, Scores, StepResult
-from finetune_trainer.directory import DirectoryObjects
+from finetune_trainer.contract.artifacts import Publish
+from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
+from finetune_trainer.contract.reports import ExitCode, File, Manifest, Scores, StepResult
+from finetune_trainer.export import card, hub
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
-from finetune_trainer.s3 import S3Objects
-from finetune_trainer.store import FILES, Objects, files_json, folder_digest, parse_files, sha256
+from finetune_trainer.store.directory import DirectoryObjects
+from finetune_trainer.store.entries import Objects
+from finetune_trainer.store.files import FILES, files_json, folder_digest, parse_files, sha256
+from finetune_trainer.store.s3 import S3Objects
 
 
 def run(context: Context) -> StepResult:

@@ -1,17 +1,18 @@
 """Quantize: make one artifact of the merged model, and prove that it answers as the merged model does.
 
-GGUF             by llama.cpp, for llama.cpp and Ollama (gguf.py)
+GGUF             by llama.cpp, for llama.cpp and Ollama (export/gguf.py)
 CompressedTensors by llm-compressor in the quantizer image, as its pins clash with the trainer's; for vLLM
-BitsAndBytes     the 4-bit storage that QLoRA trains on; for vLLM on GPUs, and to train on again (compression.py)
+BitsAndBytes     the 4-bit storage that QLoRA trains on; for vLLM on GPUs, and to train on again (export/compression.py)
 """
 
 from __future__ import annotations
 
-from finetune_trainer import compression, gguf
 from finetune_trainer.context import Context
-from finetune_trainer.contract import ArtifactFacts, ArtifactFormat, StepResult
+from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_trainer.contract.pipeline import MERGE, TRAIN
+from finetune_trainer.contract.reports import ArtifactFacts, StepResult
+from finetune_trainer.export import compression, gguf
 from finetune_trainer.libraries import quieten
-from finetune_trainer.pipeline import MERGE, TRAIN
 
 
 def run(context: Context) -> StepResult:
@@ -20,7 +21,7 @@ def run(context: Context) -> StepResult:
     if done is not None:
         return done
     quieten()
-    from finetune_trainer import card
+    from finetune_trainer.export import card
 
     artifact = next(a for a in context.run.artifacts if a.name == context.step.artifact)
     merged, merged_folder = context.output(MERGE)

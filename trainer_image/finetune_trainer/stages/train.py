@@ -13,34 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import combinations, contract, distributed, sharding, split_init
 from finetune_trainer.context import Context
-from finetune_trainer.contract import (
-    SHARES_WEIGHTS,
-    ArtifactFacts,
-    ExitCode,
-    FitFacts,
-    Method,
-    StepResult,
-    Strategy,
-    TrainFacts,
-    Training,
-)
-from finetune_trainer.failures import StepFailed
-from finetune_trainer.fields import Model
+from finetune_trainer.contract import combinations, pod
+from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.fields import Model
+from finetune_trainer.contract.objectives import WITH_REFERENCE, Objective
+from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
+from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, FitFacts, StepResult, TrainFacts
+from finetune_trainer.contract.training import Method, Training
+from finetune_trainer.failures import StepFailed, bad_config
 from finetune_trainer.libraries import quieten
-from finetune_trainer.objective_fields import WITH_REFERENCE, Objective
-from finetune_trainer.pipeline import ADAPTER, PREPARE
-from finetune_trainer.preemption import Activity, Preemption, preempted
-from finetune_trainer.setting import LEAST_OF_KTO
+from finetune_trainer.memory.choice import LEAST_OF_KTO
+from finetune_trainer.model import split_init
+from finetune_trainer.ranks import distributed, sharding
+from finetune_trainer.training.preemption import Activity, Preemption, preempted
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from finetune_trainer.checkpoint import SaveCheckpoints
-    from finetune_trainer.loop import Loop
-    from finetune_trainer.model import Compute
-    from finetune_trainer.validation import StopEarly
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.training.checkpoint import SaveCheckpoints
+    from finetune_trainer.training.loop import Loop
+    from finetune_trainer.training.validation import StopEarly
 
 
 def run(context: Context) -> StepResult | None:
@@ -63,8 +57,8 @@ def run(context: Context) -> StepResult | None:
 
 
 def _train(context: Context, preemption: Preemption) -> StepResult | None:
-    from finetune_trainer import checkpoint, hang, verify
-    from finetune_trainer.validation import StopEarly
+    from finetune_trainer.training import checkpoint, hang, moved
+    from finetune_trainer.training.validation import StopEarly
 
     training, fingerprint = context.run.training, context.fingerprint(context.step.name)
     loaded = _load(context)
@@ -72,7 +66,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
     watchdog = hang.watchdog()
     loop = _loop(context, loaded, [saving, *stopping, watchdog])
-    before = verify.trace(loaded.network)
+    before = moved.trace(loaded.network)
     folder, ranks = Path(loop.args.output_dir), loop.args.world_size
     resume = checkpoint.restore(context.store, fingerprint, folder, loaded.fit.strategy, ranks)
 
@@ -84,7 +78,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
 
     if training.keep_checkpoint == "Best":
         saving.load_best(loop)
-    verify.check_trained(before, loaded.network, loop.state.global_step)
+    moved.check_trained(before, loaded.network, loop.state.global_step)
     return _commit(context, loaded, loop, _facts(loop, resume, started))
 
 
@@ -111,14 +105,17 @@ class Loaded:
 
 def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before anything is read."""
-    from finetune_trainer import acceleration, activations, model
-    from finetune_trainer.arguments import arguments
+    from finetune_trainer.model import adapters, loading
+    from finetune_trainer.model.compute import compute_for
+    from finetune_trainer.speed import acceleration, activations
+    from finetune_trainer.training.arguments import arguments
 
     training = context.run.training
-    compute = model.compute_for(training.precision, context.run.devices)
+    compute = compute_for(training.precision, context.run.devices)
     fit = distributed.of_first(lambda: _fit(context))
     strategy = fit.strategy or Strategy.DDP
-    combinations.check(training, strategy)
+    if sentence := combinations.refusal(training, strategy):
+        raise bad_config(sentence)
     asked = arguments(context.run, fit, compute, context.scratch / "train")  # with ZeRO they say how the model is loaded
     if compute.device == "cpu":
         sharding.allow_on_cpus(strategy)
@@ -127,15 +124,15 @@ def _load(context: Context) -> Loaded:
     with distributed.first_on_node():
         _, model_folder = context.model()
         _, rows = context.data()
-    tokenizer = model.load_tokenizer(model_folder)
+    tokenizer = loading.load_tokenizer(model_folder)
     quantization, attention = training.quantization, acceleration.attention(compute)
-    network = model.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
+    network = loading.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
     reference = initial = None
     if training.method is not Method.FULL:
-        network = model.add_adapters(network, training)
+        network = adapters.add_adapters(network, training)
         initial = split_init.keep(network, training, context.scratch / "initial")
     elif training.objective in WITH_REFERENCE:
-        reference = model.load_base(model_folder, training.method, compute, attention)
+        reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
     selective = fit.gradient_checkpointing == "Selective"
@@ -150,24 +147,25 @@ def _load(context: Context) -> Loaded:
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
     """The teacher as the base is for adapters: quantized for QLoRA, else in the compute type."""
-    from finetune_trainer import acceleration, model
+    from finetune_trainer.model import loading
+    from finetune_trainer.speed import acceleration
 
     context.progress("loading the teacher")
     with distributed.first_on_node():
         _, folder = context.model(which)
     training = context.run.training
     method = Method.LORA if training.method is Method.FULL else training.method
-    return model.load_base(folder, method, compute, acceleration.attention(compute), quantization=training.quantization)
+    return loading.load_base(folder, method, compute, acceleration.attention(compute), quantization=training.quantization)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:
     """The Trainer of this run, ready to train."""
     from transformers import PrinterCallback
 
-    from finetune_trainer import model
-    from finetune_trainer.loop import ReportProgress
-    from finetune_trainer.objectives import make_loop
-    from finetune_trainer.rehearsal import Rehearsal
+    from finetune_trainer.model.compute import trained_weights_type
+    from finetune_trainer.training.loop import ReportProgress
+    from finetune_trainer.training.objectives import make_loop
+    from finetune_trainer.training.rehearsal import Rehearsal
 
     training, compute = context.run.training, loaded.compute
     loop = make_loop(
@@ -184,7 +182,7 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
     if not loop.is_deepspeed_enabled:  # whose backward pass can't be without a step
         loop.add_callback(Rehearsal(context, loop, loaded.fit))
     loop.add_callback(ReportProgress(context, loop))
-    loop.set_trained_type(model.trained_weights_type(training.method, compute, loaded.strategy))
+    loop.set_trained_type(trained_weights_type(training.method, compute, loaded.strategy))
     loop.set_warmup(training.warmup_ratio)
     return loop
 
@@ -210,7 +208,7 @@ def _fit(context: Context) -> FitFacts:
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
-    smaller = os.environ.get(contract.ENV_MICRO_BATCH_SIZE)
+    smaller = os.environ.get(pod.ENV_MICRO_BATCH_SIZE)
     if smaller is None:
         return fit
     if context.run.training.objective is Objective.KTO and int(smaller) < LEAST_OF_KTO:
@@ -224,7 +222,7 @@ def _fit(context: Context) -> FitFacts:
 
 def _facts(loop: Loop, resume: Path | None, started: float) -> TrainFacts:
     """Figures of the run that ended; `started` is the monotonic clock's time at its begin."""
-    from finetune_trainer.model import peak_memory
+    from finetune_trainer.model.compute import peak_memory
 
     return TrainFacts(
         steps=loop.state.global_step,
@@ -240,7 +238,7 @@ def _facts(loop: Loop, resume: Path | None, started: float) -> TrainFacts:
 
 def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> StepResult | None:
     """Keep what was trained and drop the checkpoints, on the first rank; None on the others."""
-    from finetune_trainer import card
+    from finetune_trainer.export import card
 
     noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows / "train.jsonl")
     folder = _save(loop, loaded, context)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from finetune_operator.modelserve.api import EngineType, ModelServeSpec
+from finetune_operator.api.modelserve import EngineType, ModelServeSpec
 
 MODEL = "/mnt/model/model"  # the folder, as the loader leaves it
 MODEL_GGUF = "/mnt/model/model.gguf"  # its one GGUF file

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.meta import quantity_value
-from finetune_operator.modelserve.api import ModelServeSpec
 from finetune_operator.modelserve.engines import MODEL_GGUF, Launch
 
 PORT = 8080

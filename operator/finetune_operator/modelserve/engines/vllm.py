@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator.modelserve.api import ModelServeSpec
+from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.modelserve.engines import MODEL, Launch
 
 PORT = 8000

@@ -1,0 +1,1 @@
+"""The two kinds as types, the rules that hold their fields together, and the CRDs that are generated from both."""

@@ -1,0 +1,202 @@
+"""The ModelServe as types: what a user may write, with defaults and bounds, and what its status says."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune_operator.api.finetunejob import Gpu, Resources
+from finetune_operator.meta import Condition, ObjectMeta
+from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
+from finetune_trainer.contract.served_rows import ROWS, ServedRows
+
+# ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class JobRef(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a FineTuneJob in this namespace. Its newest artifact that passed the gates is served."""
+    artifact: str = Field("merged", min_length=1, max_length=20)
+    """Which of its artifacts: merged, or a name from its spec.artifacts."""
+
+
+class ServedModel(Strict):
+    job_ref: JobRef | None = None
+    """An artifact of a FineTuneJob."""
+    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
+    """A model folder: pvc://claim/path (mounted read-only) or s3://bucket/path (copied once per pod)."""
+    digest: str | None = Field(None, pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)
+    """Digest of the folder's files.json, which names every file with its own. Set, the pod refuses to serve anything else."""
+    evaluation: str | None = Field(None, max_length=1024, pattern=r"^(pvc|s3)://.+/evaluate/[0-9a-f]{20}$")
+    """The evaluation of this model in an artifact store, as status.artifacts of its FineTuneJob names it. Set, a new revision
+    is asked some of its test rows again. Read with the credentials of uri."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that place."""
+    endpoint: str | None = Field(None, min_length=1, max_length=512, pattern=r"^https?://.+")
+    """URL of an S3-compatible server. Unset: AWS."""
+    region: str | None = Field(None, min_length=1, max_length=63)
+    """Region of the bucket."""
+    ca_secret_ref: CaSecretRef | None = None
+    """Certificates of that server's authority, where the image that copies the model doesn't know it."""
+
+
+class EngineType(StrEnum):
+    VLLM = "VLLM"
+    LLAMA_CPP = "LlamaCpp"
+
+
+class EnvVar(Strict):
+    name: str = Field(min_length=1, max_length=256)
+    """Name of the variable."""
+    value: str = Field("", max_length=4096)
+    """Its value."""
+
+
+class Engine(Strict):
+    type: EngineType
+    """VLLM serves safetensors, LlamaCpp serves GGUF."""
+    image: str | None = Field(None, min_length=1, max_length=512)
+    """Image of the engine. Unset: the operator's default for this type."""
+    args: list[str] = Field(default_factory=list, max_length=64)
+    """Arguments added to the engine's command line, after the operator's own."""
+    env: list[EnvVar] = Field(default_factory=list, max_length=64)
+    """Environment variables added to the engine's container."""
+    max_model_length: int | None = Field(None, ge=16, le=10485760)
+    """Longest context in tokens, prompt and answer together. Unset: the engine takes it from the model."""
+
+
+class ServeParallelism(Strict):
+    tensor: int = Field(1, ge=1, le=64)
+    """GPUs that one replica spreads the model over."""
+    gpus: bool = True
+    """False serves on CPUs."""
+    gpu: Gpu = Field(default_factory=lambda: Gpu())
+    """Which GPUs."""
+
+
+class Prompt(Strict):
+    prompt: str = Field(min_length=1, max_length=8192)
+    """A user's message."""
+    expect: str | None = Field(None, min_length=1, max_length=1024)
+    """Text that the answer must contain, upper and lower case alike. Unset: any answer with text in it."""
+
+
+class AskedRows(Strict):
+    """Test rows of the model's evaluation (spec.model.evaluation, or that of the jobRef's artifact)."""
+
+    count: int = Field(ROWS, ge=0, le=ROWS)
+    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
+    min_equal: float = Field(0.5, ge=0, le=1)
+    """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
+    a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
+
+
+class ServeGate(Strict):
+    prompts: list[Prompt] = Field(default_factory=list, max_length=50)
+    """Asked of a new revision before it takes traffic; each must be answered. Empty: one greeting is asked."""
+    max_tokens: int = Field(64, ge=1, le=4096)
+    """Longest answer, in tokens."""
+    timeout_seconds: int = Field(300, ge=1, le=86400)
+    """Time for all answers together, and as much again for the test rows; rows that it does not suffice for are left out."""
+    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
+    """Test rows that a new revision is asked again after the prompts."""
+
+
+class Rollout(Strict):
+    gate: ServeGate = Field(default_factory=lambda: ServeGate())
+    """What a new revision must answer before it takes traffic."""
+    startup_timeout_seconds: int | None = Field(None, ge=10, le=86400)
+    """Time from pod start until the engine answers. Unset: computed from the artifact's bytes, at least 600."""
+
+
+class Drain(Strict):
+    seconds: int = Field(30, ge=0, le=3600)
+    """Time that a pod has to finish its answers after it was taken out of the Service."""
+
+
+class ModelServeSpec(Strict):
+    model: ServedModel
+    """What to serve: exactly one of jobRef and uri."""
+    served_name: str | None = Field(None, min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
+    """Name of the model in the OpenAI API. Unset: the ModelServe's name."""
+    engine: Engine
+    """What serves it."""
+    parallelism: ServeParallelism = Field(default_factory=lambda: ServeParallelism())
+    """On what it is served."""
+    replicas: int = Field(1, ge=0, le=1000)
+    """Pods of the live revision. 0 serves nothing and keeps everything."""
+    resources: Resources = Field(default_factory=lambda: Resources())
+    """CPU and memory of one replica."""
+    rollout: Rollout = Field(default_factory=lambda: Rollout())
+    """How a new revision takes over."""
+    drain: Drain = Field(default_factory=lambda: Drain())
+    """How an old pod stops."""
+    suspend: bool = False
+    """True removes the pods and keeps Service and revision."""
+
+
+# ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RevisionState(StrEnum):
+    LOADING = "Loading"
+    GATING = "Gating"
+    LIVE = "Live"
+    REFUSED = "Refused"
+
+
+class Revision(Report):
+    name: str
+    """Hash of the rendered pod template and of the model's digest."""
+    state: RevisionState
+    model_uri: str
+    model_digest: str | None = None
+    reason: str | None = None
+    """Why it was refused."""
+    message: str | None = None
+    created_at: str | None = None
+    trial: str | None = None
+    """Hash of what it was tried with: the gate and the annotation finetune.dev/retry. Another value tries it again."""
+    test_rows: ServedRows | None = None
+    """Test rows that it was asked, and how many it answered as in the evaluation."""
+
+
+class ResolvedModel(Report):
+    """The model folder that spec.model stands for."""
+
+    source: str
+    """Where it was found: the uri itself, or job/<name>/<artifact>."""
+    uri: str
+    digest: str | None = None
+    bytes: int | None = None
+    evaluation: str | None = None
+    endpoint: str | None = None
+    region: str | None = None
+    secret: str | None = None
+    """Secret with the credentials of that place."""
+    ca_secret_ref: CaSecretRef | None = None
+
+
+class ModelServeStatus(Report):
+    observed_generation: int = -1
+    conditions: list[Condition] = Field(default_factory=list)
+    model: ResolvedModel | None = None
+    """What spec.model stood for when it was last resolved. A jobRef keeps it while its job makes a new one."""
+    live: Revision | None = None
+    """The revision that the Service points at."""
+    candidate: Revision | None = None
+    """The revision that is loading, is asked its prompts, or was refused."""
+    url: str | None = None
+    """OpenAI API inside the cluster."""
+    served_name: str | None = None
+    replicas: int = 0
+    """Pods of the live revision that are ready."""
+    selector: str = ""
+    """Label selector of the live revision's pods, for autoscalers."""
+
+
+class ModelServe(Report):
+    metadata: ObjectMeta
+    spec: ModelServeSpec
+    status: ModelServeStatus = Field(default_factory=lambda: ModelServeStatus())

@@ -1,0 +1,174 @@
+"""What must hold between the fields of a FineTuneJob. Bounds of single fields are in api.py and the contract."""
+
+from __future__ import annotations
+
+from finetune_operator.api.rules.adapters import ADAPTER_RULES
+from finetune_operator.api.rules.evaluation import EVALUATION_RULES
+from finetune_operator.api.rules.objectives import OBJECTIVE_RULES
+from finetune_operator.api.rules.parallelism import PARALLELISM_RULES
+from finetune_operator.meta import Rule
+from finetune_trainer.contract.artifacts import QUANTIZATIONS
+
+_NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
+_STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+
+
+def compute_only(at: str) -> Rule:
+    """A Resources value that names no GPUs."""
+    names = "['cpu', 'memory', 'ephemeral-storage']"
+    return Rule(
+        at,
+        f"(!has(self.requests) || self.requests.all(r, r in {names}))"
+        f" && (!has(self.limits) || self.limits.all(r, r in {names}))",
+        f"{at}.requests and .limits take cpu, memory and ephemeral-storage only; ask for GPUs in spec.parallelism",
+    )
+
+
+def _split(at: str) -> Rule:
+    return Rule(
+        at,
+        "[has(self.uri), has(self.split), has(self.fraction)].filter(given, given).size() == 1",
+        f"{at} takes exactly one of uri (rows of their own), split (of dataset.uri) and fraction (a share of its rows)",
+    )
+
+
+def _stratified(at: str) -> Rule:
+    return Rule(
+        at,
+        "!has(self.stratifyBy) || has(self.fraction)",
+        f"{at}.stratifyBy says how a fraction of dataset.uri's rows is chosen; set {at}.fraction, or remove it",
+    )
+
+
+RULES = (
+    _split("spec.dataset.test"),
+    _split("spec.dataset.validation"),
+    _stratified("spec.dataset.test"),
+    _stratified("spec.dataset.validation"),
+    Rule(
+        "spec.dataset",
+        "[has(self.test.split) ? self.test.split : '', has(self.validation) && has(self.validation.split)"
+        " ? self.validation.split : ''].all(held, held != (has(self.split) ? self.split : 'train'))",
+        "spec.dataset.test.split and validation.split can't be the split that is trained on (train, where spec.dataset.split is"
+        " unset); name another one",
+    ),
+    Rule(
+        "spec.dataset",
+        "!has(self.test.split) || !has(self.validation) || !has(self.validation.split)"
+        " || self.test.split != self.validation.split",
+        "spec.dataset.test.split and validation.split are the same rows, but nothing that chooses a checkpoint may score it;"
+        " name another one",
+    ),
+    Rule(
+        "spec.dataset",
+        "!has(self.labels) || self.labels.size() == 0 || self.format in ['Auto', 'Classification']",
+        "spec.dataset.labels is for rows with labels; set spec.dataset.format to Classification, or remove labels",
+    ),
+    Rule(
+        "spec.dataset",
+        "!has(self.validation) || !has(self.validation.fraction) || !has(self.test.fraction)"
+        " || self.validation.fraction + self.test.fraction < 1.0",
+        "spec.dataset.test.fraction and validation.fraction leave no rows to train on; make their sum less than 1",
+    ),
+    Rule(
+        "spec.training",
+        "!(has(self.epochs) && has(self.maxSteps))",
+        "spec.training takes epochs or maxSteps, not both; remove one of them",
+    ),
+    Rule(
+        "spec.training",
+        "!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
+        "spec.training.globalBatchSize must be a multiple of microBatchSize; change one, or leave microBatchSize out",
+    ),
+    Rule(
+        "spec.training",
+        "!has(self.reportTo) || !self.reportTo.exists(name, name != 'tensorboard') || has(self.reportSecretRef)",
+        "spec.training.reportTo mlflow and wandb need a server and a key; set reportSecretRef to a Secret with"
+        " MLFLOW_TRACKING_URI or WANDB_API_KEY",
+    ),
+    Rule(
+        "spec",
+        "!has(self.training.evaluateEverySteps) || has(self.dataset.validation)",
+        "spec.training.evaluateEverySteps needs validation rows; set spec.dataset.validation.uri or .fraction",
+    ),
+    Rule(
+        "spec.training",
+        "!has(self.earlyStopping) || has(self.evaluateEverySteps)",
+        "spec.training.earlyStopping needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
+    ),
+    Rule(
+        "spec",
+        "self.training.keepCheckpoint != 'Best' || has(self.training.evaluateEverySteps)",
+        "spec.training.keepCheckpoint Best needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
+    ),
+    Rule(
+        "spec",
+        "self.training.precision != 'FP16' || self.parallelism.gpusPerNode > 0",
+        "spec.training.precision FP16 needs a GPU; use Auto or FP32 where spec.parallelism.gpusPerNode is 0",
+    ),
+    Rule(
+        "spec",
+        "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
+        "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
+    ),
+    *ADAPTER_RULES,
+    Rule(
+        "spec",
+        f"self.training.method == 'QLoRA' || (self.training.quantization.bits == 4 && {_NF4})",
+        "spec.training.quantization is for method QLoRA; set method to QLoRA, or remove it",
+    ),
+    Rule(
+        "spec",
+        f"self.training.quantization.bits == 4 || ({_NF4})",
+        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
+    ),
+    Rule(
+        "spec.artifacts[]",
+        "!(self.name in ['adapter', 'merged', 'base'])",
+        "spec.artifacts[].name can't be adapter, merged or base: those are always there; choose another name",
+    ),
+    Rule(
+        "spec.artifacts[]",
+        " || ".join(f"(self.format == '{f}' && self.quantization in {list(names)})" for f, names in QUANTIZATIONS.items()),
+        "spec.artifacts[].quantization does not go with its format; use FP8, W4A16 or AWQ with CompressedTensors, NF4 with"
+        " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
+    ),
+    Rule(
+        "spec.artifacts[]",
+        "!has(self.imatrix) || !self.imatrix || self.quantization.contains('_K')",
+        "spec.artifacts[].imatrix is for Q6_K, Q5_K_M and Q4_K_M; take one of those, or remove imatrix",
+    ),
+    Rule(
+        "spec",
+        "!has(self.publish) || self.publish.all(p, p.artifacts.all(n, n in ['adapter', 'merged']"
+        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == n))))",
+        "spec.publish[].artifacts has one that is not made by this job; use adapter, merged or names from spec.artifacts",
+    ),
+    Rule(
+        "spec.publish[]",
+        "!self.uri.startsWith('hf://') || has(self.secretRef)",
+        "spec.publish[].secretRef is needed to write to hf://; name a Secret with the key HF_TOKEN",
+    ),
+    Rule(
+        "spec",
+        "!has(self.publish) || self.publish.all(p, !p.uri.startsWith('hf://')"
+        " || self.publish.filter(other, other.uri == p.uri).size() == 1)",
+        "spec.publish[].uri names one hf:// repository twice, and one entry would undo the other; list the artifacts in one",
+    ),
+    Rule(
+        "spec",
+        "!has(self.serving) || !has(self.serving.artifact) || self.serving.artifact == 'merged'"
+        " || (has(self.artifacts) && self.artifacts.exists(a, a.name == self.serving.artifact))",
+        "spec.serving.artifact is not made by this job; use merged or a name from spec.artifacts",
+    ),
+    Rule(
+        "spec.storage.artifacts",
+        "(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef))"
+        " || (has(self.uri) && self.uri.startsWith('s3://'))",
+        "spec.storage.artifacts.endpoint, .region and .caSecretRef go with an s3:// uri only; set uri, or remove them",
+    ),
+    *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
+    *EVALUATION_RULES,
+    *OBJECTIVE_RULES,
+    *PARALLELISM_RULES,
+)

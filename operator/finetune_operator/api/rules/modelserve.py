@@ -1,0 +1,42 @@
+"""What must hold between the fields of a ModelServe. Bounds of single fields are in api.py."""
+
+from __future__ import annotations
+
+from finetune_operator.api.rules.finetunejob import compute_only
+from finetune_operator.meta import Rule
+
+RULES = (
+    Rule(
+        "spec.model",
+        "has(self.jobRef) != has(self.uri)",
+        "spec.model takes exactly one of jobRef (an artifact of a FineTuneJob) and uri (a model folder)",
+    ),
+    Rule(
+        "spec.model",
+        "has(self.uri) || !(has(self.digest) || has(self.evaluation) || has(self.secretRef) || has(self.endpoint)"
+        " || has(self.region) || has(self.caSecretRef))",
+        "spec.model.digest, .evaluation, .secretRef, .endpoint, .region and .caSecretRef go with uri; remove them: the"
+        " jobRef's job has them",
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.uri) || !has(self.evaluation) || self.evaluation.startsWith('s3://') == self.uri.startsWith('s3://')",
+        "spec.model.evaluation must lie in a claim or in a bucket, as uri does: the credentials are the same",
+    ),
+    Rule(
+        "spec.model",
+        "!has(self.uri) || self.uri.startsWith('s3://') || !(has(self.endpoint) || has(self.region) || has(self.caSecretRef))",
+        "spec.model.endpoint, .region and .caSecretRef go with an s3:// uri only; remove them",
+    ),
+    Rule(
+        "spec",
+        "self.engine.type == 'VLLM' || self.parallelism.tensor == 1",
+        "spec.parallelism.tensor above 1 needs spec.engine.type VLLM; set one or the other",
+    ),
+    Rule(
+        "spec",
+        "self.parallelism.gpus || self.parallelism.tensor == 1",
+        "spec.parallelism.tensor counts GPUs; set it to 1 where spec.parallelism.gpus is false",
+    ),
+    compute_only("spec.resources"),
+)

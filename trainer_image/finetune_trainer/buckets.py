@@ -1,0 +1,80 @@
+"""Buckets of S3 and Google, opened by obstore, and what their errors mean: for the artifact store and for sources."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
+
+MIB = 1 << 20
+
+
+UNTRUSTED = (
+    "the server's certificate is not trusted: set spec.storage.artifacts.caSecretRef to a Secret with that of its authority"
+)
+
+
+RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
+
+
+def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store | GCSStore:
+    """A client for s3://bucket/prefix or gs://bucket/prefix; paths are relative to the prefix. Retries server errors for up
+    to three minutes.
+
+    S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
+    Google: GOOGLE_SERVICE_ACCOUNT_KEY or GOOGLE_BEARER_TOKEN, else the pod's own identity; GOOGLE_BASE_URL is another server.
+    """
+    from obstore.store import GCSStore, S3Store
+
+    scheme, _, path = uri.partition("://")
+    bucket, _, prefix = path.partition("/")
+    below = prefix.rstrip("/") or None
+    if scheme == "gs":
+        endpoint = os.environ.get("GOOGLE_BASE_URL")
+        return GCSStore(bucket, prefix=below, client_options=_client(endpoint), retry_config=RETRIES)
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    config: S3Config = {"region": region or os.environ.get("AWS_REGION") or "us-east-1"}
+    if endpoint is not None:
+        config["endpoint"] = endpoint
+    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint), retry_config=RETRIES)
+
+
+def _client(endpoint: str | None) -> ClientConfig:
+    client: ClientConfig = {"timeout": timedelta(minutes=10), "connect_timeout": timedelta(seconds=10)}
+    if endpoint is not None and endpoint.startswith("http://"):
+        client["allow_http"] = True
+    bundle = os.environ.get("AWS_CA_BUNDLE")
+    if bundle:
+        client["root_certificate"] = Path(bundle).read_bytes()
+    return client
+
+
+def is_not_found(error: Exception) -> bool:
+    """Whether object or bucket don't exist."""
+    return isinstance(error, FileNotFoundError) or "<Code>NoSuchBucket</Code>" in str(error)
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether the credentials are missing, wrong or not enough."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+    return known or "status code: 403" in str(error) or "status code: 401" in str(error)
+
+
+def is_untrusted(error: Exception) -> bool:
+    """Whether nobody who is trusted has signed the server's certificate."""
+    return "InvalidCertificate" in str(error)
+
+
+def download(store: S3Store | GCSStore, path: str, target: Path) -> None:
+    """Stream one object to a file; it has its name only when it is whole."""
+    part = target.with_name(target.name + ".part")
+    with part.open("wb") as stream:
+        for chunk in store.get(path).stream(min_chunk_size=8 * MIB):
+            stream.write(chunk)
+    part.replace(target)

@@ -1,0 +1,57 @@
+"""Which artifacts a run makes, where copies of them go, and where the artifact store is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_trainer.contract.fields import SecretRef, Strict
+
+
+class ArtifactFormat(StrEnum):
+    GGUF = "GGUF"
+    COMPRESSED_TENSORS = "CompressedTensors"
+    BITS_AND_BYTES = "BitsAndBytes"
+
+
+QUANTIZATIONS: dict[ArtifactFormat, tuple[str, ...]] = {
+    ArtifactFormat.GGUF: ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
+    ArtifactFormat.COMPRESSED_TENSORS: ("FP8", "W4A16", "AWQ"),
+    ArtifactFormat.BITS_AND_BYTES: ("NF4",),
+}
+
+
+class Artifact(Strict):
+    name: str = Field(min_length=1, max_length=20, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """Name of the artifact; gates, publish and serving refer to it. adapter, merged and base are taken."""
+    format: ArtifactFormat
+    """GGUF for llama.cpp and Ollama; CompressedTensors for vLLM; BitsAndBytes for vLLM on GPUs."""
+    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "AWQ", "NF4"]
+    """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or 4-bit weights chosen by training rows: W4A16 (by
+    GPTQ) or AWQ. BitsAndBytes: NF4."""
+    imatrix: bool = False
+    """Of GGUF's K types: find out by training rows which weights matter most, and round those least (llama.cpp's importance
+    matrix). It takes a pass over the rows."""
+
+
+class Publish(Strict):
+    uri: str = Field(min_length=1, max_length=1024, pattern=r"^((pvc|s3)://.+|hf://[^/@]+/[^/@]+(@[^@]+)?)$")
+    """Where copies go: pvc://claim/path, s3://bucket/path, or a model repository, hf://org/name[@branch]. Each artifact gets
+    a folder of its name below it; in a repository, a single one lies at the root."""
+    secret_ref: SecretRef | None = None
+    """Secret with the credentials of that place; hf:// needs one, with the key HF_TOKEN."""
+    private: bool = True
+    """Of hf:// only: a repository that does not exist yet is made private, and one that is public is refused. false: it is
+    made public."""
+    artifacts: list[str] = Field(default_factory=lambda: ["merged"], min_length=1, max_length=20)
+    """Names of the artifacts to copy: adapter, merged, or names from spec.artifacts."""
+
+
+class StoreConfig(Strict):
+    """The artifact store: pvc://claim/prefix or s3://bucket/prefix (credentials by environment)."""
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None

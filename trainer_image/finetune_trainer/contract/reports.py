@@ -1,0 +1,178 @@
+"""What the pods report: progress, facts, scores, manifests, and how they end."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.fields import Report, Strict
+from finetune_trainer.contract.metrics import MOST_SCORES, Metric
+from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.training import Recomputing
+
+
+class Progress(Report):
+    """One line on stdout. Seconds, bytes, tokens; `total` and `step` count the stage's own units (optimizer steps, rows)."""
+
+    kind: Literal["progress"] = "progress"
+    step_name: str  # the step of the pipeline: train, quantize-q4, …
+    activity: str = ""  # what goes on now, in a few words: "downloading model", "training"
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    memory_bytes: int | None = None
+    eta_seconds: float | None = None
+    time: float = 0.0  # seconds since the epoch
+
+
+class ModelFacts(Report):
+    revision: str
+    digest: str  # sha256:…, over the weights' and tokenizer's digests
+    parameters: int
+    architecture: str
+    bytes: int
+    teacher_digest: str | None = None  # of a distillation's teacher, as digest
+
+
+class DatasetFacts(Report):
+    format: DatasetFormat
+    train_digest: str
+    test_digest: str
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    dropped_rows: int
+    train_tokens: int
+    longest_row_tokens: int
+    labels: int | None = None  # Classification: how many the training rows have
+    tasks_digest: str | None = None  # sha256:…, over the files of spec.evaluation.tasks
+
+
+class FitFacts(Report):
+    """The memory estimate for one device, and what it chose."""
+
+    predicted_bytes: int
+    measured_bytes: int | None = None  # the most that training came to so far
+    available_bytes: int | None = None
+    micro_batch_size: int
+    # Releases before Selective reported whether there was any.
+    gradient_checkpointing: Annotated[Recomputing, BeforeValidator(lambda said: {True: "Full", False: "Off"}.get(said, said))]
+    strategy: Strategy | None = None  # of many ranks: what Auto chose; None for one
+    terms: dict[str, int] = Field(default_factory=dict)
+
+
+class TrainFacts(Report):
+    steps: int
+    loss: float  # mean over the last tenth of the steps
+    validation_loss: float | None = None
+    tokens: int
+    seconds: float
+    resumed_from_step: int = 0
+    peak_memory_bytes: int | None = None
+    world_size: int = 1
+
+
+class ArtifactFacts(Report):
+    name: str  # adapter, merged, or an artifact's name
+    format: str  # PEFT, Safetensors, GGUF, CompressedTensors, BitsAndBytes
+    quantization: str | None = None
+    path: str  # below the store's root
+    digest: str  # sha256:… of the folder's files.json, which names every file with its own
+    bytes: int
+
+
+class Scores(Report):
+    subject: str  # base, merged, or an artifact's name
+    samples: int
+    engine: str | None = None  # what wrote the answers: VLLM, Transformers or LlamaCpp; None where nothing was asked
+    values: dict[Metric | str, float] = Field(max_length=MOST_SCORES)  # other names than a Metric's are <task>/<metric>
+    lower_is_better: tuple[str, ...] | None = None  # of the tasks' scores; of a Metric it is known
+    answers: str | None = None
+    """Fingerprint of the store's entry with its answers, where a served model can be asked for them again."""
+
+
+class StepResult(Report):
+    """The headline of one finished step; the full record is the manifest in the store."""
+
+    step: str
+    fingerprint: str
+    model: ModelFacts | None = None
+    dataset: DatasetFacts | None = None
+    fit: FitFacts | None = None
+    train: TrainFacts | None = None
+    artifact: ArtifactFacts | None = None
+    scores: tuple[Scores, ...] = ()
+    published: tuple[str, ...] = ()
+    done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already
+
+
+class Failure(Report):
+    """Why a step stopped. `reason` is part of the API (CamelCase); `message` says what to change. No rows, no log lines."""
+
+    reason: str
+    message: str
+
+
+class Termination(Report):
+    result: StepResult | None = None
+    failure: Failure | None = None
+    served_rows: ServedRows | None = None  # of a serving gate only
+
+
+class File(Strict):
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Check(Report):
+    """One proof that an output is sound, and the limit that its value kept (export/proof.py says what each name means)."""
+
+    name: str
+    value: float
+    limit: float
+
+
+class Manifest(Strict):
+    """The commit of one step: written last, so what it names is whole. `prefix` is the committed attempt's folder."""
+
+    step: str
+    fingerprint: str
+    prefix: str
+    files: tuple[File, ...]
+    inputs: dict[str, str]
+    versions: dict[str, str]
+    checks: tuple[Check, ...] = ()
+    result: StepResult
+
+
+class ExitCode(IntEnum):
+    """How a pod ended. The operator maps each to: retry free, retry counted, change something and retry, or stop."""
+
+    OK = 0
+    UNEXPECTED = 1
+    BAD_CONFIG = 10
+    BAD_DATA = 11
+    SOURCE_NOT_FOUND = 12
+    SOURCE_DENIED = 13
+    SOURCE_UNAVAILABLE = 14
+    STORE_UNAVAILABLE = 15
+    OUT_OF_GPU_MEMORY = 20
+    DOES_NOT_FIT = 21
+    NON_FINITE_LOSS = 22
+    HANG = 23
+    VERIFICATION_FAILED = 24
+    LOST_RANK = 25
+    WORLD_INCOMPLETE = 26
+    PREEMPTED = 30  # SIGTERM: a checkpoint was saved
+    OUT_OF_MEMORY = 137  # SIGKILL, as the kernel's OOM killer sends it
+
+
+# How ranks end because another one failed, the most telling first; any other code is a cause.
+CONSEQUENCES = (ExitCode.OUT_OF_MEMORY, ExitCode.LOST_RANK, ExitCode.WORLD_INCOMPLETE, ExitCode.PREEMPTED, 143)

@@ -1,0 +1,106 @@
+"""The model card: a README.md in each folder that leaves the pipeline, so that a copy explains itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract.artifacts import Artifact
+from finetune_trainer.contract.objectives import OF_PAIRS, learning_rate
+from finetune_trainer.contract.reports import Scores, TrainFacts
+from finetune_trainer.contract.training import Method, Training
+from finetune_trainer.export.server_files import for_vllm
+
+FILE, LICENCES = "README.md", "LICENSE*"
+
+
+def write(folder: Path, context: Context, train: TrainFacts, artifact: Artifact | None = None) -> None:
+    """Write README.md into a finished folder; the front matter is what model hubs read."""
+    licences = sorted(file.name for file in folder.glob(LICENCES))
+    licence = f"| licence | the base model's, in {', '.join(licences)} |\n" if licences else ""
+    (folder / FILE).write_text(text(context, train, artifact) + licence)
+
+
+def scored(card: str, found: Scores, base: Scores | None) -> str:
+    """The card with what the evaluation said, beside the base model's scores where those are known."""
+    before = {} if base is None else base.values
+    lines = [
+        "",
+        "## Scores",
+        f"On {found.samples:,} held-out rows; answers are greedy.",
+        "",
+        "| | base model | this model |",
+        "| --- | --- | --- |",
+        *(f"| {m} | {f'{before[m]:.4g}' if m in before else ''} | {value:.4g} |" for m, value in found.values.items()),
+    ]
+    return card + "\n".join(lines) + "\n"
+
+
+def copy_licences(model: Path, folder: Path) -> None:
+    """What is made of a model goes on under its licence, whose text has to go along."""
+    for file in model.glob(LICENCES):
+        shutil.copyfile(file, folder / file.name)
+
+
+def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) -> str:
+    """The card: what it is, from what it was made, how it was trained, and the digests of its inputs."""
+    run, prepared = context.run, context.prepared()
+    assert prepared.model is not None
+    assert prepared.dataset is not None
+    model, data, training = prepared.model, prepared.dataset, run.training
+    what = context.step.stage if artifact is None else f"{artifact.format} {artifact.quantization}"
+    what += ", weighed by training rows" if artifact is not None and artifact.imatrix else ""
+    trained = "model" if training.method is Method.FULL else "adapter"
+    kind = {"train": trained, "merge": "merged model"}.get(what, what)
+    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"
+    scheme, _, repository = run.model.uri.partition("://")
+    lines = [
+        "---",
+        *([f"base_model: {repository.partition('@')[0]}"] if scheme == "hf" else []),  # hubs take nothing but a repository
+        "pipeline_tag: text-generation",
+        "tags: [finetune-operator, " + training.method.lower() + "]",
+        "---",
+        f"# {run.name}: {kind}",
+        "",
+        f"Made by finetune-operator from the FineTuneJob `{run.namespace}/{run.name}`.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base model | {run.model.uri}, revision {model.revision} |",
+        f"| architecture | {model.architecture}, {model.parameters:,} parameters |",
+        f"| base digest | `{model.digest}` |",
+        f"| rows | {data.train_rows:,} to train on ({data.train_tokens:,} tokens, {data.format}), "
+        f"{data.test_rows:,} to test, {data.dropped_rows:,} dropped as too long |",
+        f"| rows digest | train `{data.train_digest}`, test `{data.test_digest}` |",
+        f"| method | {_method(context)} |",
+        f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {_rate(context)}, "
+        f"{training.schedule}, seed {training.seed} |",
+        f"| result | loss {train.loss:.4g} after {train.steps:,} steps |",
+    ]
+    if kind == "adapter":
+        lines.append(f"| in vLLM | {for_vllm(training.lora)} |")
+    if artifact is not None or context.step.stage == "merge":
+        lines.append(f"| adapter merged into | the {run.merge_base.lower()} base |")
+    return "\n".join(lines) + "\n"
+
+
+def _method(context: Context) -> str:
+    training = context.run.training
+    learned = f"{training.objective}, beta {training.preference.beta:g}, " if training.objective in OF_PAIRS else ""
+    return learned + _trained(training)
+
+
+def _trained(training: Training) -> str:
+    if training.method is Method.FULL:
+        return "every weight"
+    lora = training.lora
+    targets = ", ".join(lora.targets)
+    over = " over an 8-bit base" if training.quantization.bits == 8 else ""
+    whole = f"; {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
+    return f"{training.method}{over}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}{whole}"
+
+
+def _rate(context: Context) -> str:
+    training = context.run.training
+    return f"{training.learning_rate or learning_rate(training.objective, full=training.method is Method.FULL):g}"

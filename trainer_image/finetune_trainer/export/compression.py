@@ -1,0 +1,185 @@
+"""Quantized safetensors folders: by llm-compressor in compressed-tensors' format, or by bitsandbytes.
+
+FP8    8-bit floating-point weights, activations rounded to the same as they come; needs no rows
+W4A16  4-bit integer weights in groups, chosen by GPTQ so that the answers to training rows change least
+AWQ    the same with a zero point for each group, rounded after channels that training rows use most were scaled up
+NF4    4-bit weights as QLoRA trains on them, double quantized
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract.artifacts import Artifact
+from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.contract.training import Method
+from finetune_trainer.export import calibration
+from finetune_trainer.export.server_files import make_readable
+from finetune_trainer.failures import StepFailed
+
+if TYPE_CHECKING:
+    from finetune_trainer.export.proof import FixedRow
+
+GROUPS = (128, 64, 32)  # weights that share one scale; those that vLLM's kernels have, best first
+AWQ_ROWS = 16  # as many as its paper (arXiv 2306.00978) needs; each goes through every layer twenty times
+HEAD = "lm_head"  # stays as it is: few of the weights, and the most sensitive ones
+
+
+def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
+    """Write the quantized model with its tokenizer; returns what the manifest should note."""
+    from transformers import AutoTokenizer
+
+    context.progress(f"quantizing to {artifact.quantization}")
+    write = {"FP8": _write_fp8, "W4A16": _write_w4a16, "AWQ": _write_awq, "NF4": _write_nf4}[artifact.quantization]
+    notes = write(context, merged, folder)
+    AutoTokenizer.from_pretrained(merged).save_pretrained(folder)
+    make_readable(folder)
+    return notes
+
+
+def _write_fp8(_context: Context, merged: Path, folder: Path) -> dict[str, str]:
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    network = _dense(merged)
+    oneshot(model=network, recipe=QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=[HEAD]))
+    network.save_pretrained(folder, save_compressed=True)
+    return {"scheme": "FP8_DYNAMIC"}
+
+
+def _write_w4a16(context: Context, merged: Path, folder: Path) -> dict[str, str]:
+    from llmcompressor.modifiers.quantization import GPTQModifier
+
+    network = _dense(merged)
+    scheme, group = _in_groups("W4A16", network)
+    rows = calibration.rows(context.data()[1])
+    _calibrate(network, GPTQModifier(config_groups={"group_0": scheme}, ignore=[HEAD]), rows)
+    network.save_pretrained(folder, save_compressed=True)
+    return {"scheme": "W4A16 by GPTQ", "groupSize": str(group), "calibrationRows": str(len(rows))}
+
+
+def _write_awq(context: Context, merged: Path, folder: Path) -> dict[str, str]:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    network = _dense(merged)
+    check_mapped(network)
+    scheme, group = _in_groups("W4A16_ASYM", network)
+    rows = calibration.rows(context.data()[1], AWQ_ROWS)
+    with unpinned():
+        _calibrate(network, [AWQModifier(), QuantizationModifier(config_groups={"group_0": scheme}, ignore=[HEAD])], rows)
+    network.save_pretrained(folder, save_compressed=True)
+    return {"scheme": "W4A16_ASYM by AWQ", "groupSize": str(group), "calibrationRows": str(len(rows))}
+
+
+def _in_groups(name: str, network: Any) -> tuple[Any, int]:
+    """The scheme of that name with groups that fit the network, and their size."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    scheme = preset_name_to_scheme(name, ["Linear"])
+    scheme.weights.group_size = group_size(network)
+    return scheme, scheme.weights.group_size
+
+
+def _calibrate(network: Any, recipe: Any, rows: list[list[int]]) -> None:
+    """Quantize in place by what these rows, as token ids, do in the network."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
+    oneshot(
+        model=network,
+        dataset=Dataset.from_list([{"input_ids": row} for row in rows]),
+        recipe=recipe,
+        num_calibration_samples=len(rows),
+        max_seq_length=calibration.TOKENS,
+    )
+
+
+def check_mapped(network: Any) -> None:
+    """AWQ scales up what a layer reads and scales down what writes it, so it must know which writes for which.
+
+    Of an architecture that llm-compressor has no such pairs of it takes Llama's, and where no layer has their names it
+    only rounds. Raises StepFailed ConversionFailed instead.
+    """
+    from llmcompressor.modifiers.transform.awq.dynamic_mappings import AWQ_DYNAMIC_MAPPING_REGISTRY
+    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
+
+    architecture = type(network).__name__
+    if architecture not in AWQ_MAPPING_REGISTRY and architecture not in AWQ_DYNAMIC_MAPPING_REGISTRY:
+        message = f"llm-compressor can't make AWQ of {architecture}, whose layers it doesn't know; take W4A16"
+        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", message)
+
+
+def unpinned() -> AbstractContextManager[None]:
+    """Keeps AWQ's activations in ordinary memory where there is no accelerator.
+
+    AWQ pins them, so that copies to a GPU are fast, without asking whether there is one (IntermediatesCache.pin_memory).
+    torch can pin memory for an accelerator only, and would fail.
+    """
+    import torch
+    from compressed_tensors.utils import patch_attr
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if torch.accelerator.is_available():
+        return nullcontext()
+    return patch_attr(IntermediatesCache, "pin_memory", lambda *_: None)  # type: ignore[no-any-return]
+
+
+def _write_nf4(_context: Context, merged: Path, folder: Path) -> dict[str, str]:
+    import torch
+
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
+
+    load_base(merged, Method.QLORA, Compute("cpu", torch.bfloat16)).save_pretrained(folder)
+    return {"scheme": "NF4, double quantized"}
+
+
+def _dense(merged: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(merged, dtype="auto", use_safetensors=True)
+
+
+def group_size(network: Any) -> int:
+    """The largest group that divides every row which is quantized. Raises StepFailed ConversionFailed where none does."""
+    import torch
+
+    rows = {m.in_features for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith(HEAD)}
+    fits = [size for size in GROUPS if all(row % size == 0 for row in rows)]
+    if not fits:
+        message = f"4-bit groups need rows of a multiple of {GROUPS[-1]} values, and this model's have {sorted(rows)}; take FP8"
+        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", message)
+    return fits[0]
+
+
+def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> tuple[Check, ...]:
+    """Read back, the folder must read text, carry the template and answer as the merged model, within its type's rounding."""
+    from transformers import AutoTokenizer
+
+    from finetune_trainer.export import proof
+
+    context.progress("verifying")
+    rows = proof.fixed_rows(context.data()[1])
+    tokenizer: Any = AutoTokenizer.from_pretrained(merged)
+    own: Any = AutoTokenizer.from_pretrained(folder)
+    checks = proof.check_tokens(rows, tokenizer, "its tokenizer", lambda text: own(text, add_special_tokens=False).input_ids)
+    checks += proof.check_template(tokenizer, own.chat_template)
+    found = proof.likeness(rows, _logits(merged, rows), _logits(folder, rows))
+    what = f"the artifact {artifact.name} answers unlike the merged model"
+    return checks + proof.check_likeness(what, found, proof.LIMITS[artifact.quantization])
+
+
+def _logits(folder: Path, rows: list[FixedRow]) -> list[Any]:
+    """On the CPU, where compressed weights are expanded; one model at a time, as two may not fit."""
+    import torch
+
+    from finetune_trainer.export import proof
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
+
+    network = load_base(folder, Method.LORA, Compute("cpu", torch.float32))
+    return [proof.logits(network, row) for row in rows]

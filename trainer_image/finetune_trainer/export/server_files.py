@@ -1,0 +1,52 @@
+"""What servers read beside the weights, in the names of transformers 5 and of transformers 4.
+
+Version 5 writes rope_parameters where version 4 looks for rope_theta and rope_scaling, and a tokenizer class that version 4
+does not have. A server on version 4 then fails, or takes 10 000 for the rotary base and answers a little worse, at no
+error at all. Both majors pass over names that they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract.adapters import SPLIT_INITS, Lora
+
+TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # the same class, by the name that both know
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+
+
+def make_readable(folder: Path) -> None:
+    """Add the older names to config.json and tokenizer_config.json of a model folder, as far as it has them."""
+    for name, change in (("config.json", _config), ("tokenizer_config.json", _tokenizer)):
+        file = folder / name
+        if file.is_file():
+            file.write_text(json.dumps(change(json.loads(file.read_text())), indent=2, ensure_ascii=False) + "\n")
+
+
+def _config(config: dict[str, Any]) -> dict[str, Any]:
+    rotary = config.get("rope_parameters") or {}
+    added = {"torch_dtype": config.get("dtype")} | {k: rotary.get(k) for k in ("rope_theta", "partial_rotary_factor")}
+    if rotary.get("rope_type", "default") != "default":
+        added["rope_scaling"] = {k: v for k, v in rotary.items() if k not in added}
+    return config | {k: v for k, v in added.items() if v is not None}
+
+
+def _tokenizer(config: dict[str, Any]) -> dict[str, Any]:
+    known = {k: v for k, v in config.items() if k not in ("is_local", "local_files_only")}  # of the machine that wrote it
+    return known | {"tokenizer_class": TOKENIZER_CLASSES.get(config.get("tokenizer_class", ""), config.get("tokenizer_class"))}
+
+
+def for_vllm(lora: Lora) -> str:
+    """How vLLM takes such an adapter, or why it does not."""
+    saved = 2 * lora.rank if lora.init in SPLIT_INITS else lora.rank
+    fits: Sequence[int] = [rank for rank in VLLM_RANKS if rank >= saved]
+    if lora.dora:
+        return "not as an adapter, as vLLM has no DoRA: serve the merged model"
+    if lora.modules_to_save:
+        return "not as an adapter, as vLLM takes none with modules that were trained whole: serve the merged model"
+    if not fits:
+        return f"not as an adapter, as vLLM takes ranks up to {VLLM_RANKS[-1]}: serve the merged model"
+    return f"`--enable-lora --max-lora-rank {fits[0]}`"

@@ -1,0 +1,157 @@
+"""The fastest setting of training that fits the memory there is, and the least change that would where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune_trainer.contract.adapters import Quantization
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.objectives import Objective
+from finetune_trainer.contract.reports import FitFacts
+from finetune_trainer.contract.training import Method, Recomputing, Training
+from finetune_trainer.memory.estimate import GIB, Setting, estimate, layer_code
+from finetune_trainer.memory.shape import Shape
+
+LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
+ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
+
+# Relative time of a step: recomputing all adds half of the forward and input-gradient work; what Selective keeps torch decides
+# in Python, at each operator (benchmarks/h100.md). Each micro-step pays a fixed price that its tokens share (for QLoRA the
+# expansion of all 4-bit weights: 12 % at 2048 tokens).
+RECOMPUTE: dict[Recomputing, float] = {"Off": 1, "Selective": 1.35, "Full": 1.5}
+OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
+GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
+
+
+class DoesNotFit(Exception):
+    """No allowed setting fits. The message names the smallest and what would fit instead."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How several ranks train one model."""
+
+    strategy: Strategy = Strategy.DDP
+    count: int = 1
+
+
+ALONE = Ranks()
+
+
+def fit(
+    shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, ranks: Ranks = ALONE
+) -> FitFacts:
+    """The fastest allowed setting whose estimate stays within `available` bytes of one device.
+
+    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
+    ValueError where microBatchSize doesn't divide globalBatchSize, or is too small for the objective.
+    """
+    given = training.micro_batch_size
+    if given is not None and training.global_batch_size % given:
+        raise ValueError(
+            f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
+            f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
+        )
+    if training.global_batch_size < _least(training) or (given is not None and given < _least(training)):
+        raise ValueError(
+            "spec.training.objective KTO compares the rows of a micro-batch: make microBatchSize and each rank's share of"
+            f" globalBatchSize {LEAST_OF_KTO} or more"
+        )
+    row = training.max_length if training.packing else row_tokens
+    limit = available if available is not None else ASSUMED_GPU
+    needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, ranks, on_gpu)}
+    fitting = [s for s in needs if sum(needs[s].values()) <= limit]
+    smallest = min(needs, key=lambda s: sum(needs[s].values()))
+    if not fitting and available is not None:
+        raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
+    chosen = _fastest(fitting, training.method, row) if fitting else smallest
+    return FitFacts(
+        predicted_bytes=sum(needs[chosen].values()),
+        available_bytes=available,
+        micro_batch_size=chosen.micro_batch_size,
+        gradient_checkpointing=chosen.checkpointing,
+        terms=needs[chosen],
+    )
+
+
+def _least(training: Training) -> int:
+    """Fewest rows of a micro-batch."""
+    return LEAST_OF_KTO if training.objective is Objective.KTO else 1
+
+
+def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Setting]:
+    sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
+    sizes = [size for size in sizes if size >= _least(training)]
+    if training.packing and not on_gpu:
+        sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
+    modes = _modes(training, ranks.strategy, on_gpu)
+    return (Setting(size, mode, ranks.strategy, ranks.count) for size in sizes for mode in modes)
+
+
+def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomputing, ...]:
+    """Selective keeps as much as the fused path and 8-bit layers do in any case, and TRL can't have it with adapters in ZeRO's
+    stage 3.
+    """
+    asked = training.gradient_checkpointing
+    spared = layer_code(training, strategy, on_gpu) == "Fused" or training.quantization.bits == 8
+    refused = strategy is Strategy.ZERO3 and training.method is not Method.FULL
+    without = spared or refused
+    if asked == "Auto":
+        return ("Off", "Full") if without else ("Off", "Selective", "Full")
+    return ("Off",) if without and asked == "Selective" else (asked,)
+
+
+def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
+    def cost(setting: Setting) -> float:
+        shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
+        return shared * RECOMPUTE[setting.checkpointing]
+
+    best = min(cost(s) for s in settings)
+    return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
+
+
+def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:
+    """What the smallest allowed setting needs, and the least change that would fit."""
+    needed = sum(estimate(shape, training, smallest, row, on_gpu).values())
+    said = (
+        f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
+        f" {_gib(needed)}, the device has {_gib(available)}"
+    )
+    least = replace(smallest, micro_batch_size=_least(training), checkpointing="Full")
+    loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
+    if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
+        return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
+    length = _longest(shape, loosened, row, available, on_gpu, least)
+    if length is not None:
+        return f"{said}; it fits with spec.training.maxLength: {length}"
+    others: list[tuple[str, dict[str, Any]]] = [
+        (f"spec.training.method: {method.value}", {"method": method})
+        for method in (Method.LORA, Method.QLORA)
+        if method is not training.method
+    ]
+    if training.quantization.bits == 8:
+        others = [("spec.training.quantization.bits: 4", {"quantization": Quantization(bits=4)})]
+    if training.lora.modules_to_save:
+        none = training.lora.model_copy(update={"modules_to_save": []})
+        others.insert(0, ("spec.training.lora.modulesToSave: []", {"lora": none}))
+    for remedy, change in others:
+        if sum(estimate(shape, loosened.model_copy(update=change), least, row, on_gpu).values()) <= available:
+            return f"{said}; it fits with {remedy}"
+    return f"{said}; take a device with more memory or a smaller model"
+
+
+def _longest(shape: Shape, training: Training, row: int, available: int, on_gpu: bool, least: Setting) -> int | None:
+    """Longest row, a multiple of 64 tokens, with which the smallest micro-batch fits."""
+    lengths = range(row // 64 * 64, 127, -64)
+    return next((n for n in lengths if sum(estimate(shape, training, least, n, on_gpu).values()) <= available), None)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"

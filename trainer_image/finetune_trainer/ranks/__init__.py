@@ -1,0 +1,1 @@
+"""How the ranks of one training are started, meet, and share the weights."""

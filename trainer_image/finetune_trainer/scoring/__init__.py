@@ -1,0 +1,1 @@
+"""How good a model is: answers, scores and benchmarks on rows that training never saw."""

@@ -1,0 +1,1 @@
+"""Where models and rows come from: hubs, buckets, claims, ConfigMaps, web servers."""

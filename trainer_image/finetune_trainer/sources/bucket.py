@@ -1,0 +1,61 @@
+"""Models and rows from a bucket."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.sources.retries import with_retries
+from finetune_trainer.sources.source import Fetched, Source
+
+
+def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region: str | None) -> Fetched:
+    """Objects below a prefix, or the one object of that name."""
+    from finetune_trainer.buckets import download, open_bucket
+
+    bucket, _, prefix = source.uri.partition("://")[2].rstrip("/").partition("/")
+    store = open_bucket(f"{source.scheme}://{bucket}", endpoint, region)
+    meaning = partial(_meaning_at_bucket, source)
+
+    def describe() -> dict[str, int]:
+        found = {str(o["path"]): int(o["size"]) for o in store.list(prefix or None).collect()}
+        if not found and prefix:
+            head = store.head(prefix)
+            return {str(head["path"]): int(head["size"])}
+        return found
+
+    sizes = with_retries(describe, meaning, source.unavailable)
+    above = f"{prefix}/" if prefix and prefix not in sizes else prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
+    names = {path.removeprefix(above): path for path in sizes}
+    if not sizes:
+        raise source.not_found(f"nothing lies at {source.uri}")
+
+    def read(name: str) -> str:
+        content = with_retries(lambda: bytes(store.get(names[name]).bytes()), meaning, source.unavailable)
+        return content.decode(errors="replace")
+
+    files = [next(iter(names))] if prefix in sizes else source.chosen(names, read)
+    for name in files:
+        target = into / name
+        if not target.is_file() or target.stat().st_size != sizes[names[name]]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with_retries(partial(download, store, names[name], target), meaning, source.unavailable)
+    return Fetched(into, tuple(files), "")
+
+
+def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float | None:
+    from obstore.exceptions import BaseError
+
+    from finetune_trainer.buckets import UNTRUSTED, is_denied, is_not_found, is_untrusted
+
+    if is_untrusted(error):
+        return source.denied(f"{source.uri}: {UNTRUSTED}")
+    if is_not_found(error):
+        return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
+    if "<Code>AuthorizationHeaderMalformed</Code>" in str(error):
+        return source.denied(f"{source.uri}: the bucket is in another region: set spec.storage.artifacts.region or AWS_REGION")
+    if is_denied(error):
+        keys = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_SERVICE_ACCOUNT_KEY"}[source.scheme]
+        return source.denied(f"{source.uri} was refused: check {keys} in {source.secret}")
+    return 0.0 if isinstance(error, BaseError | ConnectionError | TimeoutError) else None

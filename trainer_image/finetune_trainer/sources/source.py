@@ -1,0 +1,73 @@
+"""A place to fetch from, and what was found there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.failures import StepFailed, first_line
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is fetched and how to speak of it: subject is Model, Dataset or TaskFiles, field what names it in the spec."""
+
+    uri: str
+    subject: str
+    field: str
+    wanted: tuple[str, ...]  # glob patterns of paths below the uri
+    deep: bool = True  # whether folders below it are looked into
+    check: Callable[[list[str]], None] = lambda _: None  # refuses by StepFailed, before anything is downloaded
+    narrow: Callable[[list[str], str], list[str]] | None = None  # of the wanted paths, by what README.md says
+
+    @property
+    def scheme(self) -> str:
+        return self.uri.partition("://")[0]
+
+    def chosen(self, paths: Iterable[str], read: Callable[[str], str]) -> list[str]:
+        """Those of the paths that are wanted, sorted; `read` gives the text of a small file among them.
+
+        Raises StepFailed where the source's check refuses them.
+        """
+        reached = [p for p in paths if self.deep or "/" not in p]
+        names = sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
+        if self.narrow is not None and names:
+            names = self.narrow(names, read(CARD) if CARD in reached else "")
+        self.check(names)
+        return names
+
+    @property
+    def secret(self) -> str:
+        """The field that names the Secret with the credentials."""
+        return f"{self.field.removesuffix('.uri')}.secretRef" if self.subject == "Model" else "spec.dataset.secretRef"
+
+    def not_found(self, detail: str) -> StepFailed:
+        return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")
+
+    def denied(self, detail: str) -> StepFailed:
+        return StepFailed(ExitCode.SOURCE_DENIED, f"{self.subject}AccessDenied", f"{self.field}: {detail}")
+
+    def unavailable(self, error: BaseException) -> StepFailed:
+        text = f"{self.uri} did not answer: {first_line(error)}"
+        return StepFailed(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", text)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Files of a source on this machine: paths are relative to `folder`."""
+
+    folder: Path
+    files: tuple[str, ...]
+    revision: str  # the hub's commit; "" where the source has none
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Whether a relative path fits a glob pattern; without a slash the pattern stands for a name in any folder."""
+    if "/" not in pattern:
+        return fnmatch(path.rpartition("/")[2], pattern)
+    return path.count("/") == pattern.count("/") and fnmatch(path, pattern)

@@ -1,0 +1,1 @@
+"""The artifact store: the record of what every step of a run made."""

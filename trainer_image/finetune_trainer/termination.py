@@ -1,0 +1,92 @@
+"""How a pod ends: what any exception means, the termination message within the kubelet's limit, and the exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.failures import StepFailed, first_line
+
+TERMINATED = 128 + signal.SIGTERM
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process by SystemExit(TERMINATED): a container's first process would ignore it."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def finish(program: Callable[[], Termination | None]) -> int:
+    """Run a program, write its termination message, and return the exit status.
+
+    A program that has more to tell returns it; a failure among that ends as VERIFICATION_FAILED.
+    """
+    exit_on_sigterm()
+    termination, status = Termination(), int(ExitCode.OK)
+    try:
+        termination = program() or termination
+        if termination.failure is not None:
+            print(f"{termination.failure.reason}: {termination.failure.message}", file=sys.stderr)
+            status = int(ExitCode.VERIFICATION_FAILED)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(ExitCode.UNEXPECTED)
+        termination = Termination(failure=Failure(reason="Terminated", message="the pod was told to stop"))
+    except BaseException as error:
+        failure = as_failure(error)
+        if failure.exit_code is ExitCode.UNEXPECTED:
+            traceback.print_exc()
+        print(failure, file=sys.stderr)
+        termination = Termination(failure=Failure(reason=failure.reason, message=failure.message))
+        status = int(failure.exit_code)
+    path = Path(os.environ.get(pod.ENV_TERMINATION_LOG, pod.TERMINATION_LOG))
+    path.write_text(message(termination), encoding="utf-8")
+    return status
+
+
+def as_failure(error: BaseException) -> StepFailed:
+    """What any exception means for the operator."""
+    if isinstance(error, StepFailed):
+        return error
+    torch = sys.modules.get("torch")  # who never imported it can't have run out of its memory
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        remedy = "lower spec.training.maxLength, use QLoRA, or take a larger GPU"
+        text = f"the GPU's memory is too small: {remedy} ({first_line(error, 160)})"
+        return StepFailed(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory", text)
+    if isinstance(error, MemoryError):
+        text = "the machine had no more memory: raise the memory limit of this stage in spec.stages"
+        return StepFailed(ExitCode.OUT_OF_MEMORY, "OutOfMemory", text)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StepFailed(ExitCode.UNEXPECTED, "ScratchFull", f"no space left on {error.filename or 'the scratch disk'}")
+    return StepFailed(ExitCode.UNEXPECTED, "Unexpected", f"{type(error).__name__}: {first_line(error)}")
+
+
+def message(termination: Termination) -> str:
+    """The termination message, cut to what the kubelet keeps.
+
+    Of a failure the text is cut. Of a result the last steps of `done` go first: a step that is started although it is
+    done only reports again.
+    """
+    text = _json(termination)
+    while len(text.encode()) > pod.TERMINATION_LIMIT and termination.result and termination.result.done:
+        shorter = termination.result.model_copy(update={"done": termination.result.done[:-1]})
+        termination = Termination(result=shorter)
+        text = _json(termination)
+    if len(text.encode()) > pod.TERMINATION_LIMIT and termination.failure:
+        cut = Failure(reason=termination.failure.reason, message=termination.failure.message[:1000] + "…")
+        text = _json(Termination(failure=cut))
+    return text
+
+
+def _json(termination: Termination) -> str:
+    return termination.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)

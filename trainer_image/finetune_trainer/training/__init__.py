@@ -1,0 +1,1 @@
+"""What happens between a loaded model and its last checkpoint."""

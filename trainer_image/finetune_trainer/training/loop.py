@@ -1,0 +1,202 @@
+"""One training run, whatever TRL's trainer it is: a bad loss stops it, every step is reported, a resumed run is the same.
+
+Loop ─┬─ SupervisedLoop   supervised.py: SFT, and distillation on the same rows
+      └─ …                preference.py: pairs of answers, by TRL's trainer of each objective
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_trainer.context import Context
+from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
+from finetune_trainer.contract.reports import ExitCode, Progress
+from finetune_trainer.data.tokenized import rows
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.model import saved_modules
+from finetune_trainer.model.compute import peak_memory
+
+
+class Loop(Trainer):
+    """What all objectives share. Each is a class of this and of TRL's trainer, in this order."""
+
+    model: Any  # a PEFT model, or transformers' own
+    args: Any
+    maybe_activation_offload_context: Any = nullcontext()  # TRL's trainers put their own in its place
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model.train()  # PEFT's wrapper says that it trains while the model inside it was loaded to evaluate
+        self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
+
+    def set_trained_type(self, dtype: torch.dtype) -> None:
+        """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that.
+
+        DoRA's lengths stay in float32: they are near one, and in BF16 their small updates would round away. So do modules
+        that are trained whole.
+        """
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.float32 if "lora_magnitude_vector" in name else dtype)
+        if hasattr(self.model, "get_base_model"):
+            saved_modules.begin_in_float32(self.model)
+
+    def set_warmup(self, ratio: float) -> None:
+        """Share of the steps over which the rate rises, rounded down: few steps must not be spent at rate 0."""
+        total: int = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        self.args.warmup_steps = int(ratio * total)
+
+    def losses(self) -> list[float]:
+        """Training loss of each step from the first on, those before a resume included."""
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+    def validation_loss(self) -> float | None:
+        """Loss over the validation rows as the model is now; None without such rows."""
+        if self.eval_dataset is None:
+            return None
+        return float(self.evaluate()["eval_loss"])
+
+    def first_row(self, path: Path) -> dict[str, str]:
+        """Loss over the answer of the first row to train on as the model is now, to be found again where the weights are
+        read back. Nothing where many ranks train, which would share the one row out.
+        """
+        first = rows(path)
+        if first is None or self.args.world_size > 1:
+            return {}
+        batch = {name: torch.tensor([first[0][name]]) for name in ("input_ids", "labels")}
+        return {FIRST_ROW_LOSS: f"{self._plain_loss(batch):.8g}"}
+
+    def _plain_loss(self, batch: dict[str, torch.Tensor]) -> float:
+        """Mean negative log-likelihood of a batch's labels in nats, whatever the objective is."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.model(**self._prepare_inputs(batch), use_cache=False).loss
+        self.model.train(was_training)
+        return float(loss)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One micro-batch forward and backward: the Trainer's own step without what makes a GPU wait for Python."""
+        if not model.training:
+            model.train()  # walks over thousands of modules
+        inputs = self._prepare_inputs(inputs)
+        with self.maybe_activation_offload_context, self.compute_loss_context_manager():
+            loss: Any = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+        if self.loss_is_scaled_for_ga is False:  # a mean over rows, not over the tokens of the whole step
+            loss = loss / self.current_gradient_accumulation_steps
+        # DeepSpeed would divide by the micro-batches once more, and takes the step in here after the last of them.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        self._unchecked.append(loss.detach())
+        return loss.detach()  # type: ignore[no-any-return]
+
+    def forget_step(self) -> None:
+        """Drop what a micro-batch left behind that no step will use."""
+        self.model_wrapped.zero_grad()
+        self._unchecked = []
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU.
+
+        Of many ranks each takes its own for the others': asking them would make all wait for each other.
+        """
+        mask = inputs.get("attention_mask")
+        own = inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        self.state.num_input_tokens_seen += own * self.args.world_size
+
+    def get_train_dataloader(self) -> Any:
+        return workers_apart(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        return workers_apart(super().get_eval_dataloader(eval_dataset))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Of a checkpoint. With DeepSpeed the shares that the ranks write beside it have the weights."""
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nobody reads the Trainer's count, and it walks over all parameters at each step."""
+        return 0
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Called once a step, before the optimizer: the place to stop at a number that would spoil the weights."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        losses, self._unchecked = torch.stack(self._unchecked), []
+        self._check_finite("loss", float(losses.sum()))
+        if norm is not None and not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work
+            self._check_finite("gradient norm", float(norm))
+        return norm
+
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop before the optimizer writes it into the weights: the last checkpoint stays good."""
+        if not math.isfinite(value):
+            raise StepFailed(
+                ExitCode.NON_FINITE_LOSS,
+                "NonFiniteLoss",
+                f"{what} {value} at step {self.state.global_step + 1}: lower training.learningRate, raise warmupRatio, "
+                "or set precision BF16 or FP32; the checkpoint before it is kept",
+            )
+
+
+def workers_apart(loader: Any) -> Any:
+    """The same batches, by workers outside of this rank's process group. torchrun tells all of the group when a pod is to
+    stop, and a worker that ends at once takes the rest of the step, and so the checkpoint, with it.
+    """
+    iterated = getattr(loader, "base_dataloader", loader)  # accelerate's wraps the one that starts the workers
+    iterated.worker_init_fn = partial(_begin_apart, iterated.worker_init_fn)
+    return loader
+
+
+def _begin_apart(seed: Callable[[int], None] | None, worker: int) -> None:
+    os.setpgid(0, 0)
+    if seed is not None:
+        seed(worker)
+
+
+class ReportProgress(TrainerCallback):
+    """One progress reading a step: loss, learning rate, non-padding tokens per second, memory, seconds to go."""
+
+    def __init__(self, context: Context, loop: Loop) -> None:
+        self._context, self._loop = context, loop
+        self._started, self._first_step, self._first_tokens = 0.0, 0, 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first_step = time.monotonic(), state.global_step
+        self._first_tokens = state.num_input_tokens_seen
+        self._context.progress("training", state.global_step, state.max_steps)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        seconds = max(time.monotonic() - self._started, 1e-6)
+        steps = max(state.global_step - self._first_step, 1)
+        self._context.report(
+            Progress(
+                step_name=self._context.step.name,
+                activity="training",
+                step=state.global_step,
+                total=state.max_steps,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                tokens_per_second=round((state.num_input_tokens_seen - self._first_tokens) / seconds, 1),
+                memory_bytes=peak_memory(self._loop.args.device.type),
+                eta_seconds=round((state.max_steps - state.global_step) * seconds / steps, 1),
+            )
+        )

@@ -1,0 +1,41 @@
+"""Where the curves of a run go beside its own log: TensorBoard files with the adapter, MLflow, Weights & Biases.
+
+The callbacks are transformers' own. They read where to go, and with which credentials, from the environment.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import TRACKERS
+from finetune_trainer.failures import bad_config
+
+FOLDER = "tensorboard"  # beside the adapter, or the weights of Full
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",), "wandb": ("wandb",)}
+
+
+def arguments(run: RunConfig, output: Path) -> dict[str, Any]:
+    """What transformers' TrainingArguments take for it; TensorBoard's files go below `output`.
+
+    Raises StepFailed BadConfig where the image lacks a package, or the environment what a tracker must know.
+    """
+    wanted = run.training.report_to
+    for name in wanted:
+        if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
+            raise bad_config(
+                f"spec.training.reportTo: this image has no {PACKAGES[name][0]}; set spec.stages.train.image to one that has"
+                f" (pip install {PACKAGES[name][0]}), or leave {name} out"
+            )
+        missing = [key for key in TRACKERS[name] if not os.environ.get(key)]
+        if missing:
+            raise bad_config(
+                f"spec.training.reportTo: {name} needs {' and '.join(missing)} in the environment; put it into the Secret that"
+                " spec.training.reportSecretRef names"
+            )
+    if "tensorboard" in wanted:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / FOLDER)
+    return {"report_to": list(wanted) or "none", "run_name": f"{run.namespace}/{run.name}"}
