@@ -5,7 +5,7 @@
     operator ◄── Termination (termination message) + ExitCode (exit status) ─────── pod
 
 Strict where we write (`Strict` forbids unknown keys), tolerant where an older pod reports (`Report` ignores them): fields.py.
-run.py holds the RunConfig, reports.py all that comes back, pod.py where a pod finds and leaves things, pipeline.py the steps of a
-run and their fingerprints. The models that users meet in a FineTuneJob's spec are defined here once; their descriptions are what
-`kubectl explain` prints.
+run.py holds the RunConfig, reports.py all that comes back, pod.py where a pod finds and leaves things, pipeline.py the steps
+of a run and their fingerprints. The models that users meet in a FineTuneJob's spec are defined here once; their descriptions
+are what `kubectl explain` prints.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trainer.test_acceleration import adapted, in_4_bits, llama, loss_and_gradients, qwen_with_biases
+from tests.trainer.speed.test_acceleration import adapted, in_4_bits, llama, loss_and_gradients, qwen_with_biases
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_trainer.contract import combinations

@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.conftest import train_tokenizer
 from tests.trainer.entries import prepare
 from tests.trainer.pods import environment
-from tests.trainer.test_train import MakeRun
+from tests.trainer.training.test_train import MakeRun
 
 from finetune_trainer.contract import pod
 from finetune_trainer.memory import estimate

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.trainer.conftest import save_tiny_llama, train_tokenizer
 from tests.trainer.entries import PAIRS, context, prepare, render
-from tests.trainer.test_train import LORA, committed, preempted, trained
+from tests.trainer.training.test_train import LORA, committed, preempted, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_trainer.contract import pod

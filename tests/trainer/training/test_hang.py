@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.trainer.entries import prepare
 from tests.trainer.pods import environment
-from tests.trainer.test_train import LORA, MakeRun
+from tests.trainer.training.test_train import LORA, MakeRun
 
 from finetune_trainer.contract.pod import ENV_HANG_AFTER
 from finetune_trainer.contract.reports import ExitCode

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from tests.trainer.entries import PAIRS, context, prepare
-from tests.trainer.test_train import LORA, MakeRun, trained
-from tests.trainer.test_validation import elsewhere, weights
+from tests.trainer.training.test_train import LORA, MakeRun, trained
+from tests.trainer.training.test_validation import elsewhere, weights
 
 from finetune_trainer.contract.reports import Progress
 from finetune_trainer.stages import train

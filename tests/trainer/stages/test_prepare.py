@@ -22,7 +22,7 @@ from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_RUN_FILE, ENV_SCRATCH,
 from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROWS = [{"prompt": f"What is number {n}?", "completion": f"It is {n} times one."} for n in range(40)]
 Prepare = Callable[..., tuple[int, Termination]]
 

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from tests.trainer.conftest import train_tokenizer
 from tests.trainer.entries import PAIRS, prepare, render
-from tests.trainer.test_train import LORA, MakeRun, trained
+from tests.trainer.training.test_train import LORA, MakeRun, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from trl import SFTConfig
 

@@ -15,7 +15,7 @@ from tests.serving import Stage, make_serve
 
 from finetune_operator.meta import Object
 
-CASES = sorted(p.parent for p in (Path(__file__).parents[1] / "golden" / "modelserve").glob("*/modelserve.yaml"))
+CASES = sorted(p.parent for p in (Path(__file__).parents[2] / "golden" / "modelserve").glob("*/modelserve.yaml"))
 SECRETS = ("s3-keys", "authority")
 
 

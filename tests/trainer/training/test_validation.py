@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.trainer.entries import PAIRS, prepare
-from tests.trainer.test_train import LORA, MakeRun, committed, preempted, trained
+from tests.trainer.training.test_train import LORA, MakeRun, committed, preempted, trained
 
 from finetune_trainer.contract import combinations
 from finetune_trainer.contract.artifacts import StoreConfig

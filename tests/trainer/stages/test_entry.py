@@ -20,7 +20,7 @@ from finetune_trainer.contract.reports import Progress, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.progress import Reporter, serve_metrics
 
-SOURCE = Path(__file__).parents[2] / "trainer_image"
+SOURCE = Path(__file__).parents[3] / "trainer_image"
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer.entries import prepare
-from tests.trainer.test_merge import TRAINING, divergence_from_trained, merged_folder
-from tests.trainer.test_train import LORA, committed, preempted, trained
+from tests.trainer.export.test_merge import TRAINING, divergence_from_trained, merged_folder
+from tests.trainer.training.test_train import LORA, committed, preempted, trained
 
 from finetune_trainer.contract import combinations, pod
 from finetune_trainer.contract.artifacts import StoreConfig

@@ -102,6 +102,6 @@ def test_the_operators_part_needs_no_trainer_libraries() -> None:
         "found = {'torch', 'transformers', 'datasets', 'obstore', 'huggingface_hub'} & set(sys.modules)\n"
         "sys.exit(', '.join(found) or 0)"
     )
-    source = Path(__file__).parents[2] / "trainer_image"
+    source = Path(__file__).parents[4] / "trainer_image"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

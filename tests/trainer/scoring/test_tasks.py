@@ -361,7 +361,7 @@ def test_an_image_without_lm_eval_says_so(make_run: MakeRun, tmp_path: Path, mon
 
 
 def test_the_example_s_task_is_taken(make_run: MakeRun, tmp_path: Path) -> None:
-    document = read_document(Path(__file__).parents[2] / "examples/benchmark-task.yaml")
+    document = read_document(Path(__file__).parents[3] / "examples/benchmark-task.yaml")
     place = tmp_path / "mounts/configmaps/everyday"
     place.mkdir(parents=True)
     for key, text in document.config_maps["everyday"].items():

@@ -12,7 +12,7 @@ import yaml
 from finetune_operator.api import crdgen
 from finetune_operator.meta import Rule
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # What a structural schema of apiextensions.k8s.io/v1 may say.
 ALLOWED = {
     "additionalProperties",

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.trainer import test_distributed
 from tests.trainer.entries import prepare
-from tests.trainer.test_merge import TRAINING, divergence_from_trained, merged_folder
-from tests.trainer.test_preference import PREFERENCES
-from tests.trainer.test_train import LORA, checkpoints, committed, preempted, trained
+from tests.trainer.export.test_merge import TRAINING, divergence_from_trained, merged_folder
+from tests.trainer.ranks import test_distributed
+from tests.trainer.training.test_preference import PREFERENCES
+from tests.trainer.training.test_train import LORA, checkpoints, committed, preempted, trained
 
 from finetune_trainer.contract import combinations, pod
 from finetune_trainer.contract.artifacts import StoreConfig

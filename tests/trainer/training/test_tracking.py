@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.trainer.entries import prepare
-from tests.trainer.test_train import LORA, MakeRun, committed, trained
+from tests.trainer.training.test_train import LORA, MakeRun, committed, trained
 
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed

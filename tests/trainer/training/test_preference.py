@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from tests.trainer.entries import context, prepare
-from tests.trainer.test_distributed import Pods
-from tests.trainer.test_train import LORA, checkpoints, committed, preempted, trained
+from tests.trainer.ranks.test_distributed import Pods
+from tests.trainer.training.test_train import LORA, checkpoints, committed, preempted, trained
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract import pod

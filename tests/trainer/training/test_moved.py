@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trainer.test_train import LORA
+from tests.trainer.training.test_train import LORA
 
 from finetune_trainer.contract import combinations
 from finetune_trainer.contract.adapters import NF4, Quantization

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.trainer.entries import context, prepare
-from tests.trainer.test_acceleration import SHAPE, adapted, loss_and_gradients
+from tests.trainer.speed.test_acceleration import SHAPE, adapted, loss_and_gradients
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
