@@ -1,6 +1,6 @@
 """The two CRDs, made from the types: `python -m finetune_operator.api.crdgen DIRECTORY…` writes both into each directory.
 
-    api.py (pydantic) ─ json schema ─► inlined, OpenAPI v3.0 ─► bounds, list keys ─► rules.py (CEL) ─► the definition
+    the types (pydantic) ─ json schema ─► inlined, OpenAPI v3.0 ─► bounds, list keys ─► rules/ (CEL) ─► the definition
 
 Defaults of the spec are in the schema, so that the API server writes them into stored objects: an upgrade of the
 operator changes no job. The status has none but observedGeneration -1, which says "not seen yet" to kstatus, Flux and
@@ -19,7 +19,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, NoDefault
 from pydantic_core import core_schema
 
-from finetune_operator.api.finetunejob import FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.api.finetunejob import FineTuneJobSpec
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.api.modelserve import ModelServeSpec, ModelServeStatus
 from finetune_operator.api.rules import finetunejob, modelserve
 from finetune_operator.meta import GROUP, VERSION, Rule

@@ -1,28 +1,23 @@
-"""The FineTuneJob as types: what a user may write, with defaults and bounds, and what its status says.
+"""The FineTuneJob as types: what a user may write, with defaults and bounds.
 
-The CRD under crds/ is generated from this file (crdgen.py); the docstring below a field is what `kubectl explain` shows.
-What trains a model is defined once, in finetune_trainer.contract, and used here.
+The CRD under crds/ is generated from this file, evaluation.py and finetunejob_status.py (crdgen.py); the docstring below a
+field is what `kubectl explain` shows. What trains a model is defined once, in finetune_trainer.contract, and used here.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field
 
-from finetune_operator.meta import Condition, ObjectMeta, Quantity
+from finetune_operator.api.evaluation import Evaluation
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.meta import ObjectMeta, Quantity
 from finetune_trainer.contract.artifacts import Artifact, Publish
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.devices import Launcher, Strategy
-from finetune_trainer.contract.evaluation import AnswerEngine
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
-from finetune_trainer.contract.metrics import SCORE
-from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Scores
-from finetune_trainer.contract.tasks import Task, TaskFiles
-from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS, Recomputing, Training
-
-# ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS, Training
 
 
 class Gpu(Strict):
@@ -52,51 +47,6 @@ class Merge(Strict):
     base: Literal["Dequantized", "Original"] = "Dequantized"
     """What the adapter is merged into. Dequantized: the quantized base it was trained on, expanded, which gives the very
     model that was trained; Original: the base model's own weights."""
-
-
-class GateAction(StrEnum):
-    BLOCK = "Block"
-    WARN = "Warn"
-
-
-class Gate(Strict):
-    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
-    """Name of the gate, as status shows it."""
-    metric: str = Field(min_length=1, max_length=200, pattern=SCORE)
-    """Score that is judged, on the held-out test rows: loss, perplexity, exactMatch, rouge1, rouge2, rougeL, entropy; for
-    rows of format Classification accuracy and macroF1 as well, of format Preference preferenceAccuracy. Of loss, perplexity
-    and entropy less is better. Or <task>/<metric>, for a task of evaluation.tasks; lm-eval knows what is better."""
-    artifact: str = Field("merged", min_length=1, max_length=20)
-    """Which artifact is judged: merged, or a name from spec.artifacts."""
-    min: float | None = None
-    """The score must be at least this."""
-    max: float | None = None
-    """The score must be at most this."""
-    min_improvement_over_base: float | None = None
-    """The score must be better than the base model's by at least this much."""
-    max_regression_from_merged: float | None = Field(None, ge=0)
-    """The score may be worse than the merged model's by at most this much: what quantization may cost."""
-    action: GateAction = GateAction.BLOCK
-    """Block: nothing is published or served when the gate fails. Warn: the verdict is only shown."""
-
-
-class Evaluation(Strict):
-    engine: AnswerEngine = AnswerEngine.AUTO
-    """What writes the answers that are scored: VLLM, as it will when it serves them, or Transformers. Auto: VLLM where the
-    evaluate pod has a GPU and its image has vLLM (the chart's images.evaluator, or spec.stages.evaluate.image), else
-    Transformers. status.scores[].engine tells which it was. GGUF artifacts are answered by llama.cpp in any case."""
-    samples: int = Field(200, ge=1, le=100000)
-    """At most this many test rows are scored."""
-    max_new_tokens: int = Field(128, ge=1, le=32768)
-    """Longest generated answer, in tokens. Answers are greedy, so that scores can be repeated."""
-    tasks: list[Task] = Field(default_factory=list, max_length=10)
-    """Benchmarks of lm-evaluation-harness to score base, merged model and safetensors artifacts on as well. The images of
-    stages prepare and evaluate must have lm-eval."""
-    task_files: TaskFiles | None = None
-    """Where the files of these tasks lie."""
-    gates: list[Gate] = Field(default_factory=list, max_length=20)
-    """What must hold before anything is published or served. Unset: the merged model's loss must not be above the
-    base's."""
 
 
 class Serving(Strict):
@@ -214,155 +164,6 @@ class FineTuneJobSpec(Strict):
     """Where results are kept."""
     suspend: bool = False
     """Stop after saving a checkpoint and start no more pods until this is false again."""
-
-
-# ── status ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class StepState(StrEnum):
-    PENDING = "Pending"
-    RUNNING = "Running"
-    SUCCEEDED = "Succeeded"
-    REUSED = "Reused"
-    FAILED = "Failed"
-
-
-class StepStatus(Report):
-    name: str
-    """Step of the pipeline: prepare, train, merge, quantize-<artifact>, evaluate, evaluate-<artifact>, publish-<n>."""
-    state: StepState = StepState.PENDING
-    """Pending, Running, Succeeded, Reused (its output was in the store already) or Failed."""
-    fingerprint: str | None = None
-    """Hash of the step's inputs; the same inputs are never worked on twice."""
-    attempt: int = 0
-    """Number of the current or last attempt, from 1."""
-    retries: int = 0
-    """Attempts that count against spec.retry.maxRetries."""
-    started_at: str | None = None
-    """When the first attempt started."""
-    finished_at: str | None = None
-    """When it ended."""
-    job: str | None = None
-    """Name of the current or last Job."""
-    job_uid: str | None = None
-    """Its uid: another Job of that name is not ours."""
-    resumed_from_step: int | None = None
-    """Optimizer step that the last attempt of training went on from."""
-    micro_batch_size: int | None = None
-    """Rows per forward pass, where the GPU's memory did not hold as many as were estimated."""
-    running_pods: int | None = None
-    """Pods of the current attempt that run, where spec.parallelism.numNodes asks for several."""
-
-
-class ProgressStatus(Report):
-    step: str
-    """Step of the pipeline that reports."""
-    activity: str = ""
-    """What it does now."""
-    percent: int = 0
-    """Of this step, 0 to 100."""
-    current: int = 0
-    """Units done: optimizer steps or rows."""
-    total: int = 0
-    """Units in all."""
-    loss: float | None = None
-    """Training loss of the last reported step."""
-    learning_rate: float | None = None
-    """Learning rate of that step."""
-    tokens_per_second: float | None = None
-    """Training speed, padding not counted."""
-    eta_seconds: int | None = None
-    """Seconds to the end of this step, as estimated at updatedAt."""
-    updated_at: str | None = None
-    """When the pod wrote this."""
-    stale: bool = False
-    """True when the pod has written nothing for two minutes."""
-
-
-class GateVerdict(Report):
-    name: str
-    passed: bool
-    action: GateAction
-    message: str
-    """The numbers that decided."""
-
-
-class ArtifactStatus(Report):
-    name: str
-    format: str
-    quantization: str | None = None
-    uri: str
-    """Where the files lie."""
-    digest: str
-    """sha256 of the folder's files.json, which names every file with its own."""
-    bytes: int
-    evaluation: str | None = None
-    """Where its answers to the test rows lie; a ModelServe asks some of them again. Unset: it was not asked for answers."""
-
-
-class LastFailure(Report):
-    step: str
-    attempt: int
-    node: str | None = None
-    exit_code: int | None = None
-    reason: str
-    message: str
-    """What happened and what to change."""
-    time: str
-
-
-class ServingStatus(Report):
-    name: str
-    """The ModelServe."""
-    digest: str | None = None
-    """Digest of the artifact that was handed over."""
-    ready: bool = False
-    """True while the ModelServe serves that artifact."""
-    url: str | None = None
-    """OpenAI API inside the cluster."""
-
-
-class Resolved(Report):
-    """What Auto chose, and every default that depends on another field."""
-
-    micro_batch_size: int | None = None
-    gradient_checkpointing: Recomputing | None = None
-    strategy: Strategy | None = None
-    learning_rate: float | None = None
-    epochs: float | None = None
-    store: str | None = None
-    serving_artifact: str | None = None
-
-
-class FineTuneJobStatus(Report):
-    observed_generation: int = -1
-    conditions: list[Condition] = Field(default_factory=list)
-    stage: str | None = None
-    """The stage that runs, or how the job ended; for people, not for programs."""
-    run: str | None = None
-    """Name of the ConfigMap with the frozen configuration of the current run."""
-    run_number: int = 0
-    """Number of the current run, from 1. An edit that changes what pods get begins a new one, which reuses what it can."""
-    run_digest: str | None = None
-    """Hash of that configuration."""
-    run_generation: int | None = None
-    """Newest generation of the spec that this run serves."""
-    resolved: Resolved | None = None
-    model: ModelFacts | None = None
-    dataset: DatasetFacts | None = None
-    fit: FitFacts | None = None
-    steps: list[StepStatus] = Field(default_factory=list)
-    progress: ProgressStatus | None = None
-    scores: list[Scores] = Field(default_factory=list)
-    gates: list[GateVerdict] = Field(default_factory=list)
-    artifacts: list[ArtifactStatus] = Field(default_factory=list)
-    published: list[str] = Field(default_factory=list)
-    serving: ServingStatus | None = None
-    last_failure: LastFailure | None = None
-    gpu_seconds: int = 0
-    """GPUs held times seconds, over all attempts that have ended."""
-    retry_token: str | None = None
-    """The value of the annotation finetune.dev/retry that was acted on."""
 
 
 class FineTuneJob(Report):

@@ -23,7 +23,7 @@ from typing import TextIO
 from pydantic import ValidationError
 
 import finetune_trainer
-from finetune_operator.api.finetunejob import FineTuneJobStatus, GateVerdict, StepState
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli.document import Document, FileError
 from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from finetune_operator.api.finetunejob import ArtifactStatus, GateVerdict, StepState
+from finetune_operator.api.finetunejob_status import ArtifactStatus, GateVerdict, StepState
 from finetune_operator.cli.local import Ending, Watcher, Workdir
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import Step, mounted_path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from finetune_operator.api.finetunejob import Gate, GateAction, GateVerdict
+from finetune_operator.api.evaluation import Gate, GateAction
+from finetune_operator.api.finetunejob_status import GateVerdict
 from finetune_trainer.contract.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
 from finetune_trainer.contract.objectives import OF_PAIRS, Objective
 from finetune_trainer.contract.pipeline import BASE, MERGED

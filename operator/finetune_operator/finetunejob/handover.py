@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.finetunejob import ArtifactStatus, FineTuneJob, FineTuneJobSpec, FineTuneJobStatus
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec
+from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import EngineType, ModelServeSpec
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.names import LABEL_JOB, job_labels, label_value, object_name

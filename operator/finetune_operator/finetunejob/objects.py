@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_operator import certificates, names, pod_security
-from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, Resources, Stage
+from finetune_operator.api.finetunejob import FineTuneJob, Resources, Stage
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.finetunejob.image import asks_vllm, default_image
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, GateVerdict, StepState, StepStatus
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.observed import Attempt, Waiting, World

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, StepState
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
 from finetune_operator.finetunejob.observed import observe

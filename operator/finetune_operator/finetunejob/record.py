@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from finetune_operator.api.finetunejob import (
+from finetune_operator.api.finetunejob import Retry as Budget
+from finetune_operator.api.finetunejob_status import (
     ArtifactStatus,
     FineTuneJobStatus,
     LastFailure,
@@ -18,7 +19,6 @@ from finetune_operator.api.finetunejob import (
     StepState,
     StepStatus,
 )
-from finetune_operator.api.finetunejob import Retry as Budget
 from finetune_operator.finetunejob import fit
 from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.finetunejob import Evaluation, FineTuneJob, FineTuneJobSpec, Resolved
+from finetune_operator.api.evaluation import Evaluation
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec
+from finetune_operator.api.finetunejob_status import Resolved
 from finetune_operator.meta import quantity_value
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract.artifacts import StoreConfig

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobStatus, StepState, StepStatus
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.names import ANNOTATION_RETRY, run_config_map, short_hash
 from finetune_trainer.contract.pipeline import TRAIN, Step, digest, steps

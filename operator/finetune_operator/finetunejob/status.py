@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_operator.api.finetunejob import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
 from finetune_operator.finetunejob import fit, handover

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.api.finetunejob import ArtifactStatus, ArtifactStore, FineTuneJobStatus
+from finetune_operator.api.finetunejob import ArtifactStore
+from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import EngineType, JobRef, ModelServe, ResolvedModel
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from tests.builders import make_scores
 
-from finetune_operator.api.finetunejob import Gate
+from finetune_operator.api.evaluation import Gate
 from finetune_operator.finetunejob.gates import blocking, verdicts
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.objectives import Objective

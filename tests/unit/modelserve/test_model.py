@@ -8,7 +8,8 @@ import pytest
 from tests.builders import SERVING, make_job
 from tests.serving import Stage, make_finished_job, make_serve
 
-from finetune_operator.api.finetunejob import ArtifactStatus, FineTuneJob
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import ArtifactStatus
 from finetune_operator.finetunejob import handover
 from finetune_operator.meta import Object
 
