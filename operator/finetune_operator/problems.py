@@ -6,9 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.meta import Object, stamp
+from finetune_operator.names import ANNOTATION_HOLD
 
 INVALID_SPEC = "InvalidSpec"
 REFUSED = "Refused"
+HELD = "Held"
 
 
 def stalled(body: Object, message: str, now: datetime) -> dict[str, Any]:
@@ -21,27 +23,32 @@ def refused(body: Object, status: dict[str, Any], message: str, now: datetime) -
     return _with(body, status, now, {"Ready": "False", "Reconciling": "True"}, REFUSED, message)
 
 
+def held(body: Object, now: datetime) -> dict[str, Any]:
+    """The status as it was, and that nothing follows from it while somebody holds the object."""
+    status = body.get("status", {})
+    others = [c for c in status.get("conditions", []) if c["type"] != HELD]
+    message = f"the annotation {ANNOTATION_HOLD} is true: nothing is created, changed or deleted until it is removed"
+    return {**status, "conditions": [*others, _condition(HELD, "True", (HELD, message), body, now)]}
+
+
 def _with(
     body: Object, status: dict[str, Any], now: datetime, want: dict[str, str], reason: str, message: str
 ) -> dict[str, Any]:
     generation = body["metadata"].get("generation", 0)
-    before = {c["type"]: c for c in body.get("status", {}).get("conditions", [])}
     kept = [c for c in status.get("conditions", []) if c["type"] not in ("Ready", "Reconciling", "Stalled")]
-    conditions = [
-        {
-            "type": kind,
-            "status": value,
-            "reason": reason,
-            "message": message,
-            "observedGeneration": generation,
-            "lastTransitionTime": _since(before.get(kind), value, now),
-        }
-        for kind, value in want.items()
-    ]
+    conditions = [_condition(kind, value, (reason, message), body, now) for kind, value in want.items()]
     return {**status, "conditions": [*conditions, *kept], "observedGeneration": generation}
 
 
-def _since(before: dict[str, Any] | None, value: str, now: datetime) -> str:
-    if before is not None and before["status"] == value and before.get("lastTransitionTime"):
-        return str(before["lastTransitionTime"])
-    return stamp(now)
+def _condition(kind: str, value: str, why: tuple[str, str], body: Object, now: datetime) -> dict[str, Any]:
+    """Its time moves only when its truth does."""
+    before: dict[str, Any] = next((c for c in body.get("status", {}).get("conditions", []) if c["type"] == kind), {})
+    since = before.get("lastTransitionTime") if before.get("status") == value else None
+    return {
+        "type": kind,
+        "status": value,
+        "reason": why[0],
+        "message": why[1],
+        "observedGeneration": body["metadata"].get("generation", 0),
+        "lastTransitionTime": since or stamp(now),
+    }

@@ -70,7 +70,7 @@ async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, 
         return Outcome("gone")  # what it owns is collected by its owner references
     generation = body["metadata"].get("generation", 0)
     if body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
-        return Outcome("held", generation)
+        return Outcome("held", generation, await _report(cluster, body, problems.held(body, now), ()))
     policy = kind.policy
     try:
         known = without_unknown(kind.model, body)

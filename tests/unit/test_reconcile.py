@@ -104,19 +104,26 @@ async def test_a_policy_sees_the_children_the_named_and_the_progress() -> None:
     assert seen.progress == {"p": {"step": 3}}
 
 
-@pytest.mark.parametrize(
-    ("metadata", "result"),
-    [
-        ({"deletionTimestamp": "2026-11-23T14:00:00Z"}, "gone"),
-        ({"annotations": {"finetune.dev/hold": "true"}}, "held"),
-    ],
-)
-async def test_a_deleted_or_held_object_is_left_alone(metadata: dict[str, Any], result: str) -> None:
+async def test_a_deleted_object_is_left_alone() -> None:
     job = make_job()
-    cluster = FakeCluster(make_job(metadata=job["metadata"] | metadata))
-    policy = Scripted(Decision((Create(CHILD),), STATUS))
-    assert (await one_pass(cluster, policy)).result == result
+    cluster = FakeCluster(make_job(metadata=job["metadata"] | {"deletionTimestamp": "2026-11-23T14:00:00Z"}))
+    assert (await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))).result == "gone"
     assert cluster.writes == []
+
+
+async def test_a_held_object_is_left_alone_and_says_so_until_it_is_let_go() -> None:
+    job = make_job()
+    held = job["metadata"] | {"annotations": {"finetune.dev/hold": "true"}}
+    cluster = FakeCluster(make_job(metadata=held, status={"stage": "Training", "observedGeneration": 1}))
+    policy = Scripted(Decision((Create(CHILD),), STATUS))
+    for _ in range(2):
+        assert (await one_pass(cluster, policy)).result == "held"
+    assert cluster.writes == ["status FineTuneJob facts"]
+    body = await cluster.get("FineTuneJob", "default", "facts")
+    assert body is not None
+    assert body["status"]["stage"] == "Training"
+    assert [(c["type"], c["status"], c["reason"]) for c in body["status"]["conditions"]] == [("Held", "True", "Held")]
+    assert "finetune.dev/hold" in body["status"]["conditions"][0]["message"]
 
 
 async def test_an_object_that_is_gone_is_nothing_to_do() -> None:

@@ -47,6 +47,8 @@ class StepStatus(Report):
     """Rows per forward pass, where the GPU's memory did not hold as many as were estimated."""
     running_pods: int | None = None
     """Pods of the current attempt that run, where spec.parallelism.numNodes asks for several."""
+    suspended: bool | None = None
+    """True while spec.suspend keeps its Job suspended. A Job that somebody else suspended is left to them."""
 
 
 class ProgressStatus(Report):
@@ -111,6 +113,8 @@ class ServingStatus(Report):
     """The ModelServe."""
     digest: str | None = None
     """Digest of the artifact that was handed over."""
+    handed_over: str | None = None
+    """Hash of the ModelServe as it was handed over: what is changed there afterwards stays."""
     ready: bool = False
     """True while the ModelServe serves that artifact."""
     url: str | None = None
@@ -142,6 +146,10 @@ class FineTuneJobStatus(Report):
     """Hash of that configuration."""
     run_generation: int | None = None
     """Newest generation of the spec that this run serves."""
+    run_spec: str | None = None
+    """Hash of what the spec asks of the pods, defaults left out: another one begins another run."""
+    succeeded_spec: str | None = None
+    """Hash of the spec that the job succeeded with, but for suspend: it stays Succeeded while the spec says the same."""
     resolved: Resolved | None = None
     model: ModelFacts | None = None
     dataset: DatasetFacts | None = None

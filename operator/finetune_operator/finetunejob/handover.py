@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec
+from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec, Serving
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import EngineType, ModelServeSpec
 from finetune_operator.meta import API_VERSION, Object
-from finetune_operator.names import LABEL_JOB, job_labels, label_value, object_name
+from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name, short_hash
 from finetune_operator.sentences import sentences
 from finetune_trainer.contract.artifacts import ArtifactFormat
 from finetune_trainer.contract.pipeline import MERGED
@@ -29,11 +30,11 @@ class Stand(Enum):
 
 @dataclass(frozen=True)
 class Handover:
-    """How the hand-over stands. `apply` is true while the ModelServe does not ask for our artifact yet."""
+    """How the hand-over stands. `apply` is the ModelServe to write while it does not ask for our artifact yet."""
 
     stand: Stand
     message: str = ""
-    apply: bool = False
+    apply: Object | None = None
 
 
 def serve_name(job: FineTuneJob) -> str | None:
@@ -74,10 +75,34 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     return []
 
 
-def model_serve(job: FineTuneJob, artifact: ArtifactStatus) -> Object:
-    """The ModelServe as this job wants it: the template, and the artifact as its model."""
-    serving, store = job.spec.serving, job.spec.storage.artifacts
-    assert serving is not None
+def wanted_serve(job: FineTuneJob, status: FineTuneJobStatus) -> Object | None:
+    """The ModelServe as this job wants it; None while it has nothing to serve."""
+    name = serving_artifact(job.spec)
+    artifact = next((a for a in status.artifacts if a.name == name), None)
+    return None if artifact is None or job.spec.serving is None else _model_serve(job, job.spec.serving, artifact)
+
+
+def is_as_wanted(job: FineTuneJob, wanted: Object, found: Object) -> bool:
+    """Whether the ModelServe that was found asks for all that is wanted, in this job's name."""
+    holder = found["metadata"].get("labels", {}).get(LABEL_JOB)
+    return contains(found.get("spec"), _ours(wanted, found)["spec"]) and holder == label_value(job.metadata.name)
+
+
+def fingerprint(wanted: Object) -> str:
+    """What status.serving.handedOver keeps of a hand-over, so that it is done once."""
+    return short_hash(json.dumps(wanted["spec"], sort_keys=True), length=16)
+
+
+def _ours(wanted: Object, found: Object) -> Object:
+    """What is wanted, without replicas where somebody else has set them: an autoscaler, or `kubectl scale`."""
+    others = [e for e in found["metadata"].get("managedFields") or () if e.get("manager") != FIELD_MANAGER]
+    if not any("f:replicas" in (e.get("fieldsV1") or {}).get("f:spec", {}) for e in others):
+        return wanted
+    return {**wanted, "spec": {k: v for k, v in wanted["spec"].items() if k != "replicas"}}
+
+
+def _model_serve(job: FineTuneJob, serving: Serving, artifact: ArtifactStatus) -> Object:
+    store = job.spec.storage.artifacts
     model: Spec = {"uri": artifact.uri, "digest": artifact.digest}
     model |= {"evaluation": artifact.evaluation} if artifact.evaluation else {}
     if artifact.uri.startswith("s3://"):
@@ -100,13 +125,16 @@ def judge(job: FineTuneJob, status: FineTuneJobStatus, wanted: Object, found: Ob
     """How the ModelServe that was found stands to the one that is wanted."""
     name = wanted["metadata"]["name"]
     if found is None:
-        return Handover(Stand.WAITING, f"creating the ModelServe {name}", apply=True)
-    given_before = status.serving is not None and status.serving.digest == wanted["spec"]["model"]["digest"]
+        return Handover(Stand.WAITING, f"creating the ModelServe {name}", apply=wanted)
+    given, digest = status.serving, wanted["spec"]["model"]["digest"]
     holder = found["metadata"].get("labels", {}).get(LABEL_JOB)
-    if given_before and holder not in (None, label_value(job.metadata.name)):
+    if given is not None and given.digest == digest and holder not in (None, label_value(job.metadata.name)):
         return Handover(Stand.SUPERSEDED, f"the ModelServe {name} was then taken over by the FineTuneJob {holder}")
-    if not contains(found.get("spec"), wanted["spec"]) or holder != label_value(job.metadata.name):
-        return Handover(Stand.WAITING, f"updating the ModelServe {name}", apply=True)
+    if given is None or given.handed_over != fingerprint(wanted):
+        if not is_as_wanted(job, wanted, found):
+            return Handover(Stand.WAITING, f"updating the ModelServe {name}", apply=_ours(wanted, found))
+    elif found["spec"].get("model", {}).get("digest") != digest:
+        return Handover(Stand.SUPERSEDED, f"the ModelServe {name} was then given another model by somebody else")
     told = found.get("status") or {}
     seen = told.get("observedGeneration") == found["metadata"].get("generation")
     conditions = {c["type"]: c for c in told.get("conditions") or [] if c.get("status") == "True"}

@@ -1,12 +1,13 @@
 """What comes next for a job, decided from what is known: a chain of checks, read from top to bottom.
 
-finished? ─ earlier run still there? ─ failed? ─ a step at work? ─ gates? ─ next step ─ hand-over ─ succeeded
-The first check that has something to say decides. At most one Job is at work at any time.
+ended: succeeded, failed, gates ─ suspended ─ earlier run still there ─ refused ─ a step at work ─ next step ─ hand-over
+The first check that has something to say decides: what is done stays done, then a person's word counts, then what may be
+run at all. At most one Job is at work at any time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -15,10 +16,10 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again
 from finetune_operator.finetunejob import gates, handover
-from finetune_operator.finetunejob.observed import Attempt, Waiting, World
+from finetune_operator.finetunejob.observed import Attempt, State, Waiting, World
 from finetune_operator.finetunejob.record import DONE, step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
-from finetune_operator.finetunejob.runs import Run
+from finetune_operator.finetunejob.runs import Run, written_spec
 from finetune_operator.meta import Object
 from finetune_trainer.contract.pipeline import Step
 
@@ -59,7 +60,7 @@ class Outlook:
     message: str
     start: Start | None = None
     stop: tuple[Attempt, ...] = ()
-    suspend: Attempt | None = None
+    suspend: tuple[Attempt, ...] = ()
     resume: Attempt | None = None
     hand_over: Object | None = None
     requeue_after: float | None = None
@@ -76,6 +77,7 @@ class Case:
     named: dict[Ref, Object | None]
     wanted: tuple[Reference, ...]
     verdicts: tuple[GateVerdict, ...]
+    refusals: tuple[str, ...]  # what of the spec can't be run, a sentence each
     now: datetime
 
 
@@ -88,13 +90,34 @@ def make_outlook(case: Case) -> Outlook:
 
 
 def _finished(case: Case) -> Outlook | None:
-    """Success is final for a generation, whatever becomes of the children."""
-    generation = case.job.metadata.generation
+    """Success is final while the spec asks for the same, whatever becomes of the children, the chart or suspend."""
+    same = case.status.succeeded_spec == written_spec(case.job)
     for condition in case.status.conditions:
         ended = condition.type == "Succeeded" and condition.status == "True"
-        if ended and condition.observed_generation == generation:
+        if ended and (same or condition.observed_generation == case.job.metadata.generation):
             return Outlook(Standing.SUCCEEDED, "Succeeded", condition.reason, condition.message)
     return None
+
+
+def _suspended(case: Case) -> Outlook | None:
+    """No pods, those of an earlier run included."""
+    return suspended(case.world) if case.job.spec.suspend else None
+
+
+def suspended(world: World) -> Outlook:
+    """What spec.suspend asks for, whatever else the spec says."""
+    active = tuple(a for a in world.attempts if a.state is State.ACTIVE and not a.suspended and not a.deleting)
+    message = "spec.suspend is true; set it to false to go on"
+    return Outlook(Standing.WORKING, "Suspended", "Suspended", message, suspend=active)
+
+
+def _refused(case: Case) -> Outlook | None:
+    return refused(case.refusals) if case.refusals else None
+
+
+def refused(refusals: Sequence[str]) -> Outlook:
+    """A spec that can't be run. A step at work goes on, as nothing is wrong with it; no other is started."""
+    return Outlook(Standing.STALLED, "Waiting", "InvalidSpec", "; ".join(refusals))
 
 
 def _earlier_run(case: Case) -> Outlook | None:
@@ -125,11 +148,11 @@ def _at_work(case: Case) -> Outlook | None:
     if attempt is None:
         start = Start(step, record.attempt)
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} starts", start=start, requeue_after=LOOK_AGAIN)
-    if case.job.spec.suspend:
-        to_suspend = None if attempt.suspended else attempt
-        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED, suspend=to_suspend)
-    if attempt.suspended:
+    if attempt.suspended and suspended_by_us(case.status, record):
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
+    if attempt.suspended:
+        message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
+        return Outlook(Standing.WORKING, doing, "JobSuspended", message)
     if (waiting := _waiting(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
@@ -155,7 +178,11 @@ def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
     return Waiting("ContainerCreating", f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
 
 
-_SUSPENDED = "spec.suspend is true; set it to false to go on"
+def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:
+    """Whether spec.suspend suspended the step's Job. Releases that kept no record of it told of it in Ready's reason."""
+    if record.suspended is not None:
+        return record.suspended
+    return any(c.type == "Ready" and c.reason == "Suspended" for c in status.conditions)
 
 
 def _gates(case: Case) -> Outlook | None:
@@ -174,8 +201,6 @@ def _next_step(case: Case) -> Outlook | None:
     if step is None:
         return None
     record, doing = step_record(case.status, step.name), DOING[step.stage]
-    if case.job.spec.suspend:
-        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED)
     if missing := first_missing(case.wanted, case.named):
         again = look_again(case.job.status.conditions, case.now)
         return Outlook(Standing.STALLED, "Waiting", missing.reason, missing.message, requeue_after=again)
@@ -202,13 +227,9 @@ def _pause_left(record: StepStatus, now: datetime) -> float:
 
 def _hand_over(case: Case) -> Outlook | None:
     """Until the ModelServe is Ready with our artifact for the first time; after that the job has ended."""
-    name = handover.serving_artifact(case.job.spec)
-    artifact = next((a for a in case.status.artifacts if a.name == name), None)
-    if artifact is None:
+    wanted = handover.wanted_serve(case.job, case.status)
+    if wanted is None:
         return None
-    if case.job.spec.suspend:
-        return Outlook(Standing.WORKING, "Suspended", "Suspended", _SUSPENDED)
-    wanted = handover.model_serve(case.job, artifact)
     found = handover.judge(case.job, case.status, wanted, case.named.get(Ref("ModelServe", wanted["metadata"]["name"])))
     if found.stand in (handover.Stand.READY, handover.Stand.SUPERSEDED):
         return None
@@ -218,7 +239,7 @@ def _hand_over(case: Case) -> Outlook | None:
         "Serving",
         "ServingRefused" if refused else "Serving",
         found.message,
-        hand_over=wanted if found.apply else None,
+        hand_over=found.apply,
         requeue_after=look_again(case.job.status.conditions, case.now),
     )
 
@@ -233,10 +254,12 @@ def _succeeded(case: Case) -> Outlook:
 
 CHECKS: tuple[Check, ...] = (
     _finished,
-    _earlier_run,
     _failed,
-    _at_work,
     _gates,
+    _suspended,
+    _earlier_run,
+    _refused,
+    _at_work,
     _next_step,
     _hand_over,
     _succeeded,

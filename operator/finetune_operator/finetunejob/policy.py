@@ -1,6 +1,7 @@
 """The FineTuneJob's policy: what to read for one job, and what follows from it. Pure: no client, no clock.
 
 observe ─► current_run ─► absorb (what ended) ─► verdicts ─► make_outlook ─► actions + status + events
+   └────── an edit that can't be run begins no run: what the last one did is kept as it is
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
-from finetune_operator.finetunejob.observed import observe
-from finetune_operator.finetunejob.plan import Case, Outlook, Standing, Start, make_outlook
+from finetune_operator.finetunejob.observed import World, observe
+from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, refused, suspended, suspended_by_us
 from finetune_operator.finetunejob.record import absorb, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
-from finetune_operator.finetunejob.runs import current_run
-from finetune_operator.finetunejob.status import events, next_status, rendered
+from finetune_operator.finetunejob.runs import begins_another, current_run
+from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
 from finetune_operator.meta import Object
 from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
 from finetune_operator.settings import Settings
@@ -39,15 +40,19 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     """One pass over one job. The same inputs give the same decision."""
     job = FineTuneJob.model_validate(body)
     world = observe(observed, job.metadata.uid)
+    refusals = (*admission.problems(job.spec), *image.problems(job.spec, settings))
+    if refusals and begins_another(job):
+        return _kept(job, world, suspended(world) if job.spec.suspend else refused(refusals), now)
     run, before = current_run(job)
     status = absorb(before, run, world, job.spec.retry, now)
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
-    case = Case(job, run, status, world, observed.named, _references(job), verdicts, now)
-    outlook = _refuse(case, settings) or make_outlook(case)
+    case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, now)
+    outlook = make_outlook(case)
     serve = observed.named.get(Ref("ModelServe", handover.serve_name(job) or ""))
     told = next_status(case, outlook, serve)
     if outlook.start is not None:
         told = _started(told, case, outlook.start)
+    told = _with_suspensions(told, job.status, world, outlook)
     return Decision(
         actions=tuple(_actions(case, outlook, observed, settings)),
         status=rendered(told),
@@ -66,11 +71,27 @@ def _made_claim(job: FineTuneJob) -> Ref:
     return Ref("PersistentVolumeClaim", artifacts_claim(job.metadata.name))
 
 
-def _refuse(case: Case, settings: Settings) -> Outlook | None:
-    """What can't be served, read or evaluated is told before anything is trained, not after."""
-    if not (wrong := [*admission.problems(case.job.spec), *image.problems(case.job.spec, settings)]):
-        return None
-    return Outlook(Standing.STALLED, "Waiting", "InvalidSpec", "; ".join(wrong))
+def _kept(job: FineTuneJob, world: World, outlook: Outlook, now: datetime) -> Decision:
+    """All that the last run came to, under the outlook of a spec that begins no run."""
+    told = _with_suspensions(unchanged_but_for(job, outlook, now), job.status, world, outlook)
+    return Decision(tuple(_suspensions(outlook)), rendered(told), events(job.status, told))
+
+
+def _with_suspensions(
+    status: FineTuneJobStatus, before: FineTuneJobStatus, world: World, outlook: Outlook
+) -> FineTuneJobStatus:
+    """Whose suspension each suspended Job is: others suspend Jobs too, and what they suspend is theirs to resume."""
+    by_us = {a.job for a in outlook.suspend}
+
+    def of(step: StepStatus) -> bool | None:
+        attempt = world.attempt(step.job)
+        if attempt is None or (outlook.resume is not None and step.job == outlook.resume.job):
+            return None
+        if step.job in by_us:
+            return True
+        return suspended_by_us(before, step) if attempt.suspended else None
+
+    return status.model_copy(update={"steps": [s.model_copy(update={"suspended": of(s)}) for s in status.steps]})
 
 
 def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJobStatus:
@@ -92,12 +113,16 @@ def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Setting
         yield Delete("Job", attempt.job, attempt.uid)
     if outlook.start is not None:
         yield from _start(case, outlook.start, observed, settings)
-    if outlook.suspend is not None:
-        yield SuspendJob(outlook.suspend.job, outlook.suspend.uid, True)
-    if outlook.resume is not None:
-        yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
+    yield from _suspensions(outlook)
     if outlook.hand_over is not None:
         yield Apply(outlook.hand_over)
+
+
+def _suspensions(outlook: Outlook) -> Iterator[Action]:
+    for attempt in outlook.suspend:
+        yield SuspendJob(attempt.job, attempt.uid, True)
+    if outlook.resume is not None:
+        yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
 
 
 def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:

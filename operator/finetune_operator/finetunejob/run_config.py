@@ -21,6 +21,12 @@ EPOCHS = 3.0
 
 def run_config(job: FineTuneJob) -> RunConfig:
     """All that one run needs. Defaults that depend on other fields are filled in, so fingerprints see values."""
+    config = asked(job)
+    return config.model_copy(update={"training": _training(config.training)})
+
+
+def asked(job: FineTuneJob) -> RunConfig:
+    """What the spec says of a run; choices that it leaves open are open here."""
     spec = job.spec
     gpus = spec.parallelism.gpus_per_node
     memory = spec.parallelism.gpu.memory if gpus else spec.stages.train.resources.limits.get("memory")
@@ -29,7 +35,7 @@ def run_config(job: FineTuneJob) -> RunConfig:
         name=job.metadata.name,
         model=spec.model,
         dataset=spec.dataset,
-        training=_training(spec.training),
+        training=spec.training,
         devices=Devices(
             gpus=gpus,
             memory_bytes=None if memory is None else int(quantity_value(memory)),

@@ -1,8 +1,8 @@
 """Which run a job is in: a frozen RunConfig, numbered. An edit, or a retry of a failed job, begins the next one.
 
 A new run starts with prepare, which reports the steps whose output exists already: only what changed is done again.
-The configuration is compared only when the generation moved, so an upgrade of the operator, whose defaults may differ,
-disturbs no job.
+What users wrote is compared, and only when the generation moved: an upgrade of the operator, whose defaults may differ,
+disturbs no job, also when the spec is edited elsewhere after it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
-from finetune_operator.finetunejob.run_config import run_config
+from finetune_operator.finetunejob.run_config import asked, run_config
 from finetune_operator.names import ANNOTATION_RETRY, run_config_map, short_hash
 from finetune_trainer.contract.pipeline import TRAIN, Step, digest, steps
 from finetune_trainer.contract.run import RunConfig
@@ -37,17 +37,23 @@ class Run:
         return gpus if step.stage == TRAIN else min(1, gpus)
 
 
+def begins_another(job: FineTuneJob) -> bool:
+    """Whether the spec asks for another run than the one that the status tells of."""
+    status = job.status
+    edited = job.metadata.generation != status.run_generation
+    if status.run is None or (_asked_again(job) and _failed(status)):
+        return True
+    if status.run_spec is None:  # written by a release that compared what its defaults made of the spec
+        return edited and _digest(run_config(job)) != status.run_digest
+    return edited and _written(job) != status.run_spec
+
+
 def current_run(job: FineTuneJob) -> tuple[Run, FineTuneJobStatus]:
     """The run that the spec asks for, and the status it goes on from: the last one, or blank steps for a new run."""
-    config = run_config(job)
-    found = digest(config.model_dump(mode="json"))
-    generation, token = job.metadata.generation, job.metadata.annotations.get(ANNOTATION_RETRY)
-    status = job.status
-    edited = generation != status.run_generation
-    asked_again = token is not None and token != status.retry_token
-    if status.run is None or (edited and found != status.run_digest) or (asked_again and _failed(status)):
-        status = _new_run(status, found)
-    elif edited or asked_again:
+    config, status, generation = run_config(job), job.status, job.metadata.generation
+    if begins_another(job):
+        status = _new_run(status, _digest(config))
+    elif generation != status.run_generation or _asked_again(job):
         status = status.model_copy(update={"steps": [_fresh_budget(s) for s in status.steps]})
     run_id = short_hash(job.metadata.uid, str(status.run_number), status.run_digest or "")
     run = Run(run_id, run_config_map(job.metadata.name, run_id), config, steps(config))
@@ -56,10 +62,29 @@ def current_run(job: FineTuneJob) -> tuple[Run, FineTuneJobStatus]:
         update={
             "run": run.config_map,
             "run_generation": generation,
-            "retry_token": token or status.retry_token,
+            "run_spec": _written(job),
+            "retry_token": job.metadata.annotations.get(ANNOTATION_RETRY) or status.retry_token,
             "steps": [known.get(s.name, StepStatus(name=s.name)) for s in run.steps],
         }
     )
+
+
+def written_spec(job: FineTuneJob) -> str:
+    """Hash of the spec but for suspend, which asks for no other result."""
+    return digest(job.spec.model_dump(mode="json", exclude_defaults=True, exclude={"suspend"}))
+
+
+def _written(job: FineTuneJob) -> str:
+    return digest(asked(job).model_dump(mode="json", exclude_defaults=True))
+
+
+def _digest(config: RunConfig) -> str:
+    return digest(config.model_dump(mode="json"))
+
+
+def _asked_again(job: FineTuneJob) -> bool:
+    token = job.metadata.annotations.get(ANNOTATION_RETRY)
+    return token is not None and token != job.status.retry_token
 
 
 def _failed(status: FineTuneJobStatus) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
@@ -22,6 +23,7 @@ from finetune_operator.finetunejob import fit, handover
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
+from finetune_operator.finetunejob.runs import written_spec
 from finetune_operator.meta import Object, stamp
 from finetune_trainer.contract.pipeline import TRAIN
 from finetune_trainer.contract.reports import FitFacts, Progress
@@ -43,8 +45,17 @@ def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJ
             "progress": _progress(case, outlook),
             "gates": list(case.verdicts),
             "serving": _serving(case, outlook, serve),
+            "succeeded_spec": written_spec(job) if outlook.standing is Standing.SUCCEEDED else status.succeeded_spec,
         }
     )
+
+
+def unchanged_but_for(job: FineTuneJob, outlook: Outlook, now: datetime) -> FineTuneJobStatus:
+    """The status as it was, with the outlook of a spec that begins no run."""
+    generation, before = job.metadata.generation, job.status.conditions
+    fits = [Told("Fits", c.status, c.reason, c.message) for c in before if c.type == "Fits"]
+    told = conditions([*_standing(outlook), *fits], before, generation, now)
+    return job.status.model_copy(update={"observed_generation": generation, "conditions": told, "stage": outlook.stage})
 
 
 def rendered(status: FineTuneJobStatus) -> dict[str, Any]:
@@ -52,7 +63,7 @@ def rendered(status: FineTuneJobStatus) -> dict[str, Any]:
     return status.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
+def _standing(outlook: Outlook) -> Iterator[Told]:
     standing, why = outlook.standing, (outlook.reason, outlook.message)
     yield Told("Ready", "True" if standing is Standing.SUCCEEDED else "False", *why)
     if standing is Standing.WORKING:
@@ -63,11 +74,15 @@ def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
         yield Told("Succeeded", "True", *why)
     if standing is Standing.FAILED:
         yield Told("Failed", "True", *why)
+
+
+def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
+    yield from _standing(outlook)
     if case.status.fit is not None:
         fits = fit.judge(case.status.fit, case.run.config.devices)
         yield Told("Fits", fits.status, fits.reason, fits.message)
-    elif standing is Standing.FAILED and outlook.reason == "DoesNotFit":
-        yield Told("Fits", "False", *why)
+    elif outlook.standing is Standing.FAILED and outlook.reason == "DoesNotFit":
+        yield Told("Fits", "False", outlook.reason, outlook.message)
 
 
 def _fit(case: Case) -> FitFacts | None:
@@ -128,13 +143,17 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
         digest = outlook.hand_over["spec"]["model"]["digest"]
     elif any(served == a.digest for a in case.status.artifacts):  # perhaps handed over by a job of this name before
         digest = served
+    wanted, handed = handover.wanted_serve(case.job, case.status), last.handed_over if last and last.name == name else None
     if serve is None:
         return ServingStatus(name=name, digest=digest)
+    if wanted is not None and handover.is_as_wanted(case.job, wanted, serve):
+        handed = handover.fingerprint(wanted)
     told = serve.get("status") or {}
     is_ours = served == digest
     is_seen = told.get("observedGeneration") == serve["metadata"].get("generation")
     is_ready = any(c["type"] == "Ready" and c["status"] == "True" for c in told.get("conditions") or [])
-    return ServingStatus(name=name, digest=digest, ready=is_ours and is_seen and is_ready, url=told.get("url"))
+    ready = is_ours and is_seen and is_ready
+    return ServingStatus(name=name, digest=digest, handed_over=handed, ready=ready, url=told.get("url"))
 
 
 def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:

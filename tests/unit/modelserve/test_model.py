@@ -9,7 +9,7 @@ from tests.builders import SERVING, make_job
 from tests.serving import Stage, make_finished_job, make_serve
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import ArtifactStatus
+from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.finetunejob import handover
 from finetune_operator.meta import Object
 
@@ -59,7 +59,9 @@ def test_what_a_job_hands_over_is_trusted_as_its_store_was() -> None:
     job = FineTuneJob.model_validate(make_job(serving=SERVING, storage={"artifacts": artifacts}))
     for uri, expected in (("s3://b/p/q4", {"name": "authority", "key": "ca.crt"}), ("pvc://c/q4", None)):
         made = ArtifactStatus(name="q4", format="GGUF", uri=uri, digest="sha256:" + "b" * 64, bytes=1)
-        assert handover.model_serve(job, made)["spec"]["model"].get("caSecretRef") == expected
+        wanted = handover.wanted_serve(job, FineTuneJobStatus(artifacts=[made]))
+        assert wanted is not None
+        assert wanted["spec"]["model"].get("caSecretRef") == expected
 
 
 def test_artifact_of_a_job_comes_with_its_evaluation() -> None:
