@@ -20,6 +20,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator import problems
+from finetune_operator.bounds import bounded, status_schema
 from finetune_operator.cluster import Cluster
 from finetune_operator.decision import (
     Action,
@@ -70,15 +71,15 @@ async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, 
         return Outcome("gone")  # what it owns is collected by its owner references
     generation = body["metadata"].get("generation", 0)
     if body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
-        return Outcome("held", generation, await _report(cluster, body, problems.held(body, now), ()))
+        return Outcome("held", generation, await _report(cluster, kind, body, problems.held(body, now), ()))
     policy = kind.policy
     try:
-        known = without_unknown(kind.model, body)
+        known = without_unknown(kind.model, {**body, "status": bounded(body.get("status", {}), status_schema(kind.model))})
     except InvalidSpec as error:
         status = problems.stalled(body, str(error), now)
-        writes = await _report(cluster, body, status, (Event(problems.INVALID_SPEC, str(error), warning=True),))
+        writes = await _report(cluster, kind, body, status, (Event(problems.INVALID_SPEC, str(error), warning=True),))
         return Outcome("stalled", generation, writes)
-    decision = Decision(status=body.get("status", {}))
+    decision = Decision(status=known["status"])
     try:
         observed = await observe(cluster, key, policy.reads(known), progress(key))
         decision = policy.decide(known, observed, settings, now)
@@ -86,9 +87,9 @@ async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, 
             await act(cluster, key.namespace, action)
     except Refused as error:
         status = problems.refused(body, decision.status, str(error), now)
-        await _report(cluster, body, status, (Event(problems.REFUSED, str(error), warning=True),))
+        await _report(cluster, kind, body, status, (Event(problems.REFUSED, str(error), warning=True),))
         raise
-    writes = len(decision.actions) + await _report(cluster, body, decision.status, decision.events)
+    writes = len(decision.actions) + await _report(cluster, kind, body, decision.status, decision.events)
     return Outcome("changed" if writes else "unchanged", generation, writes, decision.requeue_after)
 
 
@@ -129,11 +130,12 @@ def _owners(body: Object) -> set[str]:
     return {owner["uid"] for owner in body["metadata"].get("ownerReferences", ())}
 
 
-async def _report(cluster: Cluster, body: Object, status: dict[str, Any], events: tuple[Event, ...]) -> int:
+async def _report(cluster: Cluster, kind: Kind, body: Object, status: dict[str, Any], events: tuple[Event, ...]) -> int:
     """Write the status if it differs, then tell what happened. Returns the number of writes to the object."""
-    if pruned(status) == pruned(body.get("status", {})):
+    told = pruned(bounded(status, status_schema(kind.model)))
+    if told == pruned(body.get("status", {})):
         return 0
-    await cluster.replace_status(body, pruned(status))
+    await cluster.replace_status(body, told)
     for event in events:
         try:
             await cluster.post_event(body, event)

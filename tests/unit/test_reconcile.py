@@ -126,6 +126,29 @@ async def test_a_held_object_is_left_alone_and_says_so_until_it_is_let_go() -> N
     assert "finetune.dev/hold" in body["status"]["conditions"][0]["message"]
 
 
+async def test_a_refusal_longer_than_a_status_takes_is_told_all_the_same() -> None:
+    cluster = FakeCluster(make_job())
+    denial = "admission webhook denied the request: " + "policy " * 300
+
+    def fail(write: str) -> None:
+        if write.startswith("create Job"):
+            raise Forbidden(denial)
+
+    cluster.fail = fail
+    with pytest.raises(Forbidden):
+        await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))
+    messages = [c["message"] for c in cluster.objects[KEY]["status"]["conditions"]]
+    assert {m[:30] for m in messages} == {denial[:30]}
+    assert max(map(len, messages)) <= 1024
+    assert cluster.objects[KEY]["status"]["observedGeneration"] == 1
+
+
+async def test_a_status_of_a_newer_release_is_read_as_far_as_it_is_known() -> None:
+    steps = [{"name": "train", "state": "Paused", "attempt": 2}]
+    cluster = FakeCluster(make_job(status={"steps": steps, "observedGeneration": 1}))
+    assert (await one_pass(cluster, Scripted(Decision((), STATUS)))).result == "changed"
+
+
 async def test_an_object_that_is_gone_is_nothing_to_do() -> None:
     assert await one_pass(FakeCluster(), Scripted(Decision())) == Outcome("gone")
 
