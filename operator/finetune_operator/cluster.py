@@ -6,7 +6,6 @@ Lease's and raises where this replica may not act any more.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import aiohttp
 
 from finetune_operator import metrics
 from finetune_operator.decision import Event
+from finetune_operator.decoding import decode_objects
 from finetune_operator.errors import (
     AlreadyExists,
     ClusterError,
@@ -142,13 +142,16 @@ class Cluster:
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         """Write the whole status of an object as it was read; raises Conflict if anybody wrote to it since.
 
+        What is not status is left out: the API server takes it from what it has, and what was read may be cut short.
         Not by server-side apply: that fails as a whole where the CRD is older than the operator and lacks one field.
         """
         self._fence()
         metadata = read["metadata"]
         path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"], "status")
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._json("PUT", path, query, {**read, "status": status})
+        identity = {k: metadata[k] for k in ("name", "namespace", "uid", "resourceVersion")}
+        body = {"apiVersion": read["apiVersion"], "kind": read["kind"], "metadata": identity, "status": status}
+        return await self._json("PUT", path, query, body)
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
@@ -210,7 +213,7 @@ class Cluster:
         timeout: float = TIMEOUT_SECONDS,
     ) -> Object:
         text = await self._request(method, path, query, body, content_type=content_type, timeout=timeout)
-        found: Object = json.loads(text)
+        found: Object = decode_objects(text)
         return found
 
     async def _request(
@@ -247,7 +250,7 @@ class Cluster:
 def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
     """The error for an answer that is none of ours to read further: the server's own sentence, typed."""
     try:
-        answer = json.loads(text)
+        answer = decode_objects(text)
         message, reason = str(answer["message"]), answer.get("reason")
     except (ValueError, KeyError, TypeError):
         message, reason = text[:300] or f"HTTP {code}", None

@@ -10,14 +10,12 @@ here is trusted for longer than one resync.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import kopf
 
-from finetune_operator.cluster import SERVICE_ACCOUNT
 from finetune_operator.meta import GROUP, VERSION, Key, Object
 from finetune_operator.names import (
     FIELD_MANAGER,
@@ -28,6 +26,7 @@ from finetune_operator.names import (
     label_value,
 )
 from finetune_operator.progress_reader import ProgressReader
+from finetune_operator.session import login
 
 MANAGED = f"{LABEL_MANAGED_BY}={FIELD_MANAGER}"
 OWNER_LABELS = {LABEL_JOB: "FineTuneJob", LABEL_SERVE: "ModelServe"}
@@ -131,13 +130,6 @@ def registry(events: Events) -> kopf.OperatorRegistry:
         kopf.on.event(*resource, registry=handlers)(child)
     kopf.on.login(registry=handlers)(login)
     return handlers
-
-
-def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-    """Credentials in the order in which cluster.Cluster looks for them; called again when they were refused."""
-    if "KUBECONFIG" not in os.environ and os.path.exists(SERVICE_ACCOUNT):
-        return kopf.login_with_service_account(**kwargs)
-    return kopf.login_with_kubeconfig(**kwargs)
 
 
 class Backoffs(Iterable[float]):

@@ -1,4 +1,4 @@
-"""Status for what the policies never see: a spec that can't be read, a child that the API server refuses."""
+"""Status for what the policies never see: a spec that can't be read, a refused child, a pass that our own fault ended."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from finetune_operator.names import ANNOTATION_HOLD
 INVALID_SPEC = "InvalidSpec"
 REFUSED = "Refused"
 HELD = "Held"
+FAULT = "OperatorFault"
 
 
-def stalled(body: Object, message: str, now: datetime) -> dict[str, Any]:
+def stalled(body: Object, message: str, now: datetime, reason: str = INVALID_SPEC) -> dict[str, Any]:
     """The object's status as it was, but Stalled: nothing will happen until the spec changes."""
-    return _with(body, body.get("status", {}), now, {"Ready": "False", "Stalled": "True"}, INVALID_SPEC, message)
+    return _with(body, body.get("status", {}), now, {"Ready": "False", "Stalled": "True"}, reason, message)
 
 
 def refused(body: Object, status: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:

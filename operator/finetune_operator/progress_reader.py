@@ -8,14 +8,19 @@ It is kept in memory only. A pod whose log can't be read keeps its last line, wh
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any, Protocol
 
+import structlog
+
+from finetune_operator.decoding import decode_line
 from finetune_operator.errors import ClusterError, NotFound
 from finetune_operator.meta import Key
 
 TAIL_LINES = 20
 AT_ONCE = 8  # logs that are read side by side: each is a connection from the API server to a kubelet
+
+
+log = structlog.get_logger("progress")
 
 
 class Logs(Protocol):
@@ -62,6 +67,9 @@ class ProgressReader:
             return False
         except ClusterError:
             return False  # the container is starting, or its node does not answer: the next round reads again
+        except Exception:  # whatever one pod's log does to us, the others are read
+            log.exception("log not read", namespace=pod[0], pod=pod[1])
+            return False
         if line is None or line == self._lines.get(pod) or pod not in self._owners:
             return False
         self._lines[pod] = line
@@ -71,12 +79,7 @@ class ProgressReader:
 def last_progress(tail: str) -> dict[str, Any] | None:
     """The last line that is a progress report (contract.Progress); None where there is none."""
     for text in reversed(tail.splitlines()):
-        if not text.startswith("{"):
-            continue
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and line.get("kind") == "progress":
+        line = decode_line(text)
+        if line is not None and line.get("kind") == "progress":
             return line
     return None

@@ -34,7 +34,8 @@ from finetune_operator.decision import (
     Reads,
     SuspendJob,
 )
-from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, InvalidSpec, Refused
+from finetune_operator.decoding import UNREADABLE
+from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, InvalidSpec, NotLeader, Refused
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
@@ -88,6 +89,13 @@ async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, 
     except Refused as error:
         status = problems.refused(body, decision.status, str(error), now)
         await _report(cluster, kind, body, status, (Event(problems.REFUSED, str(error), warning=True),))
+        raise
+    except (ClusterError, NotLeader):
+        raise
+    except Exception as error:  # the fault is ours, but the object is its only victim: who looks at it must see it
+        text = f"the operator failed at this object ({type(error).__name__}) and tries again; its log tells more"
+        status = problems.stalled(body, text, now, problems.FAULT)
+        await _report(cluster, kind, body, status, (Event(problems.FAULT, text, warning=True),))
         raise
     writes = len(decision.actions) + await _report(cluster, kind, body, decision.status, decision.events)
     return Outcome("changed" if writes else "unchanged", generation, writes, decision.requeue_after)
@@ -157,6 +165,8 @@ def without_unknown(model: type[BaseModel], body: Object) -> Object:
 
     Raises InvalidSpec, naming the field, where what is left can't be read.
     """
+    if (problem := body.get(UNREADABLE)) is not None:
+        raise InvalidSpec(problem)
     try:
         model.model_validate(body)
     except ValidationError as error:

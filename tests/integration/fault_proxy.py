@@ -45,6 +45,7 @@ class FaultProxy:
         self.requests: list[Request] = []
         self.kill_after: int | None = None  # the write, counted from 1, whose answer never arrives
         self.on_kill: Callable[[], None] = lambda: None
+        self.logs: dict[str, str] = {}  # by pod: what it printed, as no kubelet is there to ask
         self.url = ""
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -86,6 +87,9 @@ class FaultProxy:
             await runner.cleanup()
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
+        if (pod := request.path.removesuffix("/log").rpartition("/")[2]) in self.logs and request.path.endswith("/log"):
+            self.requests.append(Request(request.method, request.path, request.query_string, 200))
+            return web.Response(text=self.logs[pod])
         headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
         url = self._server + request.raw_path
         timeout = aiohttp.ClientTimeout(total=None)

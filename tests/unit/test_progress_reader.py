@@ -58,3 +58,23 @@ async def test_a_log_that_cannot_be_read_keeps_the_last_line() -> None:
     cluster.away = True
     assert await reader.read_all() == set()
     assert "facts-train-1" in reader.of(OWNER)
+
+
+async def test_a_line_nested_without_end_is_passed_over() -> None:
+    deep = '{"kind": "progress", "a":' + '{"a":' * 1500 + "1" + "}" * 1501
+    assert last_progress(f"{LINE}\n{deep}") == {"kind": "progress", "stepName": "train", "step": 3}
+
+
+async def test_a_log_that_breaks_the_reading_of_it_stops_no_other() -> None:
+    class Broken(FakeCluster):
+        async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
+            if pod == "broken":
+                raise RecursionError
+            return await super().log_tail(namespace, pod, lines)
+
+    cluster = Broken()
+    reader = ProgressReader(cluster)
+    reader.watch("default", "broken", OWNER._replace(name="other"))
+    reader.watch("default", "facts-train-1", OWNER)
+    cluster.logs["facts-train-1"] = LINE
+    assert await reader.read_all() == {OWNER}

@@ -21,6 +21,7 @@ from finetune_operator.decision import (
     Ref,
     SuspendJob,
 )
+from finetune_operator.decoding import UNREADABLE
 from finetune_operator.errors import Conflict, Forbidden, InvalidSpec, NotLeader, Unavailable
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.reconcile import Kind, Outcome, pruned, reconcile, without_unknown
@@ -249,6 +250,27 @@ async def test_a_spec_that_cannot_be_read_is_stalled_with_its_field_named() -> N
     cluster.writes.clear()
     await one_pass(cluster, policy)
     assert cluster.writes == []
+
+
+async def test_a_part_too_deep_to_read_stalls_that_object_alone() -> None:
+    problem = "spec.serving.template has more than 64 levels of nesting; make it flatter"
+    cluster = FakeCluster(make_job() | {UNREADABLE: problem})
+    assert (await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))).result == "stalled"
+    found = {c["type"]: (c["reason"], c["message"]) for c in cluster.objects[KEY]["status"]["conditions"]}
+    assert found["Stalled"] == ("InvalidSpec", problem)
+
+
+async def test_a_fault_of_ours_is_a_condition_of_the_object_that_it_befell() -> None:
+    def fail(*_: Any) -> Decision:
+        raise RecursionError("deep")
+
+    cluster = FakeCluster(make_job())
+    for _ in range(2):
+        with pytest.raises(RecursionError):
+            await one_pass(cluster, Scripted(fail))
+    found = {c["type"]: (c["status"], c["reason"]) for c in cluster.objects[KEY]["status"]["conditions"]}
+    assert found == {"Ready": ("False", "OperatorFault"), "Stalled": ("True", "OperatorFault")}
+    assert [w for w in cluster.writes if w.startswith("status")] == ["status FineTuneJob facts"], "told once"
 
 
 def test_fields_of_a_newer_version_are_passed_over() -> None:

@@ -6,6 +6,7 @@ Pods (owned by that Job) ─────────┴─► Attempt(state, pod
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -20,6 +21,7 @@ from finetune_trainer.contract.reports import CONSEQUENCES, Progress, Terminatio
 
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
+LATEST = 4e9  # seconds since the epoch: the year 2096
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
 
 
@@ -127,7 +129,7 @@ def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
     return Attempt(
         run=labels.get(LABEL_RUN, ""),
         step=labels.get(LABEL_STEP, ""),
-        number=int(labels.get(LABEL_ATTEMPT, "0")),
+        number=_number(labels.get(LABEL_ATTEMPT)),
         job=meta["name"],
         uid=meta["uid"],
         state=state,
@@ -148,7 +150,7 @@ def _pod(pod: Object, progress: dict[str, Any] | None) -> Pod:
     return Pod(
         name=meta["name"],
         job_uid=_owner(pod, "Job"),
-        index=int((meta.get("annotations") or {}).get(COMPLETION_INDEX, 0)),
+        index=_number((meta.get("annotations") or {}).get(COMPLETION_INDEX)),
         live=phase not in ("Succeeded", "Failed") and not ended,
         node=pod.get("spec", {}).get("nodeName"),
         exit_code=ended.get("exitCode"),
@@ -172,11 +174,18 @@ def _termination(message: str | None) -> Termination | None:
         return None
 
 
+def _number(text: str | None) -> int:
+    """What a label or an annotation counts: anybody may write there, so what is no number is 0."""
+    return int(text) if text is not None and re.fullmatch("[0-9]{1,9}", text) else 0
+
+
 def _progress(line: dict[str, Any] | None) -> Progress | None:
+    """What a running pod said last; a time that no clock shows is none."""
     try:
-        return None if line is None else Progress.model_validate(line)
+        said = None if line is None else Progress.model_validate(line)
     except ValidationError:
         return None
+    return said if said is None or 0 <= said.time < LATEST else said.model_copy(update={"time": 0.0})
 
 
 def _waiting(status: Object, container: Object) -> Waiting | None:
