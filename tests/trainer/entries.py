@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Recomputing
+from finetune_trainer.data import rendered
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.store.entries import open_store
 
 PAIRS = (
@@ -27,26 +29,20 @@ PAIRS = (
 MODEL = ModelFacts(revision="main", digest="sha256:" + "0" * 64, parameters=1, architecture="LlamaForCausalLM", bytes=1)
 
 
-def render(tokenizer: Any, prompt: str, completion: str, rejected: str | bool | None = None) -> dict[str, Any]:
+def render(tokenizer: Any, prompt: str, completion: str, rejected: str | bool | None = None) -> Rendered:
     """One row as prepare writes it. `rejected` is the other answer of a pair, or says whether this one is desirable."""
     if isinstance(rejected, bool):
-        return render(tokenizer, prompt, completion) | {"desirable": rejected}
+        return replace(render(tokenizer, prompt, completion), desirable=rejected)
     if rejected is not None:
         other = render(tokenizer, prompt, rejected)
-        return render(tokenizer, prompt, completion) | {"rejected_ids": other["input_ids"][other["prompt_tokens"] :]}
+        return replace(render(tokenizer, prompt, completion), rejected=rejected, rejected_ids=other.answer_ids)
     turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
     asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     before = len(tokenizer(asked, add_special_tokens=False).input_ids)
     tokens = tokenizer(whole, add_special_tokens=False).input_ids
     mask = [0] * before + [1] * (len(tokens) - before)
-    return {
-        "input_ids": tokens,
-        "completion_mask": mask,
-        "prompt": asked,
-        "prompt_tokens": before,
-        "completion": completion,
-    }
+    return Rendered(tuple(tokens), tuple(mask), asked, completion, before)
 
 
 def context(run: RunConfig, step: str, tmp_path: Path, report: Callable[[Progress], None] = lambda _: None) -> Context:
@@ -79,8 +75,7 @@ def prepare(
     folder = at.scratch / "data"
     folder.mkdir()
     for name, pairs in (("train", train), ("validation", validation), ("test", test)):
-        rows = [render(tokenizer, *pair) for pair in pairs]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rendered.write(folder, name, (render(tokenizer, *pair) for pair in pairs))
     empty = at.scratch / "model"
     empty.mkdir()
     (empty / "facts.json").write_text("{}")

@@ -15,7 +15,8 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import dataset
 from finetune_trainer.data.detection import detect
 from finetune_trainer.data.examples import Example, Turn, examples
-from finetune_trainer.data.rendering import Rendered, Renderer, describe, load_tokenizer
+from finetune_trainer.data.rendered import Rendered
+from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer
 from finetune_trainer.data.rows import Row
 from finetune_trainer.failures import StepFailed
 

@@ -9,7 +9,8 @@ import pytest
 
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.data.examples import Example, Turn
-from finetune_trainer.data.rendering import Rendered, Renderer, describe, load_tokenizer
+from finetune_trainer.data.rendered import Rendered
+from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer
 from finetune_trainer.failures import StepFailed
 
 LLAMA_2 = (

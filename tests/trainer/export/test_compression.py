@@ -17,6 +17,8 @@ from tests.trainer.pods import SOURCE, in_a_pod, python_of
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data import rendered
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export import calibration, compression
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge, quantize, train
@@ -149,11 +151,14 @@ def test_awq_pins_memory_only_for_accelerators_and_refuses_layers_that_it_does_n
 
 
 def test_calibration_looks_at_rows_from_all_over(tmp_path: Path) -> None:
-    file = tmp_path / "train.jsonl"
-    file.write_text("".join(f'{{"input_ids": [{n}]}}\n' for n in range(1000)))
+    rendered.write(tmp_path, "train", (row(n) for n in range(1000)))
     rows = calibration.rows(tmp_path)
     assert len(rows) == calibration.ROWS
     assert (rows[0], rows[-1]) == ([0], [7 * 127])
     assert calibration.rows(tmp_path, 3) == [[0], [333], [666]]
-    file.write_text(f'{{"input_ids": {list(range(3000))}}}\n')
+    rendered.write(tmp_path, "train", [row(*range(3000))])
     assert calibration.rows(tmp_path) == [list(range(calibration.TOKENS))]
+
+
+def row(*tokens: int) -> Rendered:
+    return Rendered(tokens, (1,) * len(tokens), "", "", 0)

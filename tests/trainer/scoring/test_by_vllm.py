@@ -15,8 +15,8 @@ from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import answered
 from finetune_trainer.contract.reports import ExitCode, Manifest
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.scoring.row import Row
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -28,7 +28,7 @@ TRAINING = {
     "maxLength": 128,
     "learningRate": 3e-3,
 }
-ROW = Row((1, 2), (False, True), "asked", 1, "said")
+ROW = Rendered((1, 2), (0, 1), "asked", "said", 1)
 SECONDS = 900  # two engines, each of which imports vLLM three times; on a busy machine that takes its time
 
 
@@ -127,4 +127,4 @@ def test_auto_takes_vllm_where_it_is_and_has_a_gpu(
         monkeypatch.syspath_prepend(tmp_path / "packages")
     at = context(asking(make_run(devices={"gpus": gpus}), engine), "evaluate", tmp_path)
     assert evaluate.engine_for(at, [ROW]) == chosen
-    assert evaluate.engine_for(at, [Row((1,), (True,), "", 0, "plain")]) == "Transformers"
+    assert evaluate.engine_for(at, [Rendered((1,), (1,), "", "plain", 0)]) == "Transformers"

@@ -53,10 +53,10 @@ def predictions(folder: Path, tokenizer: Path) -> tuple[torch.Tensor, torch.Tens
     logits, answers = [], []
     for pair in PAIRS:
         row = render(tokens, *pair)
-        counted = torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
+        counted = torch.tensor(row.counted[1:])
         with torch.no_grad():
-            logits.append(network(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][counted].float())
-        answers.append(torch.tensor(row["input_ids"][1:])[counted])
+            logits.append(network(input_ids=torch.tensor([row.input_ids])).logits[0, :-1][counted].float())
+        answers.append(torch.tensor(row.input_ids[1:])[counted])
     return torch.cat(logits), torch.cat(answers)
 
 

@@ -31,8 +31,8 @@ SHAPE = {
 def dataset(everything: bool = False) -> Dataset:
     """PAIRS as training reads them; `everything` learns the prompts, too."""
     rows = [render(train_tokenizer(), *pair) for pair in PAIRS]
-    learned = [row["input_ids"] if everything else labels(row) for row in rows]
-    return Dataset.from_dict({"input_ids": [row["input_ids"] for row in rows], "labels": learned})
+    learned = [row.input_ids if everything else labels(row) for row in rows]
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": learned})
 
 
 def one_step(network: Any, rows: Dataset, folder: Path, **settings: Any) -> tuple[float, dict[str, torch.Tensor], int]:
@@ -104,7 +104,7 @@ def test_a_job_packs_on_cpus(make_run: MakeRun, tmp_path: Path, tiny_model: Path
         row = render(tokenizer, *pair)
         learned = torch.tensor(labels(row))
         with torch.no_grad():
-            loss = network(input_ids=torch.tensor([row["input_ids"]]), labels=learned[None]).loss
+            loss = network(input_ids=torch.tensor([row.input_ids]), labels=learned[None]).loss
         answers = int((learned[1:] >= 0).sum())
         total, count, tokens = total + float(loss) * answers, count + answers, tokens + len(learned)
     assert losses.by_step[1] == pytest.approx(total / count, rel=1e-5)

@@ -117,7 +117,7 @@ def untrained_loss(folder: Path) -> float:
     total, count = 0.0, 0
     for pair in PAIRS:
         row = render(tokenizer, *pair)
-        tokens, counts = torch.tensor(row["input_ids"]), torch.tensor(row["completion_mask"][1:], dtype=torch.bool)
+        tokens, counts = torch.tensor(row.input_ids), torch.tensor(row.counted[1:])
         with torch.no_grad():
             logits = network(input_ids=tokens[None]).logits[0, :-1]
         total += float(torch.nn.functional.cross_entropy(logits[counts], tokens[1:][counts], reduction="sum"))

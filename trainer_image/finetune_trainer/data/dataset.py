@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import digests
 from finetune_trainer.contract.dataset import Dataset, DatasetFormat, Split
 from finetune_trainer.contract.objectives import OF_PAIRS, Objective
 from finetune_trainer.contract.reports import DatasetFacts, ExitCode
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data import rendered
 from finetune_trainer.data.detection import columns_of, detect
 from finetune_trainer.data.examples import examples
 from finetune_trainer.data.labels import check_seen, worded
 from finetune_trainer.data.layout import Choice, choose
-from finetune_trainer.data.rendering import Rendered, Renderer, describe
+from finetune_trainer.data.rendered import SAMPLES, TEST, TRAIN, VALIDATION, Rendered
+from finetune_trainer.data.rendering import Renderer, describe
 from finetune_trainer.data.rows import READERS, Row, is_data_file, read_rows
 from finetune_trainer.data.splits import hold_out, sample
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Source
-from finetune_trainer.store.files import sha256
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SAMPLES = 2
+SHOWN = 2  # rows in samples.jsonl
 REPORT_ROWS = 200
 
 
@@ -45,7 +44,7 @@ class Splits:
 def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     """Fetch and split the rows. Raises StepFailed with a reason of dataset sources or rows."""
     dataset = run.dataset
-    digests: list[str] = []
+    read: list[str] = []
 
     def rows_of(uri: str, field: str, choice: Choice) -> list[Row]:
         wanted = tuple(dataset.files) or tuple(f"*{ending}" for ending in READERS)
@@ -53,7 +52,7 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
         fetched = fetch(source, scratch / field, mounts, run.store.endpoint, run.store.region)
         alone = len(fetched.files) == 1  # a file that the uri names is taken whatever its name is
         files = tuple(f for f in fetched.files if alone or is_data_file(f))
-        digests.extend(sha256(fetched.folder / name) for name in files)
+        read.extend(digests.sha256(fetched.folder / name) for name in files)
         rows = read_rows(fetched.folder, files)
         if not rows:
             found = f"{', '.join(files)}" if files else f"no file that ends in {', '.join(READERS)}"
@@ -86,7 +85,7 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
-    return Splits(made, format, labels, "sha256:" + hashlib.sha256("".join(digests).encode()).hexdigest())
+    return Splits(made, format, labels, digests.over(read))
 
 
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
@@ -176,13 +175,13 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
         _check_both_kinds(kept[TRAIN], len(kept[TEST]), scored)
         kept[TEST] = scored
     folder.mkdir(parents=True)
-    for name, rendered in kept.items():
-        write(folder / f"{name}.jsonl", (row.columns for row in rendered))
-    write(folder / "samples.jsonl", (describe(tokenizer, row) for row in kept[TRAIN][:SAMPLES]))
+    for name, split in kept.items():
+        rendered.write(folder, name, split)
+    rendered.write_lines(folder, SAMPLES, (describe(tokenizer, row) for row in kept[TRAIN][:SHOWN]))
     return DatasetFacts(
         format=splits.format,
-        train_digest=_digest([folder / f"{name}.jsonl" for name in (TRAIN, VALIDATION)]),
-        test_digest=_digest([folder / f"{TEST}.jsonl"]),
+        train_digest=_digest(folder, TRAIN, VALIDATION),
+        test_digest=_digest(folder, TEST),
         train_rows=len(kept[TRAIN]),
         validation_rows=len(kept[VALIDATION]),
         test_rows=len(kept[TEST]),
@@ -222,15 +221,8 @@ def _check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
     )
 
 
-def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows as JSON lines, in UTF-8."""
-    with path.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
-
-
-def _digest(paths: Iterable[Path]) -> str:
-    return "sha256:" + hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()
+def _digest(folder: Path, *splits: str) -> str:
+    return digests.over(digests.sha256(rendered.path(folder, split)) for split in splits)
 
 
 def _empty(message: str) -> StepFailed:

@@ -10,46 +10,14 @@ token that serving would cut otherwise. The end-of-turn token is in the mask: a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.data.examples import Example, Turn
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.failures import StepFailed, first_line
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """One row as it is trained on. prompt and completion are those of the last answer, for evaluation.
-
-    `prompt_tokens` counts the tokens before that answer: what a model is given when its own answer is scored. In a row of
-    preferences that answer is the chosen one, and `rejected_ids` are the tokens of the other after the same prompt.
-    """
-
-    input_ids: tuple[int, ...]
-    completion_mask: tuple[int, ...]
-    prompt: str
-    completion: str
-    prompt_tokens: int
-    rejected: str | None = None
-    rejected_ids: tuple[int, ...] | None = None
-    desirable: bool | None = None
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest sequence that the row gives."""
-        return max(len(self.input_ids), self.prompt_tokens + len(self.rejected_ids or ()))
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all sequences that the row gives."""
-        return len(self.input_ids) + (self.prompt_tokens + len(self.rejected_ids) if self.rejected_ids else 0)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The row as it is written, without what it doesn't have: rejected, rejected_ids and desirable are for preferences."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Renderer:

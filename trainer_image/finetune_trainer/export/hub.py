@@ -17,9 +17,10 @@ from typing import Any
 
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.reports import ExitCode, Manifest
+from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
-from finetune_trainer.store.files import FILES, files_json, parse_files, sha256
+from finetune_trainer.store.files import FILES, files_json, parse_files
 
 SCHEME = "hf://"
 MAIN = "main"

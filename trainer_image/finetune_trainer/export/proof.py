@@ -14,7 +14,6 @@ stops            share of training prompts whose greedy answer ends by itself: a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from typing import Any
 import torch
 
 from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.data import rendered
+from finetune_trainer.data.rendered import TRAIN
 from finetune_trainer.failures import StepFailed
 
 LOOKED_AT, QUESTIONS, LONGEST_ANSWER = 64, 2, 128  # short answers of few rows: large models write slowly on CPUs
@@ -87,16 +88,9 @@ LIMITS = {
 
 def fixed_rows(data: Path) -> list[FixedRow]:
     """The first rows to train on, cut at TOKENS tokens."""
-    with (data / "train.jsonl").open() as lines:
-        read = [json.loads(line) for line, _ in zip(lines, range(ROWS), strict=False)]
     return [
-        FixedRow(
-            tuple(r["input_ids"][:TOKENS]),
-            tuple(map(bool, r["completion_mask"][:TOKENS])),
-            r["prompt"],
-            len(r["input_ids"]) <= TOKENS,
-        )
-        for r in read
+        FixedRow(row.input_ids[:TOKENS], row.counted[:TOKENS], row.prompt, len(row.input_ids) <= TOKENS)
+        for row in rendered.read(data, TRAIN, ROWS)
     ]
 
 
@@ -108,10 +102,8 @@ def logits(network: Any, row: FixedRow) -> torch.Tensor:
 
 def questions(data: Path) -> list[Question]:
     """Of the first rows to train on those with the shortest answers: asking them costs least. None for plain text."""
-    with (data / "train.jsonl").open() as lines:
-        read = [json.loads(line) for line, _ in zip(lines, range(LOOKED_AT), strict=False)]
-    asked = [(r["input_ids"], r["prompt_tokens"]) for r in read if r["prompt"] and r["prompt_tokens"] <= TOKENS]
-    found = [Question(tuple(ids[:n]), min(2 * (len(ids) - n) + 16, LONGEST_ANSWER)) for ids, n in asked]
+    asked = [row for row in rendered.read(data, TRAIN, LOOKED_AT) if row.prompt and row.prompt_tokens <= TOKENS]
+    found = [Question(row.asked_ids, min(2 * len(row.answer_ids) + 16, LONGEST_ANSWER)) for row in asked]
     return sorted(found, key=lambda question: question.limit)[:QUESTIONS]
 
 
@@ -144,8 +136,6 @@ def row_loss(values: torch.Tensor, row: FixedRow) -> float:
 
 def likeness(rows: Sequence[FixedRow], reference: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> Likeness:
     """Compare the logits of two models over the same rows; the worst row counts."""
-    pass
-
     pairs = list(zip(reference, other, strict=True))
     ratios = [
         math.exp(row_loss(found, row) - row_loss(expected, row))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy
 
 from finetune_trainer.contract.reports import Check
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export import llamacpp
-from finetune_trainer.scoring.row import Row, prefers_chosen
+from finetune_trainer.scoring.scorer import prefers_chosen
 from finetune_trainer.scoring.scores import Answer
 
 
@@ -19,16 +20,18 @@ class LlamaCppScorer:
 
     checks: tuple[Check, ...] = ()
 
-    def __init__(self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Row]) -> None:
+    def __init__(
+        self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Rendered]
+    ) -> None:
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
         self._model = llamacpp.open_model(file, max(row.length for row in rows) + new_tokens + 1)
 
-    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order."""
         for row in rows:
-            loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
+            loss_sum, count, entropy_sum = self._loss(row.input_ids, row.counted)
             preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
-            yield Answer(row.reference.strip(), self._answer(row), loss_sum, count, entropy_sum, preferred)
+            yield Answer(row.completion.strip(), self._answer(row), loss_sum, count, entropy_sum, preferred)
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits at every position, float32 of shape (tokens, vocabulary)."""
@@ -44,12 +47,12 @@ class LlamaCppScorer:
         entropy = -(numpy.exp(logits) * logits).sum()
         return float(-wanted.sum()), len(counted), float(entropy)
 
-    def _answer(self, row: Row) -> str:
+    def _answer(self, row: Rendered) -> str:
         if not row.prompt:
             return ""
         answer: list[int] = []
         self._model.reset()
-        for token in self._model.generate(row.asked, top_k=1, temp=0.0, repeat_penalty=1.0):
+        for token in self._model.generate(list(row.asked_ids), top_k=1, temp=0.0, repeat_penalty=1.0):
             if token in self._end_tokens or len(answer) == self._new_tokens:
                 break
             answer.append(token)

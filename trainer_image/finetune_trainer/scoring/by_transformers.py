@@ -10,9 +10,10 @@ import torch
 
 from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.model.loading import load_base
-from finetune_trainer.scoring.row import Row, prefers_chosen
+from finetune_trainer.scoring.scorer import prefers_chosen
 from finetune_trainer.scoring.scores import Answer
 
 BATCH_TOKENS = 8192  # padded tokens of one batch, answers included
@@ -32,18 +33,18 @@ class TransformersScorer:
         self.model.generation_config.update(temperature=None, top_p=None, top_k=None, repetition_penalty=None)
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
         """One Answer for each row; batches hold neighbours, so that results come in the rows' order."""
         for batch in _batches(rows, self._new_tokens):
             yield from self.judge(batch, self._answers(batch))
 
     @torch.no_grad()
-    def judge(self, rows: Sequence[Row], answers: Sequence[str]) -> Iterator[Answer]:
+    def judge(self, rows: Sequence[Rendered], answers: Sequence[str]) -> Iterator[Answer]:
         """One Answer for each row and what was said to it, by this model or by another engine's."""
         for row, answer in zip(rows, answers, strict=True):
-            loss_sum, count, entropy_sum = self._loss(row.tokens, row.counted)
+            loss_sum, count, entropy_sum = self._loss(row.input_ids, row.counted)
             preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
-            yield Answer(row.reference.strip(), answer, loss_sum, count, entropy_sum, preferred)
+            yield Answer(row.completion.strip(), answer, loss_sum, count, entropy_sum, preferred)
 
     def _loss(self, row: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
         """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
@@ -55,10 +56,10 @@ class TransformersScorer:
         entropy = torch.special.entr(log_probabilities.exp()).sum()
         return float(loss), int(counted.sum()), float(entropy)
 
-    def _answers(self, batch: Sequence[Row]) -> list[str]:
+    def _answers(self, batch: Sequence[Rendered]) -> list[str]:
         if not all(row.prompt for row in batch):
             return ["" for _ in batch]
-        prompts = [row.asked for row in batch]
+        prompts = [list(row.asked_ids) for row in batch]
         longest = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=self._device)
@@ -84,11 +85,11 @@ def _until(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def _batches(rows: Sequence[Row], new_tokens: int) -> Iterator[list[Row]]:
+def _batches(rows: Sequence[Rendered], new_tokens: int) -> Iterator[list[Rendered]]:
     """Neighbouring rows, as many as BATCH_ROWS and BATCH_TOKENS allow."""
-    batch: list[Row] = []
+    batch: list[Rendered] = []
     for row in rows:
-        longest = max(len(r.tokens) for r in (*batch, row)) + new_tokens
+        longest = max(len(r.input_ids) for r in (*batch, row)) + new_tokens
         if batch and (len(batch) == BATCH_ROWS or longest * (len(batch) + 1) > BATCH_TOKENS):
             yield batch
             batch = []

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export.proof import FixedRow, check_tokens
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.libraries import threads
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.scoring.by_transformers import TransformersScorer, answer_text
-from finetune_trainer.scoring.row import Row
 from finetune_trainer.scoring.scores import Answer
 
 # Read by vLLM when it is imported, here and in its own processes.
@@ -44,7 +44,7 @@ class VllmScorer:
         self._folder, self._compute = folder, compute
         self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
 
-    def score(self, rows: Sequence[Row]) -> Iterator[Answer]:
+    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order; every row needs a prompt.
 
         Raises StepFailed EngineFailed where vLLM can't load or ask the model, VerificationFailed where it reads other tokens.
@@ -54,12 +54,12 @@ class VllmScorer:
         self.model = judge.model  # benchmark tasks are scored on it
         yield from judge.judge(rows, answers)
 
-    def _answers(self, rows: Sequence[Row]) -> list[str]:
+    def _answers(self, rows: Sequence[Rendered]) -> list[str]:
         engine = self._engine()
         try:
             own = engine.get_tokenizer()
             self.checks = check_tokens(
-                [FixedRow(tuple(row.asked), (), row.prompt, True) for row in rows],
+                [FixedRow(row.asked_ids, (), row.prompt, True) for row in rows],
                 self.tokenizer,
                 "vLLM's tokenizer",
                 lambda text: own(text, add_special_tokens=False).input_ids,
@@ -87,8 +87,8 @@ class VllmScorer:
         except Exception as error:  # whatever stands in its way: its own classes differ between versions
             raise _failed("load the model", error) from error
 
-    def _generated(self, engine: Any, rows: Sequence[Row]) -> list[list[int]]:
-        prompts = [{"prompt_token_ids": row.asked} for row in rows]
+    def _generated(self, engine: Any, rows: Sequence[Rendered]) -> list[list[int]]:
+        prompts = [{"prompt_token_ids": list(row.asked_ids)} for row in rows]
         try:
             found = engine.generate(prompts, self._greedy(), use_tqdm=False)
         except Exception as error:  # on CPUs some kernels turn out to be missing only now

@@ -21,8 +21,9 @@ from finetune_trainer.buckets import download, open_bucket
 from finetune_trainer.contract.pipeline import mounted_path
 from finetune_trainer.contract.pod import ENV_MOUNTS, MOUNTS
 from finetune_trainer.contract.reports import ExitCode, File
+from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.store.files import FILES, folder_digest, parse_files, sha256
+from finetune_trainer.store.files import FILES, folder_digest, parse_files
 from finetune_trainer.store.s3 import S3Objects
 from finetune_trainer.termination import finish
 

@@ -8,7 +8,6 @@ Authorization; SSL_CERT_FILE names the certificates to trust.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
 
@@ -42,7 +42,7 @@ def fetch_file(source: Source, into: Path) -> str:
     with httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True) as client:
         download = _Download(client, url, part)
         with_retries(download.go_on, partial(_meaning, source), source.unavailable)
-    if fragment and (found := _sha256(part)) != wanted.lower():
+    if fragment and (found := sha256(part)) != wanted.lower():
         part.unlink()
         raise StepFailed(
             ExitCode.BAD_DATA,
@@ -92,8 +92,3 @@ def _meaning(source: Source, error: Exception) -> StepFailed | float | None:
     if isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol):
         return source.not_found(f"{url} is no address that can be fetched: {error}")
     return 0.0 if isinstance(error, httpx2.TransportError) else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,10 +20,12 @@ from finetune_trainer.contract.evaluation import LLAMA_CPP, AnswerEngine
 from finetune_trainer.contract.pipeline import BASE, MERGE, MERGED, answered, subjects, tasks_for
 from finetune_trainer.contract.reports import ExitCode, Scores, StepResult
 from finetune_trainer.contract.served_rows import AskedRow
+from finetune_trainer.data import rendered
+from finetune_trainer.data.rendered import TEST, Rendered
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
 from finetune_trainer.scoring import scores, task_files, task_scores
-from finetune_trainer.scoring.row import Row, Scorer
+from finetune_trainer.scoring.scorer import Scorer
 from finetune_trainer.scoring.task_scores import TaskScores
 
 KIND = "evaluate"
@@ -45,29 +47,18 @@ def run(context: Context) -> StepResult:
     return context.commit(folder, result, {s.subject: _fingerprint(context, s.subject, engine) for s in made})
 
 
-def _rows(context: Context) -> list[Row]:
+def _rows(context: Context) -> list[Rendered]:
     """The first rows of the test split, as many as generation.samples says, tokens and mask as they were rendered."""
     _, folder = context.data()
-    with (folder / "test.jsonl").open() as lines:
-        read = [json.loads(line) for line, _ in zip(lines, range(context.run.generation.samples), strict=False)]
-    if not read:
+    rows = rendered.read(folder, TEST, context.run.generation.samples)
+    if not rows:
         raise StepFailed(
             ExitCode.BAD_DATA, "NoTestRows", "dataset.test left no rows to score on: give it a larger fraction or a uri"
         )
-    return [
-        Row(
-            tuple(r["input_ids"]),
-            tuple(map(bool, r["completion_mask"])),
-            r["prompt"],
-            r["prompt_tokens"],
-            r["completion"],
-            tuple(r.get("rejected_ids", ())),
-        )
-        for r in read
-    ]
+    return rows
 
 
-def engine_for(context: Context, rows: Sequence[Row]) -> str:
+def engine_for(context: Context, rows: Sequence[Rendered]) -> str:
     """What writes the answers. Plain text is asked nothing, and its loss is transformers' whatever the engine.
 
     Raises StepFailed EngineMissing where vLLM is asked for and isn't there.
@@ -87,7 +78,7 @@ def engine_for(context: Context, rows: Sequence[Row]) -> str:
     return AnswerEngine.VLLM if there and (asked is AnswerEngine.VLLM or context.step.needs_gpu) else AnswerEngine.TRANSFORMERS
 
 
-def _generated(rows: Sequence[Row]) -> bool:
+def _generated(rows: Sequence[Rendered]) -> bool:
     return all(row.prompt for row in rows)
 
 
@@ -95,7 +86,7 @@ def _fingerprint(context: Context, subject: str, engine: str) -> str:
     return answered(context.fingerprint(f"evaluate/{subject}"), engine)
 
 
-def _scored(context: Context, subject: str, rows: Sequence[Row], engine: str) -> Scores:
+def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: str) -> Scores:
     """Scores of one subject, from the store where they are there."""
     fingerprint = _fingerprint(context, subject, engine)
     earlier = context.store.read(KIND, fingerprint)
@@ -152,7 +143,7 @@ def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
     return task_scores.score(held.model, held.tokenizer, loaded, tasks, report)
 
 
-def _scorer(context: Context, subject: str, rows: Sequence[Row], engine: str) -> Scorer:
+def _scorer(context: Context, subject: str, rows: Sequence[Rendered], engine: str) -> Scorer:
     """llama.cpp for GGUF files, vLLM or transformers for all else; all see the token ids of the base's tokenizer."""
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.model.loading import end_tokens, load_tokenizer
@@ -182,7 +173,7 @@ def _folder(context: Context, subject: str) -> Path:
     return folder
 
 
-def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], generated: bool) -> None:
+def _write(folder: Path, rows: Sequence[Rendered], answers: Sequence[scores.Answer], generated: bool) -> None:
     """rows.jsonl: prompt, reference, answer and the row's own scores."""
     folder.mkdir(parents=True)
     with (folder / "rows.jsonl").open("w") as out:
@@ -199,7 +190,7 @@ def _write(folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer], 
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_asked(context: Context, folder: Path, rows: Sequence[Row], answers: Sequence[scores.Answer]) -> None:
+def _write_asked(context: Context, folder: Path, rows: Sequence[Rendered], answers: Sequence[scores.Answer]) -> None:
     """asked.jsonl: the first rows, as a served model will be asked them."""
     from finetune_trainer.model.loading import load_tokenizer
 
@@ -212,7 +203,7 @@ def _write_asked(context: Context, folder: Path, rows: Sequence[Row], answers: S
                 prompt=row.prompt,
                 special_tokens=special,
                 prompt_ids=tuple(tokenizer(row.prompt, add_special_tokens=special).input_ids),
-                asked_ids=tuple(row.asked),
+                asked_ids=row.asked_ids,
                 max_tokens=longest,
                 answer=answer.answer,
             )

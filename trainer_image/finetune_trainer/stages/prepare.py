@@ -26,6 +26,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.vocabulary import check_vocabulary
+from finetune_trainer.digests import sha256
 from finetune_trainer.export.convertible import check_convertible
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
@@ -33,7 +34,7 @@ from finetune_trainer.model import pickles, weights
 from finetune_trainer.scoring import tasks
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Fetched, Source
-from finetune_trainer.store.files import files_json, folder_digest, parse_files, sha256
+from finetune_trainer.store.files import files_json, folder_digest, parse_files
 
 SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
 WATCH_SECONDS = 5.0

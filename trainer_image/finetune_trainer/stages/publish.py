@@ -16,11 +16,12 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
 from finetune_trainer.contract.reports import ExitCode, File, Manifest, Scores, StepResult
+from finetune_trainer.digests import sha256
 from finetune_trainer.export import card, hub
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.directory import DirectoryObjects
 from finetune_trainer.store.entries import Objects
-from finetune_trainer.store.files import FILES, files_json, folder_digest, parse_files, sha256
+from finetune_trainer.store.files import FILES, files_json, folder_digest, parse_files
 from finetune_trainer.store.s3 import S3Objects
 
 

@@ -240,7 +240,7 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     """Keep what was trained and drop the checkpoints, on the first rank; None on the others."""
     from finetune_trainer.export import card
 
-    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows / "train.jsonl")
+    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows)
     folder = _save(loop, loaded, context)
     if not distributed.is_first():
         return None

@@ -19,9 +19,10 @@ from typing import Protocol
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.pipeline import mounted_path
 from finetune_trainer.contract.reports import Check, ExitCode, File, Manifest, StepResult
+from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.directory import DirectoryObjects
-from finetune_trainer.store.files import CHECKPOINT, FILES, MANIFEST, describe, files_json, folder_digest, parse_files, sha256
+from finetune_trainer.store.files import CHECKPOINT, FILES, MANIFEST, describe, files_json, folder_digest, parse_files
 from finetune_trainer.store.s3 import S3Objects
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_trainer.contract.reports import File
+from finetune_trainer.digests import sha256
 
 FILES, MANIFEST, CHECKPOINT = "files.json", "manifest.json", "checkpoint"
 
@@ -16,12 +17,6 @@ def describe(folder: Path) -> tuple[File, ...]:
     """Every file below a folder, sorted by path, links followed; files.json itself is left out."""
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return tuple(File(path=p, bytes=(folder / p).stat().st_size, sha256=sha256(folder / p)) for p in paths if p != FILES)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def files_json(files: Iterable[File]) -> bytes:

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from finetune_trainer.buckets import MIB, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
 from finetune_trainer.contract.reports import ExitCode, File
+from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed, store_unavailable
-
-if TYPE_CHECKING:
-    pass
 
 PART_BYTES = 16 * MIB  # a part is held in memory; S3 allows 10 000 of them
 MAX_PARTS = 9000
@@ -79,12 +75,12 @@ class S3Objects:
                 self._store.delete(found)
 
     def _fetch_file(self, path: str, file: File, target: Path) -> None:
-        if target.is_file() and target.stat().st_size == file.bytes and _sha256(target) == file.sha256:
+        if target.is_file() and target.stat().st_size == file.bytes and sha256(target) == file.sha256:
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         with self._reported(path):
             download(self._store, path, target)
-        if _sha256(target) != file.sha256:
+        if sha256(target) != file.sha256:
             target.unlink()
             raise StepFailed(
                 ExitCode.STORE_UNAVAILABLE, "ArtifactDamaged", f"{self._uri}/{path} has not the digest of its manifest"
@@ -114,14 +110,3 @@ class S3Objects:
                     f"{where} was not found: check that the bucket in spec.storage.artifacts.uri exists",
                 ) from error
             raise store_unavailable(where, error) from error
-
-
-# obstore gives an answer to a list request no exception of its own, so these look into its text as well.
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = sha256()
-        while chunk := stream.read(8 * MIB):
-            digest.update(chunk)
-        return digest.hexdigest()

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from finetune_trainer.context import Context
 from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
 from finetune_trainer.contract.reports import ExitCode, Progress
+from finetune_trainer.data.rendered import TRAIN
 from finetune_trainer.data.tokenized import rows
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import saved_modules
@@ -66,11 +67,11 @@ class Loop(Trainer):
             return None
         return float(self.evaluate()["eval_loss"])
 
-    def first_row(self, path: Path) -> dict[str, str]:
+    def first_row(self, folder: Path) -> dict[str, str]:
         """Loss over the answer of the first row to train on as the model is now, to be found again where the weights are
         read back. Nothing where many ranks train, which would share the one row out.
         """
-        first = rows(path)
+        first = rows(folder, TRAIN)
         if first is None or self.args.world_size > 1:
             return {}
         batch = {name: torch.tensor([first[0][name]]) for name in ("input_ids", "labels")}

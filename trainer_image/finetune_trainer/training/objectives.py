@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_trainer.contract.objectives import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.contract.training import Training
+from finetune_trainer.data.rendered import TRAIN, VALIDATION
 from finetune_trainer.training.loop import Loop
 
 
@@ -18,7 +19,7 @@ def make_loop(training: Training, folder: Path, reference: Any, **options: Any) 
     from finetune_trainer.data.tokenized import preferences, rows
 
     read = preferences if objective in OF_PAIRS else rows
-    options |= {"train_dataset": read(folder / "train.jsonl"), "eval_dataset": read(folder / "validation.jsonl")}
+    options |= {"train_dataset": read(folder, TRAIN), "eval_dataset": read(folder, VALIDATION)}
     if objective in WITH_REFERENCE:
         options["ref_model"] = reference
     if objective is Objective.DISTILLATION:

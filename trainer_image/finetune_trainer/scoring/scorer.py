@@ -1,0 +1,31 @@
+"""What scores rendered test rows: the one method that every engine offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from finetune_trainer.contract.reports import Check
+from finetune_trainer.data.rendered import Rendered
+from finetune_trainer.scoring.scores import Answer
+
+
+def prefers_chosen(row: Rendered, loss: Callable[[Sequence[int], Sequence[bool]], float]) -> bool | None:
+    """Whether a model gives the chosen answer a higher probability than the rejected one; None for rows without.
+
+    `loss` sums the negative log-likelihood of the tokens that are counted.
+    """
+    if not row.rejected_ids:
+        return None
+    asked, answers = row.asked_ids, (row.answer_ids, row.rejected_ids)
+    chosen, rejected = (loss(asked + answer, [False] * len(asked) + [True] * len(answer)) for answer in answers)
+    return chosen < rejected
+
+
+class Scorer(Protocol):
+    """An engine with one model."""
+
+    checks: tuple[Check, ...]  # what it proved of itself before it answered
+
+    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
+        """One Answer for each row, in the rows' order."""
