@@ -100,4 +100,4 @@ def prepare(
     result = StepResult(step="prepare", fingerprint=data_fingerprint, model=MODEL, dataset=dataset, fit=fit)
     models = [("model", pipeline.model_fingerprint(model), empty) for model in pipeline.models(run)]
     for kind, fingerprint, files in (*models, ("data", data_fingerprint, folder)):
-        at.store.commit(kind, fingerprint, at.attempt, files, step="prepare", inputs={}, versions={}, result=result)
+        at.keep(kind, files, result.model_copy(update={"fingerprint": fingerprint}), {})

@@ -30,7 +30,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
 from finetune_trainer.ranks.distributed import is_rank
-from finetune_trainer.store.entries import Store, open_store
+from finetune_trainer.store.entries import Provenance, Store, open_store
 from finetune_trainer.store.files import folder_digest
 
 T = TypeVar("T")
@@ -147,17 +147,14 @@ class Context:
 
     def commit(self, folder: Path, result: StepResult, inputs: Mapping[str, str], checks: Iterable[Check] = ()) -> StepResult:
         """Keep `folder` as this step's output; returns the result that counts, with the artifact's path and digest."""
-        return self.store.commit(
-            kind_of(self.step),
-            result.fingerprint,
-            self.attempt,
-            folder,
-            step=self.step.name,
-            inputs=inputs,
-            versions=self.versions(),
-            result=result,
-            checks=checks,
-        ).result
+        return self.keep(kind_of(self.step), folder, result, inputs, checks).result
+
+    def keep(
+        self, kind: str, folder: Path, result: StepResult, inputs: Mapping[str, str], checks: Iterable[Check] = ()
+    ) -> Manifest:
+        """Keep `folder` as the entry of this kind under the result's fingerprint; returns the manifest that counts."""
+        made = Provenance(self.step.name, dict(inputs), self.versions(), tuple(checks))
+        return self.store.commit(kind, self.attempt, folder, result, made)
 
     def versions(self) -> dict[str, str]:
         """Versions of what makes the output, for the manifest."""

@@ -10,13 +10,10 @@ from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.evaluation import Generation
-from finetune_trainer.contract.objectives import learning_rate
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.tasks import Tasks
-from finetune_trainer.contract.training import Method, Training
-
-EPOCHS = 3.0
+from finetune_trainer.contract.training import Training
 
 
 def run_config(job: FineTuneJob) -> RunConfig:
@@ -74,9 +71,9 @@ def resolved(run: RunConfig, fit: FitFacts | None, smaller: int | None, serving_
 def _training(training: Training) -> Training:
     chosen: dict[str, object] = {}
     if training.learning_rate is None:
-        chosen["learning_rate"] = learning_rate(training.objective, full=training.method is Method.FULL)
+        chosen["learning_rate"] = training.peak_rate
     if training.epochs is None and training.max_steps is None:
-        chosen["epochs"] = EPOCHS
+        chosen["epochs"] = training.passes
     return training.model_copy(update=chosen)
 
 

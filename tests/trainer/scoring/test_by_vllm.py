@@ -89,7 +89,7 @@ def test_a_tokenizer_that_vllm_reads_otherwise_is_refused(make_run: MakeRun, tmp
     empty.mkdir()
     (empty / "rows.jsonl").write_text("{}")
     scores = prepared.model_copy(update={"fingerprint": answered(base, "VLLM"), "scores": prepared.scores[:1]})
-    at.store.commit("evaluate", answered(base, "VLLM"), "1", empty, step="evaluate", inputs={}, versions={}, result=scores)
+    at.keep("evaluate", empty, scores, {})
     _, merged = at.output("merge")
     file = merged / "tokenizer.json"
     exchanged = {'"e": ': '"o": ', '"o": ': '"e": '}  # the file keeps its length: the store finds nothing wrong

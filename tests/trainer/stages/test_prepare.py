@@ -185,7 +185,7 @@ def test_finished_steps_are_reported_in_order(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tmp_path: Path
 ) -> None:
     from finetune_trainer.contract import pipeline
-    from finetune_trainer.store.entries import open_store
+    from finetune_trainer.store.entries import Provenance, open_store
 
     put_rows(mounts, ROWS)
     run = make_run()
@@ -198,7 +198,7 @@ def test_finished_steps_are_reported_in_order(
     (tmp_path / "made" / "file").write_text("x")
     for name in ("merge", "train"):
         result = StepResult(step=name, fingerprint=fingerprints[name], model=first.model)
-        store.commit(name, fingerprints[name], "1", tmp_path / "made", step=name, inputs={}, versions={}, result=result)
+        store.commit(name, "1", tmp_path / "made", result, Provenance(name, {}, {}))
     done = succeeded(prepare(run)).done
     assert [(r.step, r.fingerprint, r.model) for r in done] == [(n, fingerprints[n], None) for n in ("train", "merge")]
     (mounts / "claims/store/job/train" / fingerprints["train"] / "1" / "file").unlink()

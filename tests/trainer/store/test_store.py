@@ -14,7 +14,7 @@ from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Manifest,
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving.ask import read_rows
-from finetune_trainer.store.entries import Store, open_store
+from finetune_trainer.store.entries import Provenance, Store, open_store
 from finetune_trainer.store.files import describe, folder_digest
 
 BUCKET = "artifacts"  # as the fixture gateway makes it
@@ -46,11 +46,9 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def commit(store: Store, source: Path, attempt: str) -> Manifest:
-    artifact = ArtifactFacts(name="merged", format="Safetensors", path="", digest="", bytes=0)
+    artifact = ArtifactFacts.made("merged", "Safetensors")
     result = StepResult(step="merge", fingerprint="f1", artifact=artifact)
-    return store.commit(
-        "merge", "f1", attempt, source, step="merge", inputs={"train": "f0"}, versions={"torch": "2"}, result=result
-    )
+    return store.commit("merge", attempt, source, result, Provenance("merge", {"train": "f0"}, {"torch": "2"}))
 
 
 def test_a_commit_is_read_back_whole(place: tuple[Store, Path], folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -247,8 +245,7 @@ def test_a_gate_reads_the_rows_of_an_evaluation_from_a_bucket(
     (tmp_path / "rows" / "asked.jsonl").write_text(row.model_dump_json(by_alias=True) + "\n")
     place = StoreConfig(uri=f"s3://{BUCKET}/{tmp_path.name}", endpoint=gateway[0])
     result = StepResult(step="evaluate", fingerprint="f2")
-    kept = {"inputs": {}, "versions": {}, "result": result}
-    open_store(place, "/nowhere").commit("evaluate", "f2", "1-a", tmp_path / "rows", step="evaluate", **kept)
+    open_store(place, "/nowhere").commit("evaluate", "1-a", tmp_path / "rows", result, Provenance("evaluate", {}, {}))
     entry = place.model_copy(update={"uri": f"{place.uri}/evaluate/f2"})
     assert read_rows(entry) == [row]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

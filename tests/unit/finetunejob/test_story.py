@@ -390,7 +390,7 @@ def test_two_jobs_do_not_fight_over_one_model_serve() -> None:
 def test_an_upgrade_whose_defaults_differ_disturbs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story(make_job())
     story.to_the_end()
-    monkeypatch.setattr("finetune_operator.finetunejob.run_config.EPOCHS", 5.0)
+    monkeypatch.setattr("finetune_trainer.contract.training.EPOCHS", 5.0)
     assert story.passes() == []
     assert succeeded(story)
 

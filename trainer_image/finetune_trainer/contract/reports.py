@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -85,6 +85,11 @@ class ArtifactFacts(Report):
     path: str  # below the store's root
     digest: str  # sha256:… of the folder's files.json, which names every file with its own
     bytes: int
+
+    @classmethod
+    def made(cls, name: str, format: str, quantization: str | None = None) -> Self:
+        """What a step made, before it is committed: the store fills in where it lies, its digest and its size."""
+        return cls(name=name, format=format, quantization=quantization, path="", digest="", bytes=0)
 
 
 class Scores(Report):

@@ -9,9 +9,10 @@ from pydantic import Field
 
 from finetune_trainer.contract.adapters import Lora, Quantization
 from finetune_trainer.contract.fields import SecretRef, Strict
-from finetune_trainer.contract.objectives import Distillation, Objective, Preference
+from finetune_trainer.contract.objectives import Distillation, Objective, Preference, learning_rate
 
 HANG_AFTER_MEDIAN_STEPS = 30
+EPOCHS = 3.0
 
 
 class Method(StrEnum):
@@ -115,3 +116,13 @@ class Training(Strict):
     report_secret_ref: SecretRef | None = None
     """Secret whose keys become the training pod's environment: MLFLOW_TRACKING_URI and MLflow's other variables, WANDB_API_KEY
     and W&B's."""
+
+    @property
+    def passes(self) -> float:
+        """Epochs, where maxSteps doesn't say how long to train."""
+        return self.epochs or EPOCHS
+
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate that is asked for, else the customary one."""
+        return self.learning_rate or learning_rate(self.objective, full=self.method is Method.FULL)

@@ -65,16 +65,8 @@ def keep(context: Context, facts: ModelFacts) -> None:
     if not folder.is_dir():  # the job has none, or it is kept already
         return
     given, fingerprint = context.run.model.chat_template, templated_fingerprint(context.run.model)
-    context.store.commit(
-        MODEL,
-        fingerprint,
-        context.attempt,
-        folder,
-        step=context.step.name,
-        inputs={"uri": context.run.model.uri, "chatTemplate": given.uri if given else ""},
-        versions=context.versions(),
-        result=StepResult(step=context.step.name, fingerprint=fingerprint, model=facts),
-    )
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, model=facts)
+    context.keep(MODEL, folder, result, {"uri": context.run.model.uri, "chatTemplate": given.uri if given else ""})
 
 
 def _read(context: Context, given: ChatTemplate) -> str:

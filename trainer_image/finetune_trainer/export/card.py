@@ -7,7 +7,7 @@ from pathlib import Path
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
-from finetune_trainer.contract.objectives import OF_PAIRS, learning_rate
+from finetune_trainer.contract.objectives import OF_PAIRS
 from finetune_trainer.contract.reports import Scores, TrainFacts
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.export.server_files import for_vllm
@@ -53,7 +53,7 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     what += ", weighed by training rows" if artifact is not None and artifact.imatrix else ""
     trained = "model" if training.method is Method.FULL else "adapter"
     kind = {"train": trained, "merge": "merged model"}.get(what, what)
-    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs or 3:g} epochs"
+    passes = f"{training.max_steps} steps" if training.max_steps else f"{training.passes:g} epochs"
     scheme, _, repository = run.model.uri.partition("://")
     lines = [
         "---",
@@ -74,7 +74,7 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
         f"{data.test_rows:,} to test, {data.dropped_rows:,} dropped as too long |",
         f"| rows digest | train `{data.train_digest}`, test `{data.test_digest}` |",
         f"| method | {_method(context)} |",
-        f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {_rate(context)}, "
+        f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {training.peak_rate:g}, "
         f"{training.schedule}, seed {training.seed} |",
         f"| result | loss {train.loss:.4g} after {train.steps:,} steps |",
     ]
@@ -99,8 +99,3 @@ def _trained(training: Training) -> str:
     over = " over an 8-bit base" if training.quantization.bits == 8 else ""
     whole = f"; {', '.join(lora.modules_to_save)} whole" if lora.modules_to_save else ""
     return f"{training.method}{over}, rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}{whole}"
-
-
-def _rate(context: Context) -> str:
-    training = context.run.training
-    return f"{training.learning_rate or learning_rate(training.objective, full=training.method is Method.FULL):g}"

@@ -41,11 +41,7 @@ def make_entry(context: Context) -> None:
         if known is None:
             _check(context, asked, folder)
             result = StepResult(step=context.step.name, fingerprint=fingerprint)
-            inputs = {"uri": asked.files.uri}
-            context.store.commit(
-                TASKS, fingerprint, context.attempt, folder, step=context.step.name, inputs=inputs,
-                versions=context.versions(), result=result,
-            )  # fmt: skip
+            context.keep(TASKS, folder, result, {"uri": asked.files.uri})
             return
         if folder_digest(describe(folder)) != folder_digest(known.files):
             raise refused(

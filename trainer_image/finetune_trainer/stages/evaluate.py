@@ -17,7 +17,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.evaluation import LLAMA_CPP, AnswerEngine
-from finetune_trainer.contract.pipeline import BASE, MERGE, MERGED, answered, subjects, tasks_for
+from finetune_trainer.contract.pipeline import BASE, EVALUATE, MERGE, MERGED, answered, subjects, tasks_for
 from finetune_trainer.contract.reports import ExitCode, Scores, StepResult
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.data import rendered
@@ -27,8 +27,6 @@ from finetune_trainer.libraries import quieten
 from finetune_trainer.scoring import scores, task_files, task_scores
 from finetune_trainer.scoring.scorer import Scorer
 from finetune_trainer.scoring.task_scores import TaskScores
-
-KIND = "evaluate"
 
 
 def run(context: Context) -> StepResult:
@@ -89,7 +87,7 @@ def _fingerprint(context: Context, subject: str, engine: str) -> str:
 def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: str) -> Scores:
     """Scores of one subject, from the store where they are there."""
     fingerprint = _fingerprint(context, subject, engine)
-    earlier = context.store.read(KIND, fingerprint)
+    earlier = context.store.read(EVALUATE, fingerprint)
     if earlier is not None:
         return earlier.result.scores[0]
     context.progress(f"scoring {subject}", 0, len(rows))
@@ -117,18 +115,8 @@ def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: st
         (folder / "tasks.json").write_text(json.dumps(told.record, indent=1, default=str))
         made = made.model_copy(update={"values": made.values | told.values, "lower_is_better": told.lower_is_better or None})
     result = StepResult(step=context.step.name, fingerprint=fingerprint, scores=(made,))
-    committed = context.store.commit(
-        KIND,
-        fingerprint,
-        context.attempt,
-        folder,
-        step=context.step.name,
-        inputs={"subject": subject, "engine": engine},
-        versions=context.versions(),
-        result=result,
-        checks=scorer.checks,
-    )
-    return committed.result.scores[0]
+    kept = context.keep(EVALUATE, folder, result, {"subject": subject, "engine": engine}, scorer.checks)
+    return kept.result.scores[0]
 
 
 def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:

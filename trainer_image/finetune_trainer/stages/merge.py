@@ -60,7 +60,7 @@ def run(context: Context) -> StepResult:
     _complete(folder, trained_folder, base_folder)
     card.copy_licences(base_folder, folder)
     card.write(folder, context, trained.result.train)
-    made = ArtifactFacts(name=MERGED, format="Safetensors", path="", digest="", bytes=0)  # the store fills the rest in
+    made = ArtifactFacts.made(MERGED, "Safetensors")
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
     return context.commit(folder, result, {TRAIN: trained.fingerprint}, checks)
 

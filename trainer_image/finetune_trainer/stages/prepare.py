@@ -126,16 +126,8 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
     if mounted is not None:
         (folder / SOURCE).write_bytes(files_json(found))
     context.progress("storing the model")
-    return context.store.commit(
-        MODEL,
-        fingerprint,
-        context.attempt,
-        folder,
-        step=context.step.name,
-        inputs={"uri": model.uri},
-        versions=context.versions(),
-        result=StepResult(step=context.step.name, fingerprint=fingerprint, model=facts),
-    )
+    result = StepResult(step=context.step.name, fingerprint=fingerprint, model=facts)
+    return context.keep(MODEL, folder, result, {"uri": model.uri})
 
 
 def _without_pickles(context: Context, fetched: Fetched, *, mounted: bool) -> Path:

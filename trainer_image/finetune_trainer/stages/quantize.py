@@ -36,8 +36,6 @@ def run(context: Context) -> StepResult:
     card.copy_licences(merged_folder, folder)
     if trained is not None and trained.result.train is not None:
         card.write(folder, context, trained.result.train, artifact)
-    made = ArtifactFacts(
-        name=artifact.name, format=artifact.format, quantization=artifact.quantization, path="", digest="", bytes=0
-    )
+    made = ArtifactFacts.made(artifact.name, artifact.format, artifact.quantization)
     result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
     return context.commit(folder, result, {MERGE: merged.fingerprint} | notes, checks)

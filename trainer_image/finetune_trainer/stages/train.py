@@ -278,8 +278,7 @@ def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
 
 
 def _made(training: Training) -> ArtifactFacts:
-    made = "Safetensors" if training.method is Method.FULL else "PEFT"
-    return ArtifactFacts(name=ADAPTER, format=made, path="", digest="", bytes=0)  # the store fills the rest in
+    return ArtifactFacts.made(ADAPTER, "Safetensors" if training.method is Method.FULL else "PEFT")
 
 
 def _mean_of_last_tenth(losses: list[float]) -> float:

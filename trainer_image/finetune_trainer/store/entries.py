@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,16 @@ class Objects(Protocol):
         """Remove all below prefix; nothing there is fine."""
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """How an entry came about: the step that made it, of what, with which versions, and what was proven of it."""
+
+    step: str
+    inputs: dict[str, str]
+    versions: dict[str, str]
+    checks: tuple[Check, ...] = ()
+
+
 class Store:
     """Entries and checkpoints over any Objects."""
 
@@ -84,20 +95,16 @@ class Store:
     def commit(
         self,
         kind: str,
-        fingerprint: str,
         attempt: str,
         folder: Path,
-        *,
-        step: str,
-        inputs: Mapping[str, str],
-        versions: Mapping[str, str],
         result: StepResult,
-        checks: Iterable[Check] = (),
+        made: Provenance,
     ) -> Manifest:
-        """Keep `folder` as the output of a step and return the manifest that counts: an earlier commit stays.
+        """Keep `folder` under the result's fingerprint and return the manifest that counts: an earlier commit stays.
 
         Path, digest and bytes of result.artifact are filled in here, since only the store knows them.
         """
+        fingerprint = result.fingerprint
         entry = f"{kind}/{fingerprint}"
         files = self._upload(f"{entry}/{attempt}", folder)
         if result.artifact is not None:
@@ -108,13 +115,13 @@ class Store:
             }
             result = result.model_copy(update={"artifact": result.artifact.model_copy(update=where)})
         manifest = Manifest(
-            step=step,
+            step=made.step,
             fingerprint=fingerprint,
             prefix=attempt,
             files=files,
-            inputs=dict(inputs),
-            versions=dict(versions),
-            checks=tuple(checks),
+            inputs=made.inputs,
+            versions=made.versions,
+            checks=made.checks,
             result=result,
         )
         if self.objects.write_new(f"{entry}/{MANIFEST}", _json(manifest)):

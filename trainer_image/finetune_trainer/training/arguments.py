@@ -10,7 +10,7 @@ from transformers.training_args import OptimizerNames
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.objectives import OF_PAIRS, Objective, learning_rate
+from finetune_trainer.contract.objectives import OF_PAIRS, Objective
 from finetune_trainer.contract.reports import ExitCode, FitFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
@@ -19,8 +19,6 @@ from finetune_trainer.model.compute import Compute
 from finetune_trainer.ranks import sharding
 from finetune_trainer.speed.acceleration import uses_varlen
 from finetune_trainer.training import tracking
-
-DEFAULT_EPOCHS = 3.0
 
 
 def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> Any:
@@ -58,7 +56,6 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
     if optimizer not in known:
         message = f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}"
         raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)
-    full = training.method is Method.FULL
     return dict(
         output_dir=str(folder),
         per_device_train_batch_size=fit.micro_batch_size,
@@ -66,9 +63,9 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
         gradient_accumulation_steps=training.global_batch_size // (fit.micro_batch_size * run.devices.world_size),
         ddp_find_unused_parameters=False,
         **sharding.arguments(fit.strategy),
-        num_train_epochs=training.epochs or DEFAULT_EPOCHS,
+        num_train_epochs=training.passes,
         max_steps=training.max_steps or -1,
-        learning_rate=training.learning_rate or learning_rate(training.objective, full=full),
+        learning_rate=training.peak_rate,
         lr_scheduler_type=training.schedule,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,

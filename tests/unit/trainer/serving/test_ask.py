@@ -17,7 +17,7 @@ from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
 from finetune_trainer.contract.reports import ExitCode, Failure, Scores, StepResult, Termination
 from finetune_trainer.contract.served_rows import AskedRow, ServedRows
 from finetune_trainer.serving import ask
-from finetune_trainer.store.entries import open_store
+from finetune_trainer.store.entries import Provenance, open_store
 
 
 class Engine(ThreadingHTTPServer):
@@ -184,8 +184,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         store = open_store(StoreConfig(uri="pvc://store/job"), str(tmp_path / "mounts"))
         scores = (Scores(subject="merged", samples=4, values={}),)
         result = StepResult(step="evaluate", fingerprint="e" * 20, scores=scores)
-        kept = {"inputs": {}, "versions": {}, "result": result}
-        store.commit("evaluate", "e" * 20, "1-a", folder, step="evaluate", **kept)
+        store.commit("evaluate", "1-a", folder, result, Provenance("evaluate", {}, {}))
 
     return commit
 
