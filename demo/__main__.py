@@ -8,7 +8,7 @@ import time
 
 from localcluster.errors import LocalclusterError
 
-from demo import local
+from demo import environment, local
 from demo.console import DemoFailed, duration, step, table
 from demo.follow import follow, is_true, step_times
 from demo.installation import ROOT, Installation, install_into_current, install_locally, namespace
@@ -23,7 +23,7 @@ JOB = "quickstart"
 def main() -> int:
     """Run the demo; 0 when the served model was asked, 1 with a message when not."""
     begin = time.monotonic()
-    current = os.environ.get("CLUSTER") == "current"
+    current = environment.wants_current_cluster()
     try:
         if not current and os.geteuid() != 0:
             return local.run(EXAMPLE)

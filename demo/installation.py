@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from localcluster import builder, cluster, images, settings, smollm2, toolchain
 
+from demo import environment
 from demo.console import DemoFailed, step
 from demo.kubectl import Kubectl
 
@@ -50,7 +50,7 @@ def install_locally(names: Sequence[str] = QUICKSTART_IMAGES) -> Installation:
 
 def install_into_current() -> Installation:
     """The cluster of the current kubeconfig context. VALUES names a Helm values file, at least with `images`."""
-    program, values = shutil.which("kubectl"), os.environ.get("VALUES")
+    program, values = shutil.which("kubectl"), environment.values_file()
     if program is None:
         raise DemoFailed("CLUSTER=current needs kubectl on the PATH; install it, or run `make demo` without CLUSTER")
     if values is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from localcluster import settings
 
 Object = dict[str, Any]
 
@@ -29,7 +30,7 @@ class Kubectl:
     @property
     def environment(self) -> dict[str, str]:
         """For other programs that talk to the same cluster, such as helm."""
-        return {**os.environ, **({"KUBECONFIG": str(self.kubeconfig)} if self.kubeconfig else {})}
+        return settings.of_child({"KUBECONFIG": str(self.kubeconfig)} if self.kubeconfig else {})
 
     def __call__(self, *arguments: str, input: str | None = None) -> str:
         """Standard output of `kubectl ARGUMENTS`. Raises KubectlFailed with its standard error."""

@@ -38,7 +38,7 @@ def run(example: str) -> int:
 
 def _environment() -> dict[str, str]:
     folders = (ROOT / "operator", ROOT / "trainer_image", ROOT)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    return settings.of_child({"PYTHONPATH": os.pathsep.join(map(str, folders))})
 
 
 def _require(command: list[str]) -> None:

@@ -1,6 +1,5 @@
 """Container images by buildah, kept in a folder of our own: the machine's own images are neither used nor touched."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster import settings
 from localcluster.errors import BuildFailed
 
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -35,7 +35,7 @@ class Storage:
         """`chroot` isolation needs no control groups and no user namespaces, so it works inside containers too."""
         scratch = self.directory / "tmp"
         scratch.mkdir(parents=True, exist_ok=True)
-        return {**os.environ, "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(scratch)}
+        return settings.of_child({"BUILDAH_ISOLATION": "chroot", "TMPDIR": str(scratch)})
 
     def log(self, reference: str) -> Path:
         """Where the output of building `reference` lies."""

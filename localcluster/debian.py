@@ -4,7 +4,6 @@ containerd, runc and the CNI plugins are unpacked into the cache, not installed:
 containerd, or on a machine with Docker remove Docker's.
 """
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from localcluster import settings
 from localcluster.errors import CommandFailed
 
 # command -> package; installed by apt-get where the command is missing
@@ -125,7 +125,7 @@ def _is_installed(package: str) -> bool:
 
 def _apt(*arguments: str, folder: str | None = None) -> None:
     """Run apt-get, with fresh package lists if it fails with the old ones."""
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    environment = settings.of_child({"DEBIAN_FRONTEND": "noninteractive"})
     for attempt in ("as is", "updated"):
         if attempt == "updated":
             subprocess.run(["apt-get", "update", "--quiet"], env=environment, capture_output=True, check=False)

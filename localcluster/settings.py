@@ -5,6 +5,7 @@ should use it, so the cluster runs beside whatever network the machine is in.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class Settings:
     @property
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
+
+
+def of_child(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a program that is started from here: this process's own, with these in their place."""
+    return {**os.environ, **variables}
 
 
 def read() -> Settings:

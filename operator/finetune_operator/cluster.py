@@ -6,7 +6,6 @@ Lease's and raises where this replica may not act any more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,13 +27,13 @@ from finetune_operator.errors import (
 )
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.names import FIELD_MANAGER
+from finetune_operator.settings import has_service_account
 
 if TYPE_CHECKING:
     from kubernetes.aio.client.api_client import ApiClient
 
 TIMEOUT_SECONDS = 30.0
 LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
-SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 LOG_BYTES = 65536
 
 
@@ -83,7 +82,7 @@ class Cluster:
         from kubernetes.aio.client.configuration import Configuration
 
         configuration = Configuration()
-        if "KUBECONFIG" not in os.environ and os.path.exists(SERVICE_ACCOUNT):
+        if has_service_account():
             config.load_incluster_config(client_configuration=configuration)
         else:
             await config.load_kube_config(client_configuration=configuration)

@@ -7,21 +7,19 @@ this one's answers come decoded by decoding.py, and a watch's lines are written 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import kopf
 
-from finetune_operator.cluster import SERVICE_ACCOUNT
 from finetune_operator.decoding import decode_objects
+from finetune_operator.settings import has_service_account
 
 
 def login(**kwargs: Any) -> kopf.AiohttpSession | None:
     """Credentials in the order in which cluster.Cluster looks for them; called again when they were refused."""
-    in_cluster = "KUBECONFIG" not in os.environ and os.path.exists(SERVICE_ACCOUNT)
-    found = (kopf.login_with_service_account if in_cluster else kopf.login_with_kubeconfig)(**kwargs)
+    found = (kopf.login_with_service_account if has_service_account() else kopf.login_with_kubeconfig)(**kwargs)
     if found is None:
         return None
     session = aiohttp.ClientSession(

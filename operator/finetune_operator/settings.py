@@ -32,6 +32,14 @@ class Settings:
     leader_election: bool = True
 
 
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+
+
+def has_service_account(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the API server is reached with the pod's own credentials: there are some, and no $KUBECONFIG names others."""
+    return "KUBECONFIG" not in environment and os.path.exists(SERVICE_ACCOUNT)
+
+
 def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment. Raises ValueError, naming the variable, where a value can't be read."""
     values: dict[str, object] = {}

@@ -49,6 +49,26 @@ def test_modules_are_named_after_what_they_are_about() -> None:
     assert [str(path.relative_to(ROOT)) for path in files() if path.stem in VAGUE or path.parent.name in VAGUE] == []
 
 
+def test_each_program_has_one_module_for_its_environment() -> None:
+    """What a module reads elsewhere than there is a parameter that nobody sees."""
+    words = {"environ", "environb", "getenv", "putenv", "unsetenv"}
+
+    def named(node: ast.AST) -> set[str]:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            return {node.attr}
+        return {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) and node.module == "os" else set()
+
+    trees = {str(path.relative_to(ROOT)): ast.walk(ast.parse(path.read_text())) for path in files()}
+    found = {name for name, nodes in trees.items() if any(words & named(node) for node in nodes)}
+    assert found == {
+        "operator/finetune_operator/settings.py",
+        "operator/finetune_operator/cli/environment.py",
+        "trainer_image/finetune_trainer/environment.py",
+        "localcluster/settings.py",
+        "demo/environment.py",
+    }
+
+
 def test_the_operator_sees_only_the_contract_of_the_trainer() -> None:
     """The contract and the memory estimate; all else may need torch."""
     seen = set()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import environment
 from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Progress, StepResult
@@ -52,7 +53,8 @@ def context(run: RunConfig, step: str, tmp_path: Path, report: Callable[[Progres
     scratch = tmp_path / f"scratch-{attempt}"
     scratch.mkdir()
     (step_of_run,) = (s for s in pipeline.steps(run) if s.name == step)
-    return Context(run, step_of_run, open_store(run.store, mounts), scratch, mounts, attempt, report)
+    pod = replace(environment.read(), mounts=mounts)
+    return Context(run, step_of_run, open_store(run.store, mounts), scratch, pod, attempt, report)
 
 
 def prepare(

@@ -32,8 +32,8 @@ def python_of(image: str, *locks: str) -> Path:
 def need_llama_cpp(*programs: str) -> None:
     """These files of llama.cpp are where steps look for them; skips the test where they are not."""
     cache = settings.read().cache / "llama.cpp"
-    if llamacpp.ENV_FOLDER not in os.environ and (cache / "bin").is_dir():
-        os.environ[llamacpp.ENV_FOLDER] = str(cache)
+    if pod.ENV_LLAMA_CPP not in os.environ and (cache / "bin").is_dir():
+        os.environ[pod.ENV_LLAMA_CPP] = str(cache)
     missing = [program for program in programs if not (llamacpp.folder() / program).is_file()]
     if missing:
         absent(f"{llamacpp.folder()} lacks {' and '.join(missing)}: make it with `python -m localcluster.llamacpp`")

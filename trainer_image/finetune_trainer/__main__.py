@@ -13,9 +13,8 @@ import importlib
 import os
 import sys
 import traceback
-from pathlib import Path
 
-from finetune_trainer.contract import pod
+from finetune_trainer import environment
 from finetune_trainer.contract.reports import ExitCode, Failure, StepResult, Termination
 from finetune_trainer.ranks import distributed, launching
 from finetune_trainer.termination import TERMINATED, as_failure, exit_on_sigterm, message
@@ -67,10 +66,11 @@ def run_step(name: str) -> StepResult | None:
     from finetune_trainer.context import open_context, read_run, scratch_folder
     from finetune_trainer.progress import make_reporter
 
-    run = read_run(Path(os.environ.get(pod.ENV_RUN_FILE, pod.RUN_FILE)))
+    pod = environment.read()
+    run = read_run(pod.run_file)
     if launching.is_launched_here(name, run.devices):
-        return launching.launch(name, run.devices, scratch_folder(name))
-    context = open_context(name, run, make_reporter())
+        return launching.launch(name, run.devices, pod, scratch_folder(pod, name))
+    context = open_context(name, run, pod, make_reporter(pod.metrics_port, silent=not distributed.is_first()))
     result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
     return result
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from finetune_trainer import environment
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
@@ -32,12 +33,11 @@ def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store |
 
     scheme, _, path = uri.partition("://")
     bucket, _, prefix = path.partition("/")
-    below = prefix.rstrip("/") or None
+    below, access = prefix.rstrip("/") or None, environment.access()
     if scheme == "gs":
-        endpoint = os.environ.get("GOOGLE_BASE_URL")
-        return GCSStore(bucket, prefix=below, client_options=_client(endpoint), retry_config=RETRIES)
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
-    config: S3Config = {"region": region or os.environ.get("AWS_REGION") or "us-east-1"}
+        return GCSStore(bucket, prefix=below, client_options=_client(access.google_endpoint), retry_config=RETRIES)
+    endpoint = endpoint or access.s3_endpoint
+    config: S3Config = {"region": region or access.s3_region or "us-east-1"}
     if endpoint is not None:
         config["endpoint"] = endpoint
     return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint), retry_config=RETRIES)
@@ -47,9 +47,9 @@ def _client(endpoint: str | None) -> ClientConfig:
     client: ClientConfig = {"timeout": timedelta(minutes=10), "connect_timeout": timedelta(seconds=10)}
     if endpoint is not None and endpoint.startswith("http://"):
         client["allow_http"] = True
-    bundle = os.environ.get("AWS_CA_BUNDLE")
-    if bundle:
-        client["root_certificate"] = Path(bundle).read_bytes()
+    bundle = environment.access().ca_bundle
+    if bundle is not None:
+        client["root_certificate"] = bundle.read_bytes()
     return client
 
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model, TrainedModel
 from finetune_trainer.contract.pipeline import Step
-from finetune_trainer.contract.pod import ENV_ATTEMPT, ENV_MOUNTS, ENV_POD_UID, ENV_SCRATCH, MOUNTS, SCRATCH
 from finetune_trainer.contract.reports import (
     Check,
     DatasetFacts,
@@ -27,6 +26,7 @@ from finetune_trainer.contract.reports import (
     StepResult,
 )
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.environment import Pod
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
 from finetune_trainer.ranks.distributed import is_rank
@@ -60,9 +60,14 @@ class Context:
     step: Step
     store: Store
     scratch: Path
-    mounts: str
+    pod: Pod
     attempt: str
     report: Callable[[Progress], None]
+
+    @property
+    def mounts(self) -> str:
+        """The folder below which claims and ConfigMaps are mounted."""
+        return self.pod.mounts
 
     def model(self, which: Model | None = None) -> tuple[ModelFacts, Path]:
         """The base model, or another one, as prepare checked it, and the local folder with its files."""
@@ -233,29 +238,27 @@ def kind_of(step: Step) -> str:
     return KINDS.get(step.stage, step.stage)
 
 
-def open_context(step_name: str, run: RunConfig, report: Callable[[Progress], None]) -> Context:
-    """The context of this process, from the run and the environment that contract/ names."""
+def open_context(step_name: str, run: RunConfig, pod: Pod, report: Callable[[Progress], None]) -> Context:
+    """The context of this process, from the run and what the pod was told."""
     steps = {step.name: step for step in pipeline.steps(run)}
     if step_name not in steps:
         raise StepFailed(
             ExitCode.BAD_CONFIG, "StepUnknown", f"{step_name} is no step of this run; its steps are {', '.join(steps)}"
         )
-    mounts = os.environ.get(ENV_MOUNTS, MOUNTS)
-    pod = os.environ.get(ENV_POD_UID) or uuid.uuid4().hex
     return Context(
         run=run,
         step=steps[step_name],
-        store=open_store(run.store, mounts),
-        scratch=scratch_folder(step_name),
-        mounts=mounts,
-        attempt=f"{os.environ.get(ENV_ATTEMPT, '1')}-{pod.replace('-', '')[:12]}",
+        store=open_store(run.store, pod.mounts),
+        scratch=scratch_folder(pod, step_name),
+        pod=pod,
+        attempt=f"{pod.attempt}-{(pod.uid or uuid.uuid4().hex).replace('-', '')[:12]}",
         report=report,
     )
 
 
-def scratch_folder(step_name: str) -> Path:
+def scratch_folder(pod: Pod, step_name: str) -> Path:
     """The folder that a step works in: empty at its start, and shared by the ranks of a node."""
-    scratch = Path(os.environ.get(ENV_SCRATCH, SCRATCH)) / step_name
+    scratch = pod.scratch / step_name
     if not is_rank():
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)

@@ -12,6 +12,8 @@ import os
 import warnings
 from pathlib import Path
 
+from finetune_trainer import environment
+
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -43,8 +45,7 @@ CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 
 def quieten() -> None:
     """Set the libraries' environment, silence their loggers and bars, and use as many threads as the pod may run."""
-    for name, value in OFFLINE.items():
-        os.environ.setdefault(name, value)
+    environment.offer(OFFLINE)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Deprecations inside pinned libraries are nothing that a user can act on; the tests' own filter shows them to us.
@@ -66,8 +67,9 @@ def threads() -> int:
 
     torch counts the node's CPUs; under a limit of 2 on a node of 64, its 64 threads would throttle each other.
     """
-    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    asked = environment.asked_threads()
+    if asked is not None:
+        return asked
     available = len(os.sched_getaffinity(0))
     limit = cpu_limit()
     return available if limit is None else max(1, min(available, math.ceil(limit)))

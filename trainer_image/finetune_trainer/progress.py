@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,14 +10,13 @@ from typing import Any, TextIO
 
 from finetune_trainer.contract.reports import Progress
 
-ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
 GAUGES = ("step", "total", "loss", "learning_rate", "tokens_per_second", "memory_bytes", "eta_seconds")
 
 Report = Callable[[Progress], None]
 
 
 class Reporter:
-    """Prints one line each `seconds` at most, but always a new activity and the last unit. Silent on ranks but 0.
+    """Prints one line each `seconds` at most, but always a new activity and the last unit.
 
     Every reading reaches `on_reading` (the metrics), also those that are not printed.
     """
@@ -29,13 +27,14 @@ class Reporter:
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.time,
         on_reading: Report | None = None,
+        silent: bool = False,
     ) -> None:
         self._seconds = seconds
         self._stream = stream or sys.stdout
         self._clock = clock
         self._on_reading = on_reading
         self._printed: Progress | None = None
-        self._silent = os.environ.get("RANK", "0") != "0"
+        self._silent = silent
 
     def __call__(self, reading: Progress) -> None:
         if self._silent:
@@ -74,7 +73,6 @@ def serve_metrics(port: int) -> Report:
     return record
 
 
-def make_reporter() -> Reporter:
-    """The reporter of this process; serves metrics where FINETUNE_METRICS_PORT names a port."""
-    port = os.environ.get(ENV_METRICS_PORT)
-    return Reporter(on_reading=serve_metrics(int(port)) if port else None)
+def make_reporter(metrics_port: int | None, *, silent: bool) -> Reporter:
+    """The reporter of this process; serves metrics on the port, where there is one."""
+    return Reporter(on_reading=serve_metrics(metrics_port) if metrics_port else None, silent=silent)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 
+from finetune_trainer import environment
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 from finetune_trainer.failures import StepFailed, first_line
@@ -49,8 +48,7 @@ def finish(program: Callable[[], Termination | None]) -> int:
         print(failure, file=sys.stderr)
         termination = Termination(failure=Failure(reason=failure.reason, message=failure.message))
         status = int(failure.exit_code)
-    path = Path(os.environ.get(pod.ENV_TERMINATION_LOG, pod.TERMINATION_LOG))
-    path.write_text(message(termination), encoding="utf-8")
+    environment.read().termination_log.write_text(message(termination), encoding="utf-8")
     return status
 
 

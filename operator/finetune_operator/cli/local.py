@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 import finetune_trainer
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
+from finetune_operator.cli import environment
 from finetune_operator.cli.document import Document, FileError
 from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE
@@ -36,8 +37,6 @@ from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_map
 from finetune_trainer.contract.reports import ExitCode, Progress, StepResult, Termination
 
 GRACE_SECONDS = 120
-# Where the trainer looks for llama.cpp (finetune_trainer.llamacpp); the trainer's image has it in this folder.
-ENV_LLAMA_CPP, LLAMA_CPP = "LLAMA_CPP_DIR", "/opt/llama.cpp"
 
 
 class StepStopped(Exception):
@@ -178,12 +177,7 @@ def _run_step(step: Step, workdir: Workdir, report: Callable[[Progress], None]) 
 
 
 def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str, str]:
-    packages = str(Path(finetune_trainer.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH"))))
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "PYTHONUNBUFFERED": "1",
+    told = {
         pod.ENV_RUN_FILE: str(workdir.root / "run.json"),
         pod.ENV_MOUNTS: str(workdir.mounts),
         pod.ENV_SCRATCH: str(scratch),
@@ -192,6 +186,7 @@ def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str
         pod.ENV_POD_UID: f"local-{os.getpid()}",
         pod.ENV_GRACE_SECONDS: str(GRACE_SECONDS),
     }
+    return environment.of_step(Path(finetune_trainer.__file__).parents[1], told)
 
 
 @contextmanager
@@ -237,11 +232,11 @@ def _termination(path: Path) -> Termination:
 
 def _need_llama_cpp(run: Run) -> None:
     """Told before an hour of training, not after."""
-    folder = Path(os.environ.get(ENV_LLAMA_CPP, LLAMA_CPP))
+    folder = environment.llama_cpp()
     wanted = [a.name for a in run.config.artifacts if a.format is ArtifactFormat.GGUF]
     if wanted and not (folder / "convert_hf_to_gguf.py").is_file():
         raise FileError(
-            f"spec.artifacts {', '.join(wanted)}: GGUF needs llama.cpp, which is not in {folder}; set {ENV_LLAMA_CPP}"
+            f"spec.artifacts {', '.join(wanted)}: GGUF needs llama.cpp, which is not in {folder}; set {pod.ENV_LLAMA_CPP}"
             " to a folder with convert_hf_to_gguf.py and bin/llama-quantize, or take these artifacts out"
         )
 

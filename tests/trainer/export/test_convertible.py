@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.trainer.pods import need_llama_cpp
 
+from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.export import llamacpp
 from finetune_trainer.export.convertible import check_convertible
 from finetune_trainer.failures import StepFailed
 
@@ -53,7 +53,7 @@ def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('No module named gguf')")
-    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path))
+    monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
     check_convertible(folder, tmp_path)
-    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path / "nowhere"))
+    monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path / "nowhere"))
     check_convertible(folder, tmp_path)

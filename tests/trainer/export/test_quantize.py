@@ -12,6 +12,7 @@ from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer.contract.metrics import Metric
+from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Training
@@ -164,7 +165,7 @@ def test_a_model_that_the_converter_refuses(run: RunConfig, tmp_path: Path) -> N
 
 
 def test_missing_tool_is_named(run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(llamacpp.ENV_FOLDER, str(tmp_path))
+    monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
     at = context(run, "quantize-f16", tmp_path)
     with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py and llama-quantize not found: set LLAMA_CPP_DIR"):
         gguf.make(at, run.artifacts[0], at.output("merge")[1], at.scratch)

@@ -5,48 +5,21 @@ trainer reads.
 from __future__ import annotations
 
 RUN_FILE = "/etc/finetune/run.json"
-
-
 MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
-
-
 SCRATCH = "/scratch"
-
-
 TERMINATION_LOG = "/dev/termination-log"
-
-
 TERMINATION_LIMIT = 4096  # bytes; the kubelet cuts the rest
-
-
 ENV_RUN_FILE = "FINETUNE_RUN_FILE"
-
-
 ENV_MOUNTS = "FINETUNE_MOUNTS"
-
-
 ENV_SCRATCH = "FINETUNE_SCRATCH"
-
-
 ENV_TERMINATION_LOG = "FINETUNE_TERMINATION_LOG"
-
-
 ENV_ATTEMPT = "FINETUNE_ATTEMPT"  # counts from 1; with the pod's uid it names what this attempt writes
-
-
 ENV_POD_UID = "FINETUNE_POD_UID"
-
-
 ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
-
-
+GRACE_SECONDS = 30.0  # the kubelet's own default
 ENV_MICRO_BATCH_SIZE = "FINETUNE_MICRO_BATCH_SIZE"  # set where the memory did not hold what was estimated
-
-
 ENV_HANG_AFTER = "FINETUNE_HANG_AFTER"  # medians of a step's time; unset: HANG_AFTER_MEDIAN_STEPS
-
-
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
-
-
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
+ENV_LLAMA_CPP = "LLAMA_CPP_DIR"
+LLAMA_CPP = "/opt/llama.cpp"  # in the trainer's image

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
+from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.reports import Check, ExitCode
 from finetune_trainer.contract.training import Method
 from finetune_trainer.export import calibration, llamacpp
@@ -95,7 +96,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
 def _check(*tools: Path) -> None:
     missing = [tool.name for tool in tools if not tool.is_file()]
     if missing:
-        message = f"{' and '.join(missing)} not found: set {llamacpp.ENV_FOLDER} to llama.cpp's folder"
+        message = f"{' and '.join(missing)} not found: set {ENV_LLAMA_CPP} to llama.cpp's folder"
         raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message)
 
 

@@ -8,13 +8,13 @@ somebody else put there stays. HF_ENDPOINT names another hub than the public one
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import environment
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.reports import ExitCode, Manifest
 from finetune_trainer.digests import sha256
@@ -52,7 +52,8 @@ def publish(target: Publish, field: str, artifacts: Mapping[str, tuple[Manifest,
     disable_progress_bars()
     repository, _, branch = target.uri.removeprefix(SCHEME).partition("@")
     place = Place(repository, branch or MAIN, target.private, field)
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
+    access = environment.access()
+    api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)
     files = _laid_out(artifacts, scratch)
 
     def reached(action: Callable[[], str]) -> str:

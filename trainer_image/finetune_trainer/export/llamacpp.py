@@ -5,28 +5,25 @@ $LLAMA_CPP_DIR/convert_hf_to_gguf.py   bin/llama-quantize   lib/*.so   python/ll
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import environment
 from finetune_trainer.libraries import threads
-
-ENV_FOLDER = "LLAMA_CPP_DIR"
-FOLDER = "/opt/llama.cpp"  # in the trainer's image
 
 
 def folder() -> Path:
     """llama.cpp's folder on this machine; nothing says that it is there."""
-    return Path(os.environ.get(ENV_FOLDER, FOLDER))
+    return environment.read().llama_cpp
 
 
 def binding() -> Any:
     """The module llama_cpp from below `folder`, or as it is installed. Raises ImportError where it is neither."""
-    os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(folder() / "lib"))
+    environment.offer({"LLAMA_CPP_LIB_PATH": str(folder() / "lib")})
     # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    environment.offer({"OMP_WAIT_POLICY": "passive"})
     packages = str(folder() / "python")
     if packages not in sys.path:
         sys.path.append(packages)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_trainer import environment
 from finetune_trainer.contract.adapters import SPLIT_INITS
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.objectives import Objective
-from finetune_trainer.contract.pod import ENV_POD_UID
 from finetune_trainer.contract.reports import DatasetFacts, ExitCode, FitFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
@@ -139,7 +138,7 @@ def machine_memory() -> int:
     """
     kibibytes = next(line for line in MEMINFO.read_text().splitlines() if line.startswith("MemTotal:")).split()[1]
     total = int(kibibytes) * 1024
-    if ENV_POD_UID in os.environ:
+    if environment.read().uid is not None:
         return total
     limits = [path.read_text().strip() for path in MEMORY_LIMITS if path.is_file()]
     return min([total, *(int(limit) for limit in limits if limit != "max")])

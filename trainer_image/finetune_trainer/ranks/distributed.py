@@ -7,14 +7,12 @@ collectives' timeout ends them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
-from finetune_trainer.contract import pod
+from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed, first_line
@@ -22,36 +20,32 @@ from finetune_trainer.failures import StepFailed, first_line
 T = TypeVar("T")
 
 COLLECTIVE_SECONDS = 1800  # while rank 0 uploads a checkpoint, the others wait for it in their next collective
-ENV_ENDS = "FINETUNE_RANK_ENDS"
 BETWEEN_RANKS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "tcpstore")
 
 
 def is_rank() -> bool:
     """Whether a launcher started this process as one of several."""
-    return "LOCAL_RANK" in os.environ
+    return environment.place() is not None
 
 
 def note_start() -> None:
     """A rank that is killed later can't say so: the empty file says that it was there."""
-    if is_rank():
-        _end_file().touch()
+    if place := environment.place():
+        place.end_file.touch()
 
 
 def leave_report(report: str, status: int) -> None:
     """Write the termination message where the kubelet reads it; a rank leaves it to the process that started it."""
-    if is_rank():
-        _end_file().write_text(f"{status}\n{report}")
+    if place := environment.place():
+        place.end_file.write_text(f"{status}\n{report}")
     else:
-        Path(os.environ.get(pod.ENV_TERMINATION_LOG, pod.TERMINATION_LOG)).write_text(report)
-
-
-def _end_file() -> Path:
-    return Path(os.environ[ENV_ENDS]) / f"rank-{os.environ['RANK']}"
+        environment.read().termination_log.write_text(report)
 
 
 def rank() -> int:
     """This process among all; 0 where it is alone."""
-    return int(os.environ.get("RANK", "0")) if is_rank() else 0
+    place = environment.place()
+    return 0 if place is None else place.rank
 
 
 def is_first() -> bool:
@@ -61,7 +55,8 @@ def is_first() -> bool:
 
 def is_first_on_node() -> bool:
     """Whether this process fetches and uploads for the others on its node."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    place = environment.place()
+    return place is None or place.local_rank == 0
 
 
 def join(devices: Devices) -> None:
@@ -69,22 +64,23 @@ def join(devices: Devices) -> None:
 
     Raises StepFailed WORLD_INCOMPLETE where there are fewer than were asked for: nothing trains on less in silence.
     """
-    if devices.world_size == 1 and not is_rank():
+    place = environment.place()
+    if devices.world_size == 1 and place is None:
         if devices.gpus:  # where more are to be seen, the Trainer would spread over all of them
-            os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+            environment.offer({"CUDA_VISIBLE_DEVICES": "0"})
         return
     import torch
     import torch.distributed as dist
 
-    found = int(os.environ.get("WORLD_SIZE", "1"))
-    if found != devices.world_size:
+    found = 1 if place is None else place.world_size
+    if place is None or found != devices.world_size:
         raise StepFailed(
             ExitCode.WORLD_INCOMPLETE,
             "WorldIncomplete",
             f"{found} processes were started where spec.parallelism asks for {devices.world_size}: nothing was trained",
         )
     if devices.gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place.local_rank)
     backend = "cpu:gloo,cuda:nccl" if devices.gpus else "gloo"
     with lost_ranks():
         dist.init_process_group(backend, timeout=timedelta(seconds=COLLECTIVE_SECONDS))

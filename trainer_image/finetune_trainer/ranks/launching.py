@@ -7,17 +7,17 @@ pod n:  python -m finetune_trainer train ── torchrun or Ray ──┬─► 
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from finetune_trainer.contract import pod
+from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices, Launcher
 from finetune_trainer.contract.reports import CONSEQUENCES, ExitCode, Failure, StepResult, Termination
+from finetune_trainer.environment import ENV_ENDS, Pod
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.ranks.distributed import ENV_ENDS, is_rank
+from finetune_trainer.ranks.distributed import is_rank
 
 JOIN_SECONDS = 1800  # an image of many GB is pulled on each node at its own pace
 TERMINATED = 128 + signal.SIGTERM
@@ -28,13 +28,13 @@ def is_launched_here(stage: str, devices: Devices) -> bool:
     return stage == "train" and devices.world_size > 1 and not is_rank()
 
 
-def launch(step: str, devices: Devices, folder: Path) -> StepResult | None:
+def launch(step: str, devices: Devices, pod: Pod, folder: Path) -> StepResult | None:
     """Run the ranks of this node to their end. Returns what rank 0 reports, where it is one of them.
 
     The ranks leave in `folder` how they ended. Raises StepFailed as the most telling of them did.
     """
-    command = _ray(step, devices) if devices.launcher is Launcher.RAY else _torchrun(step, devices)
-    process = subprocess.Popen(command, env=_environment(devices) | {ENV_ENDS: str(folder)})
+    command = _ray(step, devices) if devices.launcher is Launcher.RAY else _torchrun(step, devices, pod)
+    process = subprocess.Popen(command, env=_environment(devices, pod, folder))
     previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
     try:
         status = process.wait()
@@ -42,19 +42,19 @@ def launch(step: str, devices: Devices, folder: Path) -> StepResult | None:
         signal.signal(signal.SIGTERM, previous)
     ends = [_read_end(path) for path in sorted(folder.glob("rank-*"))]
     if not ends and status:
-        raise _not_joined(devices, status)
+        raise _not_joined(devices, pod.master, status)
     if [code for code, _ in ends] != [ExitCode.OK] * devices.ranks_per_node:
         raise _most_telling(ends, status)
     return next((end.result for _, end in ends if end.result is not None), None)
 
 
-def _torchrun(step: str, devices: Devices) -> list[str]:
+def _torchrun(step: str, devices: Devices, pod: Pod) -> list[str]:
     program = [sys.executable, "-m", "torch.distributed.run"]
-    host, _, port = meeting_point().partition(":")
+    host, _, port = pod.master.partition(":")
     options = {
         "nnodes": devices.nodes,
         "nproc-per-node": devices.ranks_per_node,
-        "node-rank": node_rank(),
+        "node-rank": pod.node_rank,
         "master-addr": host,
         "master-port": port,
         "max-restarts": 0,  # a lost rank ends the attempt: the operator starts the next one, on whatever nodes there are
@@ -67,23 +67,13 @@ def _ray(step: str, devices: Devices) -> list[str]:
     return [sys.executable, "-m", "finetune_trainer.ranks.ray_node", step, devices.model_dump_json()]
 
 
-def meeting_point() -> str:
-    """host:port of rank 0."""
-    return os.environ.get(pod.ENV_MASTER, "127.0.0.1:29500")
-
-
-def node_rank() -> int:
-    """This pod's index among those of the attempt."""
-    return int(os.environ.get(pod.ENV_NODE_RANK, "0"))
-
-
-def _environment(devices: Devices) -> dict[str, str]:
+def _environment(devices: Devices, pod: Pod, folder: Path) -> dict[str, str]:
     """torchrun gives its processes as long to save as the pod has; without a number it would set one thread for each."""
     from finetune_trainer.libraries import threads
 
-    grace = os.environ.get(pod.ENV_GRACE_SECONDS, "30")
     each = str(max(1, threads() // devices.ranks_per_node))
-    return {"OMP_NUM_THREADS": each, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": grace} | os.environ
+    limits = {"OMP_NUM_THREADS": each, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{pod.grace_seconds:g}"}
+    return environment.of_child({ENV_ENDS: str(folder)}, under=limits)
 
 
 def _read_end(path: Path) -> tuple[int, Termination]:
@@ -105,7 +95,7 @@ def _most_telling(ends: list[tuple[int, Termination]], status: int) -> StepFaile
     return StepFailed(ExitCode.UNEXPECTED, "LauncherFailed", f"the launcher ended with status {status}; see the pod's log")
 
 
-def _not_joined(devices: Devices, status: int) -> StepFailed:
+def _not_joined(devices: Devices, master: str, status: int) -> StepFailed:
     if status in (-signal.SIGTERM, TERMINATED):
         return StepFailed(ExitCode.PREEMPTED, "Preempted", "the pod was asked to stop before all ranks had joined")
     if devices.launcher is Launcher.RAY and status != ExitCode.WORLD_INCOMPLETE:
@@ -114,5 +104,5 @@ def _not_joined(devices: Devices, status: int) -> StepFailed:
         ExitCode.WORLD_INCOMPLETE,
         "WorldIncomplete",
         f"not all {devices.nodes} nodes joined within {JOIN_SECONDS} s: see whether all pods of the attempt were scheduled"
-        f" and may reach {meeting_point()}",
+        f" and may reach {master}",
     )

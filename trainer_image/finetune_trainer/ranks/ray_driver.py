@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract import pod
+from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.ranks.distributed import ENV_ENDS
-from finetune_trainer.ranks.launching import JOIN_SECONDS, meeting_point, node_rank
-from finetune_trainer.ranks.ray_node import ENV_LOG, claim_local_rank, note_process, ray_address
+from finetune_trainer.ranks.launching import JOIN_SECONDS
+from finetune_trainer.ranks.ray_node import claim_local_rank, note_process, ray_address
 
 
 def main(step: str, devices: Devices) -> int:
@@ -24,7 +21,8 @@ def main(step: str, devices: Devices) -> int:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    ray.init(ray_address(), log_to_driver=False, logging_level=logging.WARNING)
+    pod = environment.read()
+    ray.init(ray_address(pod.master), log_to_driver=False, logging_level=logging.WARNING)
     until = time.monotonic() + JOIN_SECONDS
     while sum(node["Alive"] for node in ray.nodes()) < devices.nodes:
         if time.monotonic() > until:
@@ -38,7 +36,7 @@ def main(step: str, devices: Devices) -> int:
             num_workers=devices.world_size, use_gpu=devices.gpus > 0, resources_per_worker=of_a_worker
         ),
         run_config=RunConfig(
-            storage_path=os.environ.get(pod.ENV_SCRATCH, pod.SCRATCH),
+            storage_path=str(pod.scratch),
             failure_config=FailureConfig(max_failures=0),  # the operator starts the next attempt
         ),
     ).fit()
@@ -50,11 +48,11 @@ def run_rank(config: dict[str, Any]) -> None:
 
     The numbers follow the pods' indices, so that rank 0 is where the operator looks for the result.
     """
-    devices, folder = Devices.model_validate(config["devices"]), Path(os.environ[ENV_ENDS])
+    devices, folder, pod = Devices.model_validate(config["devices"]), environment.ends(), environment.read()
     local = claim_local_rank(folder, devices.ranks_per_node)
-    host, _, port = meeting_point().partition(":")
-    environment = os.environ | {
-        "RANK": str(node_rank() * devices.ranks_per_node + local),
+    host, _, port = pod.master.partition(":")
+    variables = {
+        "RANK": str(pod.node_rank * devices.ranks_per_node + local),
         "LOCAL_RANK": str(local),
         "WORLD_SIZE": str(devices.world_size),
         "LOCAL_WORLD_SIZE": str(devices.ranks_per_node),
@@ -62,8 +60,8 @@ def run_rank(config: dict[str, Any]) -> None:
         "MASTER_PORT": port,
     }
     command = [sys.executable, "-m", "finetune_trainer", config["step"]]
-    with Path(os.environ[ENV_LOG]).open("ab") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    with environment.rank_log().open("ab") as log:
+        process = subprocess.Popen(command, env=environment.of_child(variables), stdout=log, stderr=log, start_new_session=True)
     note_process(folder, local, process.pid)
     process.wait()
 

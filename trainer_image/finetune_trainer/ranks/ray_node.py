@@ -21,12 +21,12 @@ from types import FrameType
 
 import psutil
 
+from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.ranks.distributed import ENV_ENDS
-from finetune_trainer.ranks.launching import JOIN_SECONDS, TERMINATED, meeting_point, node_rank
+from finetune_trainer.environment import ENV_LOG, Pod
+from finetune_trainer.ranks.launching import JOIN_SECONDS, TERMINATED
 
-ENV_LOG = "FINETUNE_RANK_LOG"  # where ranks write: the pod's own log, not a file of Ray's
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes: ranks pass no objects through it
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -39,13 +39,14 @@ ENVIRONMENT = {
 
 def main(step: str, devices: Devices) -> int:
     """Run this node until its ranks have ended, whatever they report: 0. Else WORLD_INCOMPLETE, or the driver's status."""
-    ranks = Ranks(Path(os.environ[ENV_ENDS]), devices.ranks_per_node)
+    pod = environment.read()
+    ranks = Ranks(environment.ends(), devices.ranks_per_node)
     signal.signal(signal.SIGTERM, ranks.terminate)
-    os.environ.update(ENVIRONMENT | {ENV_LOG: f"/proc/{os.getpid()}/fd/1"})
-    node = subprocess.Popen(_ray_start(devices), stdout=sys.stderr)
+    environment.put(ENVIRONMENT | {ENV_LOG: f"/proc/{os.getpid()}/fd/1"})
+    node = subprocess.Popen(_ray_start(devices, pod), stdout=sys.stderr)
     driver = None
     try:
-        if node_rank() == 0:
+        if pod.node_rank == 0:
             program = [sys.executable, "-m", "finetune_trainer.ranks.ray_driver", step, devices.model_dump_json()]
             driver = subprocess.Popen(program, stdout=sys.stderr)
         while not ranks.ended() and (ranks.running() or (node.poll() is None and (driver is None or driver.poll() is None))):
@@ -107,19 +108,19 @@ def note_process(folder: Path, local_rank: int, process: int) -> None:
     unfinished.rename(folder / f"pid-{local_rank}")
 
 
-def ray_address() -> str:
+def ray_address(master: str) -> str:
     """host:port of Ray's head, one above the port where the ranks meet."""
-    host, _, port = meeting_point().partition(":")
+    host, _, port = master.partition(":")
     return f"{host}:{int(port) + 1}"
 
 
-def _ray_start(devices: Devices) -> list[str]:
+def _ray_start(devices: Devices, pod: Pod) -> list[str]:
     own = socket.gethostbyname(socket.gethostname())
-    host, _, port = ray_address().partition(":")
+    host, _, port = ray_address(pod.master).partition(":")
     options = [f"--num-cpus={devices.ranks_per_node}", f"--num-gpus={devices.gpus}"]
     options += [f"--node-ip-address={'127.0.0.1' if host == '127.0.0.1' else own}"]
     options += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats", "--block"]
-    if node_rank() == 0:
+    if pod.node_rank == 0:
         options += ["--head", f"--port={port}", "--include-dashboard=false"]
     else:
         _wait_for(host, int(port))

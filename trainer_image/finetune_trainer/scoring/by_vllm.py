@@ -6,13 +6,13 @@ The engine is a process of its own, and gone before the loss is computed: two co
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune_trainer import environment
 from finetune_trainer.contract.reports import Check, ExitCode
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export.proof import FixedRow, check_tokens
@@ -70,8 +70,7 @@ class VllmScorer:
 
     def _engine(self) -> Any:
         """vLLM with the model loaded. It is asked for a few hundred answers: compiling would take longer than they do."""
-        for name, value in (ENVIRONMENT | {"OMP_NUM_THREADS": str(threads())}).items():
-            os.environ.setdefault(name, value)
+        environment.offer(ENVIRONMENT | {"OMP_NUM_THREADS": str(threads())})
         from vllm import LLM
 
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import textwrap
@@ -27,9 +26,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from finetune_trainer import environment
 from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.pod import ENV_MOUNTS, MOUNTS
 from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed, first_line
@@ -177,7 +176,7 @@ def read_rows(entry: StoreConfig) -> list[AskedRow]:
     Raises StepFailed RowsNotFound, RowsDamaged or RowsAccessDenied.
     """
     root, kind, fingerprint = entry.uri.rsplit("/", 2)
-    store = open_store(entry.model_copy(update={"uri": root}), os.environ.get(ENV_MOUNTS, MOUNTS))
+    store = open_store(entry.model_copy(update={"uri": root}), environment.read().mounts)
     try:
         manifest = store.read(kind, fingerprint)
         files = [file for file in manifest.files if file.path == served_rows.FILE] if manifest else []

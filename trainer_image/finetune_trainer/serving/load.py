@@ -10,16 +10,15 @@ every byte is read and checked: a replaced or damaged file is never served.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from finetune_trainer import environment
 from finetune_trainer.buckets import download, open_bucket
 from finetune_trainer.contract.pipeline import mounted_path
-from finetune_trainer.contract.pod import ENV_MOUNTS, MOUNTS
 from finetune_trainer.contract.reports import ExitCode, File
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def load(uri: str, target: Path, digest: str | None, endpoint: str | None, region: str | None, *, gguf: bool = False) -> None:
     """Raises StepFailed where the folder is missing, damaged, or nothing that the engine can read."""
     started = time.monotonic()
-    mounted = mounted_path(uri, os.environ.get(ENV_MOUNTS, MOUNTS))
+    mounted = mounted_path(uri, environment.read().mounts)
     if mounted is not None:
         folder = Path(mounted)
         if not folder.is_dir():

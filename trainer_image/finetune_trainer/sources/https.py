@@ -8,12 +8,12 @@ Authorization; SSL_CERT_FILE names the certificates to trust.
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from finetune_trainer import environment
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
@@ -37,7 +37,7 @@ def fetch_file(source: Source, into: Path) -> str:
     source.check([name])
     into.mkdir(parents=True, exist_ok=True)
     target, part = into / name, into / f"{name}.part"
-    secret = os.environ.get("HTTPS_AUTHORIZATION")
+    secret = environment.access().https_authorization
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": secret} if secret else {})
     with httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True) as client:
         download = _Download(client, url, part)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
+from finetune_trainer import environment
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
 from finetune_trainer.sources.source import Fetched, Source
@@ -17,7 +17,8 @@ def _fetch_from_hub(source: Source, into: Path) -> Fetched:
 
     repository, _, revision = source.uri.removeprefix("hf://").partition("@")
     kind = "dataset" if source.subject == "Dataset" else "model"
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=os.environ.get("HF_TOKEN"))
+    access = environment.access()
+    api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)
 
     def describe() -> tuple[str, list[str]]:
         found = api.repo_info(repository, repo_type=kind, revision=revision or None, timeout=30)
@@ -73,7 +74,7 @@ def _meaning_at_hub(source: Source, error: Exception) -> StepFailed | float | No
         status = error.response.status_code
         if status in TRANSIENT:
             return wait_asked_for(error.response.headers.get("Retry-After"))
-        if status in (401, 403) and (os.environ.get("HF_TOKEN") or not isinstance(error, RepositoryNotFoundError)):
+        if status in (401, 403) and (environment.access().hub_token or not isinstance(error, RepositoryNotFoundError)):
             return source.denied(f"the hub refused {place} (HTTP {status}): check that HF_TOKEN is valid and may read it")
         if isinstance(error, RepositoryNotFoundError):
             return source.not_found(f"the hub has no {place}, or it is private: check the name, or {secret}")

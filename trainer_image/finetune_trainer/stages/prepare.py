@@ -7,7 +7,6 @@ Needs no GPU and, but for weights in pickles, no torch: whatever is wrong with a
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import environment
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.artifacts import ArtifactFormat
@@ -43,8 +43,8 @@ WATCH_SECONDS = 5.0
 def run(context: Context) -> StepResult:
     """Make the model and data entries that are missing, and report facts, fit and finished steps."""
     # The hub's client keeps tokens and locks in its home, and only scratch can be written to.
-    os.environ["HF_HOME"] = str(context.scratch / "hub")
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TQDM_DISABLE"] = "1"
+    home = {"HF_HOME": str(context.scratch / "hub")}
+    environment.put(home | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"})
 
     facts = chat_template.lay(context, _facts(_model_entry(context, context.run.model, "spec.model")))
     teacher = _teacher(context)

@@ -6,7 +6,6 @@ Commits an adapter in PEFT's format (QLoRA, LoRA) or the whole model in BF16 (Fu
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import combinations, pod
+from finetune_trainer.contract import combinations
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.objectives import WITH_REFERENCE, Objective
@@ -45,7 +44,7 @@ def run(context: Context) -> StepResult | None:
     done = context.committed()
     if done is not None:
         return done
-    preemption = Preemption()
+    preemption = Preemption(context.pod.grace_seconds)
     preemption.install()
     try:
         quieten()
@@ -64,7 +63,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     loaded = _load(context)
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
     stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
-    watchdog = hang.watchdog()
+    watchdog = hang.watchdog(context.pod.hang_after)
     loop = _loop(context, loaded, [saving, *stopping, watchdog])
     before = moved.trace(loaded.network)
     folder, ranks = Path(loop.args.output_dir), loop.args.world_size
@@ -208,13 +207,13 @@ def _fit(context: Context) -> FitFacts:
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
-    smaller = os.environ.get(pod.ENV_MICRO_BATCH_SIZE)
+    smaller = context.pod.micro_batch_size
     if smaller is None:
         return fit
-    if context.run.training.objective is Objective.KTO and int(smaller) < LEAST_OF_KTO:
+    if context.run.training.objective is Objective.KTO and smaller < LEAST_OF_KTO:
         message = "KTO compares the rows of a micro-batch, and not even two fit: lower spec.training.maxLength"
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", message)
-    return fit.model_copy(update={"micro_batch_size": int(smaller)})
+    return fit.model_copy(update={"micro_batch_size": smaller})
 
 
 # ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────

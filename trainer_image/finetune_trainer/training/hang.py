@@ -21,7 +21,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer.contract import pod, training
 from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 from finetune_trainer.ranks import distributed
 
@@ -124,6 +123,6 @@ def leave(said: str) -> None:
     os._exit(int(ExitCode.HANG))
 
 
-def watchdog() -> Watchdog:
-    """The watchdog of this attempt, as the job asks for it."""
-    return Watchdog(int(os.environ.get(pod.ENV_HANG_AFTER) or training.HANG_AFTER_MEDIAN_STEPS), leave)
+def watchdog(after: int) -> Watchdog:
+    """The watchdog of this attempt: a step that takes `after` medians of a step's time hangs."""
+    return Watchdog(after, leave)

@@ -8,11 +8,9 @@ import threading
 from enum import Enum, auto
 from typing import Any
 
-from finetune_trainer.contract.pod import ENV_GRACE_SECONDS
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.failures import StepFailed
 
-DEFAULT_GRACE_SECONDS = 30.0  # the kubelet's own default
 RESERVE_SECONDS = 2.0
 
 
@@ -33,7 +31,8 @@ class Preemption:
     out-of-memory kill, which counts against the job's retries: a timer ends the process as Preempted just before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
         self.requested = False
         self.activity = Activity.LOADING
         self._previous: Any = signal.SIG_DFL
@@ -55,8 +54,7 @@ class Preemption:
         if self._timer is not None:
             return
         self.requested = True
-        seconds = float(os.environ.get(ENV_GRACE_SECONDS) or DEFAULT_GRACE_SECONDS)
-        self._timer = threading.Timer(max(seconds - RESERVE_SECONDS, 0.5), os._exit, [int(ExitCode.PREEMPTED)])
+        self._timer = threading.Timer(max(self._grace_seconds - RESERVE_SECONDS, 0.5), os._exit, [int(ExitCode.PREEMPTED)])
         self._timer.daemon = True
         self._timer.start()
         if self.activity is Activity.LOADING:

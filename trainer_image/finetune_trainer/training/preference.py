@@ -11,7 +11,6 @@ The model at the start is the network with its adapters switched off; where ever
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +20,12 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 
+from finetune_trainer import environment
 from finetune_trainer.data.tokenized import IGNORED
 from finetune_trainer.training.loop import Loop
 
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # its versions are locked here
-from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+environment.offer({"TRL_EXPERIMENTAL_SILENCE": "1"})  # its versions are locked here
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402 - it reads that as it is imported
 
 __all__ = ["DirectPreferenceLoop", "ORPOConfig", "OddsRatioLoop", "UnpairedLoop"]
 REFERENCE_ADAPTER = "ref"

@@ -6,10 +6,10 @@ The callbacks are transformers' own. They read where to go, and with which crede
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer import environment
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import TRACKERS
 from finetune_trainer.failures import bad_config
@@ -30,12 +30,12 @@ def arguments(run: RunConfig, output: Path) -> dict[str, Any]:
                 f"spec.training.reportTo: this image has no {PACKAGES[name][0]}; set spec.stages.train.image to one that has"
                 f" (pip install {PACKAGES[name][0]}), or leave {name} out"
             )
-        missing = [key for key in TRACKERS[name] if not os.environ.get(key)]
+        missing = environment.missing(TRACKERS[name])
         if missing:
             raise bad_config(
                 f"spec.training.reportTo: {name} needs {' and '.join(missing)} in the environment; put it into the Secret that"
                 " spec.training.reportSecretRef names"
             )
     if "tensorboard" in wanted:
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / FOLDER)
+        environment.put({"TENSORBOARD_LOGGING_DIR": str(output / FOLDER)})
     return {"report_to": list(wanted) or "none", "run_name": f"{run.namespace}/{run.name}"}

@@ -1,0 +1,153 @@
+"""The environment of a process: no other module reads it or writes to it.
+
+What the operator tells a pod is read once, where a program starts, and passed on as a value. What belongs to libraries
+(credentials, endpoints, their switches) has a function each for those who deal with that library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS
+
+ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
+ENV_ENDS, ENV_LOG = "FINETUNE_RANK_ENDS", "FINETUNE_RANK_LOG"  # from a pod's first process to those that it starts
+
+
+@dataclass(frozen=True)
+class Pod:
+    """What contract/pod.py names, and the defaults of a pod."""
+
+    run_file: Path
+    mounts: str
+    scratch: Path
+    termination_log: Path
+    attempt: str  # counts from 1
+    uid: str | None  # None outside of a cluster
+    grace_seconds: float
+    micro_batch_size: int | None  # in place of the fit's, where the memory did not hold that
+    hang_after: int  # medians of a step's time
+    node_rank: int  # of this pod among those of the attempt
+    master: str  # host:port where all ranks meet
+    metrics_port: int | None
+    llama_cpp: Path
+
+
+def read(variables: Mapping[str, str] = os.environ) -> Pod:
+    """What this process was told. Raises ValueError where a number is none."""
+    smaller, port = variables.get(pod.ENV_MICRO_BATCH_SIZE), variables.get(ENV_METRICS_PORT)
+    return Pod(
+        run_file=Path(variables.get(pod.ENV_RUN_FILE, pod.RUN_FILE)),
+        mounts=variables.get(pod.ENV_MOUNTS, pod.MOUNTS),
+        scratch=Path(variables.get(pod.ENV_SCRATCH, pod.SCRATCH)),
+        termination_log=Path(variables.get(pod.ENV_TERMINATION_LOG, pod.TERMINATION_LOG)),
+        attempt=variables.get(pod.ENV_ATTEMPT, "1"),
+        uid=variables.get(pod.ENV_POD_UID) or None,
+        grace_seconds=float(variables.get(pod.ENV_GRACE_SECONDS) or pod.GRACE_SECONDS),
+        micro_batch_size=int(smaller) if smaller else None,
+        hang_after=int(variables.get(pod.ENV_HANG_AFTER) or HANG_AFTER_MEDIAN_STEPS),
+        node_rank=int(variables.get(pod.ENV_NODE_RANK, "0")),
+        master=variables.get(pod.ENV_MASTER, "127.0.0.1:29500"),
+        metrics_port=int(port) if port else None,
+        llama_cpp=Path(variables.get(pod.ENV_LLAMA_CPP, pod.LLAMA_CPP)),
+    )
+
+
+# ── Ranks, as torchrun and Ray number them ────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's place among all, and on its node; and the folder where it leaves how it ended."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    ends: Path
+
+    @property
+    def end_file(self) -> Path:
+        """Where this rank leaves its exit status and its report."""
+        return self.ends / f"rank-{self.rank}"
+
+
+def place(variables: Mapping[str, str] = os.environ) -> Place | None:
+    """This process's place; None where no launcher started it as one of several."""
+    if "LOCAL_RANK" not in variables:
+        return None
+    return Place(
+        rank=int(variables.get("RANK", "0")),
+        local_rank=int(variables["LOCAL_RANK"]),
+        world_size=int(variables.get("WORLD_SIZE", "1")),
+        ends=ends(variables),
+    )
+
+
+def ends(variables: Mapping[str, str] = os.environ) -> Path:
+    """The folder in which the ranks of this node leave how they ended."""
+    return Path(variables.get(ENV_ENDS, "."))
+
+
+def rank_log() -> Path:
+    """Where Ray's workers let their ranks write: the pod's own log."""
+    return Path(os.environ[ENV_LOG])
+
+
+def of_child(over: Mapping[str, str], under: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a process that this one starts: its own, with `over` in its place and `under` where it has none."""
+    return {**(under or {}), **os.environ, **over}
+
+
+# ── Libraries ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Access:
+    """How hubs, buckets and servers are reached, as their own clients would read it; None where nothing is said."""
+
+    hub_endpoint: str | None
+    hub_token: str | None
+    https_authorization: str | None
+    google_endpoint: str | None
+    s3_endpoint: str | None
+    s3_region: str | None
+    ca_bundle: Path | None
+
+
+def access(variables: Mapping[str, str] = os.environ) -> Access:
+    bundle = variables.get("AWS_CA_BUNDLE")
+    return Access(
+        hub_endpoint=variables.get("HF_ENDPOINT"),
+        hub_token=variables.get("HF_TOKEN"),
+        https_authorization=variables.get("HTTPS_AUTHORIZATION"),
+        google_endpoint=variables.get("GOOGLE_BASE_URL"),
+        s3_endpoint=variables.get("AWS_ENDPOINT_URL"),
+        s3_region=variables.get("AWS_REGION"),
+        ca_bundle=Path(bundle) if bundle else None,
+    )
+
+
+def asked_threads() -> int | None:
+    """Threads that $OMP_NUM_THREADS asks for; None where it names no number."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(asked)) if asked.isdigit() else None
+
+
+def missing(names: Iterable[str]) -> list[str]:
+    """Those of the variables that are unset or empty."""
+    return [name for name in names if not os.environ.get(name)]
+
+
+def offer(variables: Mapping[str, str]) -> None:
+    """Set what libraries read, but for what the pod's spec has set itself."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def put(variables: Mapping[str, str]) -> None:
+    """Set what libraries read."""
+    os.environ.update(variables)
