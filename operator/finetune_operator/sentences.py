@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +12,12 @@ def sentences(error: ValidationError, at: str) -> list[str]:
     """One sentence for each wrong field. `at` is the path of the value that was validated, such as spec."""
     found = [_sentence(dict(e), at) for e in error.errors(include_url=False)]
     return list(dict.fromkeys(found))
+
+
+def either(names: Sequence[str]) -> str:
+    """a, b or c."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _sentence(error: dict[str, Any], at: str) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
+from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
 from finetune_trainer.contract.served_rows import ROWS, ServedRows
 
@@ -41,11 +42,6 @@ class ServedModel(Strict):
     """Certificates of that server's authority, where the image that copies the model doesn't know it."""
 
 
-class EngineType(StrEnum):
-    VLLM = "VLLM"
-    LLAMA_CPP = "LlamaCpp"
-
-
 class EnvVar(Strict):
     name: str = Field(min_length=1, max_length=256)
     """Name of the variable."""
@@ -54,8 +50,7 @@ class EnvVar(Strict):
 
 
 class Engine(Strict):
-    type: EngineType
-    """VLLM serves safetensors, LlamaCpp serves GGUF."""
+    type: EngineType = Field(description=", ".join(f"{name} serves {engine.serves}" for name, engine in ENGINES.items()) + ".")
     image: str | None = Field(None, min_length=1, max_length=512)
     """Image of the engine. Unset: the operator's default for this type."""
     args: list[str] = Field(default_factory=list, max_length=64)

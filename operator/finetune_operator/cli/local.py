@@ -32,7 +32,6 @@ from finetune_operator.finetunejob.record import DONE, step_record, with_facts, 
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
-from finetune_trainer.contract.artifacts import ArtifactFormat
 from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
 from finetune_trainer.contract.reports import ExitCode, Progress, StepResult, Termination
 
@@ -233,7 +232,7 @@ def _termination(path: Path) -> Termination:
 def _need_llama_cpp(run: Run) -> None:
     """Told before an hour of training, not after."""
     folder = environment.llama_cpp()
-    wanted = [a.name for a in run.config.artifacts if a.format is ArtifactFormat.GGUF]
+    wanted = [a.name for a in run.config.artifacts if a.of_format.needs_llama_cpp]
     if wanted and not (folder / "convert_hf_to_gguf.py").is_file():
         raise FileError(
             f"spec.artifacts {', '.join(wanted)}: GGUF needs llama.cpp, which is not in {folder}; set {pod.ENV_LLAMA_CPP}"

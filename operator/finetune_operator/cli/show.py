@@ -12,8 +12,9 @@ from rich.table import Table
 
 from finetune_operator.api.finetunejob_status import ArtifactStatus, GateVerdict, StepState
 from finetune_operator.cli.local import Ending, Watcher, Workdir
+from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.pipeline import Step, mounted_path
+from finetune_trainer.contract.pipeline import MERGED, Step, mounted_path
 from finetune_trainer.contract.reports import Progress, Scores
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity
@@ -126,11 +127,11 @@ def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> li
     """Commands that use what was made."""
     commands = []
     for artifact, path in artifacts:
-        if artifact.format == "GGUF":
-            commands.append(f"llama-server --model {path}/{artifact.name}.gguf")
-            commands.append(f"ollama create {artifact.name} --file {path}/Modelfile")
-        elif artifact.name == "merged":
+        if artifact.name == MERGED:
             commands.append(f"vllm serve {path}")
+        elif artifact.format in list(ArtifactFormat):
+            tried_by = FORMATS[ArtifactFormat(artifact.format)].tried_by
+            commands += [command.format(folder=path, name=artifact.name) for command in tried_by]
     return [*commands, f"kubectl apply -f {file}"]
 
 

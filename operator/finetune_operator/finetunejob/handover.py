@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec, Serving
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
-from finetune_operator.api.modelserve import EngineType, ModelServeSpec
+from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name, short_hash
-from finetune_operator.sentences import sentences
-from finetune_trainer.contract.artifacts import ArtifactFormat
+from finetune_operator.sentences import either, sentences
+from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.pipeline import MERGED
 
 Spec = dict[str, Any]
@@ -46,10 +47,10 @@ def serving_artifact(spec: FineTuneJobSpec) -> str | None:
     """Name of the artifact to serve: the one asked for, else the best fit for the engine; None if there is none."""
     if spec.serving is None:
         return None
-    engine = (spec.serving.template.get("engine") or {}).get("type")
-    wanted = ArtifactFormat.GGUF if engine == EngineType.LLAMA_CPP else ArtifactFormat.COMPRESSED_TENSORS
-    best = next((a.name for a in spec.artifacts if a.format is wanted), None)
-    return spec.serving.artifact or best or (MERGED if wanted is not ArtifactFormat.GGUF else None)
+    named = (spec.serving.template.get("engine") or {}).get("type")
+    engine = next((engine for name, engine in ENGINES.items() if name == named), ENGINES[EngineType.VLLM])
+    best = next((a.name for a in spec.artifacts if a.format is engine.best), None)
+    return spec.serving.artifact or best or (MERGED if SAFETENSORS in engine.formats else None)
 
 
 def problems(spec: FineTuneJobSpec) -> list[str]:
@@ -62,16 +63,23 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
         template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": "pvc://the/artifact"}})
     except ValidationError as error:
         return sentences(error, "spec.serving.template")
-    artifact = serving_artifact(spec)
+    return _unsuited(spec, template, serving_artifact(spec))
+
+
+def _unsuited(spec: FineTuneJobSpec, template: ModelServeSpec, artifact: str | None) -> list[str]:
+    """Why the template's engine can't serve the artifact."""
+    name = template.engine.type
+    engine = ENGINES[name]
     if artifact is None:
-        return ["spec.serving.template.engine.type LlamaCpp serves GGUF; add a GGUF artifact to spec.artifacts"]
-    is_gguf = any(a.name == artifact and a.format is ArtifactFormat.GGUF for a in spec.artifacts)
-    if is_gguf != (template.engine.type is EngineType.LLAMA_CPP):
-        serves = "GGUF" if template.engine.type is EngineType.LLAMA_CPP else "merged, CompressedTensors or BitsAndBytes"
-        return [f"spec.serving.artifact {artifact} does not suit {template.engine.type}, which serves {serves} artifacts"]
-    packed = any(a.name == artifact and a.format is ArtifactFormat.BITS_AND_BYTES for a in spec.artifacts)
-    if packed and not template.parallelism.gpus:
-        return [f"spec.serving.artifact {artifact} is BitsAndBytes, which VLLM serves on GPUs only; take merged, or GPUs"]
+        return [
+            f"spec.serving.template.engine.type {name} serves {engine.best}; add a {engine.best} artifact to spec.artifacts"
+        ]
+    format = next((str(a.format) for a in spec.artifacts if a.name == artifact), SAFETENSORS)
+    if format not in engine.formats:
+        serves = either([MERGED if served == SAFETENSORS else served for served in engine.formats])
+        return [f"spec.serving.artifact {artifact} does not suit {name}, which serves {serves} artifacts"]
+    if format in engine.on_gpus_only and not template.parallelism.gpus:
+        return [f"spec.serving.artifact {artifact} is {format}, which {name} serves on GPUs only; take merged, or GPUs"]
     return []
 
 

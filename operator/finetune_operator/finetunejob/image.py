@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.artifacts import ArtifactFormat
 from finetune_trainer.contract.evaluation import AnswerEngine
 from finetune_trainer.contract.pipeline import Step
 
@@ -18,8 +17,8 @@ def default_image(run: Run, step: Step, settings: Settings) -> str:
     llm-compressor makes CompressedTensors in the quantizer's image. vLLM writes answers in the evaluator's, where there is
     one; on CPUs only when it is asked for, as Auto takes transformers there, which the trainer's image has.
     """
-    formats = {a.name: a.format for a in run.config.artifacts}
-    if step.stage == "quantize" and formats.get(step.artifact or "") is ArtifactFormat.COMPRESSED_TENSORS:
+    images = {a.name: a.of_format.image for a in run.config.artifacts}
+    if step.stage == "quantize" and images.get(step.artifact or "") == "quantizer":
         return settings.quantizer_image
     return settings.evaluator_image if asks_vllm(run, step) and settings.evaluator_image else settings.trainer_image
 

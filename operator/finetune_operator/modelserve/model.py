@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetunejob import ArtifactStore
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
-from finetune_operator.api.modelserve import EngineType, JobRef, ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import JobRef, ModelServe, ResolvedModel
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
-
-SERVABLE = {EngineType.VLLM: ("Safetensors", "CompressedTensors", "BitsAndBytes"), EngineType.LLAMA_CPP: ("GGUF",)}
+from finetune_operator.modelserve.engines import ENGINES, EngineType
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,10 @@ def _artifact(engine: EngineType, ref: JobRef, job: FineTuneJobStatus, store: Ar
             f" {', '.join(made) or 'those it makes'}, or add it to the job's spec.artifacts"
         )
         return Resolution(None, Obstacle("ArtifactNotFound", text))
-    if artifact.format not in SERVABLE[engine]:
+    serves = ENGINES[engine].formats
+    if artifact.format not in serves:
         text = (
-            f"{engine} serves {' or '.join(SERVABLE[engine])}, and the artifact {ref.artifact} is {artifact.format};"
+            f"{engine} serves {' or '.join(serves)}, and the artifact {ref.artifact} is {artifact.format};"
             " change spec.engine.type or spec.model.jobRef.artifact"
         )
         return Resolution(None, Obstacle("EngineMismatch", text))

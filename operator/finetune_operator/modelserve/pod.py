@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from finetune_operator import certificates, pod_security
-from finetune_operator.api.modelserve import EngineType, ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.engines import MODEL, Launch, launch
+from finetune_operator.modelserve.engines import ENGINES
+from finetune_operator.modelserve.engines.engine import HEALTH, IS_SERVED, MODEL, Launch
 from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import serve_labels, volume_name
@@ -16,19 +17,11 @@ from finetune_trainer.contract.pipeline import mounted_path
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
 GRACE_MARGIN_SECONDS = 10
-# llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
-IS_SERVED = r"""
-get() {
-  if command -v curl >/dev/null; then curl -fsS -m 5 "$1"
-  else python3 -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$1"; fi
-}
-get "$0/health" >/dev/null && get "$0/v1/models" | tr -d ' \n' | grep -qF "\"id\":\"$1\""
-""".strip()
 
 
 def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:
     """Labels and spec of the pods, without the revision, which is the hash of this."""
-    spec, start = serve.spec, launch(serve.spec, served_name(serve))
+    spec, start = serve.spec, ENGINES[serve.spec.engine.type].launch(serve.spec, served_name(serve))
     volumes, mounts = _storage(model, start)
     return {
         "metadata": {"labels": serve_labels(serve.metadata.name)},
@@ -77,7 +70,7 @@ def mounted_claim(claim: str) -> tuple[Object, Object]:
 
 def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], settings: Settings) -> Object:
     command = ["python", "-m", "finetune_trainer.serving.load", "--uri", model.uri, "--target", TARGET]
-    if spec.engine.type is EngineType.LLAMA_CPP:
+    if ENGINES[spec.engine.type].takes_file:
         command.append("--gguf")
     for option in ("digest", "endpoint", "region"):
         if (value := getattr(model, option)) is not None:
@@ -101,11 +94,10 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
 
 def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list[Object], settings: Settings) -> Object:
     spec = serve.spec
-    default = settings.vllm_image if spec.engine.type is EngineType.VLLM else settings.llamacpp_image
     mine = {e.name: e.value for e in spec.engine.env}
     container: Object = {
         "name": "engine",
-        "image": spec.engine.image or default,
+        "image": spec.engine.image or ENGINES[spec.engine.type].image(settings),
         "imagePullPolicy": settings.image_pull_policy,
         "args": start.args,
         "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | start.env | mine).items()],
@@ -125,7 +117,7 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
 
 def _probes(port: int, name: str, seconds: int) -> Object:
     """No pod is ready before its engine has listed the served name, which then can't change while the process lives."""
-    health = {"httpGet": {"path": "/health", "port": "http"}}
+    health = {"httpGet": {"path": HEALTH, "port": "http"}}
     ask = {"exec": {"command": ["sh", "-c", IS_SERVED, f"http://127.0.0.1:{port}", name]}}
     failures = -(-seconds // STARTUP_PERIOD_SECONDS)
     return {

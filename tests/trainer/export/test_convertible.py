@@ -11,7 +11,7 @@ from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.export.convertible import check_convertible
+from finetune_trainer.export import convertible
 from finetune_trainer.failures import StepFailed
 
 
@@ -29,13 +29,13 @@ def folder(tmp_path: Path, smollm: Path) -> Path:
 
 def refusal(folder: Path, scratch: Path) -> str:
     with pytest.raises(StepFailed) as caught:
-        check_convertible(folder, scratch)
+        convertible.check(folder, scratch)
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_CONFIG, "ModelNotConvertible")
     return caught.value.message
 
 
 def test_a_known_model_passes(folder: Path, tmp_path: Path) -> None:
-    check_convertible(folder, tmp_path)
+    convertible.check(folder, tmp_path)
     assert (tmp_path / "vocab.gguf").is_file()
 
 
@@ -54,6 +54,6 @@ def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
 ) -> None:
     (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('No module named gguf')")
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
-    check_convertible(folder, tmp_path)
+    convertible.check(folder, tmp_path)
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path / "nowhere"))
-    check_convertible(folder, tmp_path)
+    convertible.check(folder, tmp_path)

@@ -14,7 +14,7 @@ from tests.trainer.entries import context, prepare
 from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
-from finetune_trainer.export import proof
+from finetune_trainer.export import gguf, proof
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, train
 
@@ -152,7 +152,7 @@ def test_top_token_counts_only_what_the_reference_finds_unlikely() -> None:
 )
 def test_pain_17_garbage_is_refused_whatever_shows_it(found: proof.Likeness, name: str) -> None:
     with pytest.raises(StepFailed, match=f"the file: {name}"):
-        proof.check_likeness("the file", found, proof.LIMITS["Q4_K_M"])
+        proof.check_likeness("the file", found, gguf.LIMITS["Q4_K_M"])
 
 
 class Words:

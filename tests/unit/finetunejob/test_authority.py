@@ -188,7 +188,7 @@ def test_an_upgrade_and_an_edit_beside_the_run_stop_no_training(monkeypatch: pyt
     story.passes()
     story.succeed()
     story.passes()
-    monkeypatch.setattr("finetune_operator.finetunejob.run_config.EPOCHS", 5.0)
+    monkeypatch.setattr("finetune_trainer.contract.training.EPOCHS", 5.0)
     story.edit(retry={"maxRetries": 7})
     assert story.passes() == []
     assert story.job["status"]["runNumber"] == 1

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Literal
-
 from pydantic import Field
 
 from finetune_trainer.contract.fields import SecretRef, Strict
-
-
-class ArtifactFormat(StrEnum):
-    GGUF = "GGUF"
-    COMPRESSED_TENSORS = "CompressedTensors"
-    BITS_AND_BYTES = "BitsAndBytes"
-
-
-QUANTIZATIONS: dict[ArtifactFormat, tuple[str, ...]] = {
-    ArtifactFormat.GGUF: ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
-    ArtifactFormat.COMPRESSED_TENSORS: ("FP8", "W4A16", "AWQ"),
-    ArtifactFormat.BITS_AND_BYTES: ("NF4",),
-}
+from finetune_trainer.contract.formats import FORMATS, ArtifactFormat, Format, Quantization
 
 
 class Artifact(Strict):
@@ -28,12 +13,17 @@ class Artifact(Strict):
     """Name of the artifact; gates, publish and serving refer to it. adapter, merged and base are taken."""
     format: ArtifactFormat
     """GGUF for llama.cpp and Ollama; CompressedTensors for vLLM; BitsAndBytes for vLLM on GPUs."""
-    quantization: Literal["F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "FP8", "W4A16", "AWQ", "NF4"]
+    quantization: Quantization
     """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or 4-bit weights chosen by training rows: W4A16 (by
     GPTQ) or AWQ. BitsAndBytes: NF4."""
     imatrix: bool = False
     """Of GGUF's K types: find out by training rows which weights matter most, and round those least (llama.cpp's importance
     matrix). It takes a pass over the rows."""
+
+    @property
+    def of_format(self) -> Format:
+        """What is known of all artifacts of its format."""
+        return FORMATS[self.format]
 
 
 class Publish(Strict):

@@ -17,7 +17,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.contract.artifacts import Artifact, ArtifactFormat
+from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import AnswerEngine
 from finetune_trainer.contract.fields import Model, TrainedModel
@@ -48,14 +48,10 @@ def steps(run: RunConfig) -> tuple[Step, ...]:
     """The steps of a run in an order in which each comes after what it needs."""
     on_gpu = run.devices.gpus > 0
     quantize = [Step(f"quantize-{a.name}", "quantize", (MERGE,), a.name) for a in run.artifacts]
-    safetensors = [a.name for a in run.artifacts if a.format is not ArtifactFormat.GGUF]
+    apart, beside = _apart(run), _beside_base(run)
     evaluate = [
-        Step(EVALUATE, "evaluate", (MERGE, *(f"quantize-{n}" for n in safetensors)), needs_gpu=on_gpu),
-        *(
-            Step(f"evaluate-{a.name}", "evaluate", (f"quantize-{a.name}",), a.name)
-            for a in run.artifacts
-            if a.format is ArtifactFormat.GGUF
-        ),
+        Step(EVALUATE, "evaluate", (MERGE, *(f"quantize-{n}" for n in beside)), needs_gpu=on_gpu),
+        *(Step(f"evaluate-{name}", "evaluate", (f"quantize-{name}",), name) for name in apart),
     ]
     return (
         Step(PREPARE, "prepare", ()),
@@ -68,16 +64,25 @@ def steps(run: RunConfig) -> tuple[Step, ...]:
 
 
 def subjects(run: RunConfig, step: Step) -> tuple[str, ...]:
-    """What an evaluate step scores: one GGUF artifact, or the base, the merged model and all safetensors artifacts."""
+    """What an evaluate step scores: one artifact, or the base, the merged model and all artifacts that are scored with them."""
     if step.artifact is not None:
         return (step.artifact,)
-    return (BASE, MERGED, *(a.name for a in run.artifacts if a.format is not ArtifactFormat.GGUF))
+    return (BASE, MERGED, *_beside_base(run))
 
 
 def tasks_for(run: RunConfig, subject: str) -> tuple[Task, ...]:
-    """The tasks that a subject is scored on. GGUF artifacts have none: lm-eval asks the model through transformers."""
-    gguf = {a.name for a in run.artifacts if a.format is ArtifactFormat.GGUF}
-    return () if run.tasks is None or subject in gguf else run.tasks.named
+    """The tasks that a subject is scored on. lm-eval asks the model through transformers, so others have none."""
+    return () if run.tasks is None or subject in _apart(run) else run.tasks.named
+
+
+def _apart(run: RunConfig) -> list[str]:
+    """Names of the artifacts that an engine of their own scores (GGUF)."""
+    return [a.name for a in run.artifacts if a.of_format.scored_by is not None]
+
+
+def _beside_base(run: RunConfig) -> list[str]:
+    """Names of those that are scored with the base and the merged model."""
+    return [a.name for a in run.artifacts if a.of_format.scored_by is None]
 
 
 # ── Fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────────

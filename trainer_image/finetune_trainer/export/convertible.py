@@ -15,7 +15,7 @@ REFUSALS = ("is not supported", "pre-tokenizer was not recognized")
 SECONDS = 300
 
 
-def check_convertible(model_folder: Path, scratch: Path) -> None:
+def check(model_folder: Path, scratch: Path) -> None:
     """Convert the vocabulary alone. Raises StepFailed ModelNotConvertible; does nothing where there is no converter."""
     converter = llamacpp.folder() / "convert_hf_to_gguf.py"
     if not converter.is_file():

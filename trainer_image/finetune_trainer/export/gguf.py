@@ -13,13 +13,24 @@ from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.reports import Check, ExitCode
 from finetune_trainer.contract.training import Method
-from finetune_trainer.export import calibration, llamacpp
+from finetune_trainer.export import calibration, llamacpp, proof
+from finetune_trainer.export.proof import Limits
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import threads
 
 CONVERTER, QUANTIZER, WEIGHER = "convert_hf_to_gguf.py", "bin/llama-quantize", "bin/llama-imatrix"
 CONTEXTS = (512, 256, 128, 64, 32, 16)  # tokens that are looked at together; it takes text for at least two of these
 FALLBACK = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback quantization")
+
+# SmolLM2-135M, as hard to round as models get (most of its rows are no multiple of 256), has divergences of 4e-6, 0.006,
+# 0.026, 0.14 and 0.10 and ratios up to 1.18; large models have a tenth of it. A broken file is far beyond all of these.
+LIMITS = {
+    "F16": Limits(0.01, 0.95, 1.05),
+    "Q8_0": Limits(0.05, 0.9, 1.1),
+    "Q6_K": Limits(0.15, 0.8, 1.3),
+    "Q5_K_M": Limits(0.6, 0.7, 1.8),
+    "Q4_K_M": Limits(0.6, 0.7, 1.8),
+}
 
 
 def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
@@ -71,7 +82,6 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
     import torch
     from transformers import AutoTokenizer
 
-    from finetune_trainer.export import proof
     from finetune_trainer.model.compute import Compute
     from finetune_trainer.model.loading import end_tokens, load_base
 
@@ -90,7 +100,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
     found = [torch.from_numpy(llamacpp.logits(llama, row.tokens)) for row in rows]
     likeness = proof.likeness(rows, expected, found)
     what = f"the GGUF file {artifact.name} answers unlike the merged model"
-    return checks + proof.check_likeness(what, likeness, proof.LIMITS[artifact.quantization])
+    return checks + proof.check_likeness(what, likeness, LIMITS[artifact.quantization])
 
 
 def _check(*tools: Path) -> None:

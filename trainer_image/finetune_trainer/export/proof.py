@@ -70,22 +70,6 @@ class Limits:
     perplexity_ratio: float
 
 
-# SmolLM2-135M, as hard to round as models get (most of its rows are no multiple of 256), has divergences of 4e-6, 0.006,
-# 0.026, 0.14 and 0.10 and ratios up to 1.18; large models have a tenth of it. A broken file is far beyond all of these.
-LIMITS = {
-    "F16": Limits(0.01, 0.95, 1.05),
-    "Q8_0": Limits(0.05, 0.9, 1.1),
-    "Q6_K": Limits(0.15, 0.8, 1.3),
-    "Q5_K_M": Limits(0.6, 0.7, 1.8),
-    "Q4_K_M": Limits(0.6, 0.7, 1.8),
-    # The same model: divergences of 0.06, 0.17, 0.23 and 0.60, ratios of 1.05, 1.10, 1.17 and 1.45.
-    "FP8": Limits(0.3, 0.8, 1.3),
-    "W4A16": Limits(0.6, 0.7, 1.8),
-    "AWQ": Limits(0.6, 0.7, 1.8),
-    "NF4": Limits(1.5, 0.6, 2.5),
-}
-
-
 def fixed_rows(data: Path) -> list[FixedRow]:
     """The first rows to train on, cut at TOKENS tokens."""
     return [

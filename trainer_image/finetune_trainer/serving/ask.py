@@ -1,6 +1,6 @@
 """Ask a served model its prompts and judge the answers: the gate that a new revision passes before it takes traffic.
 
-    python -m finetune_trainer.ask --url http://host:8000/v1 --model NAME --prompts FILE [--rows URI]
+    python -m finetune_trainer.serving.ask --url http://host:8000/v1 --model NAME --prompts FILE [--rows URI]
 
 FILE is a JSON list of {"prompt": …, "expect": …}; an answer must have text in it and contain `expect` where it is given.
 URI is the entry of an evaluation in an artifact store: a few of its test rows are asked again and compared with what it saw
@@ -48,7 +48,7 @@ class Prompt:
 
 def main(arguments: list[str] | None = None) -> int:
     """Ask as the command line says and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.ask", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.serving.ask", description=__doc__.splitlines()[0])
     parser.add_argument("--url", required=True, help="the OpenAI API, up to and with /v1")
     parser.add_argument("--model", required=True, help="name that it must serve")
     parser.add_argument("--prompts", type=Path, required=True, help="JSON file with the prompts")

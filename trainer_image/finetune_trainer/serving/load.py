@@ -1,6 +1,6 @@
 """Make a model folder ready for an engine, and refuse one that is not what it should be. The serving pods' first container.
 
-    python -m finetune_trainer.load --uri pvc://claim/path|s3://bucket/path --target DIR [--digest sha256:…] [--gguf]
+    python -m finetune_trainer.serving.load --uri pvc://claim/path|s3://bucket/path --target DIR [--digest sha256:…] [--gguf]
 
 A claim is mounted and read where it lies; S3 is downloaded to DIR/files. Then DIR/model leads to the folder and, with
 --gguf, DIR/model.gguf to its one GGUF file, so that an engine's command line needs no names of files. With a digest,
@@ -31,7 +31,7 @@ PARALLEL_FILES = 4
 
 def main(arguments: list[str] | None = None) -> int:
     """Load as the command line says and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.load", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.serving.load", description=__doc__.splitlines()[0])
     parser.add_argument("--uri", required=True, help="pvc://claim/path or s3://bucket/path")
     parser.add_argument("--target", type=Path, required=True, help="folder that gets the links, and what is downloaded")
     parser.add_argument("--digest", help="digest of the folder's files.json; without it files are not checked")

@@ -61,8 +61,8 @@ def engine_for(context: Context, rows: Sequence[Rendered]) -> str:
 
     Raises StepFailed EngineMissing where vLLM is asked for and isn't there.
     """
-    if context.step.artifact is not None:
-        return LLAMA_CPP
+    if (alone := _scored_by(context)) is not None:
+        return alone
     asked, there = context.run.generation.engine, importlib.util.find_spec("vllm") is not None
     if asked is AnswerEngine.TRANSFORMERS or not _generated(rows):
         return AnswerEngine.TRANSFORMERS
@@ -74,6 +74,11 @@ def engine_for(context: Context, rows: Sequence[Rendered]) -> str:
             " spec.stages.evaluate.image or in the chart's images.evaluator, or set the engine to Auto",
         )
     return AnswerEngine.VLLM if there and (asked is AnswerEngine.VLLM or context.step.needs_gpu) else AnswerEngine.TRANSFORMERS
+
+
+def _scored_by(context: Context) -> str | None:
+    """The engine that scores this step's own artifact, where it has one."""
+    return next((a.of_format.scored_by for a in context.run.artifacts if a.name == context.step.artifact), None)
 
 
 def _generated(rows: Sequence[Rendered]) -> bool:

@@ -140,7 +140,8 @@ def _cpu() -> Any:
 
 def _limits(context: Context, learned: Likeness) -> Limits:
     """`learned` is how far the adapter moved the model from its base."""
-    from finetune_trainer.export.proof import LIMITS, Limits
+    from finetune_trainer.export.compression import LIMITS
+    from finetune_trainer.export.proof import Limits
 
     other_base = context.run.training.method is Method.QLORA and context.run.merge_base == "Original"
     if other_base:  # and the same difference: what rounding the base costs. It guards against a broken merge only.

@@ -7,6 +7,7 @@ Needs no GPU and, but for weights in pickles, no torch: whatever is wrong with a
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import tempfile
 import threading
@@ -19,15 +20,12 @@ from typing import Any
 from finetune_trainer import environment
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import pipeline
-from finetune_trainer.contract.artifacts import ArtifactFormat
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.reports import ExitCode, File, Manifest, ModelFacts, StepResult
-from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.vocabulary import check_vocabulary
 from finetune_trainer.digests import sha256
-from finetune_trainer.export.convertible import check_convertible
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
 from finetune_trainer.model import pickles, weights
@@ -61,17 +59,21 @@ def run(context: Context) -> StepResult:
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.model_without_weights(), teacher)
     done = _finished(context)
-    if asks_for_gguf(context.run) and pipeline.TRAIN not in {result.step for result in done}:
-        context.progress("asking llama.cpp whether it knows the model")
-        check_convertible(context.model_without_weights(), context.scratch)
+    if pipeline.TRAIN not in {result.step for result in done}:
+        _check_formats(context)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
     rows = result.dataset.model_copy(update={"tasks_digest": context.tasks_digest()})
     return result.model_copy(update={"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done})
 
 
-def asks_for_gguf(run: RunConfig) -> bool:
-    return any(artifact.format is ArtifactFormat.GGUF for artifact in run.artifacts)
+def _check_formats(context: Context) -> None:
+    """Raises StepFailed where the model can't become one of the artifacts, as far as that is known before training."""
+    for name in dict.fromkeys(artifact.of_format.checked_by for artifact in context.run.artifacts):
+        if name is not None:
+            context.progress("asking whether the model can be converted")
+            checked_by = importlib.import_module(f"finetune_trainer.export.{name}")
+            checked_by.check(context.model_without_weights(), context.scratch)
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────

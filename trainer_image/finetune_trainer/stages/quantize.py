@@ -1,17 +1,15 @@
 """Quantize: make one artifact of the merged model, and prove that it answers as the merged model does.
 
-GGUF             by llama.cpp, for llama.cpp and Ollama (export/gguf.py)
-CompressedTensors by llm-compressor in the quantizer image, as its pins clash with the trainer's; for vLLM
-BitsAndBytes     the 4-bit storage that QLoRA trains on; for vLLM on GPUs, and to train on again (export/compression.py)
+Which module of export/ makes it, contract/formats says.
 """
 
 from __future__ import annotations
 
+import importlib
+
 from finetune_trainer.context import Context
-from finetune_trainer.contract.artifacts import ArtifactFormat
 from finetune_trainer.contract.pipeline import MERGE, TRAIN
 from finetune_trainer.contract.reports import ArtifactFacts, StepResult
-from finetune_trainer.export import compression, gguf
 from finetune_trainer.libraries import quieten
 
 
@@ -28,7 +26,7 @@ def run(context: Context) -> StepResult:
     trained = context.store.read(TRAIN, context.fingerprint(TRAIN))
     folder = context.scratch / "output"
     folder.mkdir()
-    made_by = gguf if artifact.format is ArtifactFormat.GGUF else compression
+    made_by = importlib.import_module(f"finetune_trainer.export.{artifact.of_format.made_by}")
     notes = made_by.make(context, artifact, merged_folder, folder)
     checks = made_by.prove(context, artifact, merged_folder, folder)
     for check in checks:

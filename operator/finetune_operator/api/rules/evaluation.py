@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from finetune_operator.meta import Rule
+from finetune_trainer.contract.formats import FORMATS
 
+_SCORED_APART = [name for name, format in FORMATS.items() if format.scored_by is not None]
+_APART = " || ".join(f"a.format == '{name}'" for name in _SCORED_APART)
 EVALUATION_RULES = (
     Rule(
         "spec.evaluation.gates[]",
@@ -44,8 +47,9 @@ EVALUATION_RULES = (
     Rule(
         "spec",
         "!has(self.evaluation.gates) || !has(self.artifacts) || self.evaluation.gates.all(g, !g.metric.contains('/')"
-        " || !self.artifacts.exists(a, a.name == g.artifact && a.format == 'GGUF'))",
-        "spec.evaluation.gates[].metric <task>/<metric> is not scored for GGUF artifacts; judge merged, or another metric",
+        f" || !self.artifacts.exists(a, a.name == g.artifact && {_APART}))",
+        f"spec.evaluation.gates[].metric <task>/<metric> is not scored for {' or '.join(_SCORED_APART)} artifacts; judge"
+        " merged, or another metric",
     ),
     Rule(
         "spec",

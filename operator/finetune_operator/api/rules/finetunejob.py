@@ -7,9 +7,10 @@ from finetune_operator.api.rules.evaluation import EVALUATION_RULES
 from finetune_operator.api.rules.objectives import OBJECTIVE_RULES
 from finetune_operator.api.rules.parallelism import PARALLELISM_RULES
 from finetune_operator.meta import Rule
-from finetune_trainer.contract.artifacts import QUANTIZATIONS
+from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 
 _NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
+_PAIRS = [f"{format.named} with {name}" for name, format in FORMATS.items()]
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
 
@@ -129,9 +130,8 @@ RULES = (
     ),
     Rule(
         "spec.artifacts[]",
-        " || ".join(f"(self.format == '{f}' && self.quantization in {list(names)})" for f, names in QUANTIZATIONS.items()),
-        "spec.artifacts[].quantization does not go with its format; use FP8, W4A16 or AWQ with CompressedTensors, NF4 with"
-        " BitsAndBytes, and Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16 with GGUF",
+        " || ".join(f"(self.format == '{f}' && self.quantization in {list(FORMATS[f].quantizations)})" for f in ArtifactFormat),
+        f"spec.artifacts[].quantization does not go with its format; use {', '.join(_PAIRS[:-1])}, and {_PAIRS[-1]}",
     ),
     Rule(
         "spec.artifacts[]",

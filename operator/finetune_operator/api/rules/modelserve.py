@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
+from finetune_operator.modelserve.engines import ENGINES
 
+_SPLITTING = [name for name, engine in ENGINES.items() if engine.splits_tensors]
 RULES = (
     Rule(
         "spec.model",
@@ -30,8 +32,8 @@ RULES = (
     ),
     Rule(
         "spec",
-        "self.engine.type == 'VLLM' || self.parallelism.tensor == 1",
-        "spec.parallelism.tensor above 1 needs spec.engine.type VLLM; set one or the other",
+        "".join(f"self.engine.type == '{name}' || " for name in _SPLITTING) + "self.parallelism.tensor == 1",
+        f"spec.parallelism.tensor above 1 needs spec.engine.type {' or '.join(_SPLITTING)}; set one or the other",
     ),
     Rule(
         "spec",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.meta import quantity_value
-from finetune_operator.modelserve.engines import MODEL_GGUF, Launch
+from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch
+from finetune_trainer.contract.formats import ArtifactFormat
+
+if TYPE_CHECKING:
+    from finetune_operator.api.modelserve import ModelServeSpec
 
 PORT = 8080
 
 
 def launch(spec: ModelServeSpec, served_name: str) -> Launch:
     """llama-server, the entry point of its images. It breaks off its answers at SIGTERM: the drain comes before that."""
-    args = ["--model", MODEL_GGUF, "--alias", served_name, "--host", "0.0.0.0", "--port", str(PORT), "--metrics"]
+    args = ["--model", MODEL_FILE, "--alias", served_name, "--host", "0.0.0.0", "--port", str(PORT), "--metrics"]
     if spec.engine.max_model_length is not None:
         args += ["--ctx-size", str(spec.engine.max_model_length)]
     if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
@@ -21,3 +25,13 @@ def launch(spec: ModelServeSpec, served_name: str) -> Launch:
     # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
     env = {"OMP_WAIT_POLICY": "passive"}
     return Launch(port=PORT, args=[*args, *spec.engine.args], env=env, pre_stop_seconds=spec.drain.seconds)
+
+
+ENGINE = Engine(
+    serves="GGUF",
+    formats=(ArtifactFormat.GGUF,),
+    best=ArtifactFormat.GGUF,
+    launch=launch,
+    image=lambda settings: settings.llamacpp_image,
+    takes_file=True,
+)

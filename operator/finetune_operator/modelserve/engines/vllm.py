@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from finetune_operator.api.modelserve import ModelServeSpec
-from finetune_operator.modelserve.engines import MODEL, Launch
+from typing import TYPE_CHECKING
+
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
+from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
+
+if TYPE_CHECKING:
+    from finetune_operator.api.modelserve import ModelServeSpec
 
 PORT = 8000
 ENDPOINTS_SECONDS = 5  # until every node knows that a pod takes no more requests
@@ -35,3 +40,14 @@ def launch(spec: ModelServeSpec, served_name: str) -> Launch:
         shutdown_seconds=spec.drain.seconds,
         shared_memory=True,
     )
+
+
+ENGINE = Engine(
+    serves="safetensors",
+    formats=(SAFETENSORS, ArtifactFormat.COMPRESSED_TENSORS, ArtifactFormat.BITS_AND_BYTES),
+    best=ArtifactFormat.COMPRESSED_TENSORS,
+    launch=launch,
+    image=lambda settings: settings.vllm_image,
+    on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
+    splits_tensors=True,
+)

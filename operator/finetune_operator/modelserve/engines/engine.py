@@ -1,0 +1,55 @@
+"""What is said of an engine, whichever it is: what it serves, from which image, and how it is started and stopped. Pure.
+
+All speak the OpenAI API, answer /health with 200 once they can work, and list their models at /v1/models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from finetune_trainer.contract.formats import ArtifactFormat
+
+if TYPE_CHECKING:
+    from finetune_operator.api.modelserve import ModelServeSpec
+    from finetune_operator.settings import Settings
+
+MODEL = "/mnt/model/model"  # the folder, as the loader leaves it
+MODEL_FILE = "/mnt/model/model.gguf"  # its one GGUF file
+HEALTH = "/health"
+# llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
+IS_SERVED = r"""
+get() {
+  if command -v curl >/dev/null; then curl -fsS -m 5 "$1"
+  else python3 -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$1"; fi
+}
+get "$0/health" >/dev/null && get "$0/v1/models" | tr -d ' \n' | grep -qF "\"id\":\"$1\""
+""".strip()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How an engine is started and stopped. Seconds."""
+
+    port: int
+    args: list[str]
+    command: list[str] = field(default_factory=list)  # empty: the image's own entry point
+    env: dict[str, str] = field(default_factory=dict)
+    pre_stop_seconds: int = 0  # between being taken out of the Service and SIGTERM
+    shutdown_seconds: int = 0  # that the engine itself then waits for its answers
+    shared_memory: bool = False  # wants a large /dev/shm
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One of them. `launch` takes the spec and the model's name in the API; the user's own arguments come last and win."""
+
+    serves: str  # in a word
+    formats: tuple[str, ...]
+    best: ArtifactFormat  # which of a job's artifacts it serves where the job names none
+    launch: Callable[[ModelServeSpec, str], Launch]
+    image: Callable[[Settings], str]
+    on_gpus_only: tuple[str, ...] = ()  # of the formats
+    takes_file: bool = False  # instead of a folder
+    splits_tensors: bool = False  # over several GPUs

@@ -1,0 +1,55 @@
+"""Engines and artifact formats are values: what is said of one elsewhere (modules, images, documentation) is there, too."""
+
+from __future__ import annotations
+
+import ast
+import re
+from itertools import chain
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_operator.settings import Settings
+from finetune_trainer.contract.formats import FORMATS, SAFETENSORS, ArtifactFormat, Format, Quantization
+
+ROOT = Path(__file__).parents[2]
+EXPORT = ROOT / "trainer_image/finetune_trainer/export"
+DOCUMENTED = (ROOT / "docs/artifacts.md").read_text()
+
+
+def defined(module: str) -> set[str]:
+    """Names at the top of a module of export/, which may need more to be imported than this environment has."""
+    body = ast.parse((EXPORT / f"{module}.py").read_text()).body
+    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return functions | {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+
+
+def test_there_is_a_value_for_each() -> None:
+    assert set(FORMATS) == set(ArtifactFormat)
+    assert set(ENGINES) == set(EngineType)
+    listed = list(chain.from_iterable(format.quantizations for format in FORMATS.values()))
+    assert sorted(listed) == sorted(get_args(Quantization)), "each quantization is of one format"
+
+
+@pytest.mark.parametrize(("name", "format"), FORMATS.items())
+def test_a_format_is_made_served_and_documented(name: ArtifactFormat, format: Format) -> None:
+    assert {"make", "prove", "LIMITS"} <= defined(format.made_by)
+    assert format.checked_by is None or "check" in defined(format.checked_by)
+    assert set(re.findall(r"\w+", format.named)) - {"or"} == set(format.quantizations)
+    rows = [line for line in DOCUMENTED.splitlines() if line.startswith(f"| `{name}` |")]
+    assert rows
+    assert [q for q in format.quantizations if not any(f"`{q}`" in row for row in rows)] == []
+    assert any(name in engine.formats for engine in ENGINES.values())
+
+
+@pytest.mark.parametrize("name", EngineType)
+def test_an_engine_has_an_image_that_the_chart_sets(name: EngineType) -> None:
+    engine = ENGINES[name]
+    assert engine.best in engine.formats
+    assert set(engine.on_gpus_only) < set(engine.formats) <= {SAFETENSORS, *ArtifactFormat}
+    images = yaml.safe_load((ROOT / "charts/finetune-operator/values.yaml").read_text())["images"]
+    set_by_chart = Settings(**{f"{image}_image": f"the chart's {image}" for image in images})
+    assert engine.image(set_by_chart).startswith("the chart's ")
