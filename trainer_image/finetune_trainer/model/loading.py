@@ -50,16 +50,16 @@ def load_base(
     folder: Path,
     method: Method,
     compute: Compute,
-    attention: str = "sdpa",
+    attention: str | None = None,
     *,
     strategy: Strategy = Strategy.DDP,
     quantization: Quantization = NF4,
 ) -> Any:
     """Base model as `method` trains on it, from safetensors alone; code that a repository carries is never run.
 
-    `attention` is transformers' name of an implementation; all but sdpa are for training's packed rows. Where the ranks of
-    `strategy` share out weights, 4-bit ones lie in the compute type, which can be split. `quantization` is that of a QLoRA
-    weight.
+    `attention` is transformers' name of an implementation, for training's packed rows; without one it is torch's SDPA, or plain
+    code where the model's class has no other. Where the ranks of `strategy` share out weights, 4-bit ones lie in the compute
+    type, which can be split. `quantization` is that of a QLoRA weight.
     """
     from transformers import AutoModelForCausalLM
 

@@ -6,6 +6,7 @@ against the plain one, and docs/training-speed.md has what each gains.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,22 +15,16 @@ if TYPE_CHECKING:
     from finetune_trainer.model.compute import Compute
 
 
-def uses_varlen(compute: Compute) -> bool:
-    """Flash attention wants a GPU from Ampere on and a 16-bit type."""
-    return (
-        compute.device == "cuda"
-        and compute.dtype in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability() >= (8, 0)
-    )
+def attention(folder: Path, compute: Compute, *, packing: bool = False) -> str | None:
+    """Name for transformers' `attn_implementation` by which rows of this model may share a line of tokens; None where they are
+    padded, and transformers chooses. They share one wherever there are kernels for it, on GPUs from Ampere on and in 16 bits;
+    elsewhere where `packing` asks for it.
+    """
+    from finetune_trainer.speed.attention import implementation
 
-
-def attention(compute: Compute) -> str:
-    """Name for transformers' `attn_implementation`."""
-    if not uses_varlen(compute):
-        return "sdpa"
-    from finetune_trainer.speed.attention import register_varlen
-
-    return register_varlen()
+    kernels = compute.device == "cuda" and compute.dtype in (torch.bfloat16, torch.float16)
+    kernels = kernels and torch.cuda.get_device_capability() >= (8, 0)
+    return implementation(folder, on_gpu=kernels) if kernels or packing else None
 
 
 def accelerate(network: Any, compute: Compute, *, selective: bool) -> None:

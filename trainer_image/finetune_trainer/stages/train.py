@@ -103,7 +103,7 @@ class Loaded:
 
 
 def _load(context: Context) -> Loaded:
-    """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before anything is read."""
+    """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before weights are read."""
     from finetune_trainer.model import adapters, loading
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.speed import acceleration, activations
@@ -115,7 +115,6 @@ def _load(context: Context) -> Loaded:
     strategy = fit.strategy or Strategy.DDP
     if sentence := combinations.refusal(training, strategy):
         raise bad_config(sentence)
-    asked = arguments(context.run, fit, compute, context.scratch / "train")  # with ZeRO they say how the model is loaded
     if compute.device == "cpu":
         sharding.allow_on_cpus(strategy)
 
@@ -123,8 +122,13 @@ def _load(context: Context) -> Loaded:
     with distributed.first_on_node():
         _, model_folder = context.model()
         _, rows = context.data()
-    tokenizer = loading.load_tokenizer(model_folder)
-    quantization, attention = training.quantization, acceleration.attention(compute)
+    attention = acceleration.attention(model_folder, compute, packing=training.packing)
+    teachers = [training.distillation.teacher] if training.distillation else []
+    read = [model_folder, *map(context.model_without_weights, teachers)]
+    padded = None in [acceleration.attention(folder, compute, packing=training.packing) for folder in read]
+    # With ZeRO these say how the model is loaded.
+    asked = arguments(context.run, fit, compute, context.scratch / "train", padded=padded)
+    tokenizer, quantization = loading.load_tokenizer(model_folder), training.quantization
     network = loading.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
     reference = initial = None
     if training.method is not Method.FULL:
@@ -154,7 +158,8 @@ def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
         _, folder = context.model(which)
     training = context.run.training
     method = Method.LORA if training.method is Method.FULL else training.method
-    return loading.load_base(folder, method, compute, acceleration.attention(compute), quantization=training.quantization)
+    attention = acceleration.attention(folder, compute, packing=training.packing)
+    return loading.load_base(folder, method, compute, attention, quantization=training.quantization)
 
 
 def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]) -> Loop:

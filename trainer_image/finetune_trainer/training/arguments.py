@@ -17,19 +17,21 @@ from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.ranks import sharding
-from finetune_trainer.speed.acceleration import uses_varlen
 from finetune_trainer.training import tracking
 
 
-def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> Any:
-    """For the objective's trainer. Raises StepFailed BadConfig for an optimizer or a tracker that isn't there."""
+def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path, *, padded: bool = True) -> Any:
+    """For the objective's trainer. Without padding, rows of a micro-batch share a line of tokens.
+
+    Raises StepFailed BadConfig for an optimizer or a tracker that isn't there.
+    """
     training, shared = run.training, _shared(run, fit, compute, folder)
     if training.objective not in OF_PAIRS:
         return SFTConfig(
             **shared,
             max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
             packing=training.packing,
-            padding_free=uses_varlen(compute),
+            padding_free=not padded,
             eval_packing=False,
         )
     return _of_pairs(training, shared)
