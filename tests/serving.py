@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_operator.applied import Applied
 from finetune_operator.decision import Apply, Create, Decision, Delete, Observed
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve import policy
@@ -62,6 +64,7 @@ class Stage:
         self.now = NOW
         self.settings = SETTINGS
         self.deleted: list[str] = []
+        self.templates_may_change = False  # where somebody else did it first
         self._uids = itertools.count()
 
     # ── the user ──
@@ -80,16 +83,17 @@ class Stage:
     # ── the operator ──
 
     def step(self) -> Decision:
-        """One pass: read, decide, apply, write the status."""
+        """One pass: read, decide, apply, write the status. Returns the decision with the actions that changed something."""
         reads = policy.reads(self.serve)
         children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
         named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
         seen = copy.deepcopy(Observed(children, named))
         decision = policy.decide(copy.deepcopy(self.serve), seen, self.settings, self.now)
-        for action in decision.actions:
-            self._act(action)
+        before = copy.deepcopy(self.objects)
+        done = [action for action in decision.actions if self._act(action)]
+        assert bool(done) == (before != self.objects)
         self.serve["status"] = pruned(decision.status)
-        return decision
+        return replace(decision, actions=tuple(done))
 
     def settle(self, passes: int = 6) -> Decision:
         """Passes until nothing is done any more; the last one changed nothing."""
@@ -100,34 +104,37 @@ class Stage:
                 return decision
         raise AssertionError(f"it never settles: {decision}")
 
-    def _act(self, action: Any) -> None:
+    def _act(self, action: Any) -> bool:
         match action:
             case Create(body):
-                self._store(body, keep=True)
+                return self._store(body, keep=True)
             case Apply(body):
-                self._store(body, keep=False)
+                return self._store(body, keep=False)
             case Delete(kind, name, uid):
                 assert self.objects[kind, name]["metadata"]["uid"] == uid
                 del self.objects[kind, name]
                 self.deleted.append(name)
+                return True
             case other:
                 raise AssertionError(other)
 
-    def _store(self, body: Object, *, keep: bool) -> None:
+    def _store(self, body: Object, *, keep: bool) -> bool:
         key = body["kind"], body["metadata"]["name"]
         old = self.objects.get(key)
-        if old is not None and keep:
-            return
+        if old is not None and (keep or Applied().stands(body, old)):
+            return False
         new = copy.deepcopy(body)
         if old is None:
             new["metadata"] |= {"uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": self.stamp()}
         else:
             changed = old["spec"] != new["spec"]
-            assert key[0] != "Deployment" or old["spec"]["template"] == new["spec"]["template"], "a template was changed"
+            same = key[0] != "Deployment" or old["spec"]["template"] == new["spec"]["template"]
+            assert same or self.templates_may_change, "a template was changed"
             kept = {k: old["metadata"][k] for k in ("uid", "creationTimestamp")}
             new["metadata"] |= {**kept, "generation": old["metadata"]["generation"] + changed}
             new["status"] = old.get("status", {})
         self.objects[key] = new
+        return True
 
     # ── the other controllers ──
 

@@ -59,6 +59,7 @@ RESOURCES = {
     "Service": Resource("v1", "services"),
     "Job": Resource("batch/v1", "jobs"),
     "Deployment": Resource("apps/v1", "deployments"),
+    "ControllerRevision": Resource("apps/v1", "controllerrevisions"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Event": Resource("events.k8s.io/v1", "events"),
     "FineTuneJob": Resource(API_VERSION, "finetunejobs"),

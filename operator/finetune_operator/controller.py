@@ -13,16 +13,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 import structlog
 
 from finetune_operator import metrics
+from finetune_operator.applied import Applied
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
 from finetune_operator.handlers import KINDS, Seen
 from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
-from finetune_operator.reconcile import Kind, Outcome, reconcile
+from finetune_operator.reconcile import Kind, Means, Outcome, reconcile
 from finetune_operator.settings import Settings
 from finetune_operator.workqueue import ShutDown, WorkQueue
 
@@ -46,6 +48,10 @@ class Controller:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
+    @cached_property
+    def _means(self) -> Means:
+        return Means(self.cluster, self.progress.of, Applied(), self.settings)
+
     async def work(self) -> None:
         """One worker, until the queue is shut down. Raises NotLeader, after which nothing may be written."""
         while True:
@@ -62,7 +68,7 @@ class Controller:
     async def _one_pass(self, key: Key) -> None:
         begin = time.monotonic()
         try:
-            outcome = await reconcile(key, self.kinds[key.kind], self.cluster, self.progress.of, self.settings, self.now())
+            outcome = await reconcile(key, self.kinds[key.kind], self._means, self.now())
         except NotLeader:
             raise
         except ClusterError as error:

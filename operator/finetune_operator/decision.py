@@ -95,6 +95,7 @@ class Decision:
     status: dict[str, Any] = field(default_factory=dict)  # whole, in the API's camelCase
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds; None waits for the next event
+    intent: bool = False  # the status names what the actions are about to start, and so is written before them
 
 
 def look_again(conditions: Iterable[Condition], now: datetime) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,10 +17,11 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?")
 Quantity = Annotated[
     str,
     Field(
-        pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$",
+        pattern=f"^{_QUANTITY.pattern}$",
         max_length=32,
         json_schema_extra={"x-kubernetes-int-or-string": True},
     ),
@@ -42,6 +44,14 @@ def quantity_value(quantity: str) -> Decimal:
     """Number that a quantity such as 500m, 2 or 24Gi stands for (bytes, cores)."""
     digits = quantity.rstrip("EPTGMKkim")
     return Decimal(digits) * _SUFFIX[quantity[len(digits) :]]
+
+
+def quantity_of(value: object) -> Decimal | None:
+    """The number that a value stands for as a quantity; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = str(value)
+    return quantity_value(text) if _QUANTITY.fullmatch(text) else None
 
 
 def stamp(at: datetime) -> str:

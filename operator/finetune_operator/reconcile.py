@@ -1,7 +1,7 @@
 """One pass over one object: read it and its children, decide, apply, write status once and only if it changed, tell.
 
     get ─► reads ─► observe ─► decide ─► act … ─► write status ─► events ─► requeue
-           └────── policy ──────┘└ policy ┘
+           └────── policy ──────┘└ policy ┘ └ the other way round where the status names what is about to be started
 
 It knows neither kind: a policy decides (decision.py). Nothing is remembered between passes, and what a pass causes is
 seen in the next one.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator import problems
+from finetune_operator.applied import Applied
 from finetune_operator.bounds import bounded, status_schema
 from finetune_operator.cluster import Cluster
 from finetune_operator.decision import (
@@ -65,61 +66,118 @@ class Outcome:
 Progress = Callable[[Key], dict[str, dict[str, Any]]]
 
 
-async def reconcile(key: Key, kind: Kind, cluster: Cluster, progress: Progress, settings: Settings, now: datetime) -> Outcome:
+@dataclass(frozen=True)
+class Means:
+    """What every pass works with."""
+
+    cluster: Cluster
+    progress: Progress
+    applied: Applied
+    settings: Settings
+
+
+async def reconcile(key: Key, kind: Kind, means: Means, now: datetime) -> Outcome:
     """One pass. Raises ClusterError where it must be repeated; what a Refused error says is in the status by then."""
-    body = await cluster.get(key.kind, key.namespace, key.name)
+    body = await means.cluster.get(key.kind, key.namespace, key.name)
     if body is None or body["metadata"].get("deletionTimestamp"):
         return Outcome("gone")  # what it owns is collected by its owner references
-    generation = body["metadata"].get("generation", 0)
-    if body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
-        return Outcome("held", generation, await _report(cluster, kind, body, problems.held(body, now), ()))
-    policy = kind.policy
-    try:
-        known = without_unknown(kind.model, {**body, "status": bounded(body.get("status", {}), status_schema(kind.model))})
-    except InvalidSpec as error:
-        status = problems.stalled(body, str(error), now)
-        writes = await _report(cluster, kind, body, status, (Event(problems.INVALID_SPEC, str(error), warning=True),))
-        return Outcome("stalled", generation, writes)
-    decision = Decision(status=known["status"])
-    try:
-        observed = await observe(cluster, key, policy.reads(known), progress(key))
-        decision = policy.decide(known, observed, settings, now)
-        for action in decision.actions:
-            await act(cluster, key.namespace, action)
-    except Refused as error:
-        status = problems.refused(body, decision.status, str(error), now)
-        await _report(cluster, kind, body, status, (Event(problems.REFUSED, str(error), warning=True),))
-        raise
-    except (ClusterError, NotLeader):
-        raise
-    except Exception as error:  # the fault is ours, but the object is its only victim: who looks at it must see it
-        text = f"the operator failed at this object ({type(error).__name__}) and tries again; its log tells more"
-        status = problems.stalled(body, text, now, problems.FAULT)
-        await _report(cluster, kind, body, status, (Event(problems.FAULT, text, warning=True),))
-        raise
-    writes = len(decision.actions) + await _report(cluster, kind, body, decision.status, decision.events)
-    return Outcome("changed" if writes else "unchanged", generation, writes, decision.requeue_after)
+    return await _Pass(key, kind, means, now, body).run()
 
 
-async def observe(cluster: Cluster, key: Key, reads: Reads, progress: dict[str, dict[str, Any]]) -> Observed:
+@dataclass
+class _Pass:
+    key: Key
+    kind: Kind
+    means: Means
+    now: datetime
+    body: Object  # as it was read, or as the last write of its status left it
+    writes: int = 0
+    told: bool = False  # whether the status was written
+
+    async def run(self) -> Outcome:
+        generation = self.body["metadata"].get("generation", 0)
+        if self.body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
+            await self._tell(problems.held(self.body, self.now))
+            return Outcome("held", generation, self.writes)
+        read = bounded(self.body.get("status", {}), status_schema(self.kind.model))
+        try:
+            known = without_unknown(self.kind.model, {**self.body, "status": read})
+        except InvalidSpec as error:
+            event = Event(problems.INVALID_SPEC, str(error), warning=True)
+            await self._tell(problems.stalled(self.body, str(error), self.now), event)
+            return Outcome("stalled", generation, self.writes)
+        decision = await self._decide_and_act(known)
+        return Outcome("changed" if self.writes else "unchanged", generation, self.writes, decision.requeue_after)
+
+    async def _decide_and_act(self, known: Object) -> Decision:
+        decision = Decision(status=known["status"])
+        try:
+            observed = await observe(self.means, self.key, self.kind.policy.reads(known))
+            decision = self.kind.policy.decide(known, observed, self.means.settings, self.now)
+            if decision.intent:
+                await self._tell(decision.status)
+            for action in decision.actions:
+                self.writes += await act(self.means, observed, self.key.namespace, action)
+        except Refused as error:
+            event = Event(problems.REFUSED, str(error), warning=True)
+            await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
+            raise
+        except (ClusterError, NotLeader):
+            raise
+        except Exception as error:  # the fault is ours, but the object is its only victim: who looks at it must see it
+            text = f"the operator failed at this object ({type(error).__name__}) and tries again; its log tells more"
+            event = Event(problems.FAULT, text, warning=True)
+            await self._tell(problems.stalled(self.body, text, self.now, problems.FAULT), event)
+            raise
+        await self._tell(decision.status)
+        if self.told:
+            await self._post(decision.events)
+        return decision
+
+    async def _tell(self, status: dict[str, Any], *events: Event) -> None:
+        """Write the status if it differs, then tell what happened."""
+        told = pruned(bounded(status, status_schema(self.kind.model)))
+        if told == pruned(self.body.get("status", {})):
+            return
+        self.body = await self.means.cluster.replace_status(self.body, told)
+        self.writes += 1
+        self.told = True
+        await self._post(events)
+
+    async def _post(self, events: Iterable[Event]) -> None:
+        for event in events:
+            try:
+                await self.means.cluster.post_event(self.body, event)
+            except ClusterError as error:  # the status says the same: an event is a courtesy, not worth another pass
+                log.warning("event lost", reason=event.reason, error=str(error))
+
+
+async def observe(means: Means, key: Key, reads: Reads) -> Observed:
     """All that the policy asked for, read side by side."""
-    lists = [cluster.list(kind, key.namespace, reads.labels) for kind in reads.kinds]
-    gets = [cluster.get(ref.kind, key.namespace, ref.name) for ref in reads.named]
+    lists = [means.cluster.list(kind, key.namespace, reads.labels) for kind in reads.kinds]
+    gets = [means.cluster.get(ref.kind, key.namespace, ref.name) for ref in reads.named]
     children, named = await asyncio.gather(asyncio.gather(*lists), asyncio.gather(*gets))
-    return Observed(dict(zip(reads.kinds, children, strict=True)), dict(zip(reads.named, named, strict=True)), progress)
+    return Observed(
+        dict(zip(reads.kinds, children, strict=True)), dict(zip(reads.named, named, strict=True)), means.progress(key)
+    )
 
 
-async def act(cluster: Cluster, namespace: str, action: Action) -> None:
-    """Carry out one action; doing it a second time changes nothing."""
+async def act(means: Means, observed: Observed, namespace: str, action: Action) -> int:
+    """Carry out one action; doing it a second time changes nothing. Returns the number of writes."""
     match action:
         case Create(body):
-            await _create(cluster, body)
+            await _create(means.cluster, body)
         case Apply(body):
-            await cluster.apply(body)
+            name = body["metadata"]["name"]
+            found = next((o for o in observed.children.get(body["kind"], ()) if o["metadata"]["name"] == name), None)
+            if found is not None and means.applied.stands(body, found):
+                return 0
+            means.applied.keep(body, await means.cluster.apply(body))
         case Delete(kind, name, uid):
-            await cluster.delete(kind, namespace, name, uid)
+            await means.cluster.delete(kind, namespace, name, uid)
         case SuspendJob(name, uid, suspend):
-            await cluster.suspend(namespace, name, uid, suspend)
+            await means.cluster.suspend(namespace, name, uid, suspend)
+    return 1
 
 
 async def _create(cluster: Cluster, body: Object) -> None:
@@ -136,20 +194,6 @@ async def _create(cluster: Cluster, body: Object) -> None:
 
 def _owners(body: Object) -> set[str]:
     return {owner["uid"] for owner in body["metadata"].get("ownerReferences", ())}
-
-
-async def _report(cluster: Cluster, kind: Kind, body: Object, status: dict[str, Any], events: tuple[Event, ...]) -> int:
-    """Write the status if it differs, then tell what happened. Returns the number of writes to the object."""
-    told = pruned(bounded(status, status_schema(kind.model)))
-    if told == pruned(body.get("status", {})):
-        return 0
-    await cluster.replace_status(body, told)
-    for event in events:
-        try:
-            await cluster.post_event(body, event)
-        except ClusterError as error:  # the status says the same: an event is a courtesy, not worth another pass
-            log.warning("event lost", reason=event.reason, error=str(error))
-    return 1
 
 
 def pruned(value: Any) -> Any:

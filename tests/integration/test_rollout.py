@@ -88,3 +88,45 @@ def test_a_model_that_does_not_answer_never_takes_over(world: World, operators: 
     assert status["candidate"]["state"] == "Refused"
     assert "no answer to the greeting" in status["candidate"]["message"]
     assert operator.refusals() == []
+
+
+def test_what_serves_is_repaired_while_another_revision_stands_refused(
+    world: World, operators: Callable[..., Operator]
+) -> None:
+    space = world.namespace("tampered")
+    path = apply_serve(world, space)
+    operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
+    answer: list[Ending] = [(0, "{}")]
+    deployments, service = f"/apis/apps/v1/namespaces/{space}/deployments", f"/api/v1/namespaces/{space}/services/bot"
+
+    def engine(pod: Pod) -> Ending | None:
+        return answer[0] if pod["spec"]["restartPolicy"] == "Never" else None
+
+    def image() -> str | None:
+        found = world.items(deployments)
+        return found[0]["spec"]["template"]["spec"]["containers"][0]["image"] if found else None
+
+    def patch(url: str, spec: dict[str, Any]) -> None:
+        world.api.request("PATCH", url, {"spec": spec}, "application/strategic-merge-patch+json")
+
+    with FakeNode(world.api, space, engine):
+        wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
+        answer[0] = (24, '{"failure": {"reason": "GateFailed", "message": "no answer to the greeting"}}')
+        apply_serve(world, space, model={"uri": "pvc://models/two"})
+        wait_until("the second is refused", lambda: condition(world, path, "Stalled") == "True", 60)
+        wait_until("it is gone", lambda: len(world.items(deployments)) == 1)
+        quiet(operator)
+        (live,), wanted, ports = world.items(deployments), image(), world.get(service)["spec"]["ports"]
+        name = live["metadata"]["name"]
+        world.kubectl("set", "image", f"deployment/{name}", "engine=somebody/elses:latest", "-n", space)
+        wait_until("the image is the recorded one", lambda: image() == wanted)
+        patch(service, {"ports": [{"$patch": "replace"}, {"name": "http", "port": 1}], "selector": {"app": "other"}})
+        wait_until("the Service is as it was", lambda: "app" not in world.get(service)["spec"]["selector"])
+        wait_until("its port, too", lambda: world.get(service)["spec"]["ports"] == ports)
+        world.api.request("DELETE", f"{deployments}/{name}")
+        wait_until("what serves is back", lambda: image() == wanted)
+        wait_until("and answers", lambda: condition(world, path, "Available") == "True")
+        before = quiet(operator)
+        world.kubectl("annotate", "mserve", "bot", "-n", space, "note=nothing")
+        assert quiet(operator) == before, "what stands is not applied again"
+    assert operator.refusals() == []

@@ -10,6 +10,7 @@ import pytest
 from tests.fake_cluster import FakeCluster
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.applied import Applied
 from finetune_operator.decision import (
     Apply,
     Create,
@@ -24,7 +25,7 @@ from finetune_operator.decision import (
 from finetune_operator.decoding import UNREADABLE
 from finetune_operator.errors import Conflict, Forbidden, InvalidSpec, NotLeader, Unavailable
 from finetune_operator.meta import API_VERSION, Key, Object
-from finetune_operator.reconcile import Kind, Outcome, pruned, reconcile, without_unknown
+from finetune_operator.reconcile import Kind, Means, Outcome, pruned, reconcile, without_unknown
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -61,9 +62,12 @@ def make_job(**changes: Any) -> Object:
     return body | {"status": {"observedGeneration": -1}} | changes
 
 
-async def one_pass(cluster: FakeCluster, policy: Scripted, progress: dict[str, Any] | None = None) -> Outcome:
+async def one_pass(
+    cluster: FakeCluster, policy: Scripted, progress: dict[str, Any] | None = None, applied: Applied | None = None
+) -> Outcome:
     kind = Kind(FineTuneJob, policy)
-    return await reconcile(KEY, kind, cluster, lambda _: progress or {}, Settings(), NOW)  # type: ignore[arg-type]
+    means = Means(cluster, lambda _: progress or {}, applied or Applied(), Settings())  # type: ignore[arg-type]
+    return await reconcile(KEY, kind, means, NOW)
 
 
 async def test_actions_then_status_then_events() -> None:
@@ -73,6 +77,53 @@ async def test_actions_then_status_then_events() -> None:
     assert outcome == Outcome("changed", generation=1, writes=2, requeue_after=30)
     assert cluster.objects[KEY]["status"] == STATUS
     assert cluster.events == [TOLD]
+
+
+async def test_an_intent_is_in_the_status_before_what_it_names_exists() -> None:
+    cluster = FakeCluster(make_job())
+    outcome = await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), intent=True)))
+    assert cluster.writes == ["status FineTuneJob facts", "create Job facts-1", "event FineTuneJob facts"]
+    assert outcome.writes == 2
+
+
+async def test_an_intent_that_can_not_be_written_starts_nothing() -> None:
+    cluster = FakeCluster(make_job())
+
+    def fail(write: str) -> None:
+        if write.startswith("status"):
+            raise Conflict("the object has been modified")
+
+    cluster.fail = fail
+    with pytest.raises(Conflict):
+        await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), intent=True)))
+    assert cluster.writes == []
+
+
+async def test_an_intent_that_the_server_refuses_is_told_as_refused() -> None:
+    cluster = FakeCluster(make_job())
+
+    def fail(write: str) -> None:
+        if write.startswith("create Job"):
+            raise Forbidden("exceeded quota: gpus")
+
+    cluster.fail = fail
+    with pytest.raises(Forbidden):
+        await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), intent=True)))
+    status = cluster.objects[KEY]["status"]
+    assert status["stage"] == "Training"
+    assert {c["reason"] for c in status["conditions"]} == {"Refused"}
+    assert [e.reason for e in cluster.events] == ["Refused"]
+
+
+async def test_what_stands_as_applied_is_not_applied_again() -> None:
+    service = {"kind": "Service", "metadata": {"name": "s", "namespace": "default"}, "spec": {"ports": [{"port": 80}]}}
+    cluster, applied = FakeCluster(make_job(), service), Applied()
+    policy = Scripted(Decision((Apply(service),), STATUS), Reads({}, ("Service",)))
+    await one_pass(cluster, policy, applied=applied)
+    assert cluster.writes == ["status FineTuneJob facts"]
+    cluster.objects["Service", "default", "s"]["spec"]["ports"][0]["port"] = 81
+    await one_pass(cluster, policy, applied=applied)
+    assert cluster.writes[1:] == ["apply Service s"]
 
 
 async def test_a_second_pass_with_the_same_decision_writes_nothing() -> None:

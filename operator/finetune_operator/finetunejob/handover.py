@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec, Serving
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.applied import contains
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name, short_hash
@@ -152,16 +153,3 @@ def judge(job: FineTuneJob, status: FineTuneJobStatus, wanted: Object, found: Ob
         why = conditions["Stalled"]
         return Handover(Stand.REFUSED, f"the ModelServe {name} refused it, {why['reason']}: {why.get('message', '')}")
     return Handover(Stand.WAITING, f"the ModelServe {name} is rolling the model out")
-
-
-def contains(found: Any, wanted: Any) -> bool:
-    """Whether all that is wanted was found; defaults that the API server added do not count."""
-    if isinstance(wanted, dict):
-        return isinstance(found, dict) and all(k in found and contains(found[k], v) for k, v in wanted.items())
-    if isinstance(wanted, list):
-        return (
-            isinstance(found, list)
-            and len(found) == len(wanted)
-            and all(contains(f, w) for f, w in zip(found, wanted, strict=True))
-        )
-    return bool(found == wanted)

@@ -15,7 +15,7 @@ from finetune_operator.decision import Action, Apply, Create, Decision, Delete, 
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
 from finetune_operator.finetunejob.observed import World, observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, refused, suspended, suspended_by_us
-from finetune_operator.finetunejob.record import absorb, with_step
+from finetune_operator.finetunejob.record import absorb, step_record, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.finetunejob.runs import begins_another, current_run
@@ -58,7 +58,15 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
         status=rendered(told),
         events=events(job.status, told),
         requeue_after=outlook.requeue_after,
+        intent=outlook.start is not None and not _is_named(job.status, told, outlook.start),
     )
+
+
+def _is_named(before: FineTuneJobStatus, told: FineTuneJobStatus, start: Start) -> bool:
+    """Whether the status that was read names the attempt that is started now."""
+    known = next((s for s in before.steps if s.name == start.step.name), None)
+    wanted = step_record(told, start.step.name)
+    return known is not None and (known.state, known.job) == (wanted.state, wanted.job)
 
 
 def _references(job: FineTuneJob) -> tuple[Reference, ...]:

@@ -33,10 +33,25 @@ DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 def absorb(status: FineTuneJobStatus, run: Run, world: World, budget: Budget, now: datetime) -> FineTuneJobStatus:
     """The status after all that has ended was read into it. Reading the same world again changes nothing more."""
     for step in run.steps:
+        status = _adopt(status, run, step, world)
         record = step_record(status, step.name)
         if record.state is StepState.RUNNING:
             status = _read(status, run, step, world.attempt(record.job), budget, now)
     return status
+
+
+def _adopt(status: FineTuneJobStatus, run: Run, step: Step, world: World) -> FineTuneJobStatus:
+    """An attempt of this run that the status does not know is ours all the same, whether it runs or has ended.
+
+    Each attempt is named in the status before it is started; that status may have been lost since, or written over.
+    """
+    record = step_record(status, step.name)
+    unknown = [a for a in world.attempts if (a.run, a.step) == (run.id, step.name) and a.number > record.attempt]
+    if record.state is not StepState.PENDING or not unknown:
+        return status
+    newest = max(unknown, key=lambda a: a.number)
+    changes = {"state": StepState.RUNNING, "attempt": newest.number, "job": newest.job, "finished_at": None}
+    return with_step(status, step.name, **changes, job_uid=newest.uid)
 
 
 def step_record(status: FineTuneJobStatus, name: str) -> StepStatus:

@@ -56,17 +56,28 @@ def deployment(serve: ModelServe, target: Target) -> Object:
     }
 
 
-def scaled(found: Object, replicas: int) -> Object:
-    """A Deployment as it is, with other replicas: a live revision can't be rendered from a spec that has moved on."""
+def as_found(deployed: Object) -> Object:
+    """The Deployment of a revision that has no record, as it is: an earlier release started it."""
     kept = ("name", "namespace", "labels", "annotations", "ownerReferences")
-    meta = {k: v for k, v in found["metadata"].items() if k in kept}
+    meta = {k: v for k, v in deployed["metadata"].items() if k in kept}
     if "annotations" in meta:  # not ours: its controller's
         meta["annotations"] = {k: v for k, v in meta["annotations"].items() if not k.startswith("deployment.")}
+    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": deployed["spec"]}
+
+
+def scaled(manifest: Object, replicas: int) -> Object:
+    """A Deployment with so many replicas."""
+    return {**manifest, "spec": {**manifest["spec"], "replicas": replicas}}
+
+
+def record(serve: ModelServe, revision: str, manifest: Object) -> Object:
+    """What a revision's Deployment is: neither the spec, which moves on, nor the Deployment, which others can edit, tells."""
     return {
         "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": meta,
-        "spec": {**found["spec"], "replicas": replicas},
+        "kind": "ControllerRevision",
+        "metadata": _owned(serve, revision_name(serve, revision), {LABEL_REVISION: revision}),
+        "revision": 1,
+        "data": manifest,
     }
 
 

@@ -2,6 +2,7 @@
 
 Service <name> ── selector ──► the live revision     (what serves is told by the cluster, not by a status that may be lost)
 Deployment <name>-<revision> ─► Deployed             Job <name>-<revision>-gate-<trial> ─► Gate
+ControllerRevision <name>-<revision> ─► how that Deployment was rendered
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
+OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
 SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and fro between the two
 
 
@@ -102,7 +104,8 @@ class World:
     stranger: bool = False  # the Service of our name is somebody else's
     deployed: dict[str, Deployed] = field(default_factory=dict)
     gates: dict[str, Gate] = field(default_factory=dict)  # by the Job's name
-    children: tuple[Object, ...] = ()  # Deployments, Services and Jobs of ours
+    records: dict[str, Object] = field(default_factory=dict)  # the Deployment of each revision, as it was first rendered
+    children: tuple[Object, ...] = ()  # all of ours that a revision may have
 
 
 def observe(serve: ModelServe, observed: Observed) -> World:
@@ -119,7 +122,8 @@ def observe(serve: ModelServe, observed: Observed) -> World:
         stranger=service is not None and not ours,
         deployed={d.revision: d for d in (_deployed(o, pods) for o in mine.get("Deployment", []))},
         gates={o["metadata"]["name"]: _gate(o, pods) for o in mine.get("Job", [])},
-        children=tuple(o for kind in ("Deployment", "Service", "Job") for o in mine.get(kind, [])),
+        records={revision_of(o): o["data"] for o in mine.get("ControllerRevision", [])},
+        children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),
     )
 
 

@@ -13,14 +13,14 @@ from finetune_operator.decision import Action, Apply, Create, Decision, Delete, 
 from finetune_operator.meta import Object
 from finetune_operator.modelserve import objects
 from finetune_operator.modelserve.model import refs, resolve
-from finetune_operator.modelserve.observed import observe, revision_of
+from finetune_operator.modelserve.observed import OF_A_REVISION, observe, revision_of
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import Case, Rollout, gate_job, next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
 from finetune_operator.names import object_name, serve_labels
 from finetune_operator.settings import Settings
 
-KINDS = ("Deployment", "Service", "Job", "Pod")
+KINDS = (*OF_A_REVISION, "Pod")
 
 
 def reads(body: Object) -> Reads:
@@ -47,23 +47,33 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
 
 
 def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
-    """First what serves, then what is on its way, then what nothing needs any more."""
+    """First what serves, then what is on its way, each whole in each pass; then what nothing needs any more."""
     serve, wanted, live = case.serve, case.target, rollout.live
-    if wanted is not None and rollout.load:
-        found = case.world.deployed.get(wanted.revision)
-        whole = objects.deployment(serve, wanted) if found is None else objects.scaled(found.body, rollout.replicas)
-        yield Apply(whole)
-        yield Apply(objects.revision_service(serve, wanted.revision))
+    if live is not None:
+        yield from _whole(case, live.name, rollout.replicas)
+        yield Apply(objects.stable_service(serve, live.name))
+    if wanted is not None and rollout.loading == wanted.revision:
+        yield from _whole(case, wanted.revision, rollout.replicas)
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))
         yield Create(objects.gate(serve, wanted, settings))
-    if wanted is not None and rollout.promote:
-        yield Apply(objects.stable_service(serve, wanted.revision))
-    if live is not None and not rollout.load:
-        deployed = case.world.deployed.get(live.name)
-        if deployed is not None and deployed.replicas != rollout.replicas:
-            yield Apply(objects.scaled(deployed.body, rollout.replicas))
     yield from _obsolete(case, rollout)
+
+
+def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:
+    """All that a revision needs, rendered as it was first: the spec may ask for another by now."""
+    manifest = case.world.records.get(revision)
+    if manifest is None:
+        found = case.world.deployed.get(revision)
+        if found is not None:
+            manifest = objects.as_found(found.body)
+        elif case.target is not None and case.target.revision == revision:
+            manifest = objects.deployment(case.serve, case.target)
+        else:
+            return  # gone, and nothing tells what it was
+        yield Create(objects.record(case.serve, revision, manifest))
+    yield Apply(objects.scaled(manifest, replicas))
+    yield Apply(objects.revision_service(case.serve, revision))
 
 
 def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:

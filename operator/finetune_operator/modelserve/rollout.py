@@ -43,7 +43,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Rollout:
-    """How it stands, and what to do: `replicas` of the live revision, and at most one of load, ask, promote."""
+    """How it stands, and what to do: `replicas` of the live revision and of the one that loads, and perhaps ask the gate."""
 
     standing: Standing
     reason: str
@@ -51,16 +51,19 @@ class Rollout:
     live: Revision | None = None
     candidate: Revision | None = None
     replicas: int = 0
-    load: bool = False  # create or scale the target's Deployment
     ask: bool = False  # start the gate
-    promote: bool = False  # point the Service at the target
     requeue_after: float | None = None
+
+    @property
+    def loading(self) -> str | None:
+        """The revision that is on its way."""
+        return self.candidate.name if self.candidate and self.candidate.state is not RevisionState.REFUSED else None
 
     @property
     def kept(self) -> set[str]:
         """Revisions whose objects stay."""
-        loading = self.candidate if self.candidate and self.candidate.state is not RevisionState.REFUSED else None
-        return {r.name for r in (self.live, loading) if r is not None}
+        live = self.live.name if self.live else None
+        return {name for name in (live, self.loading) if name is not None}
 
 
 def next_rollout(case: Case) -> Rollout:
@@ -127,13 +130,13 @@ def _paused(case: Case, live: Revision | None) -> Rollout:
 def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     """The revision that is asked for is the live one: keep it at its replicas."""
     wanted, deployed = case.serve.spec.replicas, case.world.deployed.get(target.revision)
-    load = deployed is None or deployed.replicas != wanted
-    if deployed is not None and not load and deployed.current and deployed.available >= wanted:
+    as_asked = deployed is not None and deployed.replicas == wanted and deployed.current
+    if deployed is not None and as_asked and deployed.available >= wanted:
         return Rollout(Standing.SERVING, "Serving", f"revision {live.name} serves", live, replicas=wanted)
     found = _trouble(case, target, deployed)
     available = deployed.available if deployed else 0
     text = f"{available} of {wanted} pods of the live revision are available"
-    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, load=load, requeue_after=PATIENCE_SECONDS)
+    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, requeue_after=PATIENCE_SECONDS)
     if found is None:
         return told
     if not found.fatal:
@@ -153,7 +156,7 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
         candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
     step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
     if deployed is None or deployed.replicas != wanted:
-        return replace(step, load=True, message=f"starting revision {target.revision} of {target.model.uri}")
+        return replace(step, message=f"starting revision {target.revision} of {target.model.uri}")
     if gate is not None and gate.verdict is Verdict.FAILED:
         return _refusal(_refused(candidate, *_gate_failure(gate)), live, wanted)
     found = _trouble(case, target, deployed)
@@ -166,7 +169,7 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     if gate is not None and gate.verdict is Verdict.PASSED:
         now_live = candidate.model_copy(update={"state": RevisionState.LIVE})
         text = f"revision {target.revision} passed its gate and serves"
-        return Rollout(Standing.SERVING, "Serving", text, now_live, replicas=wanted, promote=True)
+        return Rollout(Standing.SERVING, "Serving", text, now_live, replicas=wanted)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
     text = f"revision {target.revision} is asked the prompts of spec.rollout.gate"
     return replace(step, reason="Gating", message=text, candidate=gating, ask=gate is None)

@@ -8,7 +8,7 @@ import pytest
 from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure
 from tests.story import Story
 
-from finetune_operator.decision import Apply, Ref
+from finetune_operator.decision import Apply, Create, Ref
 from finetune_operator.meta import Object
 from finetune_trainer.contract.pipeline import steps
 from finetune_trainer.contract.pod import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE
@@ -49,6 +49,43 @@ def test_a_pass_that_was_cut_off_before_the_status_was_written_starts_nothing_tw
     story.job = job_before  # the operator was killed after it created the Job
     story.one_pass()
     assert set(story.space.jobs) == names
+
+
+def test_each_attempt_is_named_in_the_status_before_it_is_started() -> None:
+    story = Story(make_job())
+    first = story.decide()
+    assert (first.intent, first.status["steps"][0]["state"]) == (True, "Running")
+    story.job = {**story.job, "status": first.status}  # and then the Job is refused
+    again = story.decide()
+    assert not again.intent, "the status that names it is there already"
+    assert [a.body["kind"] for a in again.actions if isinstance(a, Create)][-2:] == ["ConfigMap", "Job"]
+
+
+def test_an_attempt_that_the_status_does_not_know_is_ours_while_it_runs() -> None:
+    story = Story(make_job())
+    unnamed = story.job
+    story.one_pass()
+    story.job = {**unnamed, "spec": {**story.job["spec"], "suspend": True}}
+    assert story.one_pass() == ["SuspendJob"]
+    assert story.conditions()["Ready"] == ("False", "Suspended")
+    story.job = {**unnamed, "status": {"observedGeneration": -1}}
+    assert story.one_pass() == []
+    (name,) = story.space.jobs
+    assert (story.step("prepare")["state"], story.step("prepare")["job"]) == ("Running", name)
+    assert "runs, attempt 1" in next(c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Ready")
+
+
+def test_attempts_that_the_status_does_not_know_count_when_they_have_ended() -> None:
+    story = Story(make_job())
+    unnamed = story.job
+    story.passes()
+    story.succeed()
+    story.passes()
+    story.space.end(*reported_failure(ExitCode.STORE_UNAVAILABLE, "StoreUnavailable", "no answer"))
+    story.job = unnamed
+    assert [a for a in story.passes() if a.startswith("job ")] == ["job train"]
+    train = story.step("train")
+    assert (train["attempt"], train["retries"], train["state"]) == (2, 1, "Running")
 
 
 def test_after_success_nothing_is_created_whatever_is_removed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tests.serving import Stage, make_serve
 
 from finetune_operator.modelserve import policy
-from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION
+from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION, LABEL_SERVE
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
 
@@ -247,6 +248,75 @@ def test_deployment_of_the_live_revision_is_put_back() -> None:
     assert standing(stage) == SERVING
 
 
+def refused_beside(stage: Stage) -> str:
+    """A live revision, and another that was refused: what is live can no longer be told from the spec."""
+    live = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate(WRONG)
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (live, {live}, STALLED)
+    return live
+
+
+def set_image(deployment: Any) -> None:
+    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = "somebody/elses:latest"
+
+
+TAMPERED = {
+    "kubectl set image": lambda s, live: set_image(s.deployment(live)),
+    "kubectl scale": lambda s, live: s.deployment(live)["spec"].update(replicas=7),
+    "kubectl delete deployment": lambda s, live: s.objects.pop(("Deployment", f"facts-{live}")),
+    "another port": lambda s, _: s.objects["Service", "facts"]["spec"].update(ports=[{"port": 1}]),
+    "another selector": lambda s, _: s.objects["Service", "facts"]["spec"]["selector"].update({LABEL_SERVE: "y"}),
+    "one more word in the selector": lambda s, _: s.objects["Service", "facts"]["spec"]["selector"].update(app="x"),
+    "the revision's Service": lambda s, live: s.objects.pop(("Service", f"facts-{live}")),
+}
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["asked for", "beside a refused candidate"])
+@pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED)
+def test_what_serves_is_put_back_as_it_was(tamper: Any, settled: bool) -> None:
+    stage = Stage()
+    live = stage.roll_out() if settled else refused_beside(stage)
+    stage.templates_may_change = True
+    before = {key: copy.deepcopy(stage.objects[key]["spec"]) for key in (("Deployment", f"facts-{live}"), ("Service", "facts"))}
+    tamper(stage, live)
+    stage.settle()
+    for key, spec in before.items():
+        assert stage.objects[key]["spec"] == spec
+    stage.available(live)
+    stage.settle()
+    assert (stage.live(), standing(stage)) == (live, SERVING if settled else STALLED)
+
+
+def test_a_candidates_service_that_was_refused_once_comes_later() -> None:
+    stage = Stage()
+    stage.step()
+    revision = stage.candidate()
+    del stage.objects["Service", f"facts-{revision}"]  # as if its quota had been used up
+    stage.step()
+    assert ("Service", f"facts-{revision}") in stage.objects
+
+
+def test_a_revision_that_an_earlier_release_started_is_recorded_as_it_is() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    del stage.objects["ControllerRevision", f"facts-{live}"]
+    found = stage.deployment(live)
+    found["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = "1"
+    found["spec"]["template"]["spec"]["initContainers"][0]["image"] = "finetune/operator:earlier"
+    before = copy.deepcopy(found["spec"])
+    stage.settle()
+    assert stage.deployment(live)["spec"] == before, "an upgrade restarts no pod"
+    set_image(stage.deployment(live))
+    stage.templates_may_change = True
+    stage.settle()
+    assert stage.deployment(live)["spec"] == before
+
+
 def test_live_revision_is_scaled_while_another_loads() -> None:
     stage = Stage()
     old = stage.roll_out()
@@ -303,7 +373,7 @@ def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector
 
 def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
     reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
-    assert reads.kinds == ("Deployment", "Service", "Job", "Pod")
+    assert reads.kinds == ("Deployment", "Service", "Job", "ControllerRevision", "Pod")
     assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
 
 
