@@ -17,8 +17,11 @@ from finetune_operator.decoding import decode_objects
 from finetune_operator.settings import has_service_account
 
 
-def login(**kwargs: Any) -> kopf.AiohttpSession | None:
-    """Credentials in the order in which cluster.Cluster looks for them; called again when they were refused."""
+async def login(**kwargs: Any) -> kopf.AiohttpSession | None:
+    """Credentials in the order in which cluster.Cluster looks for them; called again when they were refused.
+
+    A coroutine, as Kopf calls plain functions in a thread, where no session can be made.
+    """
     found = (kopf.login_with_service_account if has_service_account() else kopf.login_with_kubeconfig)(**kwargs)
     if found is None:
         return None

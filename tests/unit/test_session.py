@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from kopf._core.actions.invocation import invoke
 
 from finetune_operator.decoding import UNREADABLE
+from finetune_operator.handlers import kopf_settings, registry
 from finetune_operator.session import BoundedResponse, lines
 
 DEEP = '{"metadata": {"name": "deep"}, "spec": ' + '{"a":' * 1500 + "1" + "}" * 1500 + "}"
@@ -31,6 +34,20 @@ async def url():
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
     await runner.cleanup()
+
+
+async def test_kopf_logs_in_with_such_a_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = {"name": "c", "context": {"cluster": "c", "user": "u", "namespace": "team"}}
+    cluster, user = {"name": "c", "cluster": {"server": "http://server"}}, {"name": "u", "user": {"token": "secret"}}
+    config = {"current-context": "c", "contexts": [context], "clusters": [cluster], "users": [user]}
+    (tmp_path / "config").write_text(json.dumps(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    (handler,) = registry(None)._activities.get_all_handlers()  # type: ignore[arg-type]
+    found = await invoke(handler.fn, settings=kopf_settings(), kwargsrc=None, kwargs={"settings": kopf_settings()})
+    async with found.aiohttp_session as session:
+        assert (found.server, found.default_namespace) == ("http://server", "team")
+        assert session.headers["Authorization"] == "Bearer secret"
+        assert session._response_class is BoundedResponse
 
 
 async def test_a_list_is_bounded(url: str) -> None:
