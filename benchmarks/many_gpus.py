@@ -94,7 +94,7 @@ def config(folder: Path, gpus: int, recipe: str, **training: Any) -> Path:
 
 
 def train(folder: Path, gpus: int, recipe: str) -> dict[str, Any]:
-    """From rows to adapter; a failure is a result as well."""
+    """One run from rows to adapter; a failure is a result as well."""
     begun = time.monotonic()
     try:
         path = config(folder, gpus, recipe)

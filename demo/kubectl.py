@@ -29,7 +29,7 @@ class Kubectl:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For other programs that talk to the same cluster, such as helm."""
+        """The environment of other programs that talk to the same cluster, such as helm."""
         return settings.of_child({"KUBECONFIG": str(self.kubeconfig)} if self.kubeconfig else {})
 
     def __call__(self, *arguments: str, input: str | None = None) -> str:

@@ -152,7 +152,7 @@ def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
 
 
 def values_file(chosen: settings.Settings) -> Path:
-    """For `helm install --values`: the references of all images that the registry has."""
+    """The file for `helm install --values` with the references of all images that the registry has."""
     return chosen.cache / "images.json"
 
 

@@ -62,7 +62,7 @@ def _object(value: dict[str, Any], schema: Schema) -> Any:
 
 
 def _list(value: list[Any] | tuple[Any, ...], schema: Schema) -> list[Any]:
-    """Of items with the same key the last one counts, as the API server takes no two."""
+    """The items within their bounds; the last of those with the same key, as the API server takes no two."""
     items = [item for item in (_bounded(v, schema["items"]) for v in value) if item is not _ABSENT]
     if keys := schema.get("x-kubernetes-list-map-keys"):
         items = list({tuple(item.get(k) for k in keys): item for item in items}.values())

@@ -194,7 +194,8 @@ class Cluster:
         await self._json("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body)
 
     def _fenced(self, body: Object) -> float:
-        """Seconds that a write of this body may take; the Lease is what the fence stands on, so it has none."""
+        """Seconds that a write of this body may take. Raises NotLeader where this replica may not write. The Lease alone is
+        written without that check, because it decides who leads."""
         if body["kind"] == "Lease":
             return LEASE_TIMEOUT_SECONDS
         self._fence()

@@ -77,7 +77,7 @@ def step_job(job: str, step: str, run_id: str, attempt: int) -> str:
 
 
 def ranks_service(run_id: str) -> str:
-    """Of a run whose training spans several pods. Services' names begin with a letter, which jobs' need not."""
+    """The Service of a run whose training spans several pods. A Service's name begins with a letter; a job's need not."""
     return f"ranks-{run_id}"
 
 

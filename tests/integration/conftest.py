@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,21 +18,11 @@ import yaml
 from localcluster import control_plane, settings, toolchain
 from localcluster.api import Api, ApiError
 from tests.integration.fault_proxy import FaultProxy
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "finetune-system"
 FINETUNE = "/apis/finetune.dev/v1alpha1"
-PATIENCE = 60.0  # seconds; a busy machine needs a few
-
-
-def wait_until(what: str, check: Callable[[], object], seconds: float = PATIENCE) -> object:
-    """The first true value of `check`; fails, saying what was waited for."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := check():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"waited {seconds:.0f} s in vain until {what}")
 
 
 @dataclass

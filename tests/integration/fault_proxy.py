@@ -43,6 +43,7 @@ class FaultProxy:
         self._server = server
         self._authority = authority
         self.requests: list[Request] = []
+        self.written = threading.Event()  # set at each write; whoever waits for silence clears it
         self.kill_after: int | None = None  # the write, counted from 1, whose answer never arrives
         self.on_kill: Callable[[], None] = lambda: None
         self.logs: dict[str, str] = {}  # by pod: what it printed, as no kubelet is there to ask
@@ -99,8 +100,10 @@ class FaultProxy:
             path, query = urlsplit(request.raw_path).path, request.query_string
             known = Request(request.method, path, query, answer.status)
             self.requests.append(known)
-            if known.is_write and answer.status < 300 and len(self.writes()) == self.kill_after:
-                self.on_kill()
+            if known.is_write and answer.status < 300:
+                self.written.set()
+                if len(self.writes()) == self.kill_after:
+                    self.on_kill()
             response = web.StreamResponse(status=answer.status)
             for name, value in answer.headers.items():
                 if name.lower() not in HOP_BY_HOP:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.builders import make_result
-from tests.integration.conftest import FINETUNE, Operator, World, wait_until
+from tests.integration.conftest import FINETUNE, Operator, World
 from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_operator import quiet
+from tests.waiting import wait_until
 
 from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.run import RunConfig

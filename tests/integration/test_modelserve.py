@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from localcluster.api import ApiError
-from tests.integration.conftest import FINETUNE, Operator, World, wait_until
+from tests.integration.conftest import FINETUNE, Operator, World
 from tests.integration.test_operator import quiet
+from tests.waiting import wait_until
 
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION
 from finetune_trainer.contract.reports import ExitCode, Failure, Termination

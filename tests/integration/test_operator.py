@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.conftest import FINETUNE, SYSTEM, Operator, World, wait_until
+from tests.integration.conftest import FINETUNE, SYSTEM, Operator, World
 from tests.integration.fake_node import FakeNode
+from tests.waiting import wait_until, within
 
+IDLE_SECONDS, REQUESTS_PER_SECOND = 20, 1.0
 TINY = str(Path(__file__).with_name("tiny_operator.py"))
 Operators = Callable[..., Operator]
 
@@ -48,11 +49,9 @@ def leader(world: World) -> str | None:
 
 def quiet(operator: Operator, seconds: float = 1.5) -> int:
     """Number of writes, once there were none for so long."""
-    while True:
-        before = len(operator.proxy.writes())
-        time.sleep(seconds)
-        if len(operator.proxy.writes()) == before:
-            return before
+    while operator.proxy.written.wait(seconds):
+        operator.proxy.written.clear()
+    return len(operator.proxy.writes())
 
 
 def succeed(_: dict[str, Any]) -> tuple[int, str]:
@@ -175,15 +174,14 @@ def test_an_operator_with_nothing_to_do_is_small_and_silent(world: World, operat
     operator = operators("-m", "finetune_operator", FINETUNE_NAMESPACE=space).start()
     wait_until("it leads", lambda: '"leading"' in operator.log)
     quiet(operator, 6)  # Kopf's workers end after five seconds without an event
-    before, begin = len(operator.proxy.requests), time.monotonic()
-    time.sleep(20)
-    rate = (len(operator.proxy.requests) - before) / (time.monotonic() - begin)
+    before = len(operator.proxy.requests)
+    too_many = within(IDLE_SECONDS, lambda: len(operator.proxy.requests) - before > IDLE_SECONDS * REQUESTS_PER_SECOND)
     assert operator.process is not None
     status = Path(f"/proc/{operator.process.pid}/status").read_text()
     resident = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1024
-    print(f"idle: {resident:.0f} MiB resident, {rate:.2f} requests a second")
+    print(f"idle: {resident:.0f} MiB resident, {len(operator.proxy.requests) - before} requests in {IDLE_SECONDS} s")
     assert resident <= 120
-    assert rate <= 1.0
+    assert not too_many
 
 
 @pytest.mark.parametrize("watched", [True, False])

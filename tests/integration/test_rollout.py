@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tests.integration.conftest import FINETUNE, Operator, World, wait_until
+from tests.integration.conftest import FINETUNE, Operator, World
 from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_crashes import PROGRAM
 from tests.integration.test_operator import condition, quiet
+from tests.waiting import wait_until
 
 
 def apply_serve(world: World, namespace: str, **spec: Any) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tests.builders import reported_failure
-from tests.integration.conftest import Operator, World, wait_until
+from tests.integration.conftest import Operator, World
 from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_crashes import apply_facts, trainer
+from tests.waiting import wait_until
 
 from finetune_trainer.contract.reports import ExitCode, Termination
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from localcluster import settings, toolchain
 from tests.trainer.pods import absent
+from tests.waiting import wait_for_server
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -193,22 +193,9 @@ def versitygw(root: Path, *options: str, host: str = "127.0.0.1") -> Iterator[st
     command = [program, "--access", "key", "--secret", "secret", "--port", address, *options, "posix", str(root)]
     server = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        _wait_for(address, server)
+        wait_for_server(server, address)
         yield address
     finally:
         server.terminate()
         server.wait(10)
         log.close()
-
-
-def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
-    host, port = address.split(":")
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "versitygw ended at once"
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("versitygw did not listen within 20 s")

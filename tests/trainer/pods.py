@@ -47,7 +47,7 @@ def absent(message: str) -> NoReturn:
 
 
 def environment(run: RunConfig, tmp_path: Path, **more: str) -> dict[str, str]:
-    """Of a pod of this run, whose file and folders lie in tmp_path; its Python finds what this one does."""
+    """The environment of a pod of this run, whose file and folders lie in tmp_path; its Python finds what this one does."""
     (tmp_path / "run.json").write_text(run.model_dump_json(by_alias=True))
     given = {
         pod.ENV_RUN_FILE: str(tmp_path / "run.json"),

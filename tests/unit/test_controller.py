@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings
-from finetune_operator.workqueue import WorkQueue
+from finetune_operator.workqueue import ShutDown, WorkQueue
 
 KEY = Key("FineTuneJob", "default", "facts")
 JOB = {
@@ -43,13 +44,28 @@ class Policy:
         return outcome
 
 
+class Over(Exception):
+    """The test has seen what it wants to see."""
+
+
+class EndsWhenEmpty(WorkQueue[Key]):
+    """Its workers go home when there is nothing to do now."""
+
+    async def get(self) -> Key:
+        key = self._next()
+        if key is None:
+            raise ShutDown
+        return key
+
+
 class Setup:
     def __init__(self, *outcomes: Decision | Exception) -> None:
         self.now = 0.0
         self.cluster = FakeCluster(JOB)
-        self.queue: WorkQueue[Key] = WorkQueue(clock=lambda: self.now, jitter=lambda: 0.0)
+        self.queue: WorkQueue[Key] = EndsWhenEmpty(clock=lambda: self.now, jitter=lambda: 0.0)
         self.seen = Seen()
-        self.rounds = 0
+        self.rounds, self.last_round = 0, 0
+        self.between: dict[int, Callable[[], None]] = {}
         kinds = {"FineTuneJob": Kind(FineTuneJob, Policy(*outcomes))}
         self.controller = Controller(
             kinds,
@@ -63,19 +79,23 @@ class Setup:
         )
 
     async def sleep(self, _: float) -> None:
+        """A round of the resync has ended: what the test wants to happen then, or the end of the test."""
         self.rounds += 1
-        await asyncio.sleep(0)
+        if self.rounds > self.last_round:
+            raise Over
+        self.between.get(self.rounds, lambda: None)()
+
+    async def resync(self, rounds: int) -> None:
+        """So many of them."""
+        self.last_round = rounds
+        with contextlib.suppress(Over):
+            await self.controller.resync()
 
     async def work_off(self, *times: float) -> None:
-        """Let one worker run, the clock standing at each of these times in turn."""
-        worker = asyncio.create_task(self.controller.work())
+        """Let one worker do all that there is to do, the clock standing at each of these times in turn."""
         for now in (self.now, *times):
             self.now = now
-            self.queue._wake()
-            for _ in range(30):
-                await asyncio.sleep(0)
-        self.queue.shut_down()
-        await worker
+            await self.controller.work()
 
 
 def status(stage: str) -> Decision:
@@ -111,43 +131,30 @@ async def test_a_worker_ends_where_another_leads() -> None:
         await setup.controller.work()
 
 
-async def rounds(setup: Setup, number: int) -> asyncio.Task[None]:
-    """A resync after so many rounds."""
-    task = asyncio.create_task(setup.controller.resync())
-    while setup.rounds <= number and not task.done():
-        await asyncio.sleep(0)
-    return task
-
-
 async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
     setup = Setup()
     gone = KEY._replace(name="gone")
     setup.seen.versions[gone] = 1
-    task = await rounds(setup, 1)
+    await setup.resync(1)
     assert await setup.queue.get() == KEY
     assert gone not in setup.seen.versions
-    task.cancel()
 
 
 async def test_a_watch_that_missed_a_change_for_a_whole_resync_is_dead() -> None:
     setup = Setup()
     setup.seen.keep(KEY, setup.cluster.objects[KEY])
     await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed, and no event told of it"})
-    task = await rounds(setup, 5)
     with pytest.raises(WatchDied, match="FineTuneJob/default/facts"):
-        await task
+        await setup.resync(5)
 
 
 async def test_a_change_just_before_a_resync_is_no_alarm() -> None:
     setup = Setup()
     setup.seen.keep(KEY, setup.cluster.objects[KEY])
     await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed"})
-    task = await rounds(setup, 1)
-    setup.seen.keep(KEY, setup.cluster.objects[KEY])  # the event comes a little late
-    while setup.rounds < 6:
-        await asyncio.sleep(0)
-    assert not task.done()
-    task.cancel()
+    setup.between[2] = lambda: setup.seen.keep(KEY, setup.cluster.objects[KEY])  # the event comes a little late
+    await setup.resync(6)
+    assert setup.rounds > 6
 
 
 async def test_a_resync_waits_out_a_server_that_does_not_answer() -> None:
@@ -157,6 +164,5 @@ async def test_a_resync_waits_out_a_server_that_does_not_answer() -> None:
         raise Unavailable("restarting")
 
     setup.cluster.list = fail  # type: ignore[method-assign]
-    task = await rounds(setup, 5)
-    assert not task.done()
-    task.cancel()
+    await setup.resync(5)
+    assert setup.rounds > 5

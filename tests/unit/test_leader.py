@@ -15,14 +15,32 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Time:
-    """Time that passes only in `sleep`, and lets other tasks run there."""
+    """Time that passes only while everybody sleeps, and then up to the end of the shortest sleep."""
 
-    def __init__(self) -> None:
+    def __init__(self, everybody: int = 1) -> None:
         self.seconds = 0.0
+        self.everybody = everybody
+        self.asleep: dict[asyncio.Future[None], float] = {}  # until when
 
     async def sleep(self, seconds: float) -> None:
-        self.seconds += seconds
-        await asyncio.sleep(0)
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.asleep[woken] = self.seconds + seconds
+        self._pass()
+        try:
+            await woken
+        finally:
+            self.asleep.pop(woken, None)
+
+    def leave(self, number: int) -> None:
+        """So many will not sleep again."""
+        self.everybody -= number
+        self._pass()
+
+    def _pass(self) -> None:
+        if len(self.asleep) == self.everybody:
+            first = min(self.asleep, key=self.asleep.__getitem__)
+            self.seconds = self.asleep.pop(first)
+            first.set_result(None)
 
     @property
     def clock(self) -> Clock:
@@ -58,17 +76,18 @@ async def test_the_first_takes_the_lease_and_may_write() -> None:
 
 
 async def test_a_second_waits_as_long_as_the_lease_is_renewed() -> None:
-    cluster, time = FakeCluster(), Time()
-    first, second = Candidate(cluster, "first", time), Candidate(cluster, "second", time)
+    cluster, shared = FakeCluster(), Time(everybody=3)  # this test is the third
+    first, second = Candidate(cluster, "first", shared), Candidate(cluster, "second", shared)
     await first.elector.acquire()
     holding = asyncio.create_task(first.elector.hold())
     waiting = asyncio.create_task(second.elector.acquire())
-    while time.seconds < 10 * LEASE_SECONDS:
-        await asyncio.sleep(0)
+    await shared.sleep(10 * LEASE_SECONDS)
     assert not waiting.done()
     assert holder(cluster) == "first"
     assert first.lost == []
     holding.cancel()
+    await asyncio.wait([holding])
+    shared.leave(2)
     await waiting
     assert holder(cluster) == "second"
     assert cluster.objects["Lease", "system", NAME]["spec"]["leaseTransitions"] == 1
@@ -118,12 +137,11 @@ async def test_a_leader_whose_lease_was_taken_is_lost() -> None:
 
 async def test_a_lost_answer_to_our_own_renewal_is_not_a_lost_lease() -> None:
     cluster = FakeCluster()
-    first = Candidate(cluster, "first")
+    first = Candidate(cluster, "first", Time(everybody=2))
     await first.elector.acquire()
     await cluster.replace(cluster.objects["Lease", "system", NAME])  # as if we had written and never heard back
     holding = asyncio.create_task(first.elector.hold())
-    while first.time.seconds < 3 * RETRY_SECONDS:
-        await asyncio.sleep(0)
+    await first.time.sleep(3 * RETRY_SECONDS)
     assert first.lost == []
     holding.cancel()
 

@@ -29,15 +29,19 @@ def queue(time: Time) -> WorkQueue[str]:
     return WorkQueue(clock=time, jitter=lambda: 0.0)
 
 
+async def waiting(queue: WorkQueue[str], workers: int) -> set[asyncio.Task[str]]:
+    """Workers that have asked for a key; one that had to wait for it is not done."""
+    tasks = {asyncio.create_task(queue.get()) for _ in range(workers)}
+    await asyncio.wait(tasks, timeout=0)
+    return tasks
+
+
 async def empty(queue: WorkQueue[str]) -> bool:
     """Whether nothing is handed out now."""
-    task = asyncio.create_task(queue.get())
-    for _ in range(5):
-        await asyncio.sleep(0)
-    if task.done():
-        return False
+    (task,) = await waiting(queue, 1)
+    handed_out = task.done()
     task.cancel()
-    return True
+    return not handed_out
 
 
 async def test_keys_come_in_order_and_each_once(queue: WorkQueue[str]) -> None:
@@ -104,10 +108,9 @@ async def test_jitter_adds_up_to_a_half(time: Time) -> None:
 
 
 async def test_after_shut_down_nothing_is_handed_out(queue: WorkQueue[str]) -> None:
-    waiting = asyncio.create_task(queue.get())
-    await asyncio.sleep(0)
+    (worker,) = await waiting(queue, 1)
     queue.add("a")
-    assert await waiting == "a"
+    assert await worker == "a"
     queue.add("b")
     queue.shut_down()
     with pytest.raises(ShutDown):
@@ -115,8 +118,7 @@ async def test_after_shut_down_nothing_is_handed_out(queue: WorkQueue[str]) -> N
 
 
 async def test_many_workers_share_the_keys(queue: WorkQueue[str]) -> None:
-    workers = [asyncio.create_task(queue.get()) for _ in range(3)]
-    await asyncio.sleep(0)
+    workers = await waiting(queue, 3)
     for key in ("a", "b", "c"):
         queue.add(key)
     assert {await w for w in workers} == {"a", "b", "c"}

@@ -185,7 +185,7 @@ class Context:
         return self._entry(DATA, pipeline.data_fingerprint(self.run, self._facts(self.run.model)))
 
     def _facts(self, which: Model) -> ModelFacts:
-        """Of a model as prepare checked it, under the chat template that the job gives it."""
+        """A model's facts as prepare checked it, under the chat template that the job gives it."""
         given = _given_template(which)
         fingerprint = pipeline.model_fingerprint(which) if given is None else pipeline.templated_fingerprint(given)
         return _required(self._entry(MODEL, fingerprint).result.model)

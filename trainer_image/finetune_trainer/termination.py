@@ -72,8 +72,8 @@ def as_failure(error: BaseException) -> StepFailed:
 def message(termination: Termination) -> str:
     """The termination message, cut to what the kubelet keeps.
 
-    Of a failure the text is cut. Of a result the last steps of `done` go first: a step that is started although it is
-    done only reports again.
+    The text of a failure is cut. A result loses the last steps of `done` first: a step that is started although it is done
+    only reports again.
     """
     text = _json(termination)
     while len(text.encode()) > pod.TERMINATION_LIMIT and termination.result and termination.result.done:

@@ -22,8 +22,8 @@ class Gate(Strict):
     """Name of the gate, as status shows it."""
     metric: str = Field(min_length=1, max_length=200, pattern=SCORE)
     """Score that is judged, on the held-out test rows: loss, perplexity, exactMatch, rouge1, rouge2, rougeL, entropy; for
-    rows of format Classification accuracy and macroF1 as well, of format Preference preferenceAccuracy. Of loss, perplexity
-    and entropy less is better. Or <task>/<metric>, for a task of evaluation.tasks; lm-eval knows what is better."""
+    rows of format Classification accuracy and macroF1 as well, of format Preference preferenceAccuracy. Less is better for
+    loss, perplexity and entropy. Or <task>/<metric>, for a task of evaluation.tasks; lm-eval knows what is better."""
     artifact: str = Field("merged", min_length=1, max_length=20)
     """Which artifact is judged: merged, or a name from spec.artifacts."""
     min: float | None = None

@@ -145,7 +145,7 @@ class FineTuneJobSpec(Strict):
     training: Training = Field(default_factory=lambda: Training())
     """How to train."""
     parallelism: Parallelism = Field(default_factory=lambda: Parallelism())
-    """On what to train."""
+    """The nodes and GPUs to train on."""
     merge: Merge = Field(default_factory=lambda: Merge())
     """How the adapter becomes part of the model."""
     artifacts: list[Artifact] = Field(default_factory=list, max_length=10)

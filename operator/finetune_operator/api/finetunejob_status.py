@@ -57,7 +57,7 @@ class ProgressStatus(Report):
     activity: str = ""
     """What it does now."""
     percent: int = 0
-    """Of this step, 0 to 100."""
+    """How much of this step is done, 0 to 100."""
     current: int = 0
     """Units done: optimizer steps or rows."""
     total: int = 0

@@ -118,7 +118,7 @@ class ModelServeSpec(Strict):
     engine: Engine
     """What serves it."""
     parallelism: ServeParallelism = Field(default_factory=lambda: ServeParallelism())
-    """On what it is served."""
+    """The GPUs to serve it on."""
     replicas: int = Field(1, ge=0, le=1000)
     """Pods of the live revision. 0 serves nothing and keeps everything."""
     resources: Resources = Field(default_factory=lambda: Resources())

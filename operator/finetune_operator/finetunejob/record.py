@@ -161,7 +161,7 @@ def _evaluated(artifact: ArtifactStatus, run: Run, answers: str | None) -> Artif
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """To this many significant digits: as much as a column of `kubectl get` has room for. The store holds the rest."""
+    """The number with as many significant digits as a column of `kubectl get` has room for. The store holds all."""
     return None if value is None else float(f"{value:.{digits}g}")
 
 

@@ -21,7 +21,7 @@ class Budget:
 
     @property
     def deadline(self) -> int:
-        """From the Deployment's creation until its pods are ready, all included."""
+        """Seconds from the Deployment's creation until its pods must be ready."""
         return SCHEDULING_SECONDS + self.load + self.start + 60
 
 

@@ -119,7 +119,7 @@ def scored(make_run: MakeRun, folder: Path, tmp_path: Path, tiny_model: Path) ->
 
 @torch.no_grad()
 def likelihoods(tiny_model: Path, asked: str, answers: list[str]) -> list[float]:
-    """Of each answer after the question, in nats, by a forward pass of its own."""
+    """Log likelihood of each answer after the question, in nats, by a forward pass of its own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)

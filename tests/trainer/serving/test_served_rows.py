@@ -6,8 +6,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
+from tests.waiting import wait_for_server
 
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
 from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
@@ -73,23 +72,11 @@ def llama_server(model: Path, folder: Path) -> Iterator[str]:
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen([*command, "--ctx-size", "512", "--threads", "1"], stdout=log, stderr=log)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", server)
+        wait_for_server(server, f"127.0.0.1:{port}", "/health")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         server.wait(20)
-
-
-def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "llama-server ended at once"
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise AssertionError("llama-server was not ready within 60 s")
 
 
 def asked(url: str, rows: str, mounts: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, Termination]:

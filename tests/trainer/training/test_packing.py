@@ -36,7 +36,7 @@ def dataset(everything: bool = False) -> Dataset:
 
 
 def one_step(network: Any, rows: Dataset, folder: Path, **settings: Any) -> tuple[float, dict[str, torch.Tensor], int]:
-    """Of one optimizer step over all rows, by the loop's own code; and how many forward passes it took."""
+    """Loss and gradients of one optimizer step over all rows, by the loop's own code; and how many forward passes it took."""
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
         "per_device_train_batch_size": len(rows),

@@ -42,8 +42,8 @@ class Quantization(Strict):
     """What 4 bits stand for. NF4: values that suit normally distributed weights. FP4: floating-point numbers, which come less
     near to the base model."""
     double_quantization: bool = True
-    """Of 4 bits: round the blocks' scales to 8 bits, so that a weight takes 4.1 bits instead of 4.5."""
+    """Round the scales of 4-bit blocks to 8 bits, so that a weight takes 4.1 bits instead of 4.5."""
 
 
 NF4 = Quantization()
-"""As QLoRA's paper has it."""
+"""The quantization of QLoRA's paper."""

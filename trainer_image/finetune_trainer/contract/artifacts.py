@@ -17,8 +17,8 @@ class Artifact(Strict):
     """GGUF: Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16. CompressedTensors: FP8, or 4-bit weights chosen by training rows: W4A16 (by
     GPTQ) or AWQ. BitsAndBytes: NF4."""
     imatrix: bool = False
-    """Of GGUF's K types: find out by training rows which weights matter most, and round those least (llama.cpp's importance
-    matrix). It takes a pass over the rows."""
+    """Find out by training rows which weights matter most, and round those least (llama.cpp's importance matrix). Only GGUF's
+    K types take it, and it takes a pass over the rows."""
 
     @property
     def of_format(self) -> Format:
@@ -33,8 +33,8 @@ class Publish(Strict):
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that place; hf:// needs one, with the key HF_TOKEN."""
     private: bool = True
-    """Of hf:// only: a repository that does not exist yet is made private, and one that is public is refused. false: it is
-    made public."""
+    """A repository of hf:// that does not exist yet is made private, and one that is public is refused. false: it is made
+    public."""
     artifacts: list[str] = Field(default_factory=lambda: ["merged"], min_length=1, max_length=20)
     """Names of the artifacts to copy: adapter, merged, or names from spec.artifacts."""
 

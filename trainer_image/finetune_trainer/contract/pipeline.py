@@ -95,23 +95,23 @@ def digest(*parts: Any) -> str:
 
 
 def model_fingerprint(model: Model) -> str:
-    """Of the fetched base model. The revision that it resolved to is in the manifest and stays until the uri changes."""
+    """Fingerprint of the fetched base model. The revision it resolved to is in the manifest and stays until the uri changes."""
     return digest("model", RECIPES["model"], model.uri, *([model.weights] if model.weights == PICKLE else []))
 
 
 def templated_fingerprint(model: TrainedModel) -> str:
-    """Of the base model under the chat template that the job gives it. What the template says is in the facts' digest."""
+    """Fingerprint of the base model under the job's chat template. What the template says is in the facts' digest."""
     return digest("chatTemplate", model_fingerprint(model), model.chat_template and model.chat_template.uri)
 
 
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:
-    """Of the rendered rows: they depend on the data, on the model's chat template and tokenizer, and on the length."""
+    """Fingerprint of the rendered rows: they depend on the data, the model's chat template and tokenizer, and the length."""
     source = run.dataset.model_dump(mode="json", exclude={"secret_ref"}, exclude_defaults=True)
     return digest("data", RECIPES["data"], source, model.digest, run.training.max_length, run.training.completion_only_loss)
 
 
 def tasks_fingerprint(tasks: Tasks) -> str:
-    """Of the fetched files of these tasks. What they hold stays until the uri or the names change."""
+    """Fingerprint of the fetched files of these tasks. What they hold stays until the uri or the names change."""
     return digest("tasks", RECIPES["tasks"], tasks.files.uri, sorted(task.name for task in tasks.named))
 
 

@@ -33,7 +33,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked for; unset: the only or default subset, and the only split or the one that is meant `otherwise`."""
+    """What is asked for. An unset subset is the only one, or the default; an unset split is the only one, or `otherwise`."""
 
     field: str  # what names the split, for messages
     subset: str | None = None

@@ -107,8 +107,8 @@ def _calibrate(network: Any, recipe: Any, rows: list[list[int]]) -> None:
 def check_mapped(network: Any) -> None:
     """AWQ scales up what a layer reads and scales down what writes it, so it must know which writes for which.
 
-    Of an architecture that llm-compressor has no such pairs of it takes Llama's, and where no layer has their names it
-    only rounds. Raises StepFailed ConversionFailed instead.
+    llm-compressor knows the pairs of some architectures. For any other it takes Llama's pairs, and where no layer has their
+    names it only rounds, without a word. This raises StepFailed ConversionFailed instead.
     """
     from llmcompressor.modifiers.transform.awq.dynamic_mappings import AWQ_DYNAMIC_MAPPING_REGISTRY
     from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
@@ -178,7 +178,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
 
 
 def _logits(folder: Path, rows: list[FixedRow]) -> list[Any]:
-    """On the CPU, where compressed weights are expanded; one model at a time, as two may not fit."""
+    """The rows' logits, computed on the CPU, where compressed weights are expanded; one model at a time, as two may not fit."""
     import torch
 
     from finetune_trainer.model.compute import Compute

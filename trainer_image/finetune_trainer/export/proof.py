@@ -85,7 +85,7 @@ def logits(network: Any, row: FixedRow) -> torch.Tensor:
 
 
 def questions(data: Path) -> list[Question]:
-    """Of the first rows to train on those with the shortest answers: asking them costs least. None for plain text."""
+    """The rows with the shortest answers among the first to train on: to ask them costs least. None for plain text."""
     asked = [row for row in rendered.read(data, TRAIN, LOOKED_AT) if row.prompt and row.prompt_tokens <= TOKENS]
     found = [Question(row.asked_ids, min(2 * len(row.answer_ids) + 16, LONGEST_ANSWER)) for row in asked]
     return sorted(found, key=lambda question: question.limit)[:QUESTIONS]

@@ -65,8 +65,8 @@ KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "DoRA": (7, 12, 6, 7),
     "DoRADropout": (7.5, 19, 6, 7),
 }
-# Numbers as wide as the MLP that are alive at once in its backward pass, in f: the fused path computes the inner product
-# again; for dropout and DoRA PEFT's gradients come one by one and are added, measured on an H100.
+# How many numbers as wide as the MLP (f) are alive at once in its backward pass. The fused path computes the inner product
+# again. With dropout and DoRA, PEFT computes the gradients one after the other and adds them up: measured on an H100.
 AT_ONCE: dict[Code, int] = {"Fused": 2, "Dropout": 5, "DoRA": 6, "DoRADropout": 6}
 STATE = frozenset({"gradients", "optimizer"})
 SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
@@ -74,7 +74,7 @@ SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
     Strategy.ZERO2: STATE,
     Strategy.ZERO3: STATE | {"weights", "adapter"},
 }
-MASTER_BYTES = 12  # of a trained number in ZeRO's optimizer: it and Adam's two moments in float32
+MASTER_BYTES = 12  # what ZeRO's optimizer keeps of a trained number: the number and Adam's two moments, all in float32
 NCCL_FIXED = int(0.8 * GIB)  # its buffers, measured with two GPUs
 
 
@@ -211,7 +211,7 @@ def _last_gradient(shape: Shape, whole: set[str], on_gpu: bool) -> int:
 
 
 def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
-    """Of weights that are only read: quantized for QLoRA, else in the compute type."""
+    """Bytes of the weights that are only read: quantized for QLoRA, else in the compute type."""
     width = number_bytes(training.precision, on_gpu)
     linear: float = width
     if training.method is Method.QLORA:
@@ -220,7 +220,7 @@ def frozen_bytes(shape: Shape, training: Training, *, on_gpu: bool) -> int:
 
 
 def _quantized_bytes(quantization: Quantization, shape: Shape) -> float:
-    """Of one linear weight with its share of the scales. An 8-bit row is as long as the hidden state or longer."""
+    """Bytes of one linear weight with its share of the scales. An 8-bit row is as long as the hidden state or longer."""
     if quantization.bits == 8:
         return 1 + SCALE_BYTES / shape.hidden
     return 0.5 + (ROUNDED_SCALES if quantization.double_quantization else BLOCK_SCALES)

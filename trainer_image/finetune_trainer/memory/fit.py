@@ -58,15 +58,15 @@ def fit_for(
 
 
 def _teacher_bytes(run: RunConfig, teacher: Teacher) -> int:
-    """Of its weights, in the format that training reads it in."""
+    """Bytes of its weights, in the format that training reads them in."""
     shape = shape_of(json.loads((teacher.folder / "config.json").read_bytes()), teacher.facts.parameters)
     return estimate.frozen_bytes(shape, run.training, on_gpu=run.devices.gpus > 0)
 
 
 def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
-    """Each rank takes its part of the global batch. Auto is DDP, which is faster, where its whole weights fit.
+    """Each rank takes its part of the global batch. Auto takes DDP, which is faster, where each rank can hold all weights.
 
-    Raises DoesNotFit of the last strategy, ValueError where the global batch can't be shared out.
+    Raises DoesNotFit as the last strategy tried says it, and ValueError where the global batch can't be shared out.
     """
     devices, training = run.devices, run.training
     on_gpu, available, world = devices.gpus > 0, available_memory(run), devices.world_size

@@ -61,7 +61,7 @@ def _last(path: str) -> str:
 
 
 def copies(adapted: Any) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Of each module its name in the base model, the copy that is trained, and the module itself."""
+    """Each module's name in the base model, the copy that is trained, and the module itself."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for path, module in adapted.get_base_model().named_modules():

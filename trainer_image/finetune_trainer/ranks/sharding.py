@@ -26,11 +26,11 @@ def arguments(strategy: Strategy | None) -> dict[str, Any]:
 
 
 def allow_on_cpus(strategy: Strategy) -> None:
-    """Call it once the Trainer's arguments are made, and before the model is loaded, where the ranks are CPUs: torch and
-    DeepSpeed share out there as well, with gloo.
+    """Make accelerate share out the model among CPUs. Call it after the Trainer's arguments are made and before the model
+    is loaded.
 
-    accelerate looks at either for accelerators only and passes over it without a word, so it is told that the ranks are
-    some; it then writes FSDP in that place itself.
+    torch and DeepSpeed can do it, through gloo. But accelerate skips FSDP and DeepSpeed without a word where it sees no
+    accelerator. So it is told that the ranks are accelerators; it then sets its type to FSDP itself.
     """
     from accelerate import PartialState
     from accelerate.utils import DistributedType

@@ -65,8 +65,9 @@ def whole(parameter: Any) -> AbstractContextManager[Any]:
 
 
 def master(parameter: Any) -> Any:
-    """A trained weight in float32 as the optimizer has it, from all ranks, which must all call this; None where ZeRO has none
-    of it. A BF16 one stays where it is while that moves by less than BF16's steps.
+    """A trained weight in float32 as the optimizer has it, put together from all ranks: each of them must call this.
+
+    None where ZeRO does not hold it. The weight in BF16 moves only once this one has moved by a step of BF16.
     """
     if not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")):
         return None

@@ -95,7 +95,7 @@ class VllmScorer:
         return [list(one.outputs[0].token_ids) for one in found]
 
     def _greedy(self) -> Any:
-        """As transformers' greedy search: only the end tokens that we name end an answer."""
+        """Greedy search as transformers does it: only the end tokens that we name end an answer."""
         from vllm import SamplingParams
 
         ends = list(self._end_tokens)

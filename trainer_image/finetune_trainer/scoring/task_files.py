@@ -48,7 +48,7 @@ def refused(reason: str, message: str) -> StepFailed:
 
 @dataclass(frozen=True)
 class _Code:
-    """What stands in a file for something that would be run."""
+    """A YAML tag that makes lm-eval run code, such as !function; `tag` is its name."""
 
     tag: str
 

@@ -4,7 +4,7 @@
 
 FILE is a JSON list of {"prompt": …, "expect": …}; an answer must have text in it and contain `expect` where it is given.
 URI is the entry of an evaluation in an artifact store: a few of its test rows are asked again and compared with what it saw
-(contract/served_rows.py says what that proves). Of these rows only numbers are told, never text.
+(contract/served_rows.py says what that proves). The report has numbers of these rows, never text.
 A wrong answer ends with ExitCode VERIFICATION_FAILED; an engine that can't be reached with SOURCE_UNAVAILABLE, which may
 be tried again. It doesn't wait: what it asks is ready.
 """

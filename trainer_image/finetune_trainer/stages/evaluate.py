@@ -125,7 +125,7 @@ def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: st
 
 
 def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
-    """Of transformers' model, which the scorer holds once it has scored."""
+    """The tasks' scores of the model of transformers that the scorer holds once it has scored."""
     tasks = tasks_for(context.run, subject)
     loaded = task_scores.load(tasks, task_files.kept(context.tasks()), context.scratch / "task-rows")
 

@@ -179,8 +179,8 @@ class Store:
         return into
 
     def drop_checkpoints(self, fingerprint: str, keep: int, best: int | None = None) -> None:
-        """Remove all but the `keep` newest checkpoints and the one of step `best`, and what lies around of unfinished
-        ones before them."""
+        """Remove all checkpoints but the `keep` newest and that of step `best`. What is left of unfinished ones goes too, if it
+        is older than those that are kept."""
         place = f"{CHECKPOINT}/{fingerprint}"
         kept = self.checkpoints(fingerprint)[:keep]
         for name in self.objects.children(place):

@@ -21,7 +21,7 @@ from finetune_trainer.training import tracking
 
 
 def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path, *, padded: bool = True) -> Any:
-    """For the objective's trainer. Without padding, rows of a micro-batch share a line of tokens.
+    """The arguments of the objective's trainer. Without padding, rows of a micro-batch share a line of tokens.
 
     Raises StepFailed BadConfig for an optimizer or a tracker that isn't there.
     """

@@ -108,7 +108,8 @@ class Loop(Trainer):
     def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
         """Tokens that are not padding. Concatenated rows come without a mask and have none; counting them asks no GPU.
 
-        Of many ranks each takes its own for the others': asking them would make all wait for each other.
+        Each of many ranks reckons that the others had as many as it had itself, because to ask them it would have to wait
+        for them.
         """
         mask = inputs.get("attention_mask")
         own = inputs["input_ids"].numel() if mask is None else int(mask.sum())
@@ -121,7 +122,7 @@ class Loop(Trainer):
         return workers_apart(super().get_eval_dataloader(eval_dataset))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Of a checkpoint. With DeepSpeed the shares that the ranks write beside it have the weights."""
+        """Write a checkpoint's weights. With DeepSpeed they are in the shares that the ranks write beside it."""
         if not self.is_deepspeed_enabled:
             super().save_model(output_dir, _internal_call)
 

@@ -1,0 +1,44 @@
+"""Waits for real processes. This is the one place where a test's process sleeps: between two looks, never past a deadline."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+
+PATIENCE = 60.0  # seconds; a busy machine needs a few
+
+
+def within(seconds: float, check: Callable[[], object], pause: float = 0.1) -> object:
+    """The first true value of `check`, or its last one after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := check()) and time.monotonic() < end:
+        time.sleep(pause)
+    return found
+
+
+def wait_until(what: str, check: Callable[[], object], seconds: float = PATIENCE) -> object:
+    """The first true value of `check`; fails, saying what was waited for."""
+    found = within(seconds, check)
+    assert found, f"waited {seconds:.0f} s in vain until {what}"
+    return found
+
+
+def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None) -> None:
+    """Until it takes connections, or answers this path over HTTP; fails at once where it has ended."""
+
+    def answers() -> bool:
+        assert server.poll() is None, f"{server.args!r} ended at once"
+        try:
+            if path is None:
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=1).close()
+            else:
+                urllib.request.urlopen(f"http://{address}{path}", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    wait_until(f"{address} answers", answers)
