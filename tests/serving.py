@@ -15,7 +15,7 @@ from finetune_operator.modelserve import policy
 from finetune_operator.names import LABEL_REVISION
 from finetune_operator.reconcile import pruned
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.reports import Failure, Termination
+from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -160,11 +160,24 @@ class Stage:
         self, failure: Failure | None = None, reason: str = "PodFailurePolicy", rows: ServedRows | None = None
     ) -> None:
         """The Job controller: the gate's pod ended, with this report where it failed or was to ask test rows."""
+        job = self._end_gate("Complete" if failure is None else "Failed", reason)
+        self._gate_pod(job, 24 if failure else 0, Termination(failure=failure, served_rows=rows))
+
+    def lose_gate(self, failure: Failure | None, reason: str) -> None:
+        """The Job controller: the gate came to no verdict; the pod said so, or vanished."""
+        job = self._end_gate("Failed", reason)
+        if failure is not None:
+            self._gate_pod(job, ExitCode.SOURCE_UNAVAILABLE, Termination(failure=failure))
+
+    def _end_gate(self, kind: str, reason: str) -> Object:
         (job,) = [j for j in self.of("Job") if not j.get("status")]
-        kind = "Complete" if failure is None else "Failed"
-        job["status"] = {"conditions": [{"type": kind, "status": "True", "reason": reason}]}
-        report = Termination(failure=failure, served_rows=rows).model_dump_json(by_alias=True, exclude_none=True)
-        ended = [{"name": "ask", "state": {"terminated": {"exitCode": 24 if failure else 0, "message": report}}}]
+        ended = {"type": kind, "status": "True", "reason": reason, "lastTransitionTime": self.stamp()}
+        job["status"] = {"conditions": [ended]}
+        return job
+
+    def _gate_pod(self, job: Object, code: int, termination: Termination) -> None:
+        report = termination.model_dump_json(by_alias=True, exclude_none=True)
+        ended = [{"name": "ask", "state": {"terminated": {"exitCode": code, "message": report}}}]
         meta = {
             "name": job["metadata"]["name"],
             "labels": job["spec"]["template"]["metadata"]["labels"],

@@ -153,6 +153,8 @@ class Revision(Report):
     created_at: str | None = None
     trial: str | None = None
     """Hash of what it was tried with: the gate and the annotation finetune.dev/retry. Another value tries it again."""
+    gates_lost: int | None = None
+    """How often its gate came to no verdict, as its pod or the engine was taken away, and was asked again."""
     test_rows: ServedRows | None = None
     """Test rows that it was asked, and how many it answered as in the evaluation."""
 

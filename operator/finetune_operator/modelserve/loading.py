@@ -1,7 +1,9 @@
-"""What keeps the pods of a revision from being ready, and whether waiting longer makes sense.
+"""What keeps the pods of a revision from being ready, and what that says of the revision.
 
-Fatal: out of memory, a crash loop, an image or secret still missing after a while, a model that is not what it should
-be, no answer in the startup budget. Not fatal: no node takes the pod, since nodes come and go.
+bad        it is the revision: out of memory, a crash loop, a model that is not what it should be, no answer in the startup
+           budget. It is refused.
+unknown    it is something else: an image or Secret that is not there, a node, a volume, a store that does not answer. It is
+           waited for; after a while somebody should look (`stuck`), and it goes on by itself all the same.
 """
 
 from __future__ import annotations
@@ -23,26 +25,30 @@ FINAL = frozenset(
         ExitCode.VERIFICATION_FAILED,
     }
 )
+# Its codes for what does not answer just now: no fault of the model.
+AWAY = frozenset({ExitCode.SOURCE_UNAVAILABLE, ExitCode.STORE_UNAVAILABLE})
 CRASHES = 3  # restarts, after which a container's end is no accident
 PATIENCE_SECONDS = 120  # for a registry that hiccups, or a Secret that arrives after its Deployment
+OF_THE_SPEC = frozenset({"InvalidImageName", "ErrInvalidImageName"})  # no registry would ever answer to such a name
 
 
 @dataclass(frozen=True)
 class Trouble:
     reason: str  # the pod's own word where it has one
     message: str
-    fatal: bool = False
+    bad: bool = False
+    stuck: bool = False
 
 
 def trouble(deployed: Deployed, start_seconds: int, now: datetime) -> Trouble | None:
-    """The worst of what stands in the way; None while all goes well. `start_seconds` is the engine's startup budget."""
-    found = list(_troubles(deployed, start_seconds, now))
-    worst = next((t for t in found if t.fatal), found[0] if found else None)
-    if not deployed.deadline_exceeded or (worst is not None and (worst.fatal or worst.reason == "Unschedulable")):
-        return worst
-    if worst is not None:
-        return Trouble(worst.reason, worst.message, fatal=True)
-    return Trouble("StartupTimeout", "the pods were not ready in time; see `kubectl describe pod`", fatal=True)
+    """The worst of what stands in the way; None while all goes well. `start_seconds` is the engine's startup budget.
+
+    The Deployment's own deadline is no verdict: it also counts the time in which no node, image or volume was there.
+    """
+    found = sorted(_troubles(deployed, start_seconds, now), key=lambda t: (not t.bad, not t.stuck))
+    if found or not deployed.deadline_exceeded:
+        return next(iter(found), None)
+    return Trouble("NotReadyInTime", "the pods take longer than was reckoned; see `kubectl describe pod`", stuck=True)
 
 
 def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator[Trouble]:
@@ -53,7 +59,7 @@ def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator
             continue
         if pod.unschedulable:
             yield Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}")
-        patient = (now - datetime.fromisoformat(pod.created_at)).total_seconds() < PATIENCE_SECONDS
+        patient = (now - datetime.fromisoformat(pod.placed_at)).total_seconds() < PATIENCE_SECONDS
         for container in pod.containers:
             yield from _of_container(pod, container, start_seconds, patient)
         if pod.mounting and not patient:
@@ -65,19 +71,21 @@ def _of_container(pod: Pod, container: Container, start_seconds: int, patient: b
     name = f"container {container.name} of pod {pod.name}"
     crashed = f"{name} ended with exit code {container.exit_code} ({container.ended}), {container.restarts} restarts"
     if container.failure is not None:
-        fatal = container.exit_code in FINAL or container.restarts >= CRASHES
-        yield Trouble(container.failure.reason, container.failure.message, fatal)
+        bad, again = container.exit_code in FINAL, container.restarts >= CRASHES
+        bad = bad or (again and container.exit_code not in AWAY)
+        yield Trouble(container.failure.reason, container.failure.message, bad, stuck=again)
     elif container.ended == "OOMKilled":
         text = "needed more memory than its limit; raise spec.resources.limits.memory, or serve a smaller artifact"
-        yield Trouble("OOMKilled", f"{name} {text}", fatal=True)
+        yield Trouble("OOMKilled", f"{name} {text}", bad=True)
     elif _ran_seconds(container) >= start_seconds > 0:
         text = f"did not answer as the served model within {start_seconds} s; raise spec.rollout.startupTimeoutSeconds"
-        yield Trouble("StartupTimeout", f"{name} {text} or see `kubectl logs {pod.name} --previous`", fatal=True)
+        yield Trouble("StartupTimeout", f"{name} {text} or see `kubectl logs {pod.name} --previous`", bad=True)
     elif container.ended and container.restarts:
-        fatal = container.restarts >= CRASHES
-        yield Trouble("CrashLoopBackOff", f"{crashed}; see `kubectl logs {pod.name} -c {container.name} -p`", fatal)
+        bad = container.restarts >= CRASHES
+        yield Trouble("CrashLoopBackOff", f"{crashed}; see `kubectl logs {pod.name} -c {container.name} -p`", bad)
     elif container.waiting:
-        yield Trouble(container.waiting, f"{name}: {container.waiting_message}", fatal=not patient)
+        bad = container.waiting in OF_THE_SPEC
+        yield Trouble(container.waiting, f"{name}: {container.waiting_message}", bad, stuck=not patient)
 
 
 def _ran_seconds(container: Container) -> float:

@@ -117,14 +117,14 @@ def gate_prompts(serve: ModelServe) -> Object:
     }
 
 
-def gate(serve: ModelServe, target: Target, settings: Settings) -> Object:
+def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 0) -> Object:
     """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
     rounds = 1 if asked_rows(serve, target.model) is None else 2
     seconds = rounds * serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
     final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
     lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
-    name = gate_job(serve, target.revision, target.trial)
+    name = gate_job(serve, target.revision, target.trial, again)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

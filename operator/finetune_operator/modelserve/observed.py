@@ -23,7 +23,7 @@ from finetune_operator.names import (
     LABEL_REVISION,
     object_name,
 )
-from finetune_trainer.contract.reports import Failure, Termination
+from finetune_trainer.contract.reports import ExitCode, Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
@@ -34,7 +34,8 @@ SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and f
 class Verdict(Enum):
     RUNNING = "Running"
     PASSED = "Passed"
-    FAILED = "Failed"
+    FAILED = "Failed"  # the model answered wrongly, or too late
+    UNKNOWN = "Unknown"  # it was not asked: the gate's pod or the engine was taken away, or could not start
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Gate:
     reason: str = ""  # the Job's own word for its failure
     message: str = ""
     failure: Failure | None = None  # what the pod reported
+    ended_at: str | None = None
     test_rows: ServedRows | None = None
 
 
@@ -65,7 +67,7 @@ class Container:
 @dataclass(frozen=True)
 class Pod:
     name: str
-    created_at: str
+    placed_at: str  # since when a node has it; until then, since when it is there
     ready: bool
     unschedulable: str = ""  # the scheduler's text
     mounting: bool = False  # bound to a node, but its sandbox or its volumes are not there yet
@@ -172,7 +174,7 @@ def _pod(pod: Object) -> Pod:
     containers = tuple(_container(c) for k in ("initContainerStatuses", "containerStatuses") for c in status.get(k) or [])
     return Pod(
         name=meta["name"],
-        created_at=meta.get("creationTimestamp", ""),
+        placed_at=(not waits and scheduled.get("lastTransitionTime")) or meta.get("creationTimestamp", ""),
         ready=(conditions.get("Ready") or {}).get("status") == "True",
         unschedulable=str(scheduled.get("message") or scheduled.get("reason") or "no node takes it") if waits else "",
         mounting=(conditions.get("PodReadyToStartContainers") or {}).get("status") == "False" and not waits,
@@ -206,12 +208,15 @@ def _gate(job: Object, pods: tuple[Object, ...]) -> Gate:
     if "Complete" not in ended and "Failed" not in ended:
         return Gate(name, Verdict.RUNNING)
     of_job = [p for p in pods if any(o["uid"] == job["metadata"]["uid"] for o in p["metadata"].get("ownerReferences") or [])]
-    reports = [_report(_ended(p)) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
+    ends = [_ended(p) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
+    reports = [_report(end) for end in ends]
     rows = next((r.served_rows for r in reversed(reports) if r.served_rows), None)
     if "Complete" in ended:
         return Gate(name, Verdict.PASSED, test_rows=rows)
     end, failure = ended["Failed"], next((r.failure for r in reversed(reports) if r.failure), None)
-    return Gate(name, Verdict.FAILED, end.get("reason", ""), end.get("message", ""), failure, rows)
+    judged = any(e.get("exitCode") == ExitCode.VERIFICATION_FAILED for e in ends)
+    verdict = Verdict.FAILED if judged else Verdict.UNKNOWN
+    return Gate(name, verdict, end.get("reason", ""), end.get("message", ""), failure, end.get("lastTransitionTime"), rows)
 
 
 def _ended(pod: Object) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from finetune_operator.modelserve import objects
 from finetune_operator.modelserve.model import refs, resolve
 from finetune_operator.modelserve.observed import OF_A_REVISION, observe, revision_of
 from finetune_operator.modelserve.plan import target
-from finetune_operator.modelserve.rollout import Case, Rollout, gate_job, next_rollout
+from finetune_operator.modelserve.rollout import Case, Rollout, gate_of, next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
 from finetune_operator.names import object_name, serve_labels
 from finetune_operator.settings import Settings
@@ -56,7 +56,7 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
         yield from _whole(case, wanted.revision, rollout.replicas)
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))
-        yield Create(objects.gate(serve, wanted, settings))
+        yield Create(objects.gate(serve, wanted, settings, again=(rollout.candidate and rollout.candidate.gates_lost) or 0))
     yield from _obsolete(case, rollout)
 
 
@@ -86,7 +86,7 @@ def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
             child["kind"] == "Job"
             and candidate is not None
             and revision == candidate.name
-            and meta["name"] != gate_job(case.serve, candidate.name, candidate.trial or "")
+            and meta["name"] != gate_of(case.serve, candidate)
         )
         if revision and (revision not in kept or superseded):
             yield Delete(child["kind"], meta["name"], meta["uid"])

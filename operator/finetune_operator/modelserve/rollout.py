@@ -1,9 +1,10 @@
 """One revision serves, another may be on its way: what happens next. Pure.
 
 nothing ─► Loading ── available ──► Gating ── passed ──► Live (the Service is pointed at it; the old one goes)
-              │ failed to load         │ failed
+              │ bad                    │ bad   │ unknown: it is asked again
               └────────► Refused ◄─────┘       the live revision goes on serving; tried again only with another
                                                revision or trial (gate, annotation finetune.dev/retry)
+What is away for a moment (a node, an image, a Secret, a store, the gate's pod) is waited for and never a verdict.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import object_name
+
+LONGEST_PAUSE = 300.0  # seconds between two gates that came to no verdict
+GATES_LOST_UNSEEN = 2  # after which somebody should look
 
 
 class Standing(Enum):
@@ -80,7 +84,8 @@ def next_rollout(case: Case) -> Rollout:
     is_settled = live is not None and target is not None and live.name == target.revision
     if obstacle is not None and (target is None or (obstacle.blocks and not is_settled)):
         standing = Standing.STALLED if obstacle.stalled else Standing.WORKING
-        return Rollout(standing, obstacle.reason, obstacle.message, live, replicas=spec.replicas, requeue_after=later)
+        waits = case.serve.status.candidate  # what it has loaded by now stays
+        return Rollout(standing, obstacle.reason, obstacle.message, live, waits, spec.replicas, requeue_after=later)
     assert target is not None  # without an obstacle there is a model
     step = _settled(case, target, live) if live and is_settled else _candidate(case, target, live)
     if obstacle is not None:  # what was resolved before is rolled out all the same
@@ -94,9 +99,14 @@ def next_rollout(case: Case) -> Rollout:
     return step
 
 
-def gate_job(serve: ModelServe, revision: str, trial: str) -> str:
-    """Name of the Job that asks one revision one gate's prompts."""
-    return object_name(serve.metadata.name, revision, "gate", trial)
+def gate_job(serve: ModelServe, revision: str, trial: str, again: int = 0) -> str:
+    """Name of the Job that asks one revision one gate's prompts, for the first time or once more."""
+    return object_name(serve.metadata.name, revision, "gate", trial, *([str(again)] if again else []))
+
+
+def gate_of(serve: ModelServe, revision: Revision) -> str:
+    """Name of the gate's Job that counts for a revision."""
+    return gate_job(serve, revision.name, revision.trial or "", revision.gates_lost or 0)
 
 
 def _live(case: Case) -> Revision | None:
@@ -113,7 +123,7 @@ def _live(case: Case) -> Revision | None:
             model_uri=deployed.model_uri if deployed else "",
             model_digest=deployed.model_digest if deployed else None,
         )
-    gate = case.world.gates.get(gate_job(case.serve, name, known.trial or ""))
+    gate = case.world.gates.get(gate_of(case.serve, known))
     rows = known.test_rows or (gate.test_rows if gate else None)
     return known.model_copy(update={"state": RevisionState.LIVE, "test_rows": rows})
 
@@ -139,7 +149,7 @@ def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, requeue_after=PATIENCE_SECONDS)
     if found is None:
         return told
-    if not found.fatal:
+    if not found.bad and not found.stuck:
         return replace(told, reason=found.reason, message=f"{text}: {found.message}")
     # It has served: whatever broke it may heal, so it is never given up, but somebody should look.
     return replace(told, standing=Standing.STALLED, reason=found.reason, message=f"{text}: {found.message}")
@@ -151,7 +161,7 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     deployed = case.world.deployed.get(target.revision)
     if candidate.state is RevisionState.REFUSED:
         return _refusal(candidate, live, wanted)
-    gate = case.world.gates.get(gate_job(case.serve, target.revision, target.trial))
+    gate = case.world.gates.get(gate_of(case.serve, candidate))
     if gate is not None:
         candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
     step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
@@ -160,19 +170,38 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     if gate is not None and gate.verdict is Verdict.FAILED:
         return _refusal(_refused(candidate, *_gate_failure(gate)), live, wanted)
     found = _trouble(case, target, deployed)
-    if found is not None and found.fatal:
+    if found is not None and found.bad:
         return _refusal(_refused(candidate, found.reason, found.message), live, wanted)
     if not deployed.current or deployed.available < wanted:
         text = f"revision {target.revision} loads: {deployed.available} of {wanted} pods are available"
         step = replace(step, message=text, requeue_after=PATIENCE_SECONDS)  # patience ends without an event
-        return step if found is None else replace(step, reason=found.reason, message=f"{text}; {found.message}")
+        if found is None:
+            return step
+        standing = Standing.STALLED if found.stuck else Standing.WORKING
+        return replace(step, standing=standing, reason=found.reason, message=f"{text}; {found.message}")
     if gate is not None and gate.verdict is Verdict.PASSED:
         now_live = candidate.model_copy(update={"state": RevisionState.LIVE})
         text = f"revision {target.revision} passed its gate and serves"
         return Rollout(Standing.SERVING, "Serving", text, now_live, replicas=wanted)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
+    if gate is not None and gate.verdict is Verdict.UNKNOWN:
+        return _ask_again(replace(step, candidate=gating), gating, gate, case.now)
     text = f"revision {target.revision} is asked the prompts of spec.rollout.gate"
     return replace(step, reason="Gating", message=text, candidate=gating, ask=gate is None)
+
+
+def _ask_again(step: Rollout, candidate: Revision, gate: Gate, now: datetime) -> Rollout:
+    """The gate came to no verdict: it is asked once more, after 10, 20, 40 s, … to five minutes."""
+    lost = candidate.gates_lost or 0
+    reason, why = _gate_failure(gate)
+    since = datetime.fromisoformat(gate.ended_at) if gate.ended_at else now
+    left = min(LONGEST_PAUSE, 10.0 * 2.0 ** min(lost, 10)) - (now - since).total_seconds()
+    text = f"revision {candidate.name} could not be asked the prompts of spec.rollout.gate, and will be asked again: {why}"
+    standing = Standing.STALLED if lost >= GATES_LOST_UNSEEN else Standing.WORKING
+    step = replace(step, standing=standing, reason=reason, message=text)
+    if left > 0:
+        return replace(step, requeue_after=left)
+    return replace(step, candidate=candidate.model_copy(update={"gates_lost": lost + 1}), ask=True)
 
 
 def _known(case: Case, target: Target) -> Revision:
@@ -199,10 +228,7 @@ def _trouble(case: Case, target: Target, deployed: Deployed | None) -> Trouble |
 def _gate_failure(gate: Gate) -> tuple[str, str]:
     if gate.failure is not None:
         return gate.failure.reason, gate.failure.message
-    if gate.reason == "DeadlineExceeded":
-        text = "the prompts were not all answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens"
-        return "GateTimeout", text
-    return "GateFailed", f"the gate's Job {gate.job} failed, {gate.reason}: {gate.message}"
+    return "GateNotAsked", f"the gate's Job {gate.job} came to no verdict, {gate.reason}: {gate.message}"
 
 
 def _refused(candidate: Revision, reason: str, message: str) -> Revision:

@@ -27,38 +27,39 @@ LONG = {"startedAt": "2026-11-23T15:00:00Z", "finishedAt": "2026-11-23T15:31:00Z
 SHORT = {"startedAt": "2026-11-23T15:00:00Z", "finishedAt": "2026-11-23T15:00:09Z"}
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: no GPU"}
 
-# name: (containers of the pod, seconds since it was created, reason, refused)
-CASES: dict[str, tuple[dict[str, Any], float, str, bool]] = {
-    "starting": (container(waiting="ContainerCreating"), 900, "Loading", False),
-    "out of memory": (container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT), 10, "OOMKilled", True),
-    "first crash": (container(restarts=1, reason="Error", exitCode=1, **SHORT), 10, "CrashLoopBackOff", False),
-    "third crash": (container(restarts=3, reason="Error", exitCode=1, **SHORT), 60, "CrashLoopBackOff", True),
-    "too slow": (container(restarts=1, reason="Error", exitCode=137, **LONG), 1900, "StartupTimeout", True),
-    "registry hiccups": (container(waiting="ErrImagePull"), 30, "ImagePullBackOff", False),
-    "no such image": (container(waiting="ImagePullBackOff"), 130, "ImagePullBackOff", True),
+# name: (containers of the pod, seconds since it was created, reason, what follows)
+CASES: dict[str, tuple[dict[str, Any], float, str, str]] = {
+    "starting": (container(waiting="ContainerCreating"), 900, "Loading", "waits"),
+    "out of memory": (container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT), 10, "OOMKilled", "refused"),
+    "first crash": (container(restarts=1, reason="Error", exitCode=1, **SHORT), 10, "CrashLoopBackOff", "waits"),
+    "third crash": (container(restarts=3, reason="Error", exitCode=1, **SHORT), 60, "CrashLoopBackOff", "refused"),
+    "too slow": (container(restarts=1, reason="Error", exitCode=137, **LONG), 1900, "StartupTimeout", "refused"),
+    "registry hiccups": (container(waiting="ErrImagePull"), 30, "ImagePullBackOff", "waits"),
+    "no such image": (container(waiting="ImagePullBackOff"), 130, "ImagePullBackOff", "stuck"),
     "missing secret key": (
         container(waiting="CreateContainerConfigError"),
         130,
         "CreateContainerConfigError",
-        True,
+        "stuck",
     ),
     "damaged model": (
         container("load", restarts=1, reason="Error", exitCode=24, message=report("ModelDamaged")),
         10,
         "ModelDamaged",
-        True,
+        "refused",
     ),
     "storage hiccups": (
         container("load", restarts=1, reason="Error", exitCode=15, message=report("StoreUnavailable")),
         10,
         "StoreUnavailable",
-        False,
+        "waits",
     ),
+    "no name of an image": (container(waiting="InvalidImageName"), 10, "InvalidImageName", "refused"),
     "storage is gone": (
         container("load", restarts=3, reason="Error", exitCode=15, message=report("StoreUnavailable")),
         60,
         "StoreUnavailable",
-        True,
+        "stuck",
     ),
 }
 
@@ -66,7 +67,7 @@ CASES: dict[str, tuple[dict[str, Any], float, str, bool]] = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("has_live", [False, True])
 def test_pods_that_are_not_ready(case: str, has_live: bool) -> None:
-    status, seconds, reason, refused = CASES[case]
+    status, seconds, reason, follows = CASES[case]
     stage = Stage()
     live = stage.roll_out() if has_live else None
     stage.edit(model={"uri": "pvc://models/next"})
@@ -78,9 +79,9 @@ def test_pods_that_are_not_ready(case: str, has_live: bool) -> None:
     stage.step()
     conditions = stage.conditions()
     assert conditions["Ready"] == ("False", reason), stage.message()
-    assert ("Stalled" in conditions, "Reconciling" in conditions) == (refused, not refused)
+    assert ("Stalled" in conditions, "Reconciling" in conditions) == (follows != "waits", follows == "waits")
     stage.step()
-    assert stage.revisions() == {r for r in (live, None if refused else revision) if r}
+    assert stage.revisions() == {r for r in (live, None if follows == "refused" else revision) if r}
     assert stage.live() == live
     assert conditions["Available"][0] == ("True" if has_live else "False")
 
@@ -98,12 +99,46 @@ def test_no_node_for_the_pods_is_waited_for_without_an_end() -> None:
     assert stage.revisions() == {revision}
 
 
-def test_deadline_ends_what_nothing_else_explains() -> None:
+def test_a_deadline_that_nothing_else_explains_is_no_verdict() -> None:
     stage = Stage()
     stage.step()
-    stage.overdue(stage.candidate())
+    revision = stage.candidate()
+    stage.overdue(revision)
     stage.step()
-    assert stage.conditions()["Stalled"] == ("True", "StartupTimeout")
+    assert stage.conditions()["Stalled"] == ("True", "NotReadyInTime")
+    assert stage.revisions() == {revision}
+    stage.available(revision)
+    stage.step()
+    assert stage.conditions()["Reconciling"] == ("True", "Gating")
+
+
+def test_patience_counts_from_when_a_node_has_the_pod() -> None:
+    stage = Stage()
+    stage.step()
+    stage.later(10**5)
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": stage.stamp()}
+    stage.pod(stage.candidate(), conditions=[placed], containerStatuses=[container(waiting="ErrImagePull")])
+    stage.step()
+    assert "Reconciling" in stage.conditions()
+    stage.later(130)
+    stage.step()
+    assert stage.conditions()["Stalled"] == ("True", "ImagePullBackOff")
+
+
+def test_a_secret_that_is_away_for_a_moment_takes_nothing_of_what_is_loaded_away() -> None:
+    source = {"uri": "s3://models/facts", "secretRef": {"name": "s3"}}
+    stage = Stage(make_serve(model=source))
+    stage.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": "default"}})
+    stage.step()
+    revision = stage.candidate()
+    secret = stage.objects.pop(("Secret", "s3"))
+    stage.settle()
+    assert stage.conditions()["Stalled"] == ("True", "SecretNotFound")
+    assert stage.revisions() == {revision}
+    stage.put(secret)
+    stage.available(revision)
+    stage.step()
+    assert stage.conditions()["Reconciling"] == ("True", "Gating")
 
 
 def test_volume_that_does_not_come_is_told() -> None:
@@ -145,23 +180,45 @@ def test_live_revision_that_breaks_is_told_and_kept() -> None:
     assert stage.conditions() == {"Ready": ("True", "Serving"), "Available": ("True", "Answering")}
 
 
-@pytest.mark.parametrize(
-    ("failure", "job_reason", "reason"),
-    [
-        (Failure(reason="ModelNotServed", message="the engine serves a, not b"), "PodFailurePolicy", "ModelNotServed"),
-        (None, "DeadlineExceeded", "GateTimeout"),
-        (None, "BackoffLimitExceeded", "GateFailed"),
-    ],
-)
-def test_gates_that_fail(failure: Failure | None, job_reason: str, reason: str) -> None:
+def test_a_gate_that_the_model_failed_is_a_verdict() -> None:
     stage = Stage(make_serve())
     stage.step()
     stage.available(stage.candidate())
     stage.step()
-    if failure is not None:
-        stage.finish_gate(failure, job_reason)
-    else:
-        (job,) = stage.of("Job")
-        job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": job_reason}]}
+    stage.finish_gate(Failure(reason="ModelNotServed", message="the engine serves a, not b"), "PodFailurePolicy")
     stage.step()
-    assert stage.conditions()["Stalled"] == ("True", reason)
+    assert stage.conditions()["Stalled"] == ("True", "ModelNotServed")
+    stage.step()
+    assert stage.revisions() == set()
+
+
+# why a gate came to no verdict: its pod was evicted, its image could not be pulled, the engine was evicted under it
+LOST: dict[str, tuple[Failure | None, str, str]] = {
+    "evicted": (None, "BackoffLimitExceeded", "GateNotAsked"),
+    "no image": (None, "DeadlineExceeded", "GateNotAsked"),
+    "no engine": (Failure(reason="EngineUnavailable", message="can't be reached"), "BackoffLimitExceeded", "EngineUnavailable"),
+}
+
+
+@pytest.mark.parametrize("case", LOST)
+def test_a_gate_without_a_verdict_is_asked_again_and_then_counts(case: str) -> None:
+    failure, job_reason, reason = LOST[case]
+    stage = Stage(make_serve())
+    stage.step()
+    revision = stage.candidate()
+    stage.available(revision)
+    stage.step()
+    for lost in range(4):
+        (job,) = stage.of("Job")
+        stage.lose_gate(failure, job_reason)
+        stage.step()
+        assert stage.conditions()["Ready"] == ("False", reason)
+        assert ("Stalled" in stage.conditions()) == (lost >= 2)
+        assert stage.revisions() == {revision}
+        stage.later(400)
+        stage.settle()
+        (again,) = stage.of("Job")
+        assert again["metadata"]["name"] != job["metadata"]["name"]
+    stage.finish_gate(None)
+    stage.settle()
+    assert stage.live() == revision
