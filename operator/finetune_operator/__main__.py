@@ -56,7 +56,7 @@ async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
     server = await probes.serve(settings.http_port)
     try:
         if settings.leader_election:
-            electors.append(Elector(cluster, settings.own_namespace, settings.identity, die))
+            electors.append(Elector(cluster, Key("Lease", settings.own_namespace, settings.lease), settings.identity, die))
             log.info("standing by", identity=settings.identity)
             await _until(electors[0].acquire(), stop)
         if not stop.is_set():

@@ -18,9 +18,8 @@ from typing import Protocol
 
 from finetune_operator import metrics
 from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, NotLeader
-from finetune_operator.meta import Object
+from finetune_operator.meta import Key, Object
 
-NAME = "finetune-operator"
 LEASE_SECONDS = 15
 RENEW_DEADLINE_SECONDS = 10.0
 RETRY_SECONDS = 2.0
@@ -49,10 +48,10 @@ class Elector:
     """One candidate. `lost` is called when the lease is gone: it must end the process and not return."""
 
     def __init__(
-        self, leases: Leases, namespace: str, identity: str, lost: Callable[[str], None], clock: Clock | None = None
+        self, leases: Leases, lease: Key, identity: str, lost: Callable[[str], None], clock: Clock | None = None
     ) -> None:
         self._leases = leases
-        self._namespace = namespace
+        self._lease = lease
         self._identity = identity
         self._lost = lost
         self._clock = clock or Clock()
@@ -67,10 +66,10 @@ class Elector:
 
     async def acquire(self) -> None:
         """Return when this replica is the leader. Errors of the API server are waited out."""
-        metrics.LEADER.labels(NAME).set(0)
+        metrics.LEADER.labels(self._lease.name).set(0)
         while not await self._try_to_acquire():
             await self._clock.sleep(RETRY_SECONDS)
-        metrics.LEADER.labels(NAME).set(1)
+        metrics.LEADER.labels(self._lease.name).set(1)
 
     async def hold(self) -> None:
         """Renew for ever; calls `lost` when that fails for too long or another replica holds the lease."""
@@ -94,7 +93,7 @@ class Elector:
 
     async def _try_to_acquire(self) -> bool:
         try:
-            lease = await self._leases.get("Lease", self._namespace, NAME)
+            lease = await self._leases.get(*self._lease)
             if lease is not None and not self._is_free(lease):
                 return False
             await self._write(lease)
@@ -116,7 +115,7 @@ class Elector:
         try:
             await self._write(self._mine)
         except Conflict:  # another took it, or the answer to our own last write was lost on the way
-            lease = await self._leases.get("Lease", self._namespace, NAME)
+            lease = await self._leases.get(*self._lease)
             if lease is None or lease.get("spec", {}).get("holderIdentity") != self._identity:
                 raise NotLeader("another replica took the lease") from None
             self._mine = lease
@@ -133,7 +132,7 @@ class Elector:
         if holder and spec.get("holderIdentity") != holder:
             spec |= {"acquireTime": now, "leaseTransitions": spec.get("leaseTransitions", -1) + 1}
         spec |= {"holderIdentity": holder, "leaseDurationSeconds": seconds, "renewTime": now}
-        metadata = {"name": NAME, "namespace": self._namespace}
+        metadata = {"name": self._lease.name, "namespace": self._lease.namespace}
         if lease is not None:
             metadata["resourceVersion"] = lease["metadata"]["resourceVersion"]
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}

@@ -22,6 +22,7 @@ class Settings:
     hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub
     namespace: str = ""  # watch this namespace only; empty watches all
     own_namespace: str = "finetune-system"  # where the Lease lives
+    lease: str = "finetune-operator"  # its name: each release has its own
     identity: str = "local"  # of this replica in the Lease: the pod's name
     grace_seconds: int = 120  # what a train pod gets to save a checkpoint
     progress_seconds: float = 5.0  # how often a running pod's log tail is read

@@ -92,10 +92,10 @@ def _decoded(cluster: dict) -> str:
     return base64.b64decode(cluster["certificate-authority-data"]).decode()
 
 
-def chart(*values: str) -> list[dict]:
+def chart(*values: str, release: str = "finetune-operator", namespace: str = SYSTEM) -> list[dict]:
     """The chart's objects, as `helm template` makes them."""
     helm = toolchain.binary(settings.read().cache, "helm")
-    arguments = ["template", "finetune-operator", str(ROOT / "charts/finetune-operator"), "-n", SYSTEM]
+    arguments = ["template", release, str(ROOT / "charts/finetune-operator"), "-n", namespace]
     command = [str(helm), *arguments, "--kube-version=1.36.0", *(f"--set={v}" for v in values)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [body for body in yaml.safe_load_all(text) if body]

@@ -54,7 +54,26 @@ def test_with_a_namespace_to_watch_there_is_no_right_beyond_it() -> None:
     bodies = chart("watchNamespace=team", "rbac.aggregate=false")
     assert not [b["kind"] for b in bodies if b["kind"].startswith("Cluster")]
     spaces = {b["metadata"]["name"]: b["metadata"]["namespace"] for b in bodies if b["kind"] == "Role"}
-    assert spaces == {"finetune-operator": "team", "finetune-operator-leader": SYSTEM}
+    assert spaces == {f"{SYSTEM}-finetune-operator": "team", "finetune-operator-leader": SYSTEM}
+
+
+@pytest.mark.parametrize("values", [(), ("watchNamespace=team",)])
+def test_two_releases_share_nothing_whatever_their_names_and_namespaces(values: tuple[str, ...]) -> None:
+    releases = [("finetune-operator", "a"), ("finetune-operator", "b"), ("second", "a")]
+    seen: set[tuple[str, str, str]] = set()
+    leases: set[tuple[str, str]] = set()
+    for release, namespace in releases:
+        bodies = chart(*values, release=release, namespace=namespace)
+        names = {(b["kind"], b["metadata"].get("namespace", ""), b["metadata"]["name"]) for b in bodies}
+        names = {n for n in names if n[0] != "CustomResourceDefinition"}
+        assert not names & seen
+        seen |= names
+        environment = the("Deployment", bodies)["spec"]["template"]["spec"]["containers"][0]["env"]
+        (lease,) = [e["value"] for e in environment if e["name"] == "FINETUNE_LEASE"]
+        (leader,) = [b for b in bodies if b["kind"] == "Role" and b["metadata"]["name"].endswith("-leader")]
+        assert [r["resourceNames"] for r in leader["rules"] if "resourceNames" in r] == [[lease]]
+        leases.add((namespace, lease))
+    assert len(leases) == len(releases)
 
 
 def test_the_pod_is_taken_where_pods_must_be_restricted(world: World) -> None:
@@ -65,7 +84,7 @@ def test_the_pod_is_taken_where_pods_must_be_restricted(world: World) -> None:
 
 def test_editors_of_a_namespace_may_write_our_kinds_and_viewers_may_read(world: World) -> None:
     for role, verbs in {"view": {"get", "list", "watch"}, "edit": {"create", "update", "patch", "delete"}}.items():
-        found = world.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/finetune-operator-{role}")
+        found = world.get(f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{SYSTEM}-finetune-operator-{role}")
         assert found is not None
         assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
         assert verbs <= set(found["rules"][0]["verbs"])

@@ -9,9 +9,11 @@ import pytest
 from tests.fake_cluster import FakeCluster
 
 from finetune_operator.errors import NotLeader, Unavailable
-from finetune_operator.leader import LEASE_SECONDS, NAME, RETRY_SECONDS, Clock, Elector
+from finetune_operator.leader import LEASE_SECONDS, RETRY_SECONDS, Clock, Elector
+from finetune_operator.meta import Key
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+LEASE = Key("Lease", "system", "finetune-operator")
 
 
 class Time:
@@ -51,11 +53,11 @@ class Candidate:
     def __init__(self, cluster: FakeCluster, identity: str, time: Time | None = None) -> None:
         self.time = time or Time()
         self.lost: list[str] = []
-        self.elector = Elector(cluster, "system", identity, self.lost.append, self.time.clock)
+        self.elector = Elector(cluster, LEASE, identity, self.lost.append, self.time.clock)
 
 
 def holder(cluster: FakeCluster) -> str:
-    return cluster.objects["Lease", "system", NAME]["spec"]["holderIdentity"]
+    return cluster.objects[LEASE]["spec"]["holderIdentity"]
 
 
 async def test_the_first_takes_the_lease_and_may_write() -> None:
@@ -65,7 +67,7 @@ async def test_the_first_takes_the_lease_and_may_write() -> None:
         first.elector.check()
     await first.elector.acquire()
     first.elector.check()
-    spec = cluster.objects["Lease", "system", NAME]["spec"]
+    spec = cluster.objects[LEASE]["spec"]
     assert spec == {
         "holderIdentity": "first",
         "leaseDurationSeconds": LEASE_SECONDS,
@@ -90,7 +92,7 @@ async def test_a_second_waits_as_long_as_the_lease_is_renewed() -> None:
     shared.leave(2)
     await waiting
     assert holder(cluster) == "second"
-    assert cluster.objects["Lease", "system", NAME]["spec"]["leaseTransitions"] == 1
+    assert cluster.objects[LEASE]["spec"]["leaseTransitions"] == 1
     with pytest.raises(NotLeader):
         first.elector.check()
 
@@ -129,7 +131,7 @@ async def test_a_leader_whose_lease_was_taken_is_lost() -> None:
     cluster = FakeCluster()
     first = Candidate(cluster, "first")
     await first.elector.acquire()
-    lease = cluster.objects["Lease", "system", NAME]
+    lease = cluster.objects[LEASE]
     await cluster.replace({**lease, "spec": lease["spec"] | {"holderIdentity": "second"}})
     await first.elector.hold()
     assert first.lost == ["another replica took the lease"]
@@ -139,7 +141,7 @@ async def test_a_lost_answer_to_our_own_renewal_is_not_a_lost_lease() -> None:
     cluster = FakeCluster()
     first = Candidate(cluster, "first", Time(everybody=2))
     await first.elector.acquire()
-    await cluster.replace(cluster.objects["Lease", "system", NAME])  # as if we had written and never heard back
+    await cluster.replace(cluster.objects[LEASE])  # as if we had written and never heard back
     holding = asyncio.create_task(first.elector.hold())
     await first.time.sleep(3 * RETRY_SECONDS)
     assert first.lost == []

@@ -2,6 +2,11 @@
 {{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
+{{- /* Of what lies outside of the release's namespace: two releases of one name in two namespaces don't share it. */ -}}
+{{- define "finetune.clusterName" -}}
+{{ .Release.Namespace }}-{{ include "finetune.name" . }}
+{{- end }}
+
 {{- define "finetune.selector" -}}
 app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}

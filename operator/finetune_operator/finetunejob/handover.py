@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec, Serving
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.applied import contains
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
@@ -58,13 +60,30 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     """What is wrong with spec.serving, one sentence each: found before anything is trained."""
     if spec.serving is None:
         return []
+    at = "spec.serving.template"
     if "model" in spec.serving.template:
-        return ["spec.serving.template.model is set by the job; remove it"]
+        return [f"{at}.model is set by the job; remove it"]
+    if empty := list(_nulls(spec.serving.template, at)):
+        return [f"{path} is null; remove it, or give it a value" for path in empty]
     try:
         template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": "pvc://the/artifact"}})
     except ValidationError as error:
-        return sentences(error, "spec.serving.template")
+        return sentences(error, at)
+    if broken := broken_by(template):
+        return [f"{at}: {sentence}" for sentence in broken]
     return _unsuited(spec, template, serving_artifact(spec))
+
+
+def _nulls(value: Any, path: str) -> Iterator[str]:
+    """Where nulls stand: our types take one for "unset", the API server refuses it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _nulls(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _nulls(inner, f"{path}[{index}]")
+    elif value is None:
+        yield path
 
 
 def _unsuited(spec: FineTuneJobSpec, template: ModelServeSpec, artifact: str | None) -> list[str]:

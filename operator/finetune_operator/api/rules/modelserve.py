@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
 from finetune_operator.modelserve.engines import ENGINES
 
 _SPLITTING = [name for name, engine in ENGINES.items() if engine.splits_tensors]
+_NO_SPLIT = f"spec.parallelism.tensor above 1 needs spec.engine.type {' or '.join(_SPLITTING)}; set one or the other"
+_NO_GPUS = "spec.parallelism.tensor counts GPUs; set it to 1 where spec.parallelism.gpus is false"
+
+
+def broken_by(spec: ModelServeSpec) -> list[str]:
+    """The rules below between fields other than the model's, for a template that a FineTuneJob will hand over."""
+    split = spec.parallelism.tensor > 1
+    engines = [_NO_SPLIT] if split and not ENGINES[spec.engine.type].splits_tensors else []
+    return engines + ([_NO_GPUS] if split and not spec.parallelism.gpus else [])
+
+
 RULES = (
     Rule(
         "spec.model",
@@ -33,12 +45,12 @@ RULES = (
     Rule(
         "spec",
         "".join(f"self.engine.type == '{name}' || " for name in _SPLITTING) + "self.parallelism.tensor == 1",
-        f"spec.parallelism.tensor above 1 needs spec.engine.type {' or '.join(_SPLITTING)}; set one or the other",
+        _NO_SPLIT,
     ),
     Rule(
         "spec",
         "self.parallelism.gpus || self.parallelism.tensor == 1",
-        "spec.parallelism.tensor counts GPUs; set it to 1 where spec.parallelism.gpus is false",
+        _NO_GPUS,
     ),
     compute_only("spec.resources"),
 )

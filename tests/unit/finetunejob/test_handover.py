@@ -1,0 +1,55 @@
+"""What is refused of a hand-over before a GPU is taken is what the API server would refuse after it."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+from tests.builders import make_job
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rules.modelserve import RULES
+from finetune_operator.finetunejob import handover
+from finetune_operator.modelserve.engines import ENGINES
+
+ARTIFACTS = [
+    {"name": "q4", "format": "GGUF", "quantization": "Q4_K_M"},
+    {"name": "fp8", "format": "CompressedTensors", "quantization": "FP8"},
+]
+
+
+def problems(template: dict[str, Any]) -> list[str]:
+    job = FineTuneJob.model_validate(make_job(artifacts=ARTIFACTS, serving={"template": template}))
+    return handover.problems(job.spec)
+
+
+def refused_by_the_api_server(template: dict[str, Any]) -> bool:
+    """Whether a CEL rule of the CRD refuses the ModelServe that is handed over."""
+    spec = ModelServeSpec.model_validate({**template, "model": {"uri": "pvc://the/artifact"}})
+    body = json_to_cel(spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+    environment = celpy.Environment()
+    rules = [rule for rule in RULES if rule.at == "spec"]
+    assert len(rules) == 2
+    return not all(environment.program(environment.compile(rule.must)).evaluate({"self": body}) for rule in rules)
+
+
+@pytest.mark.parametrize(("engine", "tensor", "gpus"), list(product(ENGINES, (1, 2), (False, True))))
+def test_admission_and_the_api_server_agree_on_how_a_model_is_split(engine: str, tensor: int, gpus: bool) -> None:
+    template = {"engine": {"type": str(engine)}, "parallelism": {"tensor": tensor, "gpus": gpus}}
+    assert bool(problems(template)) == refused_by_the_api_server(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "path"),
+    [
+        ({"engine": {"type": "LlamaCpp", "image": None}}, "spec.serving.template.engine.image"),
+        ({"engine": {"env": [{"name": "A", "value": None}]}}, "spec.serving.template.engine.env[0].value"),
+        ({"rollout": None}, "spec.serving.template.rollout"),
+    ],
+)
+def test_a_null_is_refused_with_its_place(template: dict[str, Any], path: str) -> None:
+    assert problems(template) == [f"{path} is null; remove it, or give it a value"]
