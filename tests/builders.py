@@ -152,7 +152,7 @@ def ended_pod(job: Object, code: int, termination: Termination | None, *, reason
         "finishedAt": stamp(seconds),
     }
     phase = "Succeeded" if code == 0 else "Failed"
-    return make_pod(job, phase=phase, containerStatuses=[{"state": {"terminated": ended}}])
+    return make_pod(job, phase=phase, containerStatuses=[{"name": "step", "state": {"terminated": ended}}])
 
 
 def reported_failure(code: ExitCode, reason: str, message: str) -> tuple[ExitCode, Termination]:

@@ -23,6 +23,8 @@ ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
+STEP_CONTAINER = "step"  # of an attempt's pod; whatever else is in there was injected
+
 LONGEST = 63  # of a label's value and of a Job's name, which becomes one
 LONGEST_INDEX = 3  # "-63": the pods of an Indexed Job have it in their host names
 

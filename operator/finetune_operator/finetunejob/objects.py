@@ -22,6 +22,7 @@ from finetune_operator.names import (
     LABEL_MANAGED_BY,
     LABEL_RUN,
     LABEL_STEP,
+    STEP_CONTAINER,
     artifacts_claim,
     job_labels,
     step_job,
@@ -139,7 +140,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
     grace = settings.grace_seconds if step.stage == "train" else SHORT_GRACE_SECONDS
     volumes = _volumes(job, run, step)
     container: Object = {
-        "name": "step",
+        "name": STEP_CONTAINER,
         "image": stage.image or default_image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],

@@ -1,5 +1,8 @@
 """Jobs and Pods, as the API server sends them, read once into attempts at steps. Nothing else looks at raw children.
 
+A pod's state is that of our container in it: others may have been injected, before ours or behind it. A pod that should
+have been gone for a minute is on a node that does not answer, and counts as gone.
+
 Job (labels: run, step, attempt) ─┐
 Pods (owned by that Job) ─────────┴─► Attempt(state, pod: exit code, termination, waiting reason, why it went away)
 """
@@ -9,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import Enum
 from typing import Any
 
@@ -16,12 +20,15 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object
-from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP
+from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.reports import CONSEQUENCES, Progress, Termination
 
+LOST_SECONDS = 60  # behind the end of a deleted pod's grace: no kubelet has confirmed it
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
 LATEST = 4e9  # seconds since the epoch: the year 2096
+ENDED = ("Succeeded", "Failed")
+NODE_LOST = "NodeLost"
 USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
 
 
@@ -68,6 +75,7 @@ class Attempt:
     state: State
     suspended: bool
     deleting: bool
+    left_behind: bool  # its Job has not ended, though all that its pods were to do has
     pod: Pod | None  # of several, the one that tells most
     running_pods: int
     started_at: str | None
@@ -85,13 +93,13 @@ class World:
         return next((a for a in self.attempts if a.job == job), None)
 
 
-def observe(observed: Observed, owner_uid: str) -> World:
+def observe(observed: Observed, owner_uid: str, now: datetime) -> World:
     """Children of the job with this uid. Pods of an earlier job of the same name count only as live."""
     listed = [p for p in observed.children.get("Pod", ()) if LABEL_STEP in p["metadata"].get("labels", {})]
-    pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"])) for p in listed)
+    pods = tuple(_pod(p, observed.progress.get(p["metadata"]["name"]), now) for p in listed)
     newest = {(p.job_uid, p.index): p for p in sorted(pods, key=lambda p: p.started_at or "")}  # of a resumed Job
     jobs = [j for j in observed.children.get("Job", ()) if _owner(j, "FineTuneJob") == owner_uid]
-    attempts = tuple(_attempt(j, [p for p in newest.values() if p.job_uid == j["metadata"]["uid"]]) for j in jobs)
+    attempts = tuple(_attempt(j, [p for p in newest.values() if p.job_uid == j["metadata"]["uid"]], now) for j in jobs)
     return World(attempts, tuple(p for p in pods if p.live))
 
 
@@ -117,7 +125,7 @@ def _owner(child: Object, kind: str) -> str:
     return next((o["uid"] for o in owners if o["kind"] == kind), "")
 
 
-def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
+def _attempt(job: Object, pods: Sequence[Pod], now: datetime) -> Attempt:
     meta, spec, status = job["metadata"], job.get("spec", {}), job.get("status") or {}
     ended = {c["type"]: c for c in status.get("conditions") or [] if c.get("status") == "True"}
     end = ended.get("Complete") or ended.get("Failed")
@@ -125,6 +133,9 @@ def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
     pod = most_telling(pods)
     if any(p.live for p in pods):
         state = State.ACTIVE  # pods and Jobs are not read at the same moment: wait until the pod's report is seen too
+    left_behind = state is State.ACTIVE and bool(pods) and all(_is_over(p, now) for p in pods)
+    if left_behind:
+        state = State.SUCCEEDED if all(p.exit_code == 0 for p in pods) else State.FAILED
     labels = meta.get("labels", {})
     return Attempt(
         run=labels.get(LABEL_RUN, ""),
@@ -135,6 +146,7 @@ def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
         state=state,
         suspended=bool(spec.get("suspend")),
         deleting="deletionTimestamp" in meta,
+        left_behind=left_behind,
         pod=pod,
         running_pods=sum(p.live and p.pending_since is None for p in pods),
         started_at=(pod and pod.started_at) or status.get("startTime"),
@@ -142,24 +154,26 @@ def _attempt(job: Object, pods: Sequence[Pod]) -> Attempt:
     )
 
 
-def _pod(pod: Object, progress: dict[str, Any] | None) -> Pod:
+def _pod(pod: Object, progress: dict[str, Any] | None, now: datetime) -> Pod:
     meta, status = pod["metadata"], pod.get("status") or {}
-    container: Object = next(iter(status.get("containerStatuses") or []), {})
+    ours = [c for c in status.get("containerStatuses") or [] if c.get("name") == STEP_CONTAINER]
+    container: Object = next(iter(ours), {})
     ended = (container.get("state") or {}).get("terminated") or {}
     phase = status.get("phase", "Pending")
+    lost = phase not in ENDED and not ended and _is_lost(meta, now)
     return Pod(
         name=meta["name"],
         job_uid=_owner(pod, "Job"),
         index=_number((meta.get("annotations") or {}).get(COMPLETION_INDEX)),
-        live=phase not in ("Succeeded", "Failed") and not ended,
+        live=phase not in ENDED and not ended and not lost,
         node=pod.get("spec", {}).get("nodeName"),
         exit_code=ended.get("exitCode"),
         oom_killed=ended.get("reason") == "OOMKilled",
         termination=_termination(ended.get("message")),
         waiting=_waiting(status, container) if phase == "Pending" else None,
         pending_since=status.get("startTime") or meta.get("creationTimestamp") if phase == "Pending" else None,
-        removed=_removed(meta, status),
-        removal=_removal(status),
+        removed=NODE_LOST if lost else _removed(meta, status),
+        removal="its node does not answer" if lost else _removal(status),
         started_at=ended.get("startedAt") or status.get("startTime"),
         finished_at=ended.get("finishedAt"),
         progress=_progress(progress),
@@ -195,6 +209,19 @@ def _waiting(status: Object, container: Object) -> Waiting | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason = waiting.get("reason", "")
     return None if reason in USUAL_WAITING else Waiting(reason, waiting.get("message", ""))
+
+
+def _is_over(pod: Pod, now: datetime) -> bool:
+    """Whether nothing of ours is at work in a pod any more: it is lost, or only a container that was injected keeps it."""
+    if pod.removed == NODE_LOST:
+        return True
+    return pod.finished_at is not None and (now - datetime.fromisoformat(pod.finished_at)).total_seconds() > LOST_SECONDS
+
+
+def _is_lost(meta: Object, now: datetime) -> bool:
+    """Whether a pod that is to go has not gone, though its grace is over for a while."""
+    until = meta.get("deletionTimestamp")  # the API server sets it to the end of the grace
+    return until is not None and (now - datetime.fromisoformat(until)).total_seconds() > LOST_SECONDS
 
 
 def _removed(meta: Object, status: Object) -> str | None:

@@ -156,6 +156,9 @@ def _at_work(case: Case) -> Outlook | None:
     if (waiting := _waiting(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
+    if (unseen := _no_pod(attempt, case.now)) is not None:
+        message = f"{step.name} waits: {unseen.message}"
+        return Outlook(Standing.WORKING, doing, unseen.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
     message = f"{step.name} runs, attempt {record.attempt}"
     if (asked := case.run.pods(step)) > 1:
         message += f", {attempt.running_pods} of {asked} pods run"
@@ -176,6 +179,17 @@ def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
         return None
     look = f"kubectl describe pod {pod.name}"
     return Waiting("ContainerCreating", f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
+
+
+def _no_pod(attempt: Attempt, now: datetime) -> Waiting | None:
+    """Why no pod is at work although the Job has not ended, once that has lasted."""
+    since = attempt.started_at
+    if attempt.pod is not None or since is None:
+        return None
+    if (now - datetime.fromisoformat(since)).total_seconds() < LONG_START_SECONDS:
+        return None
+    look = f"`kubectl describe job {attempt.job}`"
+    return Waiting("PodNotCreated", f"its Job has no pod; a quota or an admission webhook may refuse it: see {look}")
 
 
 def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:
@@ -213,8 +227,9 @@ def _next_step(case: Case) -> Outlook | None:
         at = (case.now + timedelta(seconds=pause)).strftime("%H:%M:%SZ")  # a time of day stays the same in each pass
         message = f"{step.name} is tried again at {at}: {failure.message}"
         return Outlook(Standing.WORKING, doing, failure.reason, message, requeue_after=pause)
-    message = f"{step.name} starts"
-    return Outlook(Standing.WORKING, doing, doing, message, start=Start(step, record.attempt + 1), requeue_after=LOOK_AGAIN)
+    message, start = f"{step.name} starts", Start(step, record.attempt + 1)
+    left = tuple(a for a in case.world.attempts if a.left_behind and not a.deleting)  # their Jobs would start pods again
+    return Outlook(Standing.WORKING, doing, doing, message, start=start, stop=left, requeue_after=LOOK_AGAIN)
 
 
 def _pause_left(record: StepStatus, now: datetime) -> float:

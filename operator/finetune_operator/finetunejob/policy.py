@@ -39,7 +39,7 @@ def reads(body: Object) -> Reads:
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
     """One pass over one job. The same inputs give the same decision."""
     job = FineTuneJob.model_validate(body)
-    world = observe(observed, job.metadata.uid)
+    world = observe(observed, job.metadata.uid, now)
     refusals = (*admission.problems(job.spec), *image.problems(job.spec, settings))
     if refusals and begins_another(job):
         return _kept(job, world, suspended(world) if job.spec.suspend else refused(refusals), now)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.builders import UID, ended_pod, finish, make_pod, reported_failure
+from tests.builders import NOW, UID, ended_pod, finish, make_pod, reported_failure, stamp
 
 from finetune_operator.decision import Observed
 from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
@@ -84,7 +85,7 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
 @pytest.mark.parametrize(("what", "pod", "retry", "reason"), ROWS, ids=[r[0] for r in ROWS])
 def test_failures(what: str, pod: Object | None, retry: Retry, reason: str) -> None:
     children = {"Job": (finish(JOB, code=1),), "Pod": () if pod is None else (pod,)}
-    (attempt,) = observe(Observed(children), UID).attempts
+    (attempt,) = observe(Observed(children), UID, NOW).attempts
     assert attempt.state is State.FAILED, what
     failure = failure_of(attempt, "train")
     assert (failure.retry, failure.reason) == (retry, reason)
@@ -97,7 +98,7 @@ def test_every_exit_code_but_success_has_a_rule() -> None:
 
 def test_what_the_pod_reported_outweighs_the_table() -> None:
     code, said = reported_failure(ExitCode.SOURCE_DENIED, "GatedModel", "accept the licence at the hub")
-    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, code, said),)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, code, said),)}), UID, NOW).attempts
     failure = failure_of(attempt, "prepare")
     assert (failure.reason, failure.message, failure.node) == ("GatedModel", "accept the licence at the hub", "node-1")
 
@@ -106,7 +107,7 @@ def test_a_report_of_another_version_is_read_as_far_as_it_goes() -> None:
     pod = ended_pod(JOB, 11, None)
     report = '{"failure": {"reason": "New", "message": "m", "hint": 1}, "extra": []}'
     pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = report
-    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID, NOW).attempts
     assert attempt.pod is not None
     assert attempt.pod.termination == Termination.model_validate_json(report)
 
@@ -115,24 +116,24 @@ def test_a_report_of_another_version_is_read_as_far_as_it_goes() -> None:
 def test_a_report_that_is_none_is_no_report(garbage: str) -> None:
     pod = ended_pod(JOB, 1, None)
     pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"] = garbage
-    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (pod,)}), UID, NOW).attempts
     assert attempt.pod is not None
     assert attempt.pod.termination is None
 
 
 def test_a_job_has_not_ended_while_its_pod_is_seen_at_work() -> None:
-    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (make_pod(JOB),)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (make_pod(JOB),)}), UID, NOW).attempts
     assert attempt.state is State.ACTIVE  # the pods were listed a moment before the Jobs
 
 
 def test_pods_that_are_served_are_none_of_the_job_s() -> None:
     pod = make_pod(JOB)
     pod["metadata"]["labels"] = {"finetune.dev/job": "facts", "finetune.dev/serve": "facts"}
-    assert observe(Observed({"Job": (JOB,), "Pod": (pod,)}), UID).live_pods == ()
+    assert observe(Observed({"Job": (JOB,), "Pod": (pod,)}), UID, NOW).live_pods == ()
 
 
 def test_children_of_an_earlier_job_of_the_same_name_are_only_live_pods() -> None:
-    world = observe(Observed({"Job": (JOB,), "Pod": (make_pod(JOB),)}), "another uid")
+    world = observe(Observed({"Job": (JOB,), "Pod": (make_pod(JOB),)}), "another uid", NOW)
     assert world.attempts == ()
     assert [p.job_uid for p in world.live_pods] == ["j1"]
 
@@ -184,7 +185,7 @@ CAUSES: list[tuple[str, list[Object], str]] = [
 def test_of_several_pods_the_first_cause_is_told(pods: list[Object], reason: str, turned: bool) -> None:
     for index, pod in enumerate(reversed(pods) if turned else pods):
         pod["metadata"] |= {"name": f"p{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
-    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": tuple(pods)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": tuple(pods)}), UID, NOW).attempts
     assert failure_of(attempt, "train").reason == reason
 
 
@@ -192,5 +193,35 @@ def test_an_attempt_of_several_pods_goes_on_until_the_last_has_ended() -> None:
     first, second = ended_pod(JOB, 0, Termination()), make_pod(JOB)
     for index, pod in enumerate((first, second)):
         pod["metadata"] |= {"name": f"p{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
-    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (first, second)}), UID).attempts
+    (attempt,) = observe(Observed({"Job": (finish(JOB),), "Pod": (first, second)}), UID, NOW).attempts
     assert (attempt.state, attempt.running_pods) == (State.ACTIVE, 1)
+
+
+SIDECAR = {"name": "proxy", "state": {"running": {"startedAt": "2026-11-23T15:00:00Z"}}}
+
+
+@pytest.mark.parametrize(("code", "state"), [(0, State.SUCCEEDED), (1, State.FAILED)])
+def test_a_container_that_was_injected_neither_speaks_for_ours_nor_holds_the_attempt(code: int, state: State) -> None:
+    pod = ended_pod(JOB, code, Termination())
+    pod["status"] |= {"phase": "Running", "containerStatuses": [SIDECAR, *pod["status"]["containerStatuses"]]}
+    world = Observed({"Job": (JOB,), "Pod": (pod,)})
+    (attempt,) = observe(world, UID, NOW + timedelta(seconds=100)).attempts
+    assert (attempt.state, attempt.left_behind) == (State.ACTIVE, False), "the Job may end any moment"
+    assert attempt.pod is not None
+    assert attempt.pod.exit_code == code
+    (attempt,) = observe(world, UID, NOW + timedelta(seconds=200)).attempts
+    assert (attempt.state, attempt.left_behind) == (state, True)
+
+
+def test_a_pod_on_a_node_that_does_not_answer_counts_as_gone() -> None:
+    pod = make_pod(JOB)
+    pod["metadata"]["deletionTimestamp"] = stamp(120)
+    world = Observed({"Job": (JOB,), "Pod": (pod,)})
+    (waits,) = observe(world, UID, NOW + timedelta(seconds=150)).attempts
+    assert (waits.state, waits.left_behind) == (State.ACTIVE, False)
+    gone = observe(world, UID, NOW + timedelta(seconds=200))
+    (attempt,) = gone.attempts
+    assert gone.live_pods == ()
+    assert (attempt.state, attempt.left_behind) == (State.FAILED, True)
+    failure = failure_of(attempt, "train")
+    assert (failure.retry, failure.reason) == (Retry.FREE, "NodeLost")

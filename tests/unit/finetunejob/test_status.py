@@ -66,7 +66,7 @@ def no_image() -> Story:
     story = preparing()
     job = story.space.running()
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}}
-    pod = make_pod(job, phase="Pending", containerStatuses=[{"state": waiting}])
+    pod = make_pod(job, phase="Pending", containerStatuses=[{"name": "step", "state": waiting}])
     story.space.pods[job["metadata"]["name"]] = pod
     story.passes()
     return story
@@ -76,7 +76,7 @@ def volume_stuck() -> Story:
     story = preparing()
     job = story.space.running()
     creating = {"waiting": {"reason": "ContainerCreating"}}
-    pod = make_pod(job, phase="Pending", containerStatuses=[{"state": creating}])
+    pod = make_pod(job, phase="Pending", containerStatuses=[{"name": "step", "state": creating}])
     story.space.pods[job["metadata"]["name"]] = pod
     story.passes()
     return story

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure
+from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure, stamp
 from tests.story import Story
 
 from finetune_operator.decision import Apply, Create, Ref
@@ -292,6 +292,26 @@ def test_suspend_stops_the_job_and_resume_goes_on() -> None:
     assert story.conditions() == {"Ready": ("False", "Suspended"), "Reconciling": ("True", "Suspended")}
     story.edit(suspend=False)
     assert story.one_pass() == ["SuspendJob"]
+
+
+def test_a_lost_node_costs_an_attempt_and_no_person() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.succeed()
+    story.one_pass()
+    (name,) = [n for n in story.space.jobs if "train" in n]
+    story.space.pods[name]["metadata"]["deletionTimestamp"] = stamp()  # its kubelet never confirms
+    assert story.passes(2) == [f"delete Job {name}", "job train"]
+    assert story.step("train")["attempt"] == 2
+    assert story.job["status"]["lastFailure"]["reason"] == "NodeLost"
+
+
+def test_a_job_whose_pod_is_refused_does_not_say_that_it_runs() -> None:
+    story = Story(make_job())
+    story.one_pass()
+    story.space.pods.clear()
+    story.passes(2)
+    assert story.conditions()["Reconciling"] == ("True", "PodNotCreated")
 
 
 def test_a_suspended_new_job_starts_nothing() -> None:
