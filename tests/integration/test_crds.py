@@ -86,6 +86,14 @@ REFUSED_JOBS = [
         },
         "spec.training.optimizer: bitsandbytes' can't work on the shares of spec.parallelism.strategy",
     ),
+    (
+        {
+            "training": {"keepCheckpoint": "Best", "evaluateEverySteps": 5},
+            "dataset": {"uri": "hf://c/d", "validation": {"fraction": 0.1}},
+            "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"},
+        },
+        "spec.training.keepCheckpoint Best needs all of the model on each rank",
+    ),
     ({"training": {"lora": {"init": "Orthogonal", "rank": 7}}}, "spec.training.lora.init Orthogonal needs an even rank"),
     ({"training": {"lora": {"init": "PiSSA"}}}, "spec.training.lora.init PiSSA and OLoRA split the weights as they are"),
     *(
@@ -166,6 +174,10 @@ REFUSED_JOBS = [
     ({"training": {"objective": "DPO", "preference": {"desirableWeight": 2}}}, "are for objective KTO"),
     ({"training": {"objective": "KTO", "microBatchSize": 1}}, "spec.training.objective KTO compares the rows"),
     ({"training": {"objective": "KTO", "globalBatchSize": 1}}, "spec.training.objective KTO compares the rows"),
+    (
+        {"training": {"objective": "KTO", "globalBatchSize": 2}, "parallelism": {"gpusPerNode": 2}},
+        "spec.training.objective KTO compares the rows",
+    ),
     (
         {"training": {"objective": "DPO"}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
         "spec.parallelism.strategy can't share out weights for spec.training.objective DPO",

@@ -33,7 +33,7 @@ RULES = [
     (
         "learningRate: 0.001",
         "objective: KTO, microBatchSize: 1",
-        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
+        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize 2 or more, and globalBatchSize 2",
     ),
     ("learningRate: 0.001", "quantization: {type: FP4}", "spec.training.quantization is for method QLoRA"),
     (

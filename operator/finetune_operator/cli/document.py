@@ -59,6 +59,6 @@ def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
         job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec})
     except ValidationError as error:
         raise FileError(*sentences(error, "")) from None
-    if wrong := [*rules.broken(job.spec), *admission.problems(job.spec)]:
+    if wrong := dict.fromkeys([*rules.broken(job.spec), *admission.problems(job.spec)]):
         raise FileError(*wrong)
     return job

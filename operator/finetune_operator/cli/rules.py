@@ -19,7 +19,7 @@ def broken(spec: FineTuneJobSpec) -> list[str]:
     if find_spec("celpy") is None:
         return []
     body = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}
-    return list(dict.fromkeys(_broken(body, finetunejob.RULES)))
+    return list(_broken(body, finetunejob.RULES))
 
 
 def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:

@@ -1,4 +1,6 @@
-"""What is wrong with a spec that neither the schema nor a rule can say: told before any pod is started."""
+"""What is wrong with a spec, told before any pod is started: what neither the schema nor a rule can say, and what doesn't go
+together, of which a job that an older CRD let in was not told.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ from collections.abc import Iterator
 
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob.run_config import devices
+from finetune_trainer.contract import combinations
 from finetune_trainer.contract.fields import SecretRef
 
 _Named = tuple[str, str, SecretRef | None]  # field, uri, secret
@@ -13,7 +17,8 @@ _Named = tuple[str, str, SecretRef | None]  # field, uri, secret
 
 def problems(spec: FineTuneJobSpec) -> list[str]:
     """Sentences that name the field and the remedy; none for a spec that can be run."""
-    return [*_duplicates(spec), *_secret_conflicts(spec), *handover.problems(spec)]
+    together = combinations.refusals(spec.training, devices(spec))
+    return [*together, *_duplicates(spec), *_secret_conflicts(spec), *handover.problems(spec)]
 
 
 def _duplicates(spec: FineTuneJobSpec) -> Iterator[str]:

@@ -25,21 +25,13 @@ def run_config(job: FineTuneJob) -> RunConfig:
 def asked(job: FineTuneJob) -> RunConfig:
     """What the spec says of a run; choices that it leaves open are open here."""
     spec = job.spec
-    gpus = spec.parallelism.gpus_per_node
-    memory = spec.parallelism.gpu.memory if gpus else spec.stages.train.resources.limits.get("memory")
     return RunConfig(
         namespace=job.metadata.namespace,
         name=job.metadata.name,
         model=spec.model,
         dataset=spec.dataset,
         training=spec.training,
-        devices=Devices(
-            gpus=gpus,
-            memory_bytes=None if memory is None else int(quantity_value(memory)),
-            nodes=spec.parallelism.num_nodes,
-            strategy=spec.parallelism.strategy,
-            launcher=spec.parallelism.launcher,
-        ),
+        devices=devices(spec),
         merge_base=spec.merge.base,
         artifacts=tuple(spec.artifacts),
         generation=Generation(
@@ -50,6 +42,19 @@ def asked(job: FineTuneJob) -> RunConfig:
         tasks=_tasks(spec.evaluation),
         publish=tuple(spec.publish),
         store=_store(job.metadata.name, spec),
+    )
+
+
+def devices(spec: FineTuneJobSpec) -> Devices:
+    """What the train pods will hold."""
+    gpus = spec.parallelism.gpus_per_node
+    memory = spec.parallelism.gpu.memory if gpus else spec.stages.train.resources.limits.get("memory")
+    return Devices(
+        gpus=gpus,
+        memory_bytes=None if memory is None else int(quantity_value(memory)),
+        nodes=spec.parallelism.num_nodes,
+        strategy=spec.parallelism.strategy,
+        launcher=spec.parallelism.launcher,
     )
 
 

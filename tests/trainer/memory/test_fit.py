@@ -82,12 +82,22 @@ def test_micro_batches_of_all_ranks_make_the_global_batch(make_run: MakeRun, tmp
     assert 24 % (8 * found.micro_batch_size) == 0
 
 
-@pytest.mark.parametrize(
-    ("training", "least"), [({"globalBatchSize": 6}, "a multiple of 4"), ({"microBatchSize": 8}, "a multiple of 32")]
-)
-def test_a_batch_that_can_not_be_shared_out_is_refused(
-    make_run: MakeRun, tmp_path: Path, training: dict[str, Any], least: str
-) -> None:
-    with pytest.raises(StepFailed, match=f"spec.training.globalBatchSize .* among 4 ranks: make it {least}") as refused:
+@pytest.mark.parametrize("training", [{"globalBatchSize": 6}, {"microBatchSize": 8}])
+def test_a_batch_that_can_not_be_shared_out_is_refused(make_run: MakeRun, tmp_path: Path, training: dict[str, Any]) -> None:
+    with pytest.raises(StepFailed, match=r"spec\.training\.globalBatchSize must be a multiple of numNodes") as refused:
         fitted(make_run, tmp_path, training)
     assert refused.value.exit_code is ExitCode.BAD_CONFIG
+
+
+@pytest.mark.parametrize(
+    "whole", [{"keepCheckpoint": "Best", "evaluateEverySteps": 1}, {"optimizer": "adamw_bnb_8bit"}, {"objective": "ORPO"}]
+)
+def test_auto_takes_no_strategy_that_the_settings_do_not_go_with(
+    make_run: MakeRun, tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    """Where the model fits no single GPU the job is refused before it holds any."""
+    assert fitted(make_run, tmp_path, {"method": "LoRA"}, memoryBytes=12 * GIB).strategy is Strategy.FSDP
+    with pytest.raises(StepFailed) as refused:
+        fitted(make_run, tmp_path, {"method": "LoRA"} | whole, memoryBytes=12 * GIB)
+    assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
+    assert fitted(make_run, tmp_path, {"method": "LoRA"} | whole).strategy is Strategy.DDP

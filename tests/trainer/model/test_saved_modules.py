@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from tests.trainer.ranks import test_distributed
 from tests.trainer.training.test_preference import PREFERENCES
 from tests.trainer.training.test_train import LORA, checkpoints, committed, preempted, trained
 
-from finetune_trainer.contract import combinations, pod
+from finetune_trainer.contract import pod
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Recomputing, Training
@@ -105,18 +103,6 @@ def test_an_embedding_of_another_name_stays_tied_as_well(tmp_path: Path) -> None
     network = adapted(tmp_path, {"modulesToSave": ["embed_in"]})
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
     assert len(whole(network)) == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "sharded", "message"),
-    [
-        ({"method": "Full"}, False, r"training\.lora\.modulesToSave is for methods QLoRA and LoRA"),
-        ({"method": "LoRA"}, True, r"training\.lora\.modulesToSave: FSDP takes weights of one number type"),
-    ],
-)
-def test_neither_with_full_nor_shared_out(fields: dict[str, str], sharded: bool, message: str) -> None:
-    training = Training.model_validate(LORA | {"lora": BOTH} | fields)
-    assert re.search(message, combinations.refusal(training, Strategy.FSDP if sharded else Strategy.DDP) or "")
 
 
 @pytest.mark.parametrize("method", [Method.LORA, Method.QLORA])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from tests.trainer.entries import prepare
 from tests.trainer.export.test_merge import TRAINING, divergence_from_trained, merged_folder
 from tests.trainer.training.test_train import LORA, committed, preempted, trained
 
-from finetune_trainer.contract import combinations, pod
+from finetune_trainer.contract import pod
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.model import adapters, compute, loading
@@ -76,19 +74,3 @@ def test_pain_20_resumed_run_equals_the_unbroken_one(
     assert before.by_step | after.by_step == unbroken.by_step
     weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.parametrize(
-    ("fields", "sharded", "message"),
-    [
-        ({"method": "QLoRA"}, False, r"training\.lora\.init PiSSA is for method LoRA"),
-        ({"lora": {"dora": True}}, False, r"training\.lora\.init PiSSA goes with neither dora"),
-        ({"lora": {"modulesToSave": ["lm_head"]}}, False, "goes with neither dora, modulesToSave"),
-        ({"objective": "KTO"}, False, "nor objectives DPO and KTO"),
-        ({}, True, "strategy FSDP"),
-    ],
-)
-def test_what_can_not_begin_so_is_refused(fields: dict[str, Any], sharded: bool, message: str) -> None:
-    lora = {"init": "PiSSA"} | fields.get("lora", {})
-    training = Training.model_validate(LORA | fields | {"lora": lora})
-    assert re.search(message, combinations.refusal(training, Strategy.FSDP if sharded else Strategy.DDP) or "")

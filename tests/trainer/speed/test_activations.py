@@ -11,9 +11,6 @@ import torch
 from tests.trainer.speed.test_acceleration import adapted, in_4_bits, llama, loss_and_gradients, qwen_with_biases
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from finetune_trainer.contract import combinations
-from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.training import Training
 from finetune_trainer.speed.activations import keep_products
 
 RANK = 4  # of `adapted`
@@ -75,11 +72,3 @@ def test_selective_checkpointing_repeats_nothing_that_takes_time(make: Callable[
     assert calls[ATTENTION] == once[ATTENTION] < twice[ATTENTION]
     assert calls["aten::silu"] == twice["aten::silu"] > once["aten::silu"]
     assert products(once) <= products(calls) <= products(once) + repeated < products(twice)
-
-
-def test_adapters_under_zero3_are_refused_and_all_weights_are_not() -> None:
-    asked = {"gradientCheckpointing": "Selective", "method": "LoRA"}
-    said = combinations.refusal(Training.model_validate(asked), Strategy.ZERO3) or ""
-    assert "gradientCheckpointing: ZeRO3 with adapters can't have Selective; set Auto" in said
-    assert combinations.refusal(Training.model_validate(asked | {"method": "Full"}), Strategy.ZERO3) is None
-    assert combinations.refusal(Training.model_validate(asked), Strategy.FSDP) is None

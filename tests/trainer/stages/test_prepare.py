@@ -437,6 +437,15 @@ def test_the_length_that_is_named_is_enough(make_run: Callable[..., RunConfig], 
     refused(prepare(make_run(training=training | {"maxLength": length - 1})), ExitCode.BAD_DATA, "DatasetRowsTooLong")
 
 
+def test_what_does_not_go_together_is_told_before_anything_is_fetched(
+    make_run: Callable[..., RunConfig], prepare: Prepare
+) -> None:
+    best = {"keepCheckpoint": "Best", "evaluateEverySteps": 1}
+    run = make_run(training=best, devices={"gpus": 2, "strategy": "FSDP"}, model={"uri": "pvc://nowhere/model"})
+    message = refused(prepare(run), ExitCode.BAD_CONFIG, "BadConfig")
+    assert message.startswith("spec.training.keepCheckpoint Best needs all of the model on each rank; set it to Last")
+
+
 def test_missing_rows_and_models(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:
     assert "pvc://data/rows.jsonl" in refused(prepare(make_run()), ExitCode.SOURCE_NOT_FOUND, "DatasetNotFound")
     put_rows(mounts, ROWS)

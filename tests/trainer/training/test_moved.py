@@ -11,7 +11,6 @@ import pytest
 import torch
 from tests.trainer.training.test_train import LORA
 
-from finetune_trainer.contract import combinations
 from finetune_trainer.contract.adapters import NF4, Quantization
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import ExitCode
@@ -143,9 +142,3 @@ def test_weights_that_are_not_quantized_need_no_bitsandbytes(tiny_model: Path, m
     """The quantizer's image, which loads merged models, has none."""
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert loading.load_base(tiny_model, Method.FULL, CPU).dtype is torch.float32
-
-
-def test_8_bit_weights_are_not_sharded() -> None:
-    training = Training.model_validate(LORA | {"method": "QLoRA", "quantization": {"bits": 8}})
-    said = combinations.refusal(training, Strategy.FSDP) or ""
-    assert said.startswith("training.quantization.bits: FSDP can't share out 8-bit weights; set 4")

@@ -9,11 +9,8 @@ import pytest
 from tests.trainer.entries import PAIRS, prepare
 from tests.trainer.training.test_train import LORA, MakeRun, committed, preempted, trained
 
-from finetune_trainer.contract import combinations
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.run import RunConfig
-from finetune_trainer.contract.training import Training
 from finetune_trainer.training.validation import best_step, validations
 
 STEADY = LORA | {"schedule": "constant", "warmupRatio": 0, "evaluateEverySteps": 1, "checkpoint": {"everySteps": 1, "keep": 1}}
@@ -53,13 +50,6 @@ def test_best_weights_are_kept_and_training_ends_early(
     assert resumed.train is not None
     assert (resumed.train.steps, resumed.train.resumed_from_step) == (best + 3, best + 1)
     assert weights(broken, tmp_path) == weights(run, tmp_path)
-
-
-def test_best_weights_are_refused_under_fsdp() -> None:
-    training = Training.model_validate({"keepCheckpoint": "Best", "evaluateEverySteps": 1})
-    assert combinations.refusal(training, Strategy.DDP) is None
-    said = combinations.refusal(training, Strategy.FSDP) or ""
-    assert said.startswith("training.keepCheckpoint: FSDP keeps no weights but the last")
 
 
 def test_the_best_is_the_earliest_of_equals() -> None:

@@ -18,6 +18,7 @@ class Objective(StrEnum):
 
 
 OF_PAIRS = frozenset({Objective.DPO, Objective.ORPO, Objective.KTO})  # a row gives two sequences: chosen and rejected
+LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
 WITH_REFERENCE = frozenset({Objective.DPO, Objective.KTO})  # these compare with the model as it was at the start
 
 

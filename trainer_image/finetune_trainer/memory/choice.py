@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_trainer.contract.adapters import Quantization
+from finetune_trainer.contract.combinations import selective_goes
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.objectives import Objective
+from finetune_trainer.contract.objectives import LEAST_OF_KTO, Objective
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.training import Method, Recomputing, Training
 from finetune_trainer.memory.estimate import GIB, Setting, estimate, layer_code
 from finetune_trainer.memory.shape import Shape
 
-LEAST_OF_KTO = 2  # rows of a micro-batch: each answer is compared with one to another prompt of the same micro-batch
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputing all adds half of the forward and input-gradient work; what Selective keeps torch decides
@@ -43,22 +43,11 @@ ALONE = Ranks()
 def fit(
     shape: Shape, training: Training, row_tokens: int, available: int | None, on_gpu: bool, ranks: Ranks = ALONE
 ) -> FitFacts:
-    """The fastest allowed setting whose estimate stays within `available` bytes of one device.
+    """The fastest allowed setting whose estimate stays within `available` bytes of one device, of a training that goes together
+    (contract/combinations), its globalBatchSize one rank's share.
 
-    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits;
-    ValueError where microBatchSize doesn't divide globalBatchSize, or is too small for the objective.
+    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits.
     """
-    given = training.micro_batch_size
-    if given is not None and training.global_batch_size % given:
-        raise ValueError(
-            f"spec.training.microBatchSize {given} doesn't divide globalBatchSize {training.global_batch_size}:"
-            f" choose one of {', '.join(map(str, divisors(training.global_batch_size)))}"
-        )
-    if training.global_batch_size < _least(training) or (given is not None and given < _least(training)):
-        raise ValueError(
-            "spec.training.objective KTO compares the rows of a micro-batch: make microBatchSize and each rank's share of"
-            f" globalBatchSize {LEAST_OF_KTO} or more"
-        )
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
     needs = {s: estimate(shape, training, s, row, on_gpu) for s in _settings(training, ranks, on_gpu)}
@@ -91,13 +80,10 @@ def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Settin
 
 
 def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomputing, ...]:
-    """Selective keeps as much as the fused path and 8-bit layers do in any case, and TRL can't have it with adapters in ZeRO's
-    stage 3.
-    """
+    """Selective keeps as much as the fused path and 8-bit layers do in any case."""
     asked = training.gradient_checkpointing
     spared = layer_code(training, strategy, on_gpu) == "Fused" or training.quantization.bits == 8
-    refused = strategy is Strategy.ZERO3 and training.method is not Method.FULL
-    without = spared or refused
+    without = spared or not selective_goes(training.method, strategy)
     if asked == "Auto":
         return ("Off", "Full") if without else ("Off", "Selective", "Full")
     return ("Off",) if without and asked == "Selective" else (asked,)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_trainer import environment
-from finetune_trainer.contract.adapters import SPLIT_INITS
-from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.objectives import Objective
+from finetune_trainer.contract import combinations
+from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.reports import DatasetFacts, ExitCode, FitFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
-from finetune_trainer.contract.training import Method
-from finetune_trainer.failures import StepFailed
+from finetune_trainer.contract.training import Training
+from finetune_trainer.failures import StepFailed, bad_config
 from finetune_trainer.memory import choice, estimate
 from finetune_trainer.memory.shape import Shape, shape_of
 
@@ -37,8 +36,9 @@ def fit_for(
 ) -> FitFacts:
     """Estimate and choice for this run. `model_folder` holds the model's config.json.
 
-    Raises StepFailed DoesNotFit, or BadConfig where the batch sizes don't go together.
+    Raises StepFailed DoesNotFit, and BadConfig where settings don't go together or the model is of a kind not known.
     """
+    check(run.training, run.devices)
     config = json.loads((model_folder / "config.json").read_bytes())
     try:
         shape = shape_of(config, model.parameters)
@@ -51,10 +51,14 @@ def fit_for(
             f"spec.model: {model.architecture} is no decoder-only transformer known here: its config.json lacks"
             f" {error.args[0]}",
         ) from error
-    except ValueError as error:
-        raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", str(error)) from error
     except choice.DoesNotFit as error:
         raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
+
+
+def check(training: Training, devices: Devices) -> None:
+    """Raises StepFailed BadConfig with a sentence for each thing that does not go together."""
+    if wrong := combinations.refusals(training, devices):
+        raise bad_config("; ".join(wrong))
 
 
 def _teacher_bytes(run: RunConfig, teacher: Teacher) -> int:
@@ -64,9 +68,9 @@ def _teacher_bytes(run: RunConfig, teacher: Teacher) -> int:
 
 
 def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
-    """Each rank takes its part of the global batch. Auto takes DDP, which is faster, where each rank can hold all weights.
+    """Each rank takes its part of the global batch. Auto takes the first strategy that fits.
 
-    Raises DoesNotFit as the last strategy tried says it, and ValueError where the global batch can't be shared out.
+    Raises DoesNotFit as the last strategy tried says it.
     """
     devices, training = run.devices, run.training
     on_gpu, available, world = devices.gpus > 0, available_memory(run), devices.world_size
@@ -74,14 +78,8 @@ def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -
         return _beside_teacher(run, shape, row_tokens, taught)
     if world == 1:
         return choice.fit(shape, training, row_tokens, available, on_gpu)
-    least = world * (training.micro_batch_size or 1)
-    if training.global_batch_size % least:
-        raise ValueError(
-            f"spec.training.globalBatchSize {training.global_batch_size} can't be shared out evenly among {world} ranks:"
-            f" make it a multiple of {least}"
-        )
     own = training.model_copy(update={"global_batch_size": training.global_batch_size // world})
-    *others, last = strategies(run)
+    *others, last = combinations.strategies(training, devices)
     for strategy in others:
         try:
             found = choice.fit(shape, own, row_tokens, available, on_gpu, choice.Ranks(strategy, world))
@@ -108,20 +106,6 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
         raise choice.DoesNotFit(f"{error} (the teacher's weights take {taught / estimate.GIB:.1f} GiB beside that)") from error
     terms, needed = found.terms | {"teacher": taught}, found.predicted_bytes + taught
     return found.model_copy(update={"available_bytes": available, "predicted_bytes": needed, "terms": terms})
-
-
-def strategies(run: RunConfig) -> tuple[Strategy, ...]:
-    """What may be tried, in this order. bitsandbytes' 4-bit weights can be sharded on GPUs only, its 8-bit ones nowhere;
-    what is compared with another model is not sharded, nor modules that are trained whole, in another type than the rest.
-    """
-    if run.devices.strategy is not Strategy.AUTO:
-        return (run.devices.strategy,)
-    training = run.training
-    shareable = training.method is not Method.QLORA or (training.quantization.bits == 4 and run.devices.gpus > 0)
-    shareable = shareable and not training.lora.modules_to_save and training.lora.init not in SPLIT_INITS
-    if training.objective is not Objective.SFT or not shareable:
-        return (Strategy.DDP,)
-    return (Strategy.DDP, Strategy.FSDP)
 
 
 def available_memory(run: RunConfig) -> int | None:

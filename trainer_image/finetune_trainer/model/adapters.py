@@ -18,13 +18,11 @@ INITS = {"Gaussian": "gaussian", "PiSSA": "pissa_niter_16", "OLoRA": "olora"}
 def add_adapters(model: Any, training: Training) -> Any:
     """PEFT model with fresh adapters; the seed decides their weights.
 
-    Raises StepFailed BadConfig when `training.lora` names no module of this model, or `init` needs another rank.
+    Raises StepFailed BadConfig when `training.lora` names no module of this model.
     """
     from peft import LoraConfig, get_peft_model
 
     lora = training.lora
-    if lora.init == "Orthogonal" and lora.rank % 2:
-        raise bad_config(f"training.lora.init Orthogonal needs an even rank, not {lora.rank}")
     saved = saved_modules.paths(model, lora)
     targets: str | list[str] = "all-linear" if lora.targets == ["all-linear"] else lora.targets
     config = LoraConfig(

@@ -29,8 +29,6 @@ def compute_for(precision: Precision, devices: Devices) -> Compute:
     Raises StepFailed BadConfig for a type that the device can't train in, and when a promised GPU is missing.
     """
     if devices.gpus == 0:
-        if precision is Precision.FP16:
-            raise bad_config("training.precision: CPUs can't train in FP16; set FP32 or Auto")
         return Compute("cpu", torch.bfloat16 if precision is Precision.BF16 else torch.float32)
     if not torch.cuda.is_available():
         raise bad_config("the pod was promised a GPU but CUDA finds none: check the device plugin and the image's CUDA")

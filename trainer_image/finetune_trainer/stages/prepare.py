@@ -27,7 +27,7 @@ from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.vocabulary import check_vocabulary
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.memory.fit import Teacher, fit_for
+from finetune_trainer.memory.fit import Teacher, check, fit_for
 from finetune_trainer.model import pickles, weights
 from finetune_trainer.scoring import tasks
 from finetune_trainer.sources.fetch import fetch
@@ -40,6 +40,7 @@ WATCH_SECONDS = 5.0
 
 def run(context: Context) -> StepResult:
     """Make the model and data entries that are missing, and report facts, fit and finished steps."""
+    check(context.run.training, context.run.devices)
     # The hub's client keeps tokens and locks in its home, and only scratch can be written to.
     home = {"HF_HOME": str(context.scratch / "hub")}
     environment.put(home | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"})

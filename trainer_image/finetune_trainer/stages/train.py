@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import combinations
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
 from finetune_trainer.contract.fields import Model
-from finetune_trainer.contract.objectives import WITH_REFERENCE, Objective
+from finetune_trainer.contract.objectives import LEAST_OF_KTO, WITH_REFERENCE, Objective
 from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
 from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, FitFacts, StepResult, TrainFacts
 from finetune_trainer.contract.training import Method, Training
-from finetune_trainer.failures import StepFailed, bad_config
+from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
-from finetune_trainer.memory.choice import LEAST_OF_KTO
+from finetune_trainer.memory.fit import check
 from finetune_trainer.model import split_init
 from finetune_trainer.ranks import distributed, sharding
 from finetune_trainer.training.preemption import Activity, Preemption, preempted
@@ -109,12 +108,11 @@ def _load(context: Context) -> Loaded:
     from finetune_trainer.speed import acceleration, activations
     from finetune_trainer.training.arguments import arguments
 
-    training = context.run.training
-    compute = compute_for(training.precision, context.run.devices)
+    training, devices = context.run.training, context.run.devices
     fit = distributed.of_first(lambda: _fit(context))
+    check(training, devices.model_copy(update={"strategy": fit.strategy or devices.strategy}))
+    compute = compute_for(training.precision, devices)
     strategy = fit.strategy or Strategy.DDP
-    if sentence := combinations.refusal(training, strategy):
-        raise bad_config(sentence)
     if compute.device == "cpu":
         sharding.allow_on_cpus(strategy)
 

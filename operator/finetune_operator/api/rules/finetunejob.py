@@ -1,15 +1,17 @@
-"""What must hold between the fields of a FineTuneJob. Bounds of single fields are in api.py and the contract."""
+"""What must hold between the fields of a FineTuneJob. Bounds of single fields are in api/finetunejob.py and the contract; what
+goes together in training is in the contract's combinations.
+"""
 
 from __future__ import annotations
 
-from finetune_operator.api.rules.adapters import ADAPTER_RULES
 from finetune_operator.api.rules.evaluation import EVALUATION_RULES
 from finetune_operator.api.rules.objectives import OBJECTIVE_RULES
 from finetune_operator.api.rules.parallelism import PARALLELISM_RULES
+from finetune_operator.api.rules.table import of_table
 from finetune_operator.meta import Rule
+from finetune_trainer.contract import combinations
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 
-_NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
 _PAIRS = [f"{format.named} with {name}" for name, format in FORMATS.items()]
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 
@@ -72,57 +74,11 @@ RULES = (
         "spec.dataset.test.fraction and validation.fraction leave no rows to train on; make their sum less than 1",
     ),
     Rule(
-        "spec.training",
-        "!(has(self.epochs) && has(self.maxSteps))",
-        "spec.training takes epochs or maxSteps, not both; remove one of them",
-    ),
-    Rule(
-        "spec.training",
-        "!has(self.microBatchSize) || self.globalBatchSize % self.microBatchSize == 0",
-        "spec.training.globalBatchSize must be a multiple of microBatchSize; change one, or leave microBatchSize out",
-    ),
-    Rule(
-        "spec.training",
-        "!has(self.reportTo) || !self.reportTo.exists(name, name != 'tensorboard') || has(self.reportSecretRef)",
-        "spec.training.reportTo mlflow and wandb need a server and a key; set reportSecretRef to a Secret with"
-        " MLFLOW_TRACKING_URI or WANDB_API_KEY",
-    ),
-    Rule(
         "spec",
         "!has(self.training.evaluateEverySteps) || has(self.dataset.validation)",
         "spec.training.evaluateEverySteps needs validation rows; set spec.dataset.validation.uri or .fraction",
     ),
-    Rule(
-        "spec.training",
-        "!has(self.earlyStopping) || has(self.evaluateEverySteps)",
-        "spec.training.earlyStopping needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
-    ),
-    Rule(
-        "spec",
-        "self.training.keepCheckpoint != 'Best' || has(self.training.evaluateEverySteps)",
-        "spec.training.keepCheckpoint Best needs validations to judge by; set evaluateEverySteps and spec.dataset.validation",
-    ),
-    Rule(
-        "spec",
-        "self.training.precision != 'FP16' || self.parallelism.gpusPerNode > 0",
-        "spec.training.precision FP16 needs a GPU; use Auto or FP32 where spec.parallelism.gpusPerNode is 0",
-    ),
-    Rule(
-        "spec",
-        "self.training.lora.init != 'Orthogonal' || self.training.lora.rank % 2 == 0",
-        "spec.training.lora.init Orthogonal needs an even rank; change spec.training.lora.rank, or init",
-    ),
-    *ADAPTER_RULES,
-    Rule(
-        "spec",
-        f"self.training.method == 'QLoRA' || (self.training.quantization.bits == 4 && {_NF4})",
-        "spec.training.quantization is for method QLoRA; set method to QLoRA, or remove it",
-    ),
-    Rule(
-        "spec",
-        f"self.training.quantization.bits == 4 || ({_NF4})",
-        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
-    ),
+    *of_table(combinations.SETTINGS),
     Rule(
         "spec.artifacts[]",
         "!(self.name in ['adapter', 'merged', 'base'])",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.rules.table import of_table
 from finetune_operator.meta import Rule
+from finetune_trainer.contract import combinations
 
 OBJECTIVE_RULES = (
     Rule(
@@ -23,31 +25,7 @@ OBJECTIVE_RULES = (
         "spec.dataset.format UnpairedPreference is for objective KTO; set spec.training.objective to KTO, or format to"
         " PromptCompletion",
     ),
-    Rule(
-        "spec",
-        "self.training.objective in ['SFT', 'Distillation']"
-        " || !(self.training.packing || has(self.training.neftuneNoiseAlpha) || !self.training.completionOnlyLoss)",
-        "spec.training.packing, neftuneNoiseAlpha and completionOnlyLoss: false are for objective SFT; remove them, or set"
-        " objective to SFT",
-    ),
-    Rule(
-        "spec",
-        "(self.training.objective == 'Distillation') == has(self.training.distillation)",
-        "spec.training.distillation names the teacher of objective Distillation; set both, or neither",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective == 'KTO' || (self.training.preference.desirableWeight == 1.0"
-        " && self.training.preference.undesirableWeight == 1.0)",
-        "spec.training.preference.desirableWeight and .undesirableWeight are for objective KTO; remove them, or set objective"
-        " to KTO",
-    ),
-    Rule(
-        "spec",
-        "self.training.objective != 'KTO' || ((!has(self.training.microBatchSize) || self.training.microBatchSize > 1)"
-        " && self.training.globalBatchSize > 1)",
-        "spec.training.objective KTO compares the rows of a micro-batch; make microBatchSize and globalBatchSize 2 or more",
-    ),
+    *of_table(combinations.OBJECTIVES),
     Rule(
         "spec",
         "!has(self.evaluation.gates) || self.dataset.format in ['Auto', 'Preference']"
