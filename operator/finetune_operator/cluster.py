@@ -26,7 +26,7 @@ from finetune_operator.errors import (
     Unavailable,
 )
 from finetune_operator.meta import API_VERSION, Object
-from finetune_operator.names import FIELD_MANAGER
+from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
 from finetune_operator.settings import has_service_account
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ class Cluster:
         return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
 
     async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
-        """The last lines that a pod with one container printed."""
-        query = {"tailLines": str(lines), "limitBytes": str(LOG_BYTES)}
+        """The last lines that our container of a step's pod printed."""
+        query = {"container": STEP_CONTAINER, "tailLines": str(lines), "limitBytes": str(LOG_BYTES)}
         return await self._request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -18,6 +18,9 @@ LABEL_RUN = f"{GROUP}/run"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL_REVISION, which Services select by
 
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+
 ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh budget
 ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"

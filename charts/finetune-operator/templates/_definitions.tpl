@@ -32,8 +32,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- /* All that the operator does, and nothing else: tests/integration runs it with exactly these and counts refusals. */ -}}
 {{- define "finetune.rules" -}}
 - apiGroups: [finetune.dev]
-  resources: [finetunejobs]
-  verbs: [get, list, watch]
+  resources: [finetunejobs]            # deleted by spec.ttlSecondsAfterFinished alone
+  verbs: [get, list, watch, delete]
 - apiGroups: [finetune.dev]
   resources: [modelserves]            # handed over to by a FineTuneJob: server-side apply creates, too
   verbs: [get, list, watch, create, patch]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from finetune_operator.api.evaluation import Evaluation
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.api.scheduling import Scheduling
 from finetune_operator.meta import ObjectMeta, Quantity
 from finetune_trainer.contract.artifacts import Artifact, Publish
 from finetune_trainer.contract.dataset import Dataset
@@ -162,6 +163,16 @@ class FineTuneJobSpec(Strict):
     """What happens after a failure."""
     storage: Storage = Field(default_factory=lambda: Storage())
     """Where results are kept."""
+    scheduling: Scheduling = Field(default_factory=lambda: Scheduling())
+    """How the pods come to their nodes."""
+    pending_deadline_seconds: int | None = Field(None, ge=1, le=31536000)
+    """The job fails where an attempt's pods have not started this long after its queue admitted it. Unset: they are waited
+    for."""
+    active_deadline_seconds: int | None = Field(None, ge=1, le=31536000)
+    """The job fails where it has taken this long since it was started, or resumed from suspend. Unset: no limit."""
+    ttl_seconds_after_finished: int | None = Field(None, ge=0, le=315360000)
+    """The job is deleted this long after it has ended; claims, artifacts and a ModelServe that it handed over to stay.
+    Unset: it is kept."""
     suspend: bool = False
     """Stop after saving a checkpoint and start no more pods until this is false again."""
 

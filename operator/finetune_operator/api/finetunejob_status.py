@@ -162,6 +162,8 @@ class FineTuneJobStatus(Report):
     published: list[str] = Field(default_factory=list)
     serving: ServingStatus | None = None
     last_failure: LastFailure | None = None
+    active_since: str | None = None
+    """When the run was started, or resumed from suspend: spec.activeDeadlineSeconds counts from here."""
     gpu_seconds: int = 0
     """GPUs held times seconds, over all attempts that have ended."""
     retry_token: str | None = None

@@ -13,6 +13,7 @@ from finetune_operator import certificates, names, pod_security
 from finetune_operator.api.finetunejob import FineTuneJob, Resources, Stage
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.finetunejob.image import asks_vllm, default_image
+from finetune_operator.finetunejob.placement import placement, queue_labels
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.runs import Run
@@ -81,14 +82,15 @@ def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobSta
     """
     step = start.step
     labels = {LABEL_RUN: run.id, LABEL_STEP: step.name, LABEL_ATTEMPT: str(start.attempt)}
-    name = step_job(job.metadata.name, step.name, run.id, start.attempt)
+    name, queue = step_job(job.metadata.name, step.name, run.id, start.attempt), queue_labels(job, step)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _owned(job, name, labels),
+        "metadata": _owned(job, name, labels | queue),
         "spec": {
             "backoffLimit": 0,
             "podReplacementPolicy": "Failed",
+            **({"suspend": True} if queue else {}),
             **(_indexed(run.pods(step)) if run.pods(step) > 1 else {}),
             "template": {
                 "metadata": {"labels": {**job_labels(job.metadata.name), **labels}},
@@ -162,13 +164,7 @@ def _pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatu
     }
     if run.pods(step) > 1:
         spec["subdomain"] = names.ranks_service(run.id)
-    if stage.node_selector:
-        spec["nodeSelector"] = dict(stage.node_selector)
-    if stage.tolerations:
-        spec["tolerations"] = list(stage.tolerations)
-    if stage.service_account_name is not None:
-        spec["serviceAccountName"] = stage.service_account_name
-    return spec
+    return spec | placement(job, stage)
 
 
 def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object
-from finetune_operator.names import LABEL_ATTEMPT, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
+from finetune_operator.names import LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.reports import CONSEQUENCES, Progress, Termination
 
 LOST_SECONDS = 60  # behind the end of a deleted pod's grace: no kubelet has confirmed it
@@ -75,6 +75,9 @@ class Attempt:
     state: State
     suspended: bool
     deleting: bool
+    pending: bool  # no pod of it has started yet
+    admitted_at: str | None  # since when its pods may start
+    queue: str | None  # Kueue's, which alone resumes it
     left_behind: bool  # its Job has not ended, though all that its pods were to do has
     pod: Pod | None  # of several, the one that tells most
     running_pods: int
@@ -146,6 +149,9 @@ def _attempt(job: Object, pods: Sequence[Pod], now: datetime) -> Attempt:
         state=state,
         suspended=bool(spec.get("suspend")),
         deleting="deletionTimestamp" in meta,
+        pending=state is State.ACTIVE and not spec.get("suspend") and all(p.pending_since is not None for p in pods),
+        admitted_at=status.get("startTime"),
+        queue=labels.get(LABEL_QUEUE),
         left_behind=left_behind,
         pod=pod,
         running_pods=sum(p.live and p.pending_since is None for p in pods),

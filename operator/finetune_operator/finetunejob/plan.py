@@ -106,9 +106,11 @@ def _suspended(case: Case) -> Outlook | None:
 
 def suspended(world: World) -> Outlook:
     """What spec.suspend asks for, whatever else the spec says."""
-    active = tuple(a for a in world.attempts if a.state is State.ACTIVE and not a.suspended and not a.deleting)
+    active = [a for a in world.attempts if a.state is State.ACTIVE and not a.deleting]
+    queued = tuple(a for a in active if a.queue)  # Kueue would resume its Jobs: they are taken out of the queue
+    ours = tuple(a for a in active if not a.queue and not a.suspended)
     message = "spec.suspend is true; set it to false to go on"
-    return Outlook(Standing.WORKING, "Suspended", "Suspended", message, suspend=active)
+    return Outlook(Standing.WORKING, "Suspended", "Suspended", message, stop=queued, suspend=ours)
 
 
 def _refused(case: Case) -> Outlook | None:
@@ -135,7 +137,9 @@ def _failed(case: Case) -> Outlook | None:
     if failure is None or not any(s.state is StepState.FAILED for s in case.status.steps):
         return None
     again = "once that is mended, edit the job or set its annotation finetune.dev/retry to a new value"
-    return Outlook(Standing.FAILED, "Failed", failure.reason, f"{failure.step}: {failure.message}; {again}")
+    at_work = tuple(a for a in case.world.attempts if a.state is State.ACTIVE and not a.deleting)
+    message = f"{failure.step}: {failure.message}; {again}"
+    return Outlook(Standing.FAILED, "Failed", failure.reason, message, stop=at_work)
 
 
 def _at_work(case: Case) -> Outlook | None:
@@ -150,6 +154,9 @@ def _at_work(case: Case) -> Outlook | None:
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} starts", start=start, requeue_after=LOOK_AGAIN)
     if attempt.suspended and suspended_by_us(case.status, record):
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
+    if attempt.suspended and attempt.queue:
+        message = f"{step.name} waits until the queue {attempt.queue} of Kueue admits it"
+        return Outlook(Standing.WORKING, doing, "Queued", message)
     if attempt.suspended:
         message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
         return Outlook(Standing.WORKING, doing, "JobSuspended", message)

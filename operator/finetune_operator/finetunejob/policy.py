@@ -13,6 +13,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
+from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.observed import World, observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, refused, suspended, suspended_by_us
 from finetune_operator.finetunejob.record import absorb, step_record, with_step
@@ -20,7 +21,7 @@ from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.finetunejob.runs import begins_another, current_run
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
 from finetune_operator.settings import Settings
 
@@ -44,7 +45,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     if refusals and begins_another(job):
         return _kept(job, world, suspended(world) if job.spec.suspend else refused(refusals), now)
     run, before = current_run(job)
-    status = absorb(before, run, world, job.spec.retry, now)
+    status = enforce(job, absorb(before, run, world, job.spec.retry, now), world, now)
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
     case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, now)
     outlook = make_outlook(case)
@@ -53,11 +54,14 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     if outlook.start is not None:
         told = _started(told, case, outlook.start)
     told = _with_suspensions(told, job.status, world, outlook)
+    if is_to_be_removed(job, told, now):
+        return Decision((Delete("FineTuneJob", job.metadata.name, job.metadata.uid),), rendered(told))
+    looks = (outlook.requeue_after, seconds_left(job, told, world, now))
     return Decision(
         actions=tuple(_actions(case, outlook, observed, settings)),
         status=rendered(told),
         events=events(job.status, told),
-        requeue_after=outlook.requeue_after,
+        requeue_after=min((seconds for seconds in looks if seconds is not None), default=None),
         intent=outlook.start is not None and not _is_named(job.status, told, outlook.start),
     )
 
@@ -82,13 +86,15 @@ def _made_claim(job: FineTuneJob) -> Ref:
 def _kept(job: FineTuneJob, world: World, outlook: Outlook, now: datetime) -> Decision:
     """All that the last run came to, under the outlook of a spec that begins no run."""
     told = _with_suspensions(unchanged_but_for(job, outlook, now), job.status, world, outlook)
-    return Decision(tuple(_suspensions(outlook)), rendered(told), events(job.status, told))
+    return Decision(tuple(_stops(outlook)), rendered(told), events(job.status, told))
 
 
 def _with_suspensions(
     status: FineTuneJobStatus, before: FineTuneJobStatus, world: World, outlook: Outlook
 ) -> FineTuneJobStatus:
-    """Whose suspension each suspended Job is: others suspend Jobs too, and what they suspend is theirs to resume."""
+    """Whose suspension each suspended Job is: others suspend Jobs too, and what they suspend is theirs to resume. What a
+    suspended job takes is not counted.
+    """
     by_us = {a.job for a in outlook.suspend}
 
     def of(step: StepStatus) -> bool | None:
@@ -99,11 +105,14 @@ def _with_suspensions(
             return True
         return suspended_by_us(before, step) if attempt.suspended else None
 
-    return status.model_copy(update={"steps": [s.model_copy(update={"suspended": of(s)}) for s in status.steps]})
+    steps = [s.model_copy(update={"suspended": of(s)}) for s in status.steps]
+    since = None if outlook.reason == "Suspended" else status.active_since
+    return status.model_copy(update={"steps": steps, "active_since": since})
 
 
 def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJobStatus:
     """The step's record once its Job is asked for: the uid is read when the Job is seen."""
+    status = status.model_copy(update={"active_since": status.active_since or stamp(case.now)})
     name = step_job(case.job.metadata.name, start.step.name, case.run.id, start.attempt)
     return with_step(
         status,
@@ -117,20 +126,20 @@ def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJob
 
 
 def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Settings) -> Iterator[Action]:
-    for attempt in outlook.stop:
-        yield Delete("Job", attempt.job, attempt.uid)
+    yield from _stops(outlook)
     if outlook.start is not None:
         yield from _start(case, outlook.start, observed, settings)
-    yield from _suspensions(outlook)
+    if outlook.resume is not None:
+        yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
     if outlook.hand_over is not None:
         yield Apply(outlook.hand_over)
 
 
-def _suspensions(outlook: Outlook) -> Iterator[Action]:
+def _stops(outlook: Outlook) -> Iterator[Action]:
+    for attempt in outlook.stop:
+        yield Delete("Job", attempt.job, attempt.uid)
     for attempt in outlook.suspend:
         yield SuspendJob(attempt.job, attempt.uid, True)
-    if outlook.resume is not None:
-        yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
 
 
 def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:

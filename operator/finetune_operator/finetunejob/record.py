@@ -203,6 +203,16 @@ def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budge
     return status.model_copy(update={"last_failure": last})
 
 
+def fail(status: FineTuneJobStatus, step: str, failure: Failure, now: datetime) -> FineTuneJobStatus:
+    """The status with a step that no attempt will take up again."""
+    record = step_record(status, step)
+    last = LastFailure(
+        step=step, attempt=record.attempt, node=failure.node, reason=failure.reason, message=failure.message, time=stamp(now)
+    )
+    status = with_step(status, step, state=StepState.FAILED, finished_at=stamp(now))
+    return status.model_copy(update={"last_failure": last})
+
+
 def _smaller_micro_batch(status: FineTuneJobStatus, step: Step, budget: Budget) -> int | None:
     """The largest part of the micro-batch that is at most its half, so that the global batch stays what it is."""
     estimated = status.fit.micro_batch_size if status.fit else 1

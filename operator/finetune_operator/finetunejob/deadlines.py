@@ -1,0 +1,68 @@
+"""How long a job may take: until its pods start, in all, and until it is removed after its end. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
+from finetune_operator.finetunejob.failures import Failure, Retry
+from finetune_operator.finetunejob.observed import Attempt, World
+from finetune_operator.finetunejob.record import DONE, fail
+
+PENDING, ACTIVE = "PendingDeadlineExceeded", "DeadlineExceeded"
+
+
+def enforce(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> FineTuneJobStatus:
+    """The status, with its current step failed where a deadline has passed: no attempt would make up for that."""
+    step = next((s for s in status.steps if s.state not in DONE), None)
+    if step is None or step.state is StepState.FAILED or job.spec.suspend:
+        return status
+    attempt = world.attempt(step.job) if step.state is StepState.RUNNING else None
+    failure = _pending(job, attempt, now) or _active(job, status, now)
+    return status if failure is None else fail(status, step.name, failure, now)
+
+
+def seconds_left(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> float | None:
+    """Until the next deadline, or until the job is removed; None where there is none."""
+    waiting = [a for a in world.attempts if a.pending and a.admitted_at]
+    ends = [
+        (job.spec.pending_deadline_seconds, waiting[0].admitted_at if waiting else None),
+        (job.spec.active_deadline_seconds, status.active_since),
+        (job.spec.ttl_seconds_after_finished, _finished_at(status)),
+    ]
+    left = [limit - _since(start, now) for limit, start in ends if limit is not None and start is not None]
+    return min((seconds for seconds in left if seconds > 0), default=None)
+
+
+def is_to_be_removed(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> bool:
+    """Whether the job has been at its end for spec.ttlSecondsAfterFinished."""
+    ttl, ended = job.spec.ttl_seconds_after_finished, _finished_at(status)
+    return ttl is not None and ended is not None and _since(ended, now) >= ttl
+
+
+def _pending(job: FineTuneJob, attempt: Attempt | None, now: datetime) -> Failure | None:
+    limit = job.spec.pending_deadline_seconds
+    if limit is None or attempt is None or not attempt.pending or attempt.admitted_at is None:
+        return None
+    if _since(attempt.admitted_at, now) < limit:
+        return None
+    waiting = attempt.pod.waiting if attempt.pod else None
+    why = f": {waiting.reason}: {waiting.message}" if waiting else ""
+    return Failure(Retry.NEVER, PENDING, f"no pod started within spec.pendingDeadlineSeconds, {limit} s{why}")
+
+
+def _active(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> Failure | None:
+    limit = job.spec.active_deadline_seconds
+    if limit is None or status.active_since is None or _since(status.active_since, now) < limit:
+        return None
+    return Failure(Retry.NEVER, ACTIVE, f"the job has taken longer than spec.activeDeadlineSeconds, {limit} s; raise it")
+
+
+def _finished_at(status: FineTuneJobStatus) -> str | None:
+    ended = (c.last_transition_time for c in status.conditions if c.type in ("Succeeded", "Failed") and c.status == "True")
+    return next(ended, None)
+
+
+def _since(start: str, now: datetime) -> float:
+    return (now - datetime.fromisoformat(start)).total_seconds()

@@ -1,0 +1,87 @@
+"""Deadlines end what takes too long, with a sentence, and a job that has ended is removed when its time is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.builders import make_job, make_pod
+from tests.story import Story
+
+from finetune_operator.decision import Delete
+
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: no GPU"}
+
+
+def pending(**spec: Any) -> Story:
+    """A job whose first pod finds no node. A pass takes ten minutes."""
+    story = Story(make_job(**spec))
+    story.passes(2)
+    job = story.space.running()
+    story.space.pods[job["metadata"]["name"]] = make_pod(job, phase="Pending", conditions=[UNSCHEDULABLE])
+    return story
+
+
+def test_pods_that_never_start_end_the_job_with_the_schedulers_words() -> None:
+    story = pending(pendingDeadlineSeconds=3600)
+    story.one_pass()
+    assert story.conditions()["Reconciling"] == ("True", "Unschedulable")
+    assert "delete Job" in " ".join(story.passes(5))
+    assert story.conditions()["Failed"] == ("True", "PendingDeadlineExceeded")
+    assert "no GPU" in story.job["status"]["lastFailure"]["message"]
+    assert story.passes() == []
+
+
+def test_pods_are_waited_for_where_no_deadline_is_set() -> None:
+    story = pending()
+    story.passes(20)
+    assert story.conditions()["Reconciling"] == ("True", "Unschedulable")
+
+
+def test_a_queue_takes_no_time_of_the_deadline() -> None:
+    story = pending(pendingDeadlineSeconds=600)
+    job = story.space.running()
+    job["spec"]["suspend"] = True
+    story.space.pods.clear()
+    story.passes(20)
+    assert "Failed" not in story.conditions()
+
+
+def test_a_job_that_takes_too_long_is_stopped_and_goes_on_when_the_deadline_is_raised() -> None:
+    story = Story(make_job(activeDeadlineSeconds=3600))
+    story.passes(2)
+    assert story.decide().requeue_after is not None
+    assert "delete Job" in " ".join(story.passes(8))
+    assert story.conditions()["Failed"] == ("True", "DeadlineExceeded")
+    story.edit(activeDeadlineSeconds=10**6)
+    assert story.to_the_end()[-1] == "evaluate-q4"
+    assert "Succeeded" in story.conditions()
+
+
+def test_what_a_suspended_job_takes_does_not_count() -> None:
+    story = Story(make_job(activeDeadlineSeconds=3600))
+    story.passes(2)
+    story.edit(suspend=True)
+    story.passes(20)
+    assert story.conditions()["Ready"] == ("False", "Suspended")
+    story.space.jobs[story.space.running()["metadata"]["name"]]["spec"]["suspend"] = False
+    story.edit(suspend=False)
+    story.passes(2)
+    assert "Failed" not in story.conditions()
+
+
+def test_a_job_that_has_ended_is_removed_when_its_time_is_over() -> None:
+    story = Story(make_job(ttlSecondsAfterFinished=3600))
+    story.to_the_end()
+    left = story.decide()
+    assert left.actions == ()
+    assert left.requeue_after is not None
+    assert left.requeue_after < 3600
+    story.minute += 60
+    assert story.decide().actions == (Delete("FineTuneJob", "facts", story.job["metadata"]["uid"]),)
+
+
+def test_without_a_time_to_live_it_stays() -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    story.minute += 10**6
+    assert story.decide().actions == ()
