@@ -35,6 +35,9 @@ unit: setup ## Tests of pure modules: seconds, no network, no torch
 house: setup ## Rules of the house: generated files fresh, examples valid, sizes, names
 	$(PYTHON) -m pytest tests/house
 
+coverage: setup ## Lines and branches of each package that the unit tests run
+	$(PYTHON) -m tests.coverage_table
+
 test-trainer: setup ## Tests of the programs in the pods, on tiny models, the slow ones too
 	$(PYTHON) -m pytest tests/trainer -n 2
 
@@ -59,4 +62,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house test-trainer integration e2e crds format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage test-trainer integration e2e crds format requirements images clean-cluster

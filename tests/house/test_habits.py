@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ("operator", "trainer_image", "localcluster", "demo", "tests", "benchmarks", "serving_images")
@@ -38,3 +41,28 @@ def test_docstrings_have_a_subject() -> None:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ]
     assert [f"{file}:{node.lineno}" for file, node in texts if node.value.value.lstrip().startswith("Of ")] == []
+
+
+def test_decisions_are_listed() -> None:
+    folder = ROOT / "docs/decisions"
+    listed = re.findall(r"\[(\d{4})\]\((.+?)\) \| (.+?) \|", (folder / "README.md").read_text())
+    records = sorted(folder.glob("0*.md"))
+    assert [f"# {number} {title}" for number, _, title in listed] == [record.read_text().splitlines()[0] for record in records]
+    assert [name for _, name, _ in listed] == [record.name for record in records]
+
+
+def test_workflows_run_what_is_here_with_pinned_actions() -> None:
+    """A workflow adds nothing to .ci/run and the Makefile but the machine."""
+    workflows = sorted((ROOT / ".github/workflows").glob("*.yml"))
+    assert workflows
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for workflow in workflows:
+        jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+        steps = [step for job in jobs for step in job["steps"]]
+        used = [step["uses"] for step in steps if "uses" in step]
+        assert [action for action in used if not re.fullmatch(r"[\w/.-]+@v\d+\.\d+\.\d+", action)] == []
+        commands = [step["run"].split() for step in steps if "run" in step]
+        assert ["".join(c) for c in commands if c[0] not in ("make", ".ci/run", "apt-get")] == []
+        assert {word for command in commands if command[0] == "make" for word in command[1:]} <= targets
+    for form in sorted((ROOT / ".github").rglob("*.yml")):
+        assert yaml.safe_load(form.read_text()), form.name
