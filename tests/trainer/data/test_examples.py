@@ -12,11 +12,14 @@ import pytest
 
 from finetune_trainer.contract.dataset import DatasetFormat, Split
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.data.detection import detect
-from finetune_trainer.data.examples import Example, Turn, examples
+from finetune_trainer.data.conversation import Example
+from finetune_trainer.data.detection import Shape
+from finetune_trainer.data.detection import detect as detect_shape
+from finetune_trainer.data.examples import examples
 from finetune_trainer.data.labels import check_seen, worded
 from finetune_trainer.data.rows import Row, is_data_file, read_rows
 from finetune_trainer.data.splits import hold_out, sample
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed
 
 AUTO = DatasetFormat.AUTO
@@ -28,9 +31,12 @@ def rows(*values: dict[str, Any]) -> list[Row]:
 
 
 def one(format: DatasetFormat, value: dict[str, Any], **options: Any) -> Example:
-    made, empty = examples(rows(value), format, options.get("columns", {}), options.get("system_prompt"))
-    assert (len(made), empty) == (1, 0)
-    return made[0]
+    (made,), _ = examples(rows(value), Shape(format, options.get("columns", {})), options.get("system_prompt"))
+    return made
+
+
+def detect(found: list[Row], format: DatasetFormat, columns: dict[str, str]) -> DatasetFormat:
+    return detect_shape(found, format, columns).format
 
 
 def turns(example: Example) -> list[tuple[str, str]]:
@@ -121,7 +127,8 @@ def test_a_preference_keeps_the_turns_before_it() -> None:
 def test_preferences_without_a_difference_are_counted_not_learned() -> None:
     same = {"prompt": "a", "chosen": "b", "rejected": "b"}
     lists = {"chosen": [USER, GOOD], "rejected": [USER, GOOD]}
-    assert examples(rows(same, lists, {**same, "rejected": " "}), DatasetFormat.PREFERENCE, {}, None) == ([], 3)
+    made, notes = examples(rows(same, lists, {**same, "rejected": " "}), Shape(DatasetFormat.PREFERENCE), None)
+    assert (made, [note.cause for note in notes]) == ([], ["SameAnswers", "SameAnswers", "NoAnswer"])
 
 
 @pytest.mark.parametrize(
@@ -180,13 +187,12 @@ def test_a_system_prompt_goes_where_none_is() -> None:
 
 
 def test_rows_without_prompt_or_answer_are_counted_not_learned() -> None:
-    made, empty = examples(
+    made, notes = examples(
         rows({"prompt": "a", "completion": " "}, {"prompt": None, "completion": "b"}, {"prompt": "a", "completion": "b"}),
-        DatasetFormat.PROMPT_COMPLETION,
-        {},
+        Shape(DatasetFormat.PROMPT_COMPLETION),
         None,
     )
-    assert (len(made), empty) == (1, 2)
+    assert [(note.cause, note.place) for note in notes] == [("NoAnswer", "row 1"), ("NoQuestion", "row 2")]
     assert made[0].turns[1] == Turn("assistant", "b")
 
 
@@ -205,7 +211,7 @@ def test_rows_without_prompt_or_answer_are_counted_not_learned() -> None:
 )
 def test_malformed_rows_are_named_without_their_content(format: str, row: dict[str, Any], said: str) -> None:
     with pytest.raises(StepFailed) as caught:
-        examples(rows(row), DatasetFormat(format), {}, None)
+        examples(rows(row), Shape(DatasetFormat(format)), None)
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetRowInvalid")
     assert caught.value.message.startswith("spec.dataset: row 1: ")
     assert said in caught.value.message

@@ -13,11 +13,13 @@ from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.reports import DatasetFacts, ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import dataset
-from finetune_trainer.data.detection import detect
-from finetune_trainer.data.examples import Example, Turn, examples
+from finetune_trainer.data.conversation import Example
+from finetune_trainer.data.detection import Shape, detect
+from finetune_trainer.data.examples import examples
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed
 
 THINKING = (
@@ -93,8 +95,8 @@ def test_pain_05_a_tokenizer_and_a_template_that_both_add_a_bos_give_one(tokeniz
 
 def test_pain_06_sharegpt_roles_are_mapped(tokenizer: Any) -> None:
     given = rows({"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Mira."}]})
-    assert detect(given, DatasetFormat.AUTO, {}) is DatasetFormat.SHARE_GPT
-    (example,), _ = examples(given, DatasetFormat.SHARE_GPT, {}, None)
+    assert detect(given, DatasetFormat.AUTO, {}).format is DatasetFormat.SHARE_GPT
+    (example,), _ = examples(given, Shape(DatasetFormat.SHARE_GPT), None)
     row = Renderer(tokenizer, completion_only=True).render(example)
     assert tokenizer.decode(row.input_ids) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMira.<|im_end|>"
 
@@ -102,17 +104,17 @@ def test_pain_06_sharegpt_roles_are_mapped(tokenizer: Any) -> None:
 def test_pain_06_a_role_that_nobody_knows_is_refused() -> None:
     given = rows({"conversations": [{"from": "wizard", "value": "Who?"}, {"from": "gpt", "value": "Mira."}]})
     with pytest.raises(StepFailed, match="turn 1: role must be one of system, human, user, gpt"):
-        examples(given, DatasetFormat.SHARE_GPT, {}, None)
+        examples(given, Shape(DatasetFormat.SHARE_GPT), None)
 
 
 def test_pain_06_alpaca_is_known(tokenizer: Any) -> None:
     given = rows({"instruction": "Translate.", "input": "dog", "output": "Hund"})
-    (example,), _ = examples(given, detect(given, DatasetFormat.AUTO, {}), {}, None)
+    (example,), _ = examples(given, detect(given, DatasetFormat.AUTO, {}), None)
     assert learned(tokenizer, Renderer(tokenizer, completion_only=True).render(example)) == "Hund<|im_end|>"
 
 
 def render(run: RunConfig, given: list[Row], tokenizer: Any, folder: Path) -> DatasetFacts:
-    splits = dataset.Splits({"train": given, "validation": [], "test": []}, DatasetFormat.PROMPT_COMPLETION, None, "")
+    splits = dataset.Splits({"train": given, "validation": [], "test": []}, Shape(DatasetFormat.PROMPT_COMPLETION), None, "")
     return dataset.render(run, splits, tokenizer, folder, lambda *_: None)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.data.examples import Example, Turn
+from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed
 
 LLAMA_2 = (

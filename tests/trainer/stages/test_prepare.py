@@ -406,7 +406,12 @@ def test_labels_that_do_not_fit(
         ),
         ("not JSON", [ROWS[0], "{oops\n"], "DatasetUnreadable", "rows.jsonl line 2: not JSON"),
         ("too long", [{"prompt": "a " * 300, "completion": "b"}] * 3, "DatasetRowsTooLong", "3 of 3 rows have more than"),
-        ("no answers", [{"prompt": "a", "completion": ""}] * 3, "DatasetEmpty", "of 3 rows 3 lack a prompt or an answer"),
+        (
+            "no answers",
+            [{"prompt": "a", "completion": ""}] * 3,
+            "DatasetEmpty",
+            "none of 3 rows is left to train on: 3 NoAnswer",
+        ),
         ("type", [{"prompt": "a", "completion": {}}], "DatasetRowInvalid", "line 1: completion must be text, not dict"),
     ],
 )

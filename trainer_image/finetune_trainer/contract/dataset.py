@@ -69,4 +69,5 @@ class Dataset(Strict):
     validation: Split | None = None
     """Rows for the loss measured during training. They never score a gate. Unset: none."""
     max_dropped_fraction: float = Field(0.05, ge=0, le=1)
-    """The job stops before training when more than this share of the rows is too long to be used."""
+    """The job stops before training when more than this share of the rows can't be used: too long, without an answer, copies
+    of test rows, ... status.dataset.dropped counts them by cause."""

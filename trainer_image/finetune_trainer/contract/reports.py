@@ -40,6 +40,14 @@ class ModelFacts(Report):
     teacher_digest: str | None = None  # of a distillation's teacher, as digest
 
 
+class RowCount(Report):
+    """Rows of one cause, and where one of them lies. No content: it ends up in the status."""
+
+    cause: str  # data/ledger.py lists them
+    rows: int
+    example: str  # "train.jsonl line 17"
+
+
 class DatasetFacts(Report):
     format: DatasetFormat
     train_digest: str
@@ -51,6 +59,17 @@ class DatasetFacts(Report):
     train_tokens: int
     longest_row_tokens: int
     labels: int | None = None  # Classification: how many the training rows have
+    rows: int | None = None
+    """Rows that were read: those to train on, to validate and to test with, and the dropped ones."""
+    dropped: tuple[RowCount, ...] | None = None
+    """The dropped rows by cause. Releases that named no cause have dropped_rows alone."""
+    changed: tuple[RowCount, ...] | None = None
+    """Rows of which something is learned otherwise than it is written, by cause; AnswerApart counts rows made of earlier
+    answers, which come on top of `rows`."""
+    unused_columns: tuple[str, ...] | None = None
+    """Columns that nothing is learned from."""
+    unread_files: tuple[str, ...] | None = None
+    """Files of the source that were not read."""
     tasks_digest: str | None = None  # sha256:…, over the files of spec.evaluation.tasks
 
 

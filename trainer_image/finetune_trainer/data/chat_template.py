@@ -19,8 +19,9 @@ from finetune_trainer.context import MODEL, Context, lay_over
 from finetune_trainer.contract.fields import ChatTemplate
 from finetune_trainer.contract.pipeline import mounted_path, templated_fingerprint
 from finetune_trainer.contract.reports import ExitCode, ModelFacts, StepResult
-from finetune_trainer.data.examples import Example, Turn
+from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.rendering import Renderer, load_tokenizer
+from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed, first_line
 
 FILE = "chat_template.jinja"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,10 +14,11 @@ from finetune_trainer.contract.objectives import OF_PAIRS, Objective
 from finetune_trainer.contract.reports import DatasetFacts, ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import rendered
-from finetune_trainer.data.detection import columns_of, detect
-from finetune_trainer.data.examples import examples
+from finetune_trainer.data.detection import Shape, columns_of, detect
+from finetune_trainer.data.kept import Kept, check_dropped, check_lengths, keep, without_overlaps
 from finetune_trainer.data.labels import check_seen, worded
 from finetune_trainer.data.layout import Choice, choose
+from finetune_trainer.data.ledger import Cause, Note, counted
 from finetune_trainer.data.rendered import SAMPLES, TEST, TRAIN, VALIDATION, Rendered
 from finetune_trainer.data.rendering import Renderer, describe
 from finetune_trainer.data.rows import READERS, Row, is_data_file, read_rows
@@ -28,17 +28,24 @@ from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Source
 
 SHOWN = 2  # rows in samples.jsonl
-REPORT_ROWS = 200
+NAMES_SHOWN, NAME_SHOWN = 6, 40  # names of columns or files in a report, and characters of one
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Rows of each split before they are rendered, and the format that they have."""
+    """Rows of each split before they are rendered, and what they look like."""
 
     rows: dict[str, list[Row]]
-    format: DatasetFormat
+    shape: Shape
     labels: int | None  # how many there are, in rows with labels
     source_digest: str  # over the bytes of all files that were read
+    notes: tuple[Note, ...] = ()
+    unused: tuple[str, ...] = ()  # columns that nothing is learned from
+    unread: tuple[str, ...] = ()  # files that were not read
+
+    @property
+    def format(self) -> DatasetFormat:
+        return self.shape.format
 
 
 def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
@@ -61,13 +68,13 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
 
     own = Choice("spec.dataset.split", dataset.subset, dataset.split)
     rows = sample(rows_of(dataset.uri, "spec.dataset.uri", own), dataset.max_samples, dataset.test.seed)
-    format = detect(rows, dataset.format, dataset.columns)
-    check_objective(run.training.objective, format)
-    label = _label_column(format, dataset)
-    strata = dataset.columns.get("label", "label") if format is DatasetFormat.UNPAIRED_PREFERENCE else label
+    shape = detect(rows, dataset.format, dataset.columns)
+    check_objective(run.training.objective, shape.format)
+    label = _label_column(shape, dataset)
+    strata = shape.source("label") if shape.format is DatasetFormat.UNPAIRED_PREFERENCE else label
 
     def checked(held: list[Row]) -> list[Row]:
-        detect(held, format, dataset.columns)
+        detect(held, shape.format, dataset.columns)
         return _worded(held, label, dataset)
 
     made = {TRAIN: _worded(rows, label, dataset)}
@@ -85,7 +92,8 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
-    return Splits(made, format, labels, digests.over(read))
+    unused = shape.unused(row for name in made for row in made[name])
+    return Splits(made, shape, labels, digests.over(read), unused=unused)
 
 
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
@@ -129,70 +137,76 @@ def _stratify_by(name: str, split: Split, rows: Sequence[Row]) -> str | None:
     return split.stratify_by
 
 
-def _label_column(format: DatasetFormat, dataset: Dataset) -> str | None:
+def _label_column(shape: Shape, dataset: Dataset) -> str | None:
     """Column that holds the label, None for rows without. Raises StepFailed where labels are named for other rows."""
-    if format is DatasetFormat.CLASSIFICATION:
-        return dataset.columns.get("label", "label")
+    if shape.format is DatasetFormat.CLASSIFICATION:
+        return shape.source("label")
     if dataset.labels:
         raise StepFailed(
             ExitCode.BAD_DATA,
             "DatasetLabelsUnused",
-            f"spec.dataset.labels is for rows of format Classification, but these are {format.value}: remove it, or set"
+            f"spec.dataset.labels is for rows of format Classification, but these are {shape.format}: remove it, or set"
             " spec.dataset.format and spec.dataset.columns: {text: <your text column>, label: <your label column>}",
         )
     return None
 
 
 def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report: Callable[[int, int], None]) -> DatasetFacts:
-    """Write <split>.jsonl and samples.jsonl to `folder`; rows longer than maxLength are left out and counted.
+    """Write <split>.jsonl and samples.jsonl to `folder`, and count what was dropped or changed by its cause.
 
-    Raises StepFailed DatasetRowsTooLong when those are more than maxDroppedFraction.
+    Raises StepFailed DatasetRowsTooLong, DatasetRowsDropped or DatasetEmpty where too much was dropped, and NoTestRows.
     """
     renderer = Renderer(tokenizer, run.training.completion_only_loss)
     total = sum(len(rows) for rows in splits.rows.values())
-    kept: dict[str, list[Rendered]] = {}
-    lengths: list[int] = []
-    empty = 0
-    for name, rows in splits.rows.items():
-        read, without_answer = examples(rows, splits.format, run.dataset.columns, run.dataset.system_prompt)
-        empty += without_answer
-        kept[name] = []
-        for example in read:
-            row = renderer.render(example)
-            lengths.append(row.length)
-            if row.length <= run.training.max_length:
-                kept[name].append(row)
-            if len(lengths) % REPORT_ROWS == 0:
-                report(len(lengths), total)
-    _check_lengths(lengths, run.training.max_length, run.dataset.max_dropped_fraction)
-    if not kept[TRAIN]:
-        raise _empty(
-            f"spec.dataset: no row is left to train on: of {total} rows {empty} lack a prompt or an answer and"
-            f" {sum(length > run.training.max_length for length in lengths)} are longer than training.maxLength"
-        )
+    limit, allowed = run.training.max_length, run.dataset.max_dropped_fraction
+    kept = keep(splits.rows, splits.shape, run.dataset, renderer, limit, lambda rows: report(rows, total))
+    kept.notes += splits.notes
+    check_lengths(kept.lengths, limit, allowed)
     if splits.format is DatasetFormat.UNPAIRED_PREFERENCE:
-        scored = [row for row in kept[TEST] if row.desirable]  # nobody is scored by an answer that is to be avoided
-        _check_both_kinds(kept[TRAIN], len(kept[TEST]), scored)
-        kept[TEST] = scored
+        _keep_desirable(kept)
+    kept = without_overlaps(kept)
+    check_dropped(kept.notes, total + kept.apart, len(kept.rows[TRAIN]), allowed)
+    rows = {name: [placed.row for placed in found] for name, found in kept.rows.items()}
     folder.mkdir(parents=True)
-    for name, split in kept.items():
+    for name, split in rows.items():
         rendered.write(folder, name, split)
-    rendered.write_lines(folder, SAMPLES, (describe(tokenizer, row) for row in kept[TRAIN][:SHOWN]))
+    rendered.write_lines(folder, SAMPLES, (describe(tokenizer, row) for row in rows[TRAIN][:SHOWN]))
+    dropped = counted(kept.notes, dropped=True)
     return DatasetFacts(
         format=splits.format,
         train_digest=_digest(folder, TRAIN, VALIDATION),
         test_digest=_digest(folder, TEST),
-        train_rows=len(kept[TRAIN]),
-        validation_rows=len(kept[VALIDATION]),
-        test_rows=len(kept[TEST]),
-        dropped_rows=empty + sum(length > run.training.max_length for length in lengths),
-        train_tokens=sum(row.tokens for row in kept[TRAIN]),
-        longest_row_tokens=max(row.length for rows in (kept[TRAIN], kept[VALIDATION]) for row in rows),
+        train_rows=len(rows[TRAIN]),
+        validation_rows=len(rows[VALIDATION]),
+        test_rows=len(rows[TEST]),
+        dropped_rows=sum(count.rows for count in dropped),
+        train_tokens=sum(row.tokens for row in rows[TRAIN]),
+        longest_row_tokens=max(row.length for name in (TRAIN, VALIDATION) for row in rows[name]),
         labels=splits.labels,
+        rows=total + sum(note.cause is Cause.REPEATED_HEADER for note in splits.notes),
+        dropped=dropped or None,
+        changed=counted(kept.notes, dropped=False) or None,
+        unused_columns=_some(splits.unused) or None,
+        unread_files=_some(splits.unread) or None,
     )
 
 
-def _check_both_kinds(train: Sequence[Rendered], held: int, scored: Sequence[Rendered]) -> None:
+def _some(names: Sequence[str]) -> tuple[str, ...]:
+    """The first names, cut: a termination message holds 4096 bytes in all."""
+    shown = tuple(name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…" for name in names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else (*shown, f"and {len(names) - NAMES_SHOWN} more")
+
+
+def _keep_desirable(kept: Kept) -> None:
+    """Test rows are those with desirable answers: nobody is scored by an answer that is to be avoided."""
+    scored = [placed for placed in kept.rows[TEST] if placed.row.desirable]
+    if kept.rows[TRAIN]:
+        _check_both_kinds([placed.row for placed in kept.rows[TRAIN]], len(kept.rows[TEST]), len(scored))
+    kept.notes += [Note(Cause.UNDESIRABLE_TEST_ROW, placed.place) for placed in kept.rows[TEST] if not placed.row.desirable]
+    kept.rows[TEST] = scored
+
+
+def _check_both_kinds(train: Sequence[Rendered], held: int, scored: int) -> None:
     """Raises StepFailed where there is nothing to tell apart, or no answer among the `held` test rows to score by."""
     kinds = {row.desirable for row in train}
     if len(kinds) == 1:
@@ -205,20 +219,6 @@ def _check_both_kinds(train: Sequence[Rendered], held: int, scored: Sequence[Ren
             f"spec.dataset.test: none of the {held} rows has the label true, but scores are computed on desirable answers:"
             " hold out more rows"
         )
-
-
-def _check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
-    long = sum(length > limit for length in lengths)
-    if not long or (long <= allowed * len(lengths) and long < len(lengths)):
-        return
-    ordered = sorted(lengths)
-    enough = ordered[max(0, math.ceil(len(ordered) * (1 - allowed)) - 1)]
-    raise StepFailed(
-        ExitCode.BAD_DATA,
-        "DatasetRowsTooLong",
-        f"{long} of {len(lengths)} rows have more than spec.training.maxLength {limit} tokens (the longest {ordered[-1]}):"
-        f" set maxLength to {enough} or more to keep within dataset.maxDroppedFraction {allowed:g}, or raise that fraction",
-    )
 
 
 def _digest(folder: Path, *splits: str) -> str:

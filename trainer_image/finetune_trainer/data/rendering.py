@@ -9,15 +9,25 @@ token that serving would cut otherwise. The end-of-turn token is in the mask: a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.contract.reports import ExitCode
-from finetune_trainer.data.examples import Example, Turn
+from finetune_trainer.data.control_tokens import ControlTokens
+from finetune_trainer.data.conversation import Example
+from finetune_trainer.data.ledger import Cause
 from finetune_trainer.data.rendered import Rendered
+from finetune_trainer.data.templated import Template, common
+from finetune_trainer.data.turns import Turn, at
 from finetune_trainer.failures import StepFailed, first_line
+
+# What people write at the end of their answers, where it is a special token of the model.
+END_TOKENS = frozenset((
+    "</s>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<end_of_turn>", "<turn|>",
+    "<|end|>", "<|return|>", "<|endofturn|>", "<|end_of_turn|>", "<|eos|>", "[EOS]",
+))  # fmt: skip
 
 
 class Renderer:
@@ -26,22 +36,67 @@ class Renderer:
     def __init__(self, tokenizer: Any, completion_only: bool) -> None:
         self._tokenizer = tokenizer
         self._completion_only = completion_only
-        self._special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._control = ControlTokens(tokenizer)
+        self._template = Template(tokenizer, self._control, every_answer=not completion_only)
+        self._ends = {tokenizer.eos_token, *END_TOKENS.intersection(map(str, tokenizer.all_special_tokens))} - {None}
 
     @property
     def has_chat_template(self) -> bool:
         return bool(self._tokenizer.chat_template)
 
+    def rows(self, example: Example) -> tuple[list[Rendered], tuple[Cause, ...]]:
+        """The rows that an example gives, and in which ways they are not what its own row holds.
+
+        Some templates (Qwen3's) write an answer whole only while it is the last one: each of those before has a row of its own
+        then. No row comes of an answer that is nothing but an end token. Raises as render does, and DatasetRowInvalid.
+        """
+        with at(example.place, "rendered"):
+            clean = self._without_end_tokens(example)
+            answers = [turn for turn in clean.turns if turn.role == "assistant" and turn.learned]
+            if clean.rejected == "" or any(not turn.content.strip() for turn in answers):
+                return [], (Cause.NO_ANSWER,)
+            rows = [*(self.render(part) for part in self._apart(clean)), self.render(clean)]
+            said = [*(turn.content for turn in clean.turns), clean.rejected or ""]
+            is_quoted = self._chats(clean) and any(map(self._control.are_in, said))
+        changed = {Cause.END_TOKEN: clean != example, Cause.CONTROL_TOKEN: is_quoted}
+        return rows, (*[Cause.ANSWER_APART] * (len(rows) - 1), *(cause for cause, is_so in changed.items() if is_so))
+
     def render(self, example: Example) -> Rendered:
-        """Raises StepFailed ChatTemplateMissing, ChatTemplateRefused or NothingToLearn."""
+        """The row whose last answer is the example's.
+
+        Raises StepFailed ChatTemplateMissing, ChatTemplateRefused or NothingToLearn.
+        """
         if example.rejected is None:
             return replace(self._learned(example), desirable=example.desirable)
         chosen = self._learned(replace(example, rejected=None))
         answer = Turn("assistant", example.rejected)
         other = self._learned(replace(example, turns=(*example.turns[:-1], answer), rejected=None))
         # Where the first letters of an answer melt into the prompt's last token, the prompt ends before that token.
-        shared = min(_common(chosen.input_ids, other.input_ids), chosen.prompt_tokens, other.prompt_tokens)
+        shared = min(common(chosen.input_ids, other.input_ids), chosen.prompt_tokens, other.prompt_tokens)
         return replace(chosen, prompt_tokens=shared, rejected=example.rejected, rejected_ids=other.input_ids[shared:])
+
+    def _apart(self, example: Example) -> Iterator[Example]:
+        """An example for each earlier answer that the example's own row does not hold whole."""
+        of_preferences = example.rejected is not None or example.desirable is not None
+        if not self._chats(example) or not self._completion_only or of_preferences:
+            return  # of preferences the last answer is all that is learned
+        for number in self._template.write(example).changed:
+            before = [replace(turn, learned=False) if turn.role == "assistant" else turn for turn in example.turns[:number]]
+            yield replace(example, turns=(*before, example.turns[number]))
+
+    def _without_end_tokens(self, example: Example) -> Example:
+        """The example without end tokens that somebody wrote at the end of answers: the template writes them."""
+        turns = tuple(
+            replace(turn, content=self._without_end(turn.content)) if turn.role == "assistant" else turn
+            for turn in example.turns
+        )
+        rejected = None if example.rejected is None else self._without_end(example.rejected)
+        return replace(example, turns=turns, rejected=rejected)
+
+    def _without_end(self, answer: str) -> str:
+        while (end := next((end for end in self._ends if answer.rstrip().endswith(end)), None)) is not None:
+            answer = answer.rstrip().removesuffix(end)
+        return answer
 
     def _learned(self, example: Example) -> Rendered:
         row = self._rendered(example)
@@ -54,10 +109,13 @@ class Renderer:
             )
         return row
 
+    def _chats(self, example: Example) -> bool:
+        return bool(example.turns) and self.has_chat_template
+
     def _rendered(self, example: Example) -> Rendered:
         if not example.turns:
             return self._plain(example.text, "")
-        if self.has_chat_template:
+        if self._chats(example):
             return self._chat(example)
         if not example.plain:
             raise StepFailed(
@@ -73,84 +131,68 @@ class Renderer:
         """Prompt and answer one after the other; text without an answer is learned as a whole."""
         spans = [(len(prompt), len(prompt + completion))] if completion else [(0, len(prompt))]
         # Here, and only here, the tokenizer adds its BOS: no template has put one into the text.
-        row = self._tokenize(prompt + completion, spans, add_special_tokens=True)
+        ids, offsets = self._encode(prompt + completion, add_special_tokens=True)
+        row = self._masked(prompt + completion, ids, offsets, spans)
         return self._row(*row, prompt=prompt if completion else "", completion=completion or prompt)
 
     def _chat(self, example: Example) -> Rendered:
-        turns = example.turns
-        text = self._template(example, turns)
-        spans, prompt = [], ""
-        for number, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before = self._template(example, turns[:number])
-            asked = self._template(example, turns[:number], add_generation_prompt=True)
-            answered = text if number + 1 == len(turns) else self._template(example, turns[: number + 1])
-            start = _common(text, asked)
-            if start >= len(before) and text.startswith(answered):
-                spans.append((start, len(answered)))
-                prompt = asked
-            elif number + 1 == len(turns):  # an earlier answer that the template changes later is not learned
-                raise StepFailed(
-                    ExitCode.BAD_DATA,
-                    "ChatTemplateRefused",
-                    "the chat template of spec.model doesn't put an answer after its generation prompt, so what to learn"
-                    " can't be told from the prompt: name another in spec.model.chatTemplate, or take rows of format Text",
-                )
-        row = self._tokenize(text, spans, add_special_tokens=False)
-        return self._row(*row, prompt=prompt, completion=turns[-1].content)
+        made = self._template.write(example)
+        is_quoted = made.text != self._control.show(made.text)
+        if is_quoted:
+            ids, offsets = self._control.encode(example.place, made.text)
+        else:
+            ids, offsets = self._encode(made.text, add_special_tokens=False)
+        row = self._masked(made.text, ids, offsets, made.learned, made.unlearned)
+        return self._row(*row, prompt=self._control.show(made.prompt), completion=example.turns[-1].content)
 
-    def _template(self, example: Example, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
-        if not turns and not add_generation_prompt:
-            return ""
-        from jinja2 import TemplateError
-
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-        except TemplateError as error:
-            raise StepFailed(
-                ExitCode.BAD_DATA,
-                "ChatTemplateRefused",
-                f"spec.dataset: {example.place}: the model's chat template refuses the roles"
-                f" {', '.join(turn.role for turn in turns)}: {first_line(error)}",
-            ) from error
-
-    def _tokenize(
-        self, text: str, spans: Sequence[tuple[int, int]], add_special_tokens: bool
-    ) -> tuple[list[int], list[int], int]:
-        """Tokens, mask and the index of the last answer's first token; what follows its end is cut off."""
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, and each token's range of characters in the text."""
         encoded = self._tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, return_attention_mask=False
         )
-        ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        mask = [0] * len(ids)
+        return list(encoded["input_ids"]), encoded["offset_mapping"]
+
+    def _masked(
+        self,
+        text: str,
+        ids: list[int],
+        offsets: Sequence[tuple[int, int]],
+        spans: Sequence[tuple[int, int]],
+        unlearned: Sequence[tuple[int, int]] = (),
+    ) -> tuple[list[int], list[int], int]:
+        """Tokens, mask and the index of the last answer's first token; what follows its end is cut off."""
+        mask = [0 if self._completion_only else 1] * len(ids)
+        for start, stop in unlearned:
+            for index in _inside(offsets, start, stop):
+                mask[index] = 0
         first = end = 0
         for start, stop in spans:
-            inside = [i for i, (a, b) in enumerate(offsets) if start <= a < b <= stop]
+            inside = _inside(offsets, start, stop)
             if not inside:
                 continue
             first, end = inside[0], self._end_of_turn(ids, offsets, text, inside, stop)
             for index in inside:
-                mask[index] = int(index < end)
+                mask[index] = max(mask[index], int(index < end))
         ids, mask = ids[:end], mask[:end]
-        if ids and ids[-1] not in self._special and self._tokenizer.eos_token_id is not None:
+        if ids and ids[-1] not in self._control.ids and self._tokenizer.eos_token_id is not None:
             ids.append(self._tokenizer.eos_token_id)  # a template without an end of turn, or plain text
             mask.append(1)
         return ids, mask, first
 
     def _end_of_turn(self, ids: list[int], offsets: Sequence[tuple[int, int]], text: str, inside: list[int], stop: int) -> int:
         """Index after the special token that ends the turn; after the turn's last token where there is none."""
-        last = next((i for i in reversed(inside) if ids[i] in self._special), None)
+        last = next((i for i in reversed(inside) if ids[i] in self._control.ids), None)
         if last is None or text[offsets[last][1] : stop].strip():
             return inside[-1] + 1
         return last + 1
 
     def _row(self, ids: list[int], mask: list[int], first: int, prompt: str, completion: str) -> Rendered:
-        learned = mask if self._completion_only else [1] * len(ids)
-        return Rendered(tuple(ids), tuple(learned), prompt, completion, first)
+        return Rendered(tuple(ids), tuple(mask), prompt, completion, first)
+
+
+def _inside(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Indices of the tokens whose characters all lie in the range."""
+    return [index for index, (a, b) in enumerate(offsets) if start <= a < b <= stop]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -178,11 +220,6 @@ def describe(tokenizer: Any, row: Rendered) -> dict[str, Any]:
     if row.desirable is not None:
         shown["desirable"] = row.desirable
     return shown if row.rejected_ids is None else {**shown, "rejected": tokenizer.decode(row.rejected_ids)}
-
-
-def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Length of the longest common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _unsupported(why: str) -> StepFailed:

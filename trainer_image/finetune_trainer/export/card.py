@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.objectives import OF_PAIRS
-from finetune_trainer.contract.reports import Scores, TrainFacts
+from finetune_trainer.contract.reports import DatasetFacts, Scores, TrainFacts
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.export.server_files import for_vllm
 
@@ -71,7 +71,7 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
         f"| architecture | {model.architecture}, {model.parameters:,} parameters |",
         f"| base digest | `{model.digest}` |",
         f"| rows | {data.train_rows:,} to train on ({data.train_tokens:,} tokens, {data.format}), "
-        f"{data.test_rows:,} to test, {data.dropped_rows:,} dropped as too long |",
+        f"{data.test_rows:,} to test, {_dropped(data)} |",
         f"| rows digest | train `{data.train_digest}`, test `{data.test_digest}` |",
         f"| method | {_method(context)} |",
         f"| training | {passes}, {training.global_batch_size} rows a step, learning rate {training.peak_rate:g}, "
@@ -83,6 +83,12 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     if artifact is not None or context.step.stage == "merge":
         lines.append(f"| adapter merged into | the {run.merge_base.lower()} base |")
     return "\n".join(lines) + "\n"
+
+
+def _dropped(data: DatasetFacts) -> str:
+    """Rows that were left out, by cause where the release that prepared them told it."""
+    causes = ", ".join(f"{count.rows:,} {count.cause}" for count in data.dropped or ())
+    return f"{data.dropped_rows:,} dropped" + (f": {causes}" if causes else "")
 
 
 def _method(context: Context) -> str:

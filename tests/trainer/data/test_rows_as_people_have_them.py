@@ -1,0 +1,381 @@
+"""Rows as people have them: each is learned as it is meant, or left out and counted, or refused with its place. Never silence.
+
+The rows of each test stand in a file of 40 good ones, so that one bad row is within maxDroppedFraction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.trainer.conftest import CHATML
+from tests.trainer.data.written import Written, byte_tokenizer, write_rows
+
+from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.failures import StepFailed
+
+Prepare = Callable[..., Written]
+GOOD = 40
+THINKING = (  # as Qwen3's: what was thought before earlier answers is left out, and the last answer always has its tags
+    "{% set ns = namespace(last=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>\n{{ m.reasoning_content or '' }}\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def user(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content, **more}
+
+
+def assistant(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def good(number: int) -> dict[str, Any]:
+    return {"messages": [user(f"Who is number {number}?"), assistant(f"Mira {number}.")]}
+
+
+def pair(number: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": f"Who is number {number}?", "completion": f"Mira {number}.", **more}
+
+
+@pytest.fixture
+def prepare(make_run: Callable[..., RunConfig], tmp_path: Path) -> Prepare:
+    """Write rows as JSON lines, prepare them without test rows, and return what became of them."""
+
+    def run(rows: list[Any], template: str | None = CHATML, training: dict[str, Any] | None = None, **dataset: Any) -> Written:
+        mounts = tmp_path / "mounts"
+        (mounts / "claims/data/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asked = {"uri": "pvc://data/rows.jsonl", "test": {"fraction": 0}} | dataset
+        config = make_run(dataset=asked, training={"method": "LoRA", "maxLength": 2048} | (training or {}))
+        return write_rows(config, mounts, tmp_path, byte_tokenizer(template))
+
+    return run
+
+
+def among(*rows: dict[str, Any], like: Callable[[int], dict[str, Any]] = good) -> list[dict[str, Any]]:
+    """These rows, from line 1, before good ones."""
+    return [*rows, *(like(number) for number in range(GOOD))]
+
+
+# ── What a turn says beside role and content ──────────────────────────────────────────────────────────────────────────
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "tool calls are not learned as an empty answer",
+        {"messages": [user("Weather?"), assistant(None, tool_calls=[{"function": {"name": "w"}}])]},
+        "messages, turn 2: key tool_calls is not read; calls are not learned",
+    ),
+    (
+        "a function call",
+        {"messages": [user("Weather?"), assistant("", function_call={"name": "w"})]},
+        "messages, turn 2: key function_call is not read",
+    ),
+    (
+        "an image in the content",
+        {"messages": [user([{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "x"}}])]},
+        "messages, turn 1, part 2 is of another type than text, and only text is learned",
+    ),
+    (
+        "an image beside the content",
+        {"messages": [user("What is it?", images=["a.png"]), assistant("A cat.")]},
+        "messages, turn 1: key images is not read; only text is learned",
+    ),
+    ("images in a column", good(1) | {"images": ["a.png"]}, "the row: key images is not read; only text is learned"),
+    ("tools in a column", good(1) | {"tools": [{"name": "w"}]}, "the row: key tools is not read; the model would not be told"),
+    (
+        "a key that nobody knows",
+        {"messages": [user("Hi?"), assistant("Yes.", emotion="glad")]},
+        "messages, turn 2: key emotion is not read; what it says would be lost",
+    ),
+    (
+        "half a weight",
+        {"messages": [user("Hi?"), assistant("Yes.", weight=0.5)]},
+        "messages, turn 2: weight must be 1, learned, or 0, not learned",
+    ),
+    (
+        "a question that is to be learned",
+        {"messages": [user("Hi?", train=True), assistant("Yes.")]},
+        "messages, turn 1: train asks to learn a turn of user",
+    ),
+    (
+        "two contents that differ",
+        {"messages": [user("Hi?", text="Ho?"), assistant("Yes.")]},
+        "messages, turn 1: content and text say different things",
+    ),
+    (
+        "a content part without text",
+        {"messages": [user([{"type": "text"}]), assistant("Yes.")]},
+        "messages, turn 1, part 1 has no text",
+    ),
+    (
+        "a content part that is null",
+        {"messages": [user([None]), assistant("Yes.")]},
+        "messages, turn 1, part 1 must be text, not NoneType",
+    ),
+    (
+        "a lone surrogate",
+        {"messages": [user("Hi \ud800?"), assistant("Yes.")]},
+        "messages, turn 1 holds one half of a surrogate pair",
+    ),
+    (
+        "two system messages",
+        good(1) | {"messages": [{"role": "system", "content": "A"}, *good(1)["messages"]], "system": "B"},
+        "the column system and the conversation's own system turn differ",
+    ),
+    ("a history that is no list", good(1) | {"history": "["}, "can't be read as Messages (JSONDecodeError)"),
+    ("turns that are null", {"messages": [None]}, "messages must be a list of turns"),
+    ("a role that is a list", {"messages": [{"role": ["user"], "content": "a"}]}, "messages, turn 1: role must be one of"),
+]
+
+
+@pytest.mark.parametrize(("row", "said"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
+def test_what_cannot_be_meant_is_refused_with_its_place(prepare: Prepare, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(StepFailed) as caught:
+        prepare(among(row))
+    assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetRowInvalid")
+    assert caught.value.message.startswith(f"spec.dataset: rows.jsonl line 1: {said}")
+
+
+LEARNED: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        "weight 0 is not learned",
+        {"messages": [user("One?"), assistant("A.", weight=0), user("Two?"), assistant("B.", weight=1)]},
+        "B.<|im_end|>",
+        "A.",
+    ),
+    (
+        "train false is not learned",
+        {"messages": [user("One?"), assistant("A."), user("Two?"), assistant("B.", train=False)]},
+        "A.<|im_end|>",
+        "One?",
+    ),
+    (
+        "text in place of content",
+        {"messages": [{"role": "user", "text": "One?"}, {"role": "assistant", "text": "A."}]},
+        "A.<|im_end|>",
+        "One?",
+    ),
+    (
+        "developer is system",
+        {"messages": [{"role": "developer", "content": "Be short."}, user("One?"), assistant("A.")]},
+        "A.<|im_end|>",
+        "<|im_start|>system\nBe short.",
+    ),
+    (
+        "function is tool",
+        {"messages": [user("One?"), {"role": "function", "name": "w", "content": "42"}, assistant("A.")]},
+        "A.<|im_end|>",
+        "<|im_start|>tool\n42",
+    ),
+    ("a column system", good(1) | {"system": "Be short."}, "Mira 1.<|im_end|>", "<|im_start|>system\nBe short."),
+    ("a column system_prompt", good(1) | {"system_prompt": "Be short."}, "Mira 1.<|im_end|>", "Be short."),
+    (
+        "a history of pairs",
+        good(1) | {"history": [["Zero?", "Z."]]},
+        "Z.<|im_end|>Mira 1.<|im_end|>",
+        "<|im_start|>user\nZero?<|im_end|>\n<|im_start|>assistant\nZ.",
+    ),
+    (
+        "the assistant begins",
+        {"messages": [assistant("Welcome."), user("One?"), assistant("A.")]},
+        "A.<|im_end|>",
+        "<|im_start|>assistant\nWelcome.",
+    ),
+    (
+        "a dict of lists, as parquet has it",
+        {"messages": {"role": ["user", "assistant"], "content": ["One?", "A."]}},
+        "A.<|im_end|>",
+        "One?",
+    ),
+    (
+        "control tokens that the user quotes stay text",
+        {"messages": [user("What is <|im_end|>?"), assistant("It ends <|im_start|> turns.")]},
+        "It ends <|im_start|> turns.<|im_end|>",
+        "What is <|im_end|>?",
+    ),
+    ("keys that describe a turn", {"messages": [user("One?", id=1), assistant("A.", model="x")]}, "A.<|im_end|>", "One?"),
+    ("empty keys", {"messages": [user("One?", images=[]), assistant("A.", tool_calls="[]")]}, "A.<|im_end|>", "One?"),
+]
+
+
+@pytest.mark.parametrize(("row", "learned", "shown"), [case[1:] for case in LEARNED], ids=[case[0] for case in LEARNED])
+def test_what_can_be_meant_is_learned(prepare: Prepare, row: dict[str, Any], learned: str, shown: str) -> None:
+    written = prepare(among(row))
+    assert written.of("learned")[0] == learned
+    assert shown in written.of("text")[0]
+    assert written.facts.dropped is None
+
+
+def test_control_tokens_in_what_people_wrote_are_encoded_as_text(prepare: Prepare) -> None:
+    row = {"messages": [user("What is <|im_end|>?"), assistant("It ends <|im_start|> turns.")]}
+    written = prepare(among(row))
+    (ids, *others), end = written.of("input_ids"), byte_tokenizer(None).eos_token_id
+    assert ids.count(end) == others[0].count(end) == 2, "one end of turn for the question, one for the answer"
+    assert written.of("prompt")[0] == "<|im_start|>user\nWhat is <|im_end|>?<|im_end|>\n<|im_start|>assistant\n"
+    assert written.changed == {"ControlToken": (1, "rows.jsonl line 1")}
+
+
+def test_the_loss_on_whole_rows_leaves_out_the_answers_that_are_not_learned(prepare: Prepare) -> None:
+    row = {"messages": [user("One?"), assistant("A.", weight=0), user("Two?"), assistant("B.")]}
+    written = prepare(among(row), training={"completionOnlyLoss": False})
+    assert "A." not in written.of("learned")[0]
+    assert "One?" in written.of("learned")[0]
+    assert "Two?" in written.of("learned")[0]
+
+
+def test_reasoning_goes_where_the_template_has_it(prepare: Prepare) -> None:
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        written = prepare(among({"messages": [user("One?"), assistant("A.", **{key: "Because."})]}), template=THINKING)
+        assert written.of("learned")[0] == "<think>\nBecause.\n</think>\n\nA.<|im_end|>"
+        assert written.of("completion")[0] == "A."
+
+
+def test_reasoning_without_a_place_in_the_template_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match=r"line 1: turn 2 has reasoning, for which the model's chat template has no place"):
+        prepare(among({"messages": [user("One?"), assistant("A.", reasoning_content="Because.")]}))
+
+
+def test_a_turn_that_the_template_leaves_out_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match=r"line 1: the model's chat template leaves turn 1, of role system, out of the text"):
+        prepare(among(good(1) | {"system": "Be short."}), template=NO_SYSTEM)
+
+
+def test_answers_that_the_template_shows_whole_only_as_the_last_have_rows_of_their_own(prepare: Prepare) -> None:
+    row = {"messages": [user("One?"), assistant("A."), user("Two?"), assistant("B."), user("Three?"), assistant("C.")]}
+    written = prepare(among(row), template=THINKING)
+    think = "<think>\n\n</think>\n\n"
+    assert written.of("learned")[:3] == [f"{think}{answer}.<|im_end|>" for answer in "ABC"]
+    assert written.of("text")[2].count("<think>") == 1
+    assert written.changed == {"AnswerApart": (2, "rows.jsonl line 1")}
+    assert (written.facts.rows, written.facts.train_rows) == (GOOD + 1, GOOD + 3)
+
+
+# ── What is dropped or changed is counted ─────────────────────────────────────────────────────────────────────────────
+
+DROPPED: list[tuple[str, dict[str, Any], str]] = [
+    ("an empty answer", {"messages": [user("Hi?"), assistant(" ")]}, "NoAnswer"),
+    ("an empty answer before the last", {"messages": [user("Hi?"), assistant(""), user("Ho?"), assistant("A")]}, "NoAnswer"),
+    ("an answer that is an end token", {"messages": [user("Hi?"), assistant("<|im_end|>")]}, "NoAnswer"),
+    ("nobody answers", {"messages": [user("Hi?")]}, "NoAnswer"),
+    ("an empty question", {"messages": [user(""), assistant("Yes.")]}, "NoQuestion"),
+    ("an empty question later", {"messages": [*good(1)["messages"], user(None), assistant("A.")]}, "NoQuestion"),
+    ("nobody asks", {"messages": [{"role": "system", "content": "Be."}, assistant("Yes.")]}, "NoQuestion"),
+    ("no turns", {"messages": []}, "NoQuestion"),
+    ("nothing is to be learned", {"messages": [user("Hi?"), assistant("Yes.", weight=0)]}, "NotLearned"),
+    ("another shape", {"prompt": "Hi?", "completion": "Yes."}, "OtherColumns"),
+    ("a mistyped column", {"mesages": good(1)["messages"]}, "OtherColumns"),
+    ("too long", {"messages": [user("Hi? " * 1000), assistant("Yes.")]}, "TooLong"),
+]
+
+
+@pytest.mark.parametrize(("row", "cause"), [case[1:] for case in DROPPED], ids=[case[0] for case in DROPPED])
+def test_what_is_dropped_is_counted_by_cause_with_one_example(prepare: Prepare, row: dict[str, Any], cause: str) -> None:
+    written = prepare(among(row))
+    assert written.dropped == {cause: (1, "rows.jsonl line 1")}
+    facts = written.facts
+    assert (facts.rows, facts.train_rows, facts.dropped_rows) == (GOOD + 1, GOOD, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("without an answer", {"prompt": "Hi?", "completion": ""}),
+        ("of another shape late in the file", {"messages": good(1)["messages"]}),
+        ("with a mistyped column", {"prompt": "Hi?", "completoin": "Yes."}),
+    ],
+)
+def test_too_many_dropped_rows_stop_the_job(prepare: Prepare, name: str, row: dict[str, Any]) -> None:
+    with pytest.raises(StepFailed) as caught:
+        prepare([*(pair(number) for number in range(100)), *[row] * 99])
+    assert caught.value.reason == "DatasetRowsDropped", name
+    assert caught.value.message.startswith("spec.dataset: 99 of 199 rows can't be used: 99 "), name
+    assert "(rows.jsonl line 101 " in caught.value.message
+    assert caught.value.message.endswith("or raise spec.dataset.maxDroppedFraction, which is 0.05")
+    assert prepare([*(pair(number) for number in range(100)), *[row] * 99], maxDroppedFraction=0.5).facts.train_rows == 100
+
+
+CHANGED: list[tuple[str, dict[str, Any], str, str]] = [
+    (
+        "a conversation that ends with the user",
+        {"messages": [*good(1)["messages"], user("Thanks")]},
+        "TurnsAfterAnswer",
+        "Mira 1.",
+    ),
+    (
+        "a conversation that begins with the assistant",
+        {"messages": [assistant("Hi"), *good(1)["messages"]]},
+        "OpeningAnswer",
+        "Mira 1.",
+    ),
+    ("an end token in the answer", {"messages": [user("Hi?"), assistant("Yes.<|im_end|>\n")]}, "EndToken", "Yes."),
+]
+
+
+@pytest.mark.parametrize(("row", "cause", "answer"), [case[1:] for case in CHANGED], ids=[case[0] for case in CHANGED])
+def test_what_is_changed_is_counted(prepare: Prepare, row: dict[str, Any], cause: str, answer: str) -> None:
+    written = prepare(among(row))
+    assert written.changed == {cause: (1, "rows.jsonl line 1")}
+    assert (written.of("learned")[0], written.of("completion")[0]) == (f"{answer}<|im_end|>", answer)
+
+
+def test_end_tokens_are_stripped_where_there_is_no_template(prepare: Prepare) -> None:
+    written = prepare(among(pair(7, completion="Yes.<|im_end|>"), like=pair), template=None)
+    assert written.of("completion")[0] == "Yes."
+    assert written.of("learned")[0] == "Yes.<|im_end|>"
+
+
+def test_columns_that_nothing_is_learned_from_are_named(prepare: Prepare) -> None:
+    written = prepare([pair(n, id=n, topic="light", empty=None) for n in range(GOOD)])
+    assert written.facts.unused_columns == ("id", "topic")
+
+
+def test_pandas_nan_is_no_answer(prepare: Prepare) -> None:
+    assert prepare(among(pair(1, completion=float("nan")), like=pair)).dropped == {"NoAnswer": (1, "rows.jsonl line 1")}
+    alpaca = [{"instruction": f"Sing {n}.", "input": float("nan"), "output": "La"} for n in range(GOOD)]
+    assert "nan" not in prepare(alpaca).of("text")[0]
+
+
+# ── Test rows are never trained on ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_copies_of_test_rows_that_differ_in_an_id_or_in_spaces_leave_training(prepare: Prepare) -> None:
+    rows = [pair(n, id=n) for n in range(100)]
+    copies = [pair(n, id=n + 100, completion=f"Mira  {n}. ") for n in range(100)]
+    written = prepare(rows + copies, test={"fraction": 0.1}, maxDroppedFraction=0.1)
+    tested = {
+        " ".join((p + c).split()) for p, c in zip(written.of("prompt", "test"), written.of("completion", "test"), strict=True)
+    }
+    trained = {" ".join((p + c).split()) for p, c in zip(written.of("prompt"), written.of("completion"), strict=True)}
+    assert tested.isdisjoint(trained)
+    (rows_of_cause, example) = written.dropped["InTestRows"]
+    assert rows_of_cause > 10
+    assert example.startswith("rows.jsonl line ")
+    assert written.facts.rows == 200 == written.facts.train_rows + written.facts.test_rows + written.facts.dropped_rows
+
+
+def test_a_test_uri_that_is_the_training_file_is_refused(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed) as caught:
+        prepare([pair(n) for n in range(30)], test={"uri": "pvc://data/rows.jsonl"})
+    assert caught.value.reason == "DatasetEmpty"
+    assert "30 InTestRows (rows.jsonl line 1 has prompt and answer of a test row)" in caught.value.message
+
+
+def test_validation_rows_are_neither_trained_nor_tested_on(prepare: Prepare, tmp_path: Path) -> None:
+    for name, numbers in (("validation", (0, 1, 50)), ("test", (1, 2, 51))):
+        lines = "".join(json.dumps(pair(n)) + "\n" for n in numbers)
+        (tmp_path / f"mounts/claims/data/{name}.jsonl").write_text(lines)
+    held = {name: {"uri": f"pvc://data/{name}.jsonl"} for name in ("validation", "test")}
+    written = prepare([pair(n) for n in range(50)], maxDroppedFraction=0.1, **held)
+    assert written.dropped == {"InTestRows": (3, "validation.jsonl line 2"), "InValidationRows": (1, "rows.jsonl line 1")}
+    assert (written.facts.train_rows, written.facts.validation_rows, written.facts.test_rows) == (47, 2, 3)
