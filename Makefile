@@ -50,6 +50,9 @@ e2e: setup ## Scenarios on a whole cluster (root): make e2e K=quickstart
 crds: setup ## Generate crds/ and the chart's copy from the types
 	$(PYTHON) -m finetune_operator.api.crdgen crds charts/finetune-operator/crds
 
+docs: setup ## Generate the pages of docs/ that are made from the code
+	$(PYTHON) -m finetune_operator.api.docgen docs
+
 format: setup ## Format the code
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
 
@@ -62,4 +65,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage test-trainer integration e2e crds format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage test-trainer integration e2e crds docs format requirements images clean-cluster

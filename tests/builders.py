@@ -10,11 +10,11 @@ from finetune_operator.decision import Create, Decision, Delete, Observed, Ref
 from finetune_operator.meta import API_VERSION, Object
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.reports import (
     ArtifactFacts,
     DatasetFacts,
-    ExitCode,
     Failure,
     FitFacts,
     ModelFacts,

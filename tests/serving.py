@@ -15,7 +15,8 @@ from finetune_operator.modelserve import policy
 from finetune_operator.names import LABEL_REVISION
 from finetune_operator.reconcile import pruned
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)

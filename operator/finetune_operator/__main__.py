@@ -35,9 +35,9 @@ DRAIN_SECONDS = 10.0  # what running passes get after SIGTERM
 log = structlog.get_logger("operator")
 
 
-def die(reason: str) -> NoReturn:
+def die(why: str) -> NoReturn:
     """End at once: whatever still runs must not write any more."""
-    log.error("died", reason=reason)
+    log.error("died", reason=why)
     sys.stdout.flush()
     os._exit(1)
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from finetune_operator.meta import Condition, Object
 from finetune_operator.settings import Settings
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 SHORTEST_LOOK_AGAIN, LONGEST_LOOK_AGAIN = 15.0, 300.0
 
@@ -25,6 +26,13 @@ class Ref:
 
     kind: str  # PersistentVolumeClaim, ConfigMap, Secret, FineTuneJob, ModelServe, Service, …
     name: str
+
+
+NOT_FOUND = {
+    "ConfigMap": OperatorReason.ConfigMapNotFound,
+    "PersistentVolumeClaim": OperatorReason.ClaimNotFound,
+    "Secret": OperatorReason.SecretNotFound,
+}
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,21 @@ from typing import Any
 
 from finetune_operator.meta import Object, stamp
 from finetune_operator.names import ANNOTATION_HOLD
+from finetune_trainer.contract.reasons import Reason
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 
-INVALID_SPEC = "InvalidSpec"
-REFUSED = "Refused"
-HELD = "Held"
-FAULT = "OperatorFault"
+HELD = "Held"  # the condition's type
 
 
-def stalled(body: Object, message: str, now: datetime, reason: str = INVALID_SPEC) -> dict[str, Any]:
+def stalled(body: Object, message: str, now: datetime, reason: Reason = StepReason.InvalidSpec) -> dict[str, Any]:
     """The object's status as it was, but Stalled: nothing will happen until the spec changes."""
     return _with(body, body.get("status", {}), now, {"Ready": "False", "Stalled": "True"}, reason, message)
 
 
 def refused(body: Object, status: dict[str, Any], message: str, now: datetime) -> dict[str, Any]:
     """The status that was decided on, but waiting for the API server to take what the decision needs."""
-    return _with(body, status, now, {"Ready": "False", "Reconciling": "True"}, REFUSED, message)
+    return _with(body, status, now, {"Ready": "False", "Reconciling": "True"}, OperatorReason.Refused, message)
 
 
 def held(body: Object, now: datetime) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def held(body: Object, now: datetime) -> dict[str, Any]:
     status = body.get("status", {})
     others = [c for c in status.get("conditions", []) if c["type"] != HELD]
     message = f"the annotation {ANNOTATION_HOLD} is true: nothing is created, changed or deleted until it is removed"
-    return {**status, "conditions": [*others, _condition(HELD, "True", (HELD, message), body, now)]}
+    return {**status, "conditions": [*others, _condition(HELD, "True", (OperatorReason.Held, message), body, now)]}
 
 
 def _with(
@@ -48,7 +48,7 @@ def _condition(kind: str, value: str, why: tuple[str, str], body: Object, now: d
     return {
         "type": kind,
         "status": value,
-        "reason": why[0],
+        "reason": str(why[0]),
         "message": why[1],
         "observedGeneration": body["metadata"].get("generation", 0),
         "lastTransitionTime": since or stamp(now),

@@ -41,6 +41,8 @@ from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
 from finetune_operator.settings import Settings
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 
 log = structlog.get_logger("reconcile")
 
@@ -103,7 +105,7 @@ class _Pass:
         try:
             known = without_unknown(self.kind.model, {**self.body, "status": read})
         except InvalidSpec as error:
-            event = Event(problems.INVALID_SPEC, str(error), warning=True)
+            event = Event(StepReason.InvalidSpec, str(error), warning=True)
             await self._tell(problems.stalled(self.body, str(error), self.now), event)
             return Outcome("stalled", generation, self.writes)
         decision = await self._decide_and_act(known)
@@ -119,15 +121,15 @@ class _Pass:
             for action in decision.actions:
                 self.writes += await act(self.means, observed, self.key.namespace, action)
         except Refused as error:
-            event = Event(problems.REFUSED, str(error), warning=True)
+            event = Event(OperatorReason.Refused, str(error), warning=True)
             await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
             raise
         except (ClusterError, NotLeader):
             raise
         except Exception as error:  # the fault is ours, but the object is its only victim: who looks at it must see it
             text = f"the operator failed at this object ({type(error).__name__}) and tries again; its log tells more"
-            event = Event(problems.FAULT, text, warning=True)
-            await self._tell(problems.stalled(self.body, text, self.now, problems.FAULT), event)
+            event = Event(OperatorReason.OperatorFault, text, warning=True)
+            await self._tell(problems.stalled(self.body, text, self.now, OperatorReason.OperatorFault), event)
             raise
         await self._tell(decision.status)
         if self.told:

@@ -12,7 +12,8 @@ from tests.integration.test_operator import quiet
 from tests.waiting import wait_until
 
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Failure, Termination
 
 Operators = Callable[..., Operator]
 WRONG = Termination(failure=Failure(reason="GateFailed", message="prompt 1 of 1 got an empty answer"))

@@ -10,7 +10,8 @@ from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_crashes import apply_facts, trainer
 from tests.waiting import wait_until
 
-from finetune_trainer.contract.reports import ExitCode, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Termination
 
 PROGRAM = ("-m", "finetune_operator")
 INDEX = "batch.kubernetes.io/job-completion-index"

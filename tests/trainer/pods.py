@@ -12,7 +12,7 @@ import pytest
 from localcluster import settings
 
 from finetune_trainer.contract import pod
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.export import llamacpp
 

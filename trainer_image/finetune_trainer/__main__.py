@@ -15,9 +15,11 @@ import sys
 import traceback
 
 from finetune_trainer import environment
-from finetune_trainer.contract.reports import ExitCode, Failure, StepResult, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, StepResult, Termination
 from finetune_trainer.ranks import distributed, launching
-from finetune_trainer.termination import TERMINATED, as_failure, exit_on_sigterm, message
+from finetune_trainer.termination import as_failure, exit_on_sigterm, message
 
 STEPS = """steps, in the order in which a run takes them:
   prepare              fetch and check model and data, render the rows, compute whether it fits
@@ -45,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         termination, status = Termination(result=run_step(step)), int(ExitCode.OK)
     except SystemExit as stop:
-        status = int(stop.code) if isinstance(stop.code, int) else TERMINATED
-        termination = Termination(failure=Failure(reason="Terminated", message="the pod was told to stop"))
+        status = int(stop.code) if isinstance(stop.code, int) else int(ExitCode.TERMINATED)
+        termination = Termination(failure=Failure(reason=StepReason.Terminated, message="the pod was told to stop"))
     except BaseException as error:
         failure = as_failure(error)
         if failure.exit_code in (ExitCode.UNEXPECTED, ExitCode.OUT_OF_GPU_MEMORY, ExitCode.OUT_OF_MEMORY):

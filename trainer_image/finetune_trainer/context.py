@@ -15,16 +15,8 @@ from typing import TypeVar
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model, TrainedModel
 from finetune_trainer.contract.pipeline import Step
-from finetune_trainer.contract.reports import (
-    Check,
-    DatasetFacts,
-    ExitCode,
-    FitFacts,
-    Manifest,
-    ModelFacts,
-    Progress,
-    StepResult,
-)
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check, DatasetFacts, FitFacts, Manifest, ModelFacts, Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.environment import Pod
 from finetune_trainer.failures import StepFailed
@@ -202,8 +194,7 @@ class Context:
         manifest = self.store.read(kind, fingerprint)
         if manifest is None:
             raise StepFailed(
-                ExitCode.STORE_UNAVAILABLE,
-                "InputMissing",
+                StepReason.InputMissing,
                 f"{self.store.uri}/{kind}/{fingerprint} is not in the artifact store, or files of it are missing",
             )
         return manifest
@@ -242,9 +233,7 @@ def open_context(step_name: str, run: RunConfig, pod: Pod, report: Callable[[Pro
     """The context of this process, from the run and what the pod was told."""
     steps = {step.name: step for step in pipeline.steps(run)}
     if step_name not in steps:
-        raise StepFailed(
-            ExitCode.BAD_CONFIG, "StepUnknown", f"{step_name} is no step of this run; its steps are {', '.join(steps)}"
-        )
+        raise StepFailed(StepReason.StepUnknown, f"{step_name} is no step of this run; its steps are {', '.join(steps)}")
     return Context(
         run=run,
         step=steps[step_name],
@@ -266,24 +255,23 @@ def scratch_folder(pod: Pod, step_name: str) -> Path:
 
 
 def read_run(path: Path) -> RunConfig:
-    """The frozen configuration of this run. Raises StepFailed(BAD_CONFIG) with the first thing wrong with it."""
+    """The frozen configuration of this run. Raises StepFailed RunConfigInvalid with the first thing wrong with it."""
     from pydantic import ValidationError
 
     try:
         return RunConfig.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise StepFailed(ExitCode.BAD_CONFIG, "RunConfigUnreadable", f"{path}: {error.strerror}") from error
+        raise StepFailed(StepReason.RunConfigInvalid, f"{path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise StepFailed(ExitCode.BAD_CONFIG, "RunConfigInvalid", f"{path}: {where}: {first['msg']}") from error
+        raise StepFailed(StepReason.RunConfigInvalid, f"{path}: {where}: {first['msg']}") from error
 
 
 def _required(value: T | None) -> T:
     if value is None:
         raise StepFailed(
-            ExitCode.STORE_UNAVAILABLE,
-            "EntryIncomplete",
+            StepReason.EntryIncomplete,
             "an entry in the artifact store lacks the facts that prepare writes: remove it, so that it is made again",
         )
     return value

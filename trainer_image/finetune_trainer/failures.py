@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 
 
 class StepFailed(Exception):
-    """A step can't go on. `reason` (CamelCase) is part of the API; `message` says in one sentence what to change.
+    """A step can't go on: a reason of the API, which has its exit code, and one sentence that says what to change.
 
     The message holds no dataset rows, credentials or log lines: it ends up in the status of the FineTuneJob.
     """
 
-    def __init__(self, exit_code: ExitCode, reason: str, message: str) -> None:
+    def __init__(self, reason: StepReason, message: str) -> None:
         super().__init__(f"{reason}: {message}")
-        self.exit_code = exit_code
         self.reason = reason
         self.message = message
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return self.reason.exit_code
 
 
 def store_unavailable(where: str, error: BaseException) -> StepFailed:
     """The artifact store did not answer or refused to: another attempt may succeed."""
-    return StepFailed(
-        ExitCode.STORE_UNAVAILABLE, "StoreUnavailable", f"the artifact store failed at {where}: {first_line(error)}"
-    )
+    return StepFailed(StepReason.StoreUnavailable, f"the artifact store failed at {where}: {first_line(error)}")
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:
@@ -33,4 +35,4 @@ def first_line(error: BaseException, limit: int = 300) -> str:
 
 def bad_config(message: str) -> StepFailed:
     """A setting, or settings that don't go together: only an edit of the job helps."""
-    return StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)
+    return StepFailed(StepReason.InvalidSpec, message)

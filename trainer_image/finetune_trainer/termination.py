@@ -11,17 +11,17 @@ from types import FrameType
 
 from finetune_trainer import environment
 from finetune_trainer.contract import pod
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.failures import StepFailed, first_line
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end this process by SystemExit(TERMINATED): a container's first process would ignore it."""
+    """Let SIGTERM end this process by SystemExit(143): a container's first process would ignore it."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
+        raise SystemExit(int(ExitCode.TERMINATED))
 
     signal.signal(signal.SIGTERM, stop)
 
@@ -40,7 +40,7 @@ def finish(program: Callable[[], Termination | None]) -> int:
             status = int(ExitCode.VERIFICATION_FAILED)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(ExitCode.UNEXPECTED)
-        termination = Termination(failure=Failure(reason="Terminated", message="the pod was told to stop"))
+        termination = Termination(failure=Failure(reason=StepReason.Terminated, message="the pod was told to stop"))
     except BaseException as error:
         failure = as_failure(error)
         if failure.exit_code is ExitCode.UNEXPECTED:
@@ -60,13 +60,13 @@ def as_failure(error: BaseException) -> StepFailed:
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         remedy = "lower spec.training.maxLength, use QLoRA, or take a larger GPU"
         text = f"the GPU's memory is too small: {remedy} ({first_line(error, 160)})"
-        return StepFailed(ExitCode.OUT_OF_GPU_MEMORY, "OutOfGpuMemory", text)
+        return StepFailed(StepReason.OutOfGpuMemory, text)
     if isinstance(error, MemoryError):
         text = "the machine had no more memory: raise the memory limit of this stage in spec.stages"
-        return StepFailed(ExitCode.OUT_OF_MEMORY, "OutOfMemory", text)
+        return StepFailed(StepReason.OutOfMemory, text)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StepFailed(ExitCode.UNEXPECTED, "ScratchFull", f"no space left on {error.filename or 'the scratch disk'}")
-    return StepFailed(ExitCode.UNEXPECTED, "Unexpected", f"{type(error).__name__}: {first_line(error)}")
+        return StepFailed(StepReason.ScratchFull, f"no space left on {error.filename or 'the scratch disk'}")
+    return StepFailed(StepReason.UnexpectedError, f"{type(error).__name__}: {first_line(error)}")
 
 
 def message(termination: Termination) -> str:

@@ -33,7 +33,8 @@ from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
-from finetune_trainer.contract.reports import ExitCode, Progress, StepResult, Termination
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, Progress, StepResult, Termination
 
 GRACE_SECONDS = 120
 
@@ -170,9 +171,9 @@ def _run_step(step: Step, workdir: Workdir, report: Callable[[Progress], None]) 
     told = _termination(termination)
     if code == 0 and told.result is not None:
         return told.result
-    rule = BY_CODE.get(code, BY_CODE[ExitCode.UNEXPECTED])
-    reason = told.failure.reason if told.failure else rule.reason
-    raise StepStopped(step.name, reason, told.failure.message if told.failure else rule.message, log)
+    known = BY_CODE.get(code, StepReason.UnexpectedError)
+    failure = told.failure or Failure(reason=known, message=known.text)
+    raise StepStopped(step.name, failure.reason, failure.message, log)
 
 
 def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str, str]:

@@ -6,11 +6,11 @@ from datetime import datetime
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
-from finetune_operator.finetunejob.failures import Failure, Retry
+from finetune_operator.finetunejob.failures import Failure
 from finetune_operator.finetunejob.observed import Attempt, World
 from finetune_operator.finetunejob.record import DONE, fail
-
-PENDING, ACTIVE = "PendingDeadlineExceeded", "DeadlineExceeded"
+from finetune_trainer.contract.exits import Retry
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 def enforce(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> FineTuneJobStatus:
@@ -49,14 +49,22 @@ def _pending(job: FineTuneJob, attempt: Attempt | None, now: datetime) -> Failur
         return None
     waiting = attempt.pod.waiting if attempt.pod else None
     why = f": {waiting.reason}: {waiting.message}" if waiting else ""
-    return Failure(Retry.NEVER, PENDING, f"no pod started within spec.pendingDeadlineSeconds, {limit} s{why}")
+    return Failure(
+        Retry.NEVER,
+        OperatorReason.PendingDeadlineExceeded,
+        f"no pod started within spec.pendingDeadlineSeconds, {limit} s{why}",
+    )
 
 
 def _active(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> Failure | None:
     limit = job.spec.active_deadline_seconds
     if limit is None or status.active_since is None or _since(status.active_since, now) < limit:
         return None
-    return Failure(Retry.NEVER, ACTIVE, f"the job has taken longer than spec.activeDeadlineSeconds, {limit} s; raise it")
+    return Failure(
+        Retry.NEVER,
+        OperatorReason.DeadlineExceeded,
+        f"the job has taken longer than spec.activeDeadlineSeconds, {limit} s; raise it",
+    )
 
 
 def _finished_at(status: FineTuneJobStatus) -> str | None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_trainer.contract.devices import Devices
+from finetune_trainer.contract.reasons import Reason
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import FitFacts
 
 _GIB = 1024**3
@@ -16,7 +19,7 @@ class Fits:
     """The condition Fits."""
 
     status: Literal["True", "False", "Unknown"]
-    reason: str
+    reason: Reason
     message: str
 
 
@@ -30,15 +33,15 @@ def judge(fit: FitFacts, devices: Devices) -> Fits:
     if fit.available_bytes is None:
         return Fits(
             "Unknown",
-            "MemoryUnknown",
+            OperatorReason.MemoryUnknown,
             f"training is estimated to need {need}; set {field} to have it checked",
         )
     have = f"{fit.available_bytes / _GIB:.1f} GiB"
     if fit.predicted_bytes > fit.available_bytes:
         return Fits(
             "False",
-            "DoesNotFit",
+            StepReason.DoesNotFit,
             f"training is estimated to need {need}, but there are {have}; use spec.training.method QLoRA,"
             f" lower spec.training.maxLength, or {larger}",
         )
-    return Fits("True", "EnoughMemory", f"training is estimated to need {need} of {have}")
+    return Fits("True", OperatorReason.EnoughMemory, f"training is estimated to need {need} of {have}")

@@ -21,15 +21,16 @@ from pydantic import ValidationError
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
-from finetune_trainer.contract.reports import CONSEQUENCES, Progress, Termination
+from finetune_trainer.contract.exits import CONSEQUENCES
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reports import Progress, Termination
 
 LOST_SECONDS = 60  # behind the end of a deleted pod's grace: no kubelet has confirmed it
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
 LATEST = 4e9  # seconds since the epoch: the year 2096
 ENDED = ("Succeeded", "Failed")
-NODE_LOST = "NodeLost"
-USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
+USUAL_WAITING = frozenset({OperatorReason.ContainerCreating, "PodInitializing", ""})
 
 
 class State(Enum):
@@ -178,7 +179,7 @@ def _pod(pod: Object, progress: dict[str, Any] | None, now: datetime) -> Pod:
         termination=_termination(ended.get("message")),
         waiting=_waiting(status, container) if phase == "Pending" else None,
         pending_since=status.get("startTime") or meta.get("creationTimestamp") if phase == "Pending" else None,
-        removed=NODE_LOST if lost else _removed(meta, status),
+        removed=OperatorReason.NodeLost if lost else _removed(meta, status),
         removal="its node does not answer" if lost else _removal(status),
         started_at=ended.get("startedAt") or status.get("startTime"),
         finished_at=ended.get("finishedAt"),
@@ -211,7 +212,7 @@ def _progress(line: dict[str, Any] | None) -> Progress | None:
 def _waiting(status: Object, container: Object) -> Waiting | None:
     for condition in status.get("conditions") or []:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return Waiting(condition.get("reason", "Unschedulable"), condition.get("message", ""))
+            return Waiting(condition.get("reason", OperatorReason.Unschedulable), condition.get("message", ""))
     waiting = (container.get("state") or {}).get("waiting") or {}
     reason = waiting.get("reason", "")
     return None if reason in USUAL_WAITING else Waiting(reason, waiting.get("message", ""))
@@ -219,7 +220,7 @@ def _waiting(status: Object, container: Object) -> Waiting | None:
 
 def _is_over(pod: Pod, now: datetime) -> bool:
     """Whether nothing of ours is at work in a pod any more: it is lost, or only a container that was injected keeps it."""
-    if pod.removed == NODE_LOST:
+    if pod.removed == OperatorReason.NodeLost:
         return True
     return pod.finished_at is not None and (now - datetime.fromisoformat(pod.finished_at)).total_seconds() > LOST_SECONDS
 
@@ -234,7 +235,7 @@ def _removed(meta: Object, status: Object) -> str | None:
     """Reason of a pod that did not end by its own doing. Evicted and the like are the kubelet's words."""
     for condition in status.get("conditions") or []:
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
-            return str(condition.get("reason", "Disrupted"))
+            return str(condition.get("reason", "Deleted"))
     if status.get("reason"):
         return str(status["reason"])
     return "Deleted" if "deletionTimestamp" in meta else None

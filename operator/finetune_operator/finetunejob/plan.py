@@ -22,14 +22,16 @@ from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
 from finetune_operator.meta import Object
 from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 
 DOING = {
-    "prepare": "Preparing",
-    "train": "Training",
-    "merge": "Merging",
-    "quantize": "Quantizing",
-    "evaluate": "Evaluating",
-    "publish": "Publishing",
+    "prepare": OperatorReason.Preparing,
+    "train": OperatorReason.Training,
+    "merge": OperatorReason.Merging,
+    "quantize": OperatorReason.Quantizing,
+    "evaluate": OperatorReason.Evaluating,
+    "publish": OperatorReason.Publishing,
 }
 LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
@@ -110,7 +112,7 @@ def suspended(world: World) -> Outlook:
     queued = tuple(a for a in active if a.queue)  # Kueue would resume its Jobs: they are taken out of the queue
     ours = tuple(a for a in active if not a.queue and not a.suspended)
     message = "spec.suspend is true; set it to false to go on"
-    return Outlook(Standing.WORKING, "Suspended", "Suspended", message, stop=queued, suspend=ours)
+    return Outlook(Standing.WORKING, OperatorReason.Suspended, OperatorReason.Suspended, message, stop=queued, suspend=ours)
 
 
 def _refused(case: Case) -> Outlook | None:
@@ -119,7 +121,7 @@ def _refused(case: Case) -> Outlook | None:
 
 def refused(refusals: Sequence[str]) -> Outlook:
     """A spec that can't be run. A step at work goes on, as nothing is wrong with it; no other is started."""
-    return Outlook(Standing.STALLED, "Waiting", "InvalidSpec", "; ".join(refusals))
+    return Outlook(Standing.STALLED, "Waiting", StepReason.InvalidSpec, "; ".join(refusals))
 
 
 def _earlier_run(case: Case) -> Outlook | None:
@@ -129,7 +131,9 @@ def _earlier_run(case: Case) -> Outlook | None:
         return None
     message = "the spec was edited; Jobs of the earlier run are being removed"
     to_stop = tuple(a for a in earlier if not a.deleting)
-    return Outlook(Standing.WORKING, "Stopping", "Stopping", message, stop=to_stop, requeue_after=LOOK_AGAIN)
+    return Outlook(
+        Standing.WORKING, OperatorReason.Stopping, OperatorReason.Stopping, message, stop=to_stop, requeue_after=LOOK_AGAIN
+    )
 
 
 def _failed(case: Case) -> Outlook | None:
@@ -156,10 +160,10 @@ def _at_work(case: Case) -> Outlook | None:
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
     if attempt.suspended and attempt.queue:
         message = f"{step.name} waits until the queue {attempt.queue} of Kueue admits it"
-        return Outlook(Standing.WORKING, doing, "Queued", message)
+        return Outlook(Standing.WORKING, doing, OperatorReason.Queued, message)
     if attempt.suspended:
         message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
-        return Outlook(Standing.WORKING, doing, "JobSuspended", message)
+        return Outlook(Standing.WORKING, doing, OperatorReason.JobSuspended, message)
     if (waiting := _waiting(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
@@ -185,7 +189,7 @@ def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
     if (now - datetime.fromisoformat(pod.pending_since)).total_seconds() < LONG_START_SECONDS:
         return None
     look = f"kubectl describe pod {pod.name}"
-    return Waiting("ContainerCreating", f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
+    return Waiting(OperatorReason.ContainerCreating, f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
 
 
 def _no_pod(attempt: Attempt, now: datetime) -> Waiting | None:
@@ -196,14 +200,16 @@ def _no_pod(attempt: Attempt, now: datetime) -> Waiting | None:
     if (now - datetime.fromisoformat(since)).total_seconds() < LONG_START_SECONDS:
         return None
     look = f"`kubectl describe job {attempt.job}`"
-    return Waiting("PodNotCreated", f"its Job has no pod; a quota or an admission webhook may refuse it: see {look}")
+    return Waiting(
+        OperatorReason.PodNotCreated, f"its Job has no pod; a quota or an admission webhook may refuse it: see {look}"
+    )
 
 
 def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:
     """Whether spec.suspend suspended the step's Job. Releases that kept no record of it told of it in Ready's reason."""
     if record.suspended is not None:
         return record.suspended
-    return any(c.type == "Ready" and c.reason == "Suspended" for c in status.conditions)
+    return any(c.type == "Ready" and c.reason == OperatorReason.Suspended for c in status.conditions)
 
 
 def _gates(case: Case) -> Outlook | None:
@@ -214,7 +220,7 @@ def _gates(case: Case) -> Outlook | None:
         return None
     numbers = "; ".join(f"{v.name}: {v.message}" for v in refused)
     remedy = "nothing was published or served; change the training or the gate"
-    return Outlook(Standing.FAILED, "Failed", "GateFailed", f"{numbers}; {remedy}")
+    return Outlook(Standing.FAILED, "Failed", StepReason.GateFailed, f"{numbers}; {remedy}")
 
 
 def _next_step(case: Case) -> Outlook | None:
@@ -228,7 +234,7 @@ def _next_step(case: Case) -> Outlook | None:
     if case.world.live_pods:
         names = ", ".join(p.name for p in case.world.live_pods)
         message = f"{step.name} starts when the pod before it has ended: {names}"
-        return Outlook(Standing.WORKING, "Stopping", "Stopping", message, requeue_after=LOOK_AGAIN)
+        return Outlook(Standing.WORKING, OperatorReason.Stopping, OperatorReason.Stopping, message, requeue_after=LOOK_AGAIN)
     failure = case.status.last_failure
     if failure is not None and failure.step == step.name and (pause := _pause_left(record, case.now)) > 0:
         at = (case.now + timedelta(seconds=pause)).strftime("%H:%M:%SZ")  # a time of day stays the same in each pass
@@ -259,7 +265,7 @@ def _hand_over(case: Case) -> Outlook | None:
     return Outlook(
         Standing.STALLED if refused else Standing.WORKING,
         "Serving",
-        "ServingRefused" if refused else "Serving",
+        OperatorReason.ServingRefused if refused else OperatorReason.Serving,
         found.message,
         hand_over=found.apply,
         requeue_after=look_again(case.job.status.conditions, case.now),
@@ -271,7 +277,7 @@ def _succeeded(case: Case) -> Outlook:
     passed = sum(v.passed for v in case.verdicts)
     judged = f"{passed} of {len(case.verdicts)} gates passed" if case.verdicts else "no test rows, no gate was judged"
     message = judged + (f"; only warned: {', '.join(warned)}" if warned else "")
-    return Outlook(Standing.SUCCEEDED, "Succeeded", "Succeeded", message)
+    return Outlook(Standing.SUCCEEDED, "Succeeded", OperatorReason.Succeeded, message)
 
 
 CHECKS: tuple[Check, ...] = (

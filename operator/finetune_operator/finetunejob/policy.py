@@ -24,6 +24,7 @@ from finetune_operator.finetunejob.status import events, next_status, rendered, 
 from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
 from finetune_operator.settings import Settings
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 def reads(body: Object) -> Reads:
@@ -106,7 +107,7 @@ def _with_suspensions(
         return suspended_by_us(before, step) if attempt.suspended else None
 
     steps = [s.model_copy(update={"suspended": of(s)}) for s in status.steps]
-    since = None if outlook.reason == "Suspended" else status.active_since
+    since = None if outlook.reason == OperatorReason.Suspended else status.active_since
     return status.model_copy(update={"steps": steps, "active_since": since})
 
 

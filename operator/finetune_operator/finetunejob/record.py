@@ -20,10 +20,11 @@ from finetune_operator.api.finetunejob_status import (
     StepStatus,
 )
 from finetune_operator.finetunejob import fit
-from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, Retry, failure_of
+from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import stamp
+from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
 from finetune_trainer.contract.reports import StepResult
 
@@ -73,8 +74,7 @@ def _read(
     if attempt is None:
         if record.job_uid is None:
             return status  # not seen yet: it is created again under the same name, which is harmless
-        gone = Failure(JOB_DELETED.retry, JOB_DELETED.reason, JOB_DELETED.message)
-        return _fail(status, step, gone, budget, stamp(now))
+        return _fail(status, step, JOB_DELETED, budget, stamp(now))
     status = with_step(
         status,
         step.name,
@@ -170,8 +170,7 @@ def _union(old: Iterable[str], new: Iterable[str]) -> list[str]:
 
 
 def _lost(status: FineTuneJobStatus, step: Step, budget: Budget, ended: str) -> FineTuneJobStatus:
-    lost = Failure(RESULT_LOST.retry, RESULT_LOST.reason, RESULT_LOST.message)
-    status = _fail(status, step, lost, budget, ended)
+    status = _fail(status, step, RESULT_LOST, budget, ended)
     if step_record(status, step.name).state is StepState.FAILED:
         return status
     return with_step(status, PREPARE, state=StepState.PENDING)

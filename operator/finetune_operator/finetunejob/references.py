@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from finetune_operator.decision import Ref
+from finetune_operator.decision import NOT_FOUND, Ref
 from finetune_operator.meta import Object
 from finetune_trainer.contract.fields import CaSecretRef, SecretRef
+from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import TRACKERS
 
@@ -19,6 +20,7 @@ KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 # Claims that the train pods mount, and how several of them on several nodes may do so.
 TEACHER = "spec.training.distillation.teacher"
 READ = ("ReadWriteMany", "ReadOnlyMany")
+KEY_NOT_FOUND = {"ConfigMap": OperatorReason.ConfigMapKeyNotFound, "Secret": OperatorReason.SecretKeyNotFound}
 SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": READ, f"{TEACHER}.uri": READ}
 
 
@@ -34,7 +36,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Missing:
-    reason: str
+    reason: OperatorReason
     message: str
 
 
@@ -97,18 +99,17 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
 
 def _missing(wanted: Reference, found: Object | None) -> Missing | None:
     kind, name = wanted.ref.kind, wanted.ref.name
-    short = "Claim" if kind == "PersistentVolumeClaim" else kind
     if found is None:
         return Missing(
-            f"{short}NotFound",
+            NOT_FOUND[kind],
             f"{wanted.field} names the {kind} {name}, which does not exist in this namespace;"
             f" create it or correct the field, and the job goes on",
         )
     if "deletionTimestamp" in found.get("metadata", {}):
-        return Missing(f"{short}NotFound", f"{wanted.field} names the {kind} {name}, which is being deleted; create it again")
+        return Missing(NOT_FOUND[kind], f"{wanted.field} names the {kind} {name}, which is being deleted; create it again")
     if wanted.modes and not set(wanted.modes) & set(found.get("spec", {}).get("accessModes", ())):
         return Missing(
-            "ClaimNotShared",
+            OperatorReason.ClaimNotShared,
             f"{wanted.field} names the PersistentVolumeClaim {name}, which one node at a time can mount, but"
             f" spec.parallelism.numNodes asks for several; take one with access mode {' or '.join(wanted.modes)}, or s3://",
         )
@@ -117,7 +118,7 @@ def _missing(wanted: Reference, found: Object | None) -> Missing | None:
     absent = [k for k in wanted.keys if k not in has] if kind == "ConfigMap" or has else []
     if absent:
         return Missing(
-            f"{short}KeyNotFound",
+            KEY_NOT_FOUND[kind],
             f"the {kind} {name}, which {wanted.field} names, has no key {' and no key '.join(absent)};"
             f" it has {', '.join(sorted(has)) or 'none'}",
         )

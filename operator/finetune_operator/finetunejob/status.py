@@ -26,6 +26,8 @@ from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.finetunejob.runs import written_spec
 from finetune_operator.meta import Object, stamp
 from finetune_trainer.contract.pipeline import TRAIN
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import FitFacts, Progress
 
 STALE_SECONDS = 120
@@ -81,7 +83,7 @@ def _told_conditions(case: Case, outlook: Outlook) -> Iterator[Told]:
     if case.status.fit is not None:
         fits = fit.judge(case.status.fit, case.run.config.devices)
         yield Told("Fits", fits.status, fits.reason, fits.message)
-    elif outlook.standing is Standing.FAILED and outlook.reason == "DoesNotFit":
+    elif outlook.standing is Standing.FAILED and outlook.reason == StepReason.DoesNotFit:
         yield Told("Fits", "False", outlook.reason, outlook.message)
 
 
@@ -167,11 +169,11 @@ def _step_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterato
         old = known.get(step.name)
         changed = old is None or (old.state, old.attempt) != (step.state, step.attempt)
         if changed and step.state is StepState.RUNNING:
-            yield Event("StepStarted", f"{step.name} started, attempt {step.attempt}, Job {step.job}")
+            yield Event(OperatorReason.StepStarted, f"{step.name} started, attempt {step.attempt}, Job {step.job}")
         elif changed and step.state is StepState.SUCCEEDED:
-            yield Event("StepSucceeded", f"{step.name} succeeded")
+            yield Event(OperatorReason.StepSucceeded, f"{step.name} succeeded")
         elif changed and step.state is StepState.REUSED:
-            yield Event("StepReused", f"{step.name} is done already; its output is reused")
+            yield Event(OperatorReason.StepReused, f"{step.name} is done already; its output is reused")
     failure = after.last_failure
     if failure is not None and failure != before.last_failure:
         yield Event(failure.reason, f"{failure.step}, attempt {failure.attempt}: {failure.message}", warning=True)

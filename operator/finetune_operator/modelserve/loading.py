@@ -13,18 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_operator.modelserve.observed import Container, Deployed, Pod
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode, Retry
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.steps import StepReason
 
 # The loader's codes for what another attempt would find again.
-FINAL = frozenset(
-    {
-        ExitCode.BAD_CONFIG,
-        ExitCode.BAD_DATA,
-        ExitCode.SOURCE_NOT_FOUND,
-        ExitCode.SOURCE_DENIED,
-        ExitCode.VERIFICATION_FAILED,
-    }
-)
+FINAL = frozenset(code for code in ExitCode if code.retry is Retry.NEVER)
 # Its codes for what does not answer just now: no fault of the model.
 AWAY = frozenset({ExitCode.SOURCE_UNAVAILABLE, ExitCode.STORE_UNAVAILABLE})
 CRASHES = 3  # restarts, after which a container's end is no accident
@@ -48,23 +42,25 @@ def trouble(deployed: Deployed, start_seconds: int, now: datetime) -> Trouble | 
     found = sorted(_troubles(deployed, start_seconds, now), key=lambda t: (not t.bad, not t.stuck))
     if found or not deployed.deadline_exceeded:
         return next(iter(found), None)
-    return Trouble("NotReadyInTime", "the pods take longer than was reckoned; see `kubectl describe pod`", stuck=True)
+    return Trouble(
+        OperatorReason.NotReadyInTime, "the pods take longer than was reckoned; see `kubectl describe pod`", stuck=True
+    )
 
 
 def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator[Trouble]:
     if deployed.refused_pods:
-        yield Trouble("FailedCreate", deployed.refused_pods)
+        yield Trouble(OperatorReason.FailedCreate, deployed.refused_pods)
     for pod in deployed.pods:
         if pod.ready:
             continue
         if pod.unschedulable:
-            yield Trouble("Unschedulable", f"pod {pod.name}: {pod.unschedulable}")
+            yield Trouble(OperatorReason.Unschedulable, f"pod {pod.name}: {pod.unschedulable}")
         patient = (now - datetime.fromisoformat(pod.placed_at)).total_seconds() < PATIENCE_SECONDS
         for container in pod.containers:
             yield from _of_container(pod, container, start_seconds, patient)
         if pod.mounting and not patient:
             text = "waits for its volumes; a ReadWriteOnce claim can be mounted on one node only: see `kubectl describe pod`"
-            yield Trouble("ContainerCreating", f"pod {pod.name} {text}")
+            yield Trouble(OperatorReason.ContainerCreating, f"pod {pod.name} {text}")
 
 
 def _of_container(pod: Pod, container: Container, start_seconds: int, patient: bool) -> Iterator[Trouble]:
@@ -76,13 +72,13 @@ def _of_container(pod: Pod, container: Container, start_seconds: int, patient: b
         yield Trouble(container.failure.reason, container.failure.message, bad, stuck=again)
     elif container.ended == "OOMKilled":
         text = "needed more memory than its limit; raise spec.resources.limits.memory, or serve a smaller artifact"
-        yield Trouble("OOMKilled", f"{name} {text}", bad=True)
+        yield Trouble(StepReason.OutOfMemory, f"{name} {text}", bad=True)
     elif _ran_seconds(container) >= start_seconds > 0:
         text = f"did not answer as the served model within {start_seconds} s; raise spec.rollout.startupTimeoutSeconds"
-        yield Trouble("StartupTimeout", f"{name} {text} or see `kubectl logs {pod.name} --previous`", bad=True)
+        yield Trouble(OperatorReason.StartupTimeout, f"{name} {text} or see `kubectl logs {pod.name} --previous`", bad=True)
     elif container.ended and container.restarts:
         bad = container.restarts >= CRASHES
-        yield Trouble("CrashLoopBackOff", f"{crashed}; see `kubectl logs {pod.name} -c {container.name} -p`", bad)
+        yield Trouble(OperatorReason.CrashLoopBackOff, f"{crashed}; see `kubectl logs {pod.name} -c {container.name} -p`", bad)
     elif container.waiting:
         bad = container.waiting in OF_THE_SPEC
         yield Trouble(container.waiting, f"{name}: {container.waiting_message}", bad, stuck=not patient)

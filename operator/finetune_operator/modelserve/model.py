@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from finetune_operator.api.finetunejob import ArtifactStore
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import JobRef, ModelServe, ResolvedModel
-from finetune_operator.decision import Observed, Ref
+from finetune_operator.decision import NOT_FOUND, Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 @dataclass(frozen=True)
 class Obstacle:
     """Why spec.model can't be followed now. `stalled`: somebody has to change something. `blocks`: pods could not start."""
 
-    reason: str
+    reason: OperatorReason
     message: str
     stalled: bool = True
     blocks: bool = False
@@ -67,7 +68,7 @@ def _follow(serve: ModelServe, observed: Observed) -> Resolution:
     body = observed.named.get(Ref("FineTuneJob", ref.name))
     if body is None:
         text = f"there is no FineTuneJob {ref.name} in this namespace; create it, or correct spec.model.jobRef.name"
-        return Resolution(last, Obstacle("JobNotFound", text))
+        return Resolution(last, Obstacle(OperatorReason.JobNotFound, text))
     job = FineTuneJobStatus.model_validate(body.get("status") or {})
     true = {c.type: c for c in job.conditions if c.status == "True"}
     if "Succeeded" in true:
@@ -76,9 +77,9 @@ def _follow(serve: ModelServe, observed: Observed) -> Resolution:
         return Resolution(last)  # the newest artifact that passed its gates
     if (stop := true.get("Failed") or true.get("Stalled")) is not None:
         text = f"the FineTuneJob {ref.name} made nothing to serve, {stop.reason}: {stop.message}"
-        return Resolution(None, Obstacle("JobFailed", text))
+        return Resolution(None, Obstacle(OperatorReason.JobFailed, text))
     text = f"waiting until the FineTuneJob {ref.name} has succeeded; its stage is {job.stage or 'Pending'}"
-    return Resolution(None, Obstacle("WaitingForJob", text, stalled=False))
+    return Resolution(None, Obstacle(OperatorReason.WaitingForJob, text, stalled=False))
 
 
 def _given(serve: ModelServe) -> ResolvedModel:
@@ -108,14 +109,14 @@ def _artifact(engine: EngineType, ref: JobRef, job: FineTuneJobStatus, store: Ar
             f"the FineTuneJob {ref.name} has no artifact {ref.artifact}; set spec.model.jobRef.artifact to one of"
             f" {', '.join(made) or 'those it makes'}, or add it to the job's spec.artifacts"
         )
-        return Resolution(None, Obstacle("ArtifactNotFound", text))
+        return Resolution(None, Obstacle(OperatorReason.ArtifactNotFound, text))
     serves = ENGINES[engine].formats
     if artifact.format not in serves:
         text = (
             f"{engine} serves {' or '.join(serves)}, and the artifact {ref.artifact} is {artifact.format};"
             " change spec.engine.type or spec.model.jobRef.artifact"
         )
-        return Resolution(None, Obstacle("EngineMismatch", text))
+        return Resolution(None, Obstacle(OperatorReason.EngineMismatch, text))
     return Resolution(_resolved(_source(ref), artifact, store))
 
 
@@ -147,9 +148,8 @@ def _needs(model: ResolvedModel) -> list[Ref]:
 
 def _missing(model: ResolvedModel, observed: Observed) -> Obstacle | None:
     """A claim or Secret that was looked for and is not there: pods would wait for it without an end."""
-    reasons = {"PersistentVolumeClaim": "ClaimNotFound", "Secret": "SecretNotFound"}
     for ref in _needs(model):
         if ref in observed.named and observed.named[ref] is None:
             text = f"{model.source} needs the {ref.kind} {ref.name}, which does not exist in this namespace; create it"
-            return Obstacle(reasons[ref.kind], text, blocks=True)
+            return Obstacle(NOT_FOUND[ref.kind], text, blocks=True)
     return None

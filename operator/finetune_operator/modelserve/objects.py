@@ -23,7 +23,7 @@ from finetune_operator.names import (
     short_hash,
 )
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
 GREETING = Prompt(prompt="Hello! Who are you?")

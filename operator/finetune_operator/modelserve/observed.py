@@ -23,10 +23,12 @@ from finetune_operator.names import (
     LABEL_REVISION,
     object_name,
 )
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 
-USUAL_WAITING = frozenset({"ContainerCreating", "PodInitializing", ""})
+USUAL_WAITING = frozenset({OperatorReason.ContainerCreating, "PodInitializing", ""})
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
 SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and fro between the two
 

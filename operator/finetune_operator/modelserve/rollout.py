@@ -22,6 +22,7 @@ from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import object_name
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 LONGEST_PAUSE = 300.0  # seconds between two gates that came to no verdict
 GATES_LOST_UNSEEN = 2  # after which somebody should look
@@ -77,7 +78,7 @@ def next_rollout(case: Case) -> Rollout:
     if case.world.stranger:
         name = object_name(case.serve.metadata.name)
         text = f"a Service {name} exists that this ModelServe does not own; delete it, or rename the ModelServe"
-        return Rollout(Standing.STALLED, "NameTaken", text, live, replicas=spec.replicas, requeue_after=later)
+        return Rollout(Standing.STALLED, OperatorReason.NameTaken, text, live, replicas=spec.replicas, requeue_after=later)
     if spec.suspend or spec.replicas == 0:
         return _paused(case, live)
     obstacle, target = case.resolution.obstacle, case.target
@@ -133,8 +134,8 @@ def _paused(case: Case, live: Revision | None) -> Rollout:
     known = case.serve.status.candidate
     refused = known if known and known.state is RevisionState.REFUSED else None
     if case.serve.spec.suspend:
-        return Rollout(Standing.PAUSED, "Suspended", "spec.suspend is true: no pods", live, refused)
-    return Rollout(Standing.PAUSED, "ScaledToZero", "spec.replicas is 0: no pods", live, refused)
+        return Rollout(Standing.PAUSED, OperatorReason.Suspended, "spec.suspend is true: no pods", live, refused)
+    return Rollout(Standing.PAUSED, OperatorReason.ScaledToZero, "spec.replicas is 0: no pods", live, refused)
 
 
 def _settled(case: Case, target: Target, live: Revision) -> Rollout:
@@ -142,11 +143,11 @@ def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     wanted, deployed = case.serve.spec.replicas, case.world.deployed.get(target.revision)
     as_asked = deployed is not None and deployed.replicas == wanted and deployed.current
     if deployed is not None and as_asked and deployed.available >= wanted:
-        return Rollout(Standing.SERVING, "Serving", f"revision {live.name} serves", live, replicas=wanted)
+        return Rollout(Standing.SERVING, OperatorReason.Serving, f"revision {live.name} serves", live, replicas=wanted)
     found = _trouble(case, target, deployed)
     available = deployed.available if deployed else 0
     text = f"{available} of {wanted} pods of the live revision are available"
-    told = Rollout(Standing.WORKING, "Scaling", text, live, replicas=wanted, requeue_after=PATIENCE_SECONDS)
+    told = Rollout(Standing.WORKING, OperatorReason.Scaling, text, live, replicas=wanted, requeue_after=PATIENCE_SECONDS)
     if found is None:
         return told
     if not found.bad and not found.stuck:
@@ -164,7 +165,7 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     gate = case.world.gates.get(gate_of(case.serve, candidate))
     if gate is not None:
         candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
-    step = Rollout(Standing.WORKING, "Loading", "", live, candidate, wanted)
+    step = Rollout(Standing.WORKING, OperatorReason.Loading, "", live, candidate, wanted)
     if deployed is None or deployed.replicas != wanted:
         return replace(step, message=f"starting revision {target.revision} of {target.model.uri}")
     if gate is not None and gate.verdict is Verdict.FAILED:
@@ -182,12 +183,12 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
     if gate is not None and gate.verdict is Verdict.PASSED:
         now_live = candidate.model_copy(update={"state": RevisionState.LIVE})
         text = f"revision {target.revision} passed its gate and serves"
-        return Rollout(Standing.SERVING, "Serving", text, now_live, replicas=wanted)
+        return Rollout(Standing.SERVING, OperatorReason.Serving, text, now_live, replicas=wanted)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
     if gate is not None and gate.verdict is Verdict.UNKNOWN:
         return _ask_again(replace(step, candidate=gating), gating, gate, case.now)
     text = f"revision {target.revision} is asked the prompts of spec.rollout.gate"
-    return replace(step, reason="Gating", message=text, candidate=gating, ask=gate is None)
+    return replace(step, reason=OperatorReason.Gating, message=text, candidate=gating, ask=gate is None)
 
 
 def _ask_again(step: Rollout, candidate: Revision, gate: Gate, now: datetime) -> Rollout:
@@ -228,7 +229,7 @@ def _trouble(case: Case, target: Target, deployed: Deployed | None) -> Trouble |
 def _gate_failure(gate: Gate) -> tuple[str, str]:
     if gate.failure is not None:
         return gate.failure.reason, gate.failure.message
-    return "GateNotAsked", f"the gate's Job {gate.job} came to no verdict, {gate.reason}: {gate.message}"
+    return OperatorReason.GateNotAsked, f"the gate's Job {gate.job} came to no verdict, {gate.reason}: {gate.message}"
 
 
 def _refused(candidate: Revision, reason: str, message: str) -> Revision:
@@ -238,4 +239,4 @@ def _refused(candidate: Revision, reason: str, message: str) -> Revision:
 def _refusal(candidate: Revision, live: Revision | None, replicas: int) -> Rollout:
     rest = f"revision {live.name} goes on serving" if live else "nothing serves"
     text = f"revision {candidate.name} was refused and {rest}: {candidate.message}"
-    return Rollout(Standing.STALLED, candidate.reason or "Refused", text, live, candidate, replicas)
+    return Rollout(Standing.STALLED, candidate.reason or OperatorReason.RevisionRefused, text, live, candidate, replicas)

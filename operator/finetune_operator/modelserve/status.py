@@ -20,6 +20,7 @@ from finetune_operator.modelserve.objects import revision_labels, service_url
 from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.rollout import Case, Rollout, Standing
 from finetune_operator.names import object_name
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
@@ -49,12 +50,14 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
     """What is worth an event, from two statuses: a revision loads, is refused, takes over; something stalls."""
     old, new = before.candidate, after.candidate
     if new is not None and (old is None or (old.name, old.trial) != (new.name, new.trial)):
-        yield Event("RevisionLoading", f"revision {new.name} of {new.model_uri} is started")
+        yield Event(OperatorReason.RevisionLoading, f"revision {new.name} of {new.model_uri} is started")
     refused = new is not None and new.state is RevisionState.REFUSED
     if new is not None and refused and (old is None or (old.trial, old.state) != (new.trial, new.state)):
-        yield Event("RevisionRefused", f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True)
+        yield Event(
+            OperatorReason.RevisionRefused, f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True
+        )
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
-        yield Event("RevisionLive", f"revision {after.live.name} of {after.live.model_uri} serves now")
+        yield Event(OperatorReason.RevisionLive, f"revision {after.live.name} of {after.live.model_uri} serves now")
     stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
     was = next((c for c in before.conditions if c.type == "Stalled"), None)
     if stalled is not None and not refused and (was is None or was.reason != stalled.reason):
@@ -82,8 +85,8 @@ def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:
     if rollout.standing is Standing.PAUSED:
         return "False", rollout.reason, rollout.message
     if live is None:
-        return "False", "NothingLive", "no revision has passed its gate yet"
+        return "False", OperatorReason.NothingLive, "no revision has passed its gate yet"
     deployed = case.world.deployed.get(live.name)
     if deployed is None or deployed.available == 0:
-        return "False", "NoPods", f"no pod of the live revision {live.name} is available"
-    return "True", "Answering", f"{deployed.available} pods of revision {live.name} answer"
+        return "False", OperatorReason.NoPods, f"no pod of the live revision {live.name} is available"
+    return "True", OperatorReason.Answering, f"{deployed.available} pods of revision {live.name} answer"

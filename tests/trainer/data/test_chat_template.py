@@ -12,7 +12,8 @@ import pytest
 from tests.trainer.conftest import END, TEXT_END
 from tests.trainer.entries import PAIRS, context
 
-from finetune_trainer.contract.reports import ExitCode, StepResult
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, prepare, train

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import DatasetFormat, Split
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.detection import detect as detect_shape

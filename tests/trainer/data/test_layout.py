@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.data.layout import Choice, choose, split_of
 from finetune_trainer.data.rows import is_data_file, read_rows
 from finetune_trainer.failures import StepFailed

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.dataset import DatasetFormat
-from finetune_trainer.contract.reports import DatasetFacts, ExitCode
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import DatasetFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import dataset
 from finetune_trainer.data.conversation import Example

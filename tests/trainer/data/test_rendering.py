@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer

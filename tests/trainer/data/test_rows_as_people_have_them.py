@@ -14,7 +14,7 @@ import pytest
 from tests.trainer.conftest import CHATML
 from tests.trainer.data.written import Written, byte_tokenizer, write_rows
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import SOURCE, in_a_pod, python_of
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import rendered
 from finetune_trainer.data.rendered import Rendered

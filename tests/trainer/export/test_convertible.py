@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tests.trainer.pods import need_llama_cpp
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.export import convertible
 from finetune_trainer.failures import StepFailed
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.trainer.entries import context, prepare
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
 from finetune_trainer.export import proof

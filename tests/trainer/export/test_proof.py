@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.trainer.entries import context, prepare
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.export import gguf, proof
 from finetune_trainer.failures import StepFailed

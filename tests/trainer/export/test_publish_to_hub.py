@@ -13,7 +13,8 @@ from localcluster import hub as local_hub
 from tests.trainer.entries import context, prepare
 from tests.writable_hub import WritableHub, writable_hub
 
-from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, StepResult
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import ArtifactFacts, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish

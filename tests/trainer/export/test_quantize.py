@@ -11,9 +11,9 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Training
 from finetune_trainer.export import gguf, llamacpp, proof

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.reports import DatasetFacts, ExitCode, ModelFacts
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import fit_for

@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from tests.trainer.entries import context
 
-from finetune_trainer.contract.reports import ExitCode, StepResult
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import merge, prepare, train

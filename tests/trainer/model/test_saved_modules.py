@@ -18,7 +18,7 @@ from tests.trainer.training.test_train import LORA, checkpoints, committed, pree
 
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Recomputing, Training
 from finetune_trainer.failures import StepFailed

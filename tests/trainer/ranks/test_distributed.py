@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.devices import Devices
-from finetune_trainer.contract.reports import ExitCode, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks import distributed

@@ -11,9 +11,10 @@ import pytest
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import in_a_pod, python_of
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import answered
-from finetune_trainer.contract.reports import ExitCode, Manifest
+from finetune_trainer.contract.reports import Manifest
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.failures import StepFailed
@@ -105,7 +106,7 @@ def test_vllm_that_is_asked_for_and_missing_is_refused(make_run: MakeRun, tmp_pa
     prepare(run, tmp_path)
     with pytest.raises(StepFailed, match=r"spec\.evaluation\.engine VLLM needs .* spec\.stages\.evaluate\.image") as failed:
         evaluate.run(context(run, "evaluate", tmp_path))
-    assert (failed.value.exit_code, failed.value.reason) == (ExitCode.BAD_CONFIG, "EngineMissing")
+    assert (failed.value.exit_code, failed.value.reason) == (ExitCode.BAD_CONFIG, "ToolMissing")
 
 
 @pytest.mark.parametrize(

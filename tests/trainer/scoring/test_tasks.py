@@ -16,7 +16,8 @@ from tests.trainer.entries import PAIRS, context, prepare
 from finetune_operator.cli.document import read_document
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_trainer.contract import pipeline
-from finetune_trainer.contract.reports import ExitCode, Scores
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Scores
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.scoring import task_files, task_scores

@@ -15,8 +15,9 @@ from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 from tests.waiting import wait_for_server
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
-from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
+from finetune_trainer.contract.reports import StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.export import llamacpp

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Source

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Source

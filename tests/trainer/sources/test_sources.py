@@ -15,7 +15,7 @@ from tests.trainer.conftest import make_certificate, versitygw
 
 from finetune_trainer import buckets
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import weights
 from finetune_trainer.serving import load

@@ -18,8 +18,9 @@ from tests.waiting import wait_for_server
 
 from finetune_trainer.__main__ import main
 from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_RUN_FILE, ENV_SCRATCH, ENV_TERMINATION_LOG, TERMINATION_LIMIT
-from finetune_trainer.contract.reports import ExitCode, StepResult, Termination
+from finetune_trainer.contract.reports import StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
 
 ROOT = Path(__file__).parents[3]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tests.trainer.entries import context, prepare
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Scores, StepResult
+from finetune_trainer.contract.reports import ArtifactFacts, Scores, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish

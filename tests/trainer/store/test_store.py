@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Manifest, StepResult
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import ArtifactFacts, Manifest, StepResult
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving.ask import read_rows

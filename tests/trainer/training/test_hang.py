@@ -14,8 +14,8 @@ from tests.trainer.entries import prepare
 from tests.trainer.pods import environment
 from tests.trainer.training.test_train import LORA, MakeRun
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_HANG_AFTER
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.training.hang import FLOOR_SECONDS, StepClock, Watchdog
 
 

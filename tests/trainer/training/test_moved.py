@@ -13,7 +13,7 @@ from tests.trainer.training.test_train import LORA
 
 from finetune_trainer.contract.adapters import NF4, Quantization
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import adapters, loading

@@ -17,8 +17,8 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.devices import Devices
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.reports import ExitCode
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import evaluate, merge

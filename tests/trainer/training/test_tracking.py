@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.entries import prepare
 from tests.trainer.training.test_train import LORA, MakeRun, committed, trained
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.training import tracking
 

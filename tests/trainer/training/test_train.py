@@ -17,8 +17,9 @@ from tests.trainer.entries import PAIRS, context, prepare, render
 from tests.trainer.pods import environment
 
 from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_GRACE_SECONDS, ENV_MICRO_BATCH_SIZE
-from finetune_trainer.contract.reports import ExitCode, Progress, StepResult
+from finetune_trainer.contract.reports import Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import train

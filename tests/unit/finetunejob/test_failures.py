@@ -12,7 +12,8 @@ from finetune_operator.decision import Observed
 from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
 from finetune_operator.finetunejob.observed import State, observe
 from finetune_operator.meta import Object
-from finetune_trainer.contract.reports import ExitCode, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reports import Termination
 
 JOB: Object = {
     "metadata": {
@@ -43,7 +44,7 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
     ("no pod is left", None, Retry.FREE, "PodDeleted"),
     ("deleted, checkpoint saved", deleted(ended_pod(JOB, ExitCode.PREEMPTED, None)), Retry.FREE, "PodDeleted"),
     ("deleted, killed after its grace", deleted(ended_pod(JOB, 137, None)), Retry.FREE, "PodDeleted"),
-    ("SIGTERM before the handler", ended_pod(JOB, 143, None), Retry.FREE, "Preempted"),
+    ("SIGTERM before the handler", ended_pod(JOB, 143, None), Retry.FREE, "Terminated"),
     ("saved a checkpoint", ended_pod(JOB, ExitCode.PREEMPTED, None), Retry.FREE, "Preempted"),
     (
         "preempted by the scheduler",

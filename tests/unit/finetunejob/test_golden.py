@@ -18,7 +18,7 @@ from finetune_operator.cli.render import manifests
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[2] / "golden" / "finetunejob").glob("*/job.yaml"))
 KEYS = ("ca.crt", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")

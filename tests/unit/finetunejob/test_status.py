@@ -14,7 +14,7 @@ from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
 from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 
 
 def kstatus(body: Object) -> str:

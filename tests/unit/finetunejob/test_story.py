@@ -10,9 +10,9 @@ from tests.story import Story
 
 from finetune_operator.decision import Apply, Create, Ref
 from finetune_operator.meta import Object
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pipeline import steps
 from finetune_trainer.contract.pod import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE
-from finetune_trainer.contract.reports import ExitCode
 
 
 def succeeded(story: Story) -> bool:

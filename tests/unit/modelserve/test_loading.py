@@ -30,7 +30,7 @@ UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedul
 # name: (containers of the pod, seconds since it was created, reason, what follows)
 CASES: dict[str, tuple[dict[str, Any], float, str, str]] = {
     "starting": (container(waiting="ContainerCreating"), 900, "Loading", "waits"),
-    "out of memory": (container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT), 10, "OOMKilled", "refused"),
+    "out of memory": (container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT), 10, "OutOfMemory", "refused"),
     "first crash": (container(restarts=1, reason="Error", exitCode=1, **SHORT), 10, "CrashLoopBackOff", "waits"),
     "third crash": (container(restarts=3, reason="Error", exitCode=1, **SHORT), 60, "CrashLoopBackOff", "refused"),
     "too slow": (container(restarts=1, reason="Error", exitCode=137, **LONG), 1900, "StartupTimeout", "refused"),

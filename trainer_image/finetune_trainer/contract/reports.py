@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
@@ -11,6 +10,7 @@ from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.fields import Report, Strict
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
+from finetune_trainer.contract.reasons.steps import RETIRED
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.contract.training import Recomputing
 
@@ -137,9 +137,9 @@ class StepResult(Report):
 
 
 class Failure(Report):
-    """Why a step stopped. `reason` is part of the API (CamelCase); `message` says what to change. No rows, no log lines."""
+    """Why a step stopped. `reason` is a StepReason, or a newer pod's; `message` says what to change. No rows, no log lines."""
 
-    reason: str
+    reason: Annotated[str, BeforeValidator(lambda said: RETIRED.get(said, said))]
     message: str
 
 
@@ -174,29 +174,3 @@ class Manifest(Strict):
     versions: dict[str, str]
     checks: tuple[Check, ...] = ()
     result: StepResult
-
-
-class ExitCode(IntEnum):
-    """How a pod ended. The operator maps each to: retry free, retry counted, change something and retry, or stop."""
-
-    OK = 0
-    UNEXPECTED = 1
-    BAD_CONFIG = 10
-    BAD_DATA = 11
-    SOURCE_NOT_FOUND = 12
-    SOURCE_DENIED = 13
-    SOURCE_UNAVAILABLE = 14
-    STORE_UNAVAILABLE = 15
-    OUT_OF_GPU_MEMORY = 20
-    DOES_NOT_FIT = 21
-    NON_FINITE_LOSS = 22
-    HANG = 23
-    VERIFICATION_FAILED = 24
-    LOST_RANK = 25
-    WORLD_INCOMPLETE = 26
-    PREEMPTED = 30  # SIGTERM: a checkpoint was saved
-    OUT_OF_MEMORY = 137  # SIGKILL, as the kernel's OOM killer sends it
-
-
-# How ranks end because another one failed, the most telling first; any other code is a cause.
-CONSEQUENCES = (ExitCode.OUT_OF_MEMORY, ExitCode.LOST_RANK, ExitCode.WORLD_INCOMPLETE, ExitCode.PREEMPTED, 143)

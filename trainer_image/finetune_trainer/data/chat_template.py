@@ -18,7 +18,8 @@ from typing import Any
 from finetune_trainer.context import MODEL, Context, lay_over
 from finetune_trainer.contract.fields import ChatTemplate
 from finetune_trainer.contract.pipeline import mounted_path, templated_fingerprint
-from finetune_trainer.contract.reports import ExitCode, ModelFacts, StepResult
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import ModelFacts, StepResult
 from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.rendering import Renderer, load_tokenizer
 from finetune_trainer.data.turns import Turn
@@ -44,8 +45,8 @@ def lay(context: Context, facts: ModelFacts) -> ModelFacts:
     if known is not None:
         assert known.result.model is not None  # keep commits no other
         if known.result.model.digest != under.digest:
-            raise _refused(
-                "ChatTemplateChanged",
+            raise StepFailed(
+                StepReason.ChatTemplateChanged,
                 f"{FIELD}: the template at {given.uri} is not the one that this store's results were made with; put that back,"
                 " or give the new one a name of its own",
             )
@@ -75,11 +76,15 @@ def _read(context: Context, given: ChatTemplate) -> str:
     try:
         text = Path(str(mounted_path(given.uri, context.mounts))).read_text(encoding="utf-8")
     except OSError as error:
-        raise _refused("ChatTemplateNotFound", f"{FIELD}: nothing lies at {given.uri}; correct its name and key") from error
+        raise StepFailed(
+            StepReason.ChatTemplateNotFound, f"{FIELD}: nothing lies at {given.uri}; correct its name and key"
+        ) from error
     except UnicodeDecodeError as error:
-        raise _refused("ChatTemplateInvalid", f"{FIELD}: {given.uri} is no text in UTF-8") from error
+        raise StepFailed(StepReason.ChatTemplateInvalid, f"{FIELD}: {given.uri} is no text in UTF-8") from error
     if not text.strip():
-        raise _refused("ChatTemplateInvalid", f"{FIELD}: {given.uri} is empty; write a Jinja template, or remove the field")
+        raise StepFailed(
+            StepReason.ChatTemplateInvalid, f"{FIELD}: {given.uri} is empty; write a Jinja template, or remove the field"
+        )
     return text
 
 
@@ -97,11 +102,13 @@ def _end_token(model: Path, given: ChatTemplate, text: str) -> str | None:
         row = Renderer(tokenizer, completion_only=True).render(Example("", SAMPLE))
     except TemplateSyntaxError as error:
         said = f"line {error.lineno} of {given.uri} is not Jinja as chat templates are written: {first_line(error)}"
-        raise _refused("ChatTemplateInvalid", f"{FIELD}: {said}") from error
+        raise StepFailed(StepReason.ChatTemplateInvalid, f"{FIELD}: {said}") from error
     except (TemplateError, StepFailed):
         return None  # it wants other turns than these, and says so when it meets the rows
     except Exception as error:  # whatever an expression in it comes to
-        raise _refused("ChatTemplateInvalid", f"{FIELD}: {given.uri} can't be rendered: {first_line(error)}") from error
+        raise StepFailed(
+            StepReason.ChatTemplateInvalid, f"{FIELD}: {given.uri} can't be rendered: {first_line(error)}"
+        ) from error
     last = tokenizer.added_tokens_decoder.get(row.input_ids[-1])
     return str(last.content) if last is not None and last.special else None
 
@@ -128,7 +135,3 @@ def _with_end(model: Path, end: str | None) -> dict[str, dict[str, Any]]:
 def _settings(file: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found
-
-
-def _refused(reason: str, message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_CONFIG, reason, message)

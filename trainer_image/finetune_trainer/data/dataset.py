@@ -11,7 +11,8 @@ from typing import Any
 from finetune_trainer import digests
 from finetune_trainer.contract.dataset import Dataset, DatasetFormat, Split
 from finetune_trainer.contract.objectives import OF_PAIRS, Objective
-from finetune_trainer.contract.reports import DatasetFacts, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import DatasetFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import rendered
 from finetune_trainer.data.detection import Shape, columns_of, detect
@@ -100,8 +101,7 @@ def check_objective(objective: Objective, format: DatasetFormat) -> None:
     """Raises StepFailed where the rows are not what the objective learns from."""
     if format is DatasetFormat.UNPAIRED_PREFERENCE and objective is not Objective.KTO:
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "ObjectiveNeedsOtherRows",
+            StepReason.ObjectiveNeedsOtherRows,
             f"the rows are {format.value}, answers of which some are to be avoided, and spec.training.objective"
             f" {objective.value} can't learn that: set it to KTO, or take rows without the undesirable answers as format"
             " PromptCompletion",
@@ -109,8 +109,7 @@ def check_objective(objective: Objective, format: DatasetFormat) -> None:
     if objective in OF_PAIRS and format not in (DatasetFormat.PREFERENCE, DatasetFormat.UNPAIRED_PREFERENCE):
         unpaired = ", or prompt, completion and label" if objective is Objective.KTO else ""
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "ObjectiveNeedsPreferences",
+            StepReason.ObjectiveNeedsPreferences,
             f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
             f" to SFT, or take rows with the columns prompt, chosen and rejected{unpaired}",
         )
@@ -130,8 +129,7 @@ def _stratify_by(name: str, split: Split, rows: Sequence[Row]) -> str | None:
     found = columns_of(rows)
     if split.stratify_by is not None and split.stratify_by not in found:
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "DatasetColumnsUnknown",
+            StepReason.DatasetColumnsUnknown,
             f"spec.dataset.{name}.stratifyBy names {split.stratify_by}, which no row has; they have {', '.join(found)}",
         )
     return split.stratify_by
@@ -143,8 +141,7 @@ def _label_column(shape: Shape, dataset: Dataset) -> str | None:
         return shape.source("label")
     if dataset.labels:
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "DatasetLabelsUnused",
+            StepReason.DatasetLabelsUnused,
             f"spec.dataset.labels is for rows of format Classification, but these are {shape.format}: remove it, or set"
             " spec.dataset.format and spec.dataset.columns: {text: <your text column>, label: <your label column>}",
         )
@@ -226,8 +223,8 @@ def _digest(folder: Path, *splits: str) -> str:
 
 
 def _empty(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", message)
+    return StepFailed(StepReason.DatasetEmpty, message)
 
 
 def _one_sided(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetOneSided", message)
+    return StepFailed(StepReason.DatasetOneSided, message)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.contract.dataset import DatasetFormat
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.turns import is_empty
 from finetune_trainer.failures import StepFailed
@@ -210,4 +210,4 @@ def _proposal(found: Sequence[str], needed: Iterable[str]) -> dict[str, str] | N
 
 
 def _refused(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetColumnsUnknown", message)
+    return StepFailed(StepReason.DatasetColumnsUnknown, message)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune_trainer.contract.dataset import Dataset
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.examples import examples
 from finetune_trainer.data.ledger import UNLIMITED, Cause, Note, counted, told
@@ -102,8 +102,7 @@ def check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
     ordered = sorted(lengths)
     enough = ordered[max(0, math.ceil(len(ordered) * (1 - allowed)) - 1)]
     raise StepFailed(
-        ExitCode.BAD_DATA,
-        "DatasetRowsTooLong",
+        StepReason.DatasetRowsTooLong,
         f"{long} of {len(lengths)} rows have more than spec.training.maxLength {limit} tokens (the longest {ordered[-1]}):"
         f" set maxLength to {enough} or more to keep within dataset.maxDroppedFraction {allowed:g}, or raise that fraction",
     )
@@ -115,11 +114,10 @@ def check_dropped(notes: Iterable[Note], total: int, trained: int, allowed: floa
     dropped = sum(count.rows for count in counts)
     if not trained:
         why = f"none of {total} rows is left to train on: {told(counts) or 'all are held out'}"
-        raise StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", f"spec.dataset: {why}: add or mend rows")
+        raise StepFailed(StepReason.DatasetEmpty, f"spec.dataset: {why}: add or mend rows")
     if dropped > allowed * total:
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "DatasetRowsDropped",
+            StepReason.DatasetRowsDropped,
             f"spec.dataset: {dropped} of {total} rows can't be used: {told(counts)}; mend or remove them, or raise"
             f" spec.dataset.maxDroppedFraction, which is {allowed:g}",
         )

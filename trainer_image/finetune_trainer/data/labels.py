@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rows import Row
 from finetune_trainer.failures import StepFailed
 
@@ -61,7 +61,7 @@ def stored(value: Any) -> str:
 
 
 def _unknown(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetLabelUnknown", message)
+    return StepFailed(StepReason.DatasetLabelUnknown, message)
 
 
 def _listed(labels: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 
 TRAIN = "train"
@@ -49,7 +49,7 @@ def choose(paths: Sequence[str], card: str, choice: Choice) -> list[str]:
     splits = _of_subset(paths, _configs(card), choice.subset)
     split = choice.split or (next(iter(splits)) if len(splits) == 1 else choice.otherwise)
     if split not in splits:
-        raise _unknown("DatasetSplitUnknown", f"{choice.field}: there is no split {split}", splits)
+        raise _unknown(StepReason.DatasetSplitUnknown, f"{choice.field}: there is no split {split}", splits)
     return sorted(splits[split])
 
 
@@ -61,14 +61,14 @@ def _of_subset(paths: Sequence[str], configs: Sequence[Mapping[str, Any]], subse
             subset = next((n for n, c in named.items() if c.get("default") or n == DEFAULT or len(named) == 1), None)
         if subset is None or subset not in named:
             why = "the dataset has several subsets" if subset is None else f"there is no subset {subset}"
-            raise _unknown("DatasetSubsetUnknown", f"spec.dataset.subset: {why}", named)
+            raise _unknown(StepReason.DatasetSubsetUnknown, f"spec.dataset.subset: {why}", named)
         return _of_config(paths, named[subset])
     if subset is not None:
         inside = [path for path in paths if subset in path.split("/")[:-1]]
         if not inside:
             folders = {folder for path in paths for folder in path.split("/")[:-1]}
             said = f"spec.dataset.subset: there is no folder {subset}"
-            raise _unknown("DatasetSubsetUnknown", said, folders)
+            raise _unknown(StepReason.DatasetSubsetUnknown, said, folders)
         paths = inside
     return _by_name(paths)
 
@@ -123,6 +123,6 @@ def _configs(card: str) -> list[Mapping[str, Any]]:
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
 
 
-def _unknown(reason: str, said: str, known: Iterable[str]) -> StepFailed:
+def _unknown(reason: StepReason, said: str, known: Iterable[str]) -> StepFailed:
     listed = ", ".join(sorted(known)[:40]) or "none"
-    return StepFailed(ExitCode.BAD_DATA, reason, f"{said}; name one of: {listed}")
+    return StepFailed(reason, f"{said}; name one of: {listed}")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.control_tokens import ControlTokens
 from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.ledger import Cause
@@ -102,8 +102,7 @@ class Renderer:
         row = self._rendered(example)
         if not any(row.completion_mask):
             raise StepFailed(
-                ExitCode.BAD_DATA,
-                "NothingToLearn",
+                StepReason.NothingToLearn,
                 f"spec.dataset: {example.place}: the model's chat template leaves no token of the answer in the text, so there"
                 " is nothing to learn: take another model, or rows of format Text",
             )
@@ -119,8 +118,7 @@ class Renderer:
             return self._chat(example)
         if not example.plain:
             raise StepFailed(
-                ExitCode.BAD_DATA,
-                "ChatTemplateMissing",
+                StepReason.ChatTemplateMissing,
                 "spec.model has no chat template, so it can't be given conversations: name one in spec.model.chatTemplate, or"
                 " take its instruct version, or rows of format PromptCompletion or Text",
             )
@@ -223,4 +221,4 @@ def describe(tokenizer: Any, row: Rendered) -> dict[str, Any]:
 
 
 def _unsupported(why: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_CONFIG, "TokenizerUnsupported", f"spec.model: its tokenizer can't be used: {why}")
+    return StepFailed(StepReason.TokenizerUnsupported, f"spec.model: its tokenizer can't be used: {why}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
@@ -138,4 +138,4 @@ def _row(place: str, value: Any) -> Row:
 
 
 def unreadable(place: str, why: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetUnreadable", f"spec.dataset: {place}: {why}")
+    return StepFailed(StepReason.DatasetUnreadable, f"spec.dataset: {place}: {why}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.control_tokens import ControlTokens
 from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.turns import REASONING, Turn, invalid
@@ -128,4 +128,4 @@ def common(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 
 def _refused(message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "ChatTemplateRefused", message)
+    return StepFailed(StepReason.ChatTemplateRefused, message)

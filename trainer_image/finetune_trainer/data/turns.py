@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 
 ROLES = {
@@ -190,4 +190,4 @@ def at(place: str, doing: str) -> Iterator[None]:
 
 
 def invalid(place: str, why: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, "DatasetRowInvalid", f"spec.dataset: {place}: {why}")
+    return StepFailed(StepReason.DatasetRowInvalid, f"spec.dataset: {place}: {why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.failures import StepFailed
 
@@ -22,8 +22,7 @@ def check_vocabulary(student: Path, teacher: Path) -> None:
         return
     other = sum(theirs.get(token) != number for token, number in ours.items())
     raise StepFailed(
-        ExitCode.BAD_CONFIG,
-        "VocabulariesDiffer",
+        StepReason.VocabulariesDiffer,
         f"spec.training.distillation.teacher has another vocabulary than spec.model ({sizes[1]} entries against {sizes[0]},"
         f" {other} of its tokens differ): take a teacher of the same family and size of vocabulary",
     )

@@ -14,7 +14,8 @@ from typing import Any
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
-from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
 from finetune_trainer.export import calibration, proof
 from finetune_trainer.export.proof import FixedRow, Limits
@@ -116,7 +117,7 @@ def check_mapped(network: Any) -> None:
     architecture = type(network).__name__
     if architecture not in AWQ_MAPPING_REGISTRY and architecture not in AWQ_DYNAMIC_MAPPING_REGISTRY:
         message = f"llm-compressor can't make AWQ of {architecture}, whose layers it doesn't know; take W4A16"
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", message)
+        raise StepFailed(StepReason.ConversionFailed, message)
 
 
 def unpinned() -> AbstractContextManager[None]:
@@ -158,7 +159,7 @@ def group_size(network: Any) -> int:
     fits = [size for size in GROUPS if all(row % size == 0 for row in rows)]
     if not fits:
         message = f"4-bit groups need rows of a multiple of {GROUPS[-1]} values, and this model's have {sorted(rows)}; take FP8"
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", message)
+        raise StepFailed(StepReason.ConversionFailed, message)
     return fits[0]
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.export import llamacpp
 from finetune_trainer.failures import StepFailed
 
@@ -38,8 +38,7 @@ def check(model_folder: Path, scratch: Path) -> None:
         print(done.stderr[-2000:], file=sys.stderr)
         return
     raise StepFailed(
-        ExitCode.BAD_CONFIG,
-        "ModelNotConvertible",
+        StepReason.ModelNotConvertible,
         f"spec.artifacts asks for GGUF, which llama.cpp can't make of this model ({refusal.rpartition(':')[2].strip()}):"
         " take out the GGUF artifacts or take another model",
     )

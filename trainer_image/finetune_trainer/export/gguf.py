@@ -11,7 +11,8 @@ from typing import Any
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
-from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
 from finetune_trainer.export import calibration, llamacpp, proof
 from finetune_trainer.export.proof import Limits
@@ -107,7 +108,7 @@ def _check(*tools: Path) -> None:
     missing = [tool.name for tool in tools if not tool.is_file()]
     if missing:
         message = f"{' and '.join(missing)} not found: set {ENV_LLAMA_CPP} to llama.cpp's folder"
-        raise StepFailed(ExitCode.BAD_CONFIG, "ToolMissing", message)
+        raise StepFailed(StepReason.ToolMissing, message)
 
 
 def _convert(tools: Path, merged: Path, file: Path, kind: str) -> None:
@@ -121,7 +122,7 @@ def _tool(*command: str) -> str:
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ConversionFailed", f"{name} refused this model: {last[:300]}")
+        raise StepFailed(StepReason.ConversionFailed, f"{name} refused this model: {last[:300]}")
     return done.stdout + done.stderr
 
 

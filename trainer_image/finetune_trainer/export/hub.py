@@ -16,7 +16,8 @@ from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.contract.artifacts import Publish
-from finetune_trainer.contract.reports import ExitCode, Manifest
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Manifest
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
@@ -82,8 +83,7 @@ def _open(api: Any, place: Place) -> str:
     found = api.repo_info(place.repository)
     if place.private and not found.private:
         raise StepFailed(
-            ExitCode.BAD_CONFIG,
-            "PublishRefused",
+            StepReason.PublishRefused,
             f"{place.field}.uri: {place.repository} is public; set {place.field}.private to false if everybody may have the"
             " model, or name another repository",
         )
@@ -133,7 +133,7 @@ def _prove(api: Any, place: Place, files: Mapping[str, Path], commit: str) -> st
     wrong = [path for path, file in files.items() if not _same(there.get(path), file)]
     if wrong:
         message = f"{place.name}: {wrong[0]} has another digest on the hub than it was sent with ({len(wrong)} of {len(files)})"
-        raise StepFailed(ExitCode.STORE_UNAVAILABLE, "PublishDamaged", message)
+        raise StepFailed(StepReason.PublishDamaged, message)
     return commit
 
 
@@ -173,8 +173,7 @@ def _meaning(place: Place, error: BaseException) -> StepFailed | float | None:
             return wait_asked_for(error.response.headers.get("Retry-After"))
         if status in (401, 403, 404):
             return StepFailed(
-                ExitCode.SOURCE_DENIED,
-                "PublishDenied",
+                StepReason.PublishDenied,
                 f"the hub does not let us write {place.name} (HTTP {status}): set {place.field}.secretRef to a Secret with the"
                 " key HF_TOKEN, a token with write access to it",
             )
@@ -187,9 +186,9 @@ def _meaning(place: Place, error: BaseException) -> StepFailed | float | None:
 
 
 def _refused(place: Place, why: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_CONFIG, "PublishRefused", f"{place.field}.uri: the hub refused {place.name}: {why}")
+    return StepFailed(StepReason.PublishRefused, f"{place.field}.uri: the hub refused {place.name}: {why}")
 
 
 def _unavailable(place: Place, error: BaseException) -> StepFailed:
     text = f"the hub did not answer while {place.name} was published: {first_line(error)}"
-    return StepFailed(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", text)
+    return StepFailed(StepReason.SourceUnavailable, text)

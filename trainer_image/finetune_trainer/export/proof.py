@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check
 from finetune_trainer.data import rendered
 from finetune_trainer.data.rendered import TRAIN
 from finetune_trainer.failures import StepFailed
@@ -232,7 +233,7 @@ def check_stops(asked: int, stopped: int, base: Callable[[], int]) -> tuple[Chec
 
 
 def _failed(message: str) -> StepFailed:
-    return StepFailed(ExitCode.VERIFICATION_FAILED, "VerificationFailed", message)
+    return StepFailed(StepReason.VerificationFailed, message)
 
 
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 from finetune_trainer import environment
 from finetune_trainer.contract import combinations
 from finetune_trainer.contract.devices import Devices
-from finetune_trainer.contract.reports import DatasetFacts, ExitCode, FitFacts, ModelFacts
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Training
 from finetune_trainer.failures import StepFailed, bad_config
@@ -36,7 +37,7 @@ def fit_for(
 ) -> FitFacts:
     """Estimate and choice for this run. `model_folder` holds the model's config.json.
 
-    Raises StepFailed DoesNotFit, and BadConfig where settings don't go together or the model is of a kind not known.
+    Raises StepFailed DoesNotFit, and InvalidSpec where settings don't go together or the model is of a kind not known.
     """
     check(run.training, run.devices)
     config = json.loads((model_folder / "config.json").read_bytes())
@@ -46,17 +47,16 @@ def fit_for(
         return _with_strategy(run, shape, dataset.longest_row_tokens, taught)
     except KeyError as error:
         raise StepFailed(
-            ExitCode.BAD_CONFIG,
-            "ModelUnsupported",
+            StepReason.ModelUnsupported,
             f"spec.model: {model.architecture} is no decoder-only transformer known here: its config.json lacks"
             f" {error.args[0]}",
         ) from error
     except choice.DoesNotFit as error:
-        raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", str(error)) from error
+        raise StepFailed(StepReason.DoesNotFit, str(error)) from error
 
 
 def check(training: Training, devices: Devices) -> None:
-    """Raises StepFailed BadConfig with a sentence for each thing that does not go together."""
+    """Raises StepFailed InvalidSpec with a sentence for each thing that does not go together."""
     if wrong := combinations.refusals(training, devices):
         raise bad_config("; ".join(wrong))
 

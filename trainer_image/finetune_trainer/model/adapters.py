@@ -18,7 +18,7 @@ INITS = {"Gaussian": "gaussian", "PiSSA": "pissa_niter_16", "OLoRA": "olora"}
 def add_adapters(model: Any, training: Training) -> Any:
     """PEFT model with fresh adapters; the seed decides their weights.
 
-    Raises StepFailed BadConfig when `training.lora` names no module of this model.
+    Raises StepFailed InvalidSpec when `training.lora` names no module of this model.
     """
     from peft import LoraConfig, get_peft_model
 

@@ -26,7 +26,7 @@ class Compute:
 def compute_for(precision: Precision, devices: Devices) -> Compute:
     """Resolve `training.precision` on this machine.
 
-    Raises StepFailed BadConfig for a type that the device can't train in, and when a promised GPU is missing.
+    Raises StepFailed InvalidSpec for a type that the device can't train in, and when a promised GPU is missing.
     """
     if devices.gpus == 0:
         return Compute("cpu", torch.bfloat16 if precision is Precision.BF16 else torch.float32)

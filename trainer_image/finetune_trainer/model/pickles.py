@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.model.weights import INDEX, PICKLES, PICKLES_INDEX, check_index, unsupported
 
@@ -63,7 +64,7 @@ def _read(file: Path) -> dict[str, Any]:
         what = f"asks for {next(filter(None, asked.groups()))}" if asked else "holds something else than tensors"
         raise _refused(f"{file.name} {what}, and nothing in a pickle is run") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise unsupported("ModelDamaged", f"{file.name} can't be read: {first_line(error)}") from error
+        raise unsupported(StepReason.ModelDamaged, f"{file.name} can't be read: {first_line(error)}") from error
     if not isinstance(found, Mapping):
         raise _refused(f"{file.name} holds a {type(found).__name__} instead of tensors by name")
     other = next((name for name, value in found.items() if not isinstance(value, torch.Tensor)), None)
@@ -96,4 +97,6 @@ def _ties_embeddings(folder: Path) -> bool:
 
 
 def _refused(why: str) -> StepFailed:
-    return unsupported("PickleRefused", f"{why}: take weights that are plain tensors, or convert them to safetensors yourself")
+    return unsupported(
+        StepReason.PickleRefused, f"{why}: take weights that are plain tensors, or convert them to safetensors yourself"
+    )

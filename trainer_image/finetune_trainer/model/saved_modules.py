@@ -21,7 +21,7 @@ def paths(model: nn.Module, lora: Lora) -> list[str]:
     """Full names of the modules that `lora.modules_to_save` names, and of those that share weights with them. (PEFT by itself
     would take norm for input_layernorm, too.)
 
-    Raises StepFailed BadConfig for a name that no such module has, and for weights that get an adapter as well.
+    Raises StepFailed InvalidSpec for a name that no such module has, and for weights that get an adapter as well.
     """
     able = {path: module for path, module in model.named_modules(remove_duplicate=False) if _is_trainable(module)}
     missing = [name for name in lora.modules_to_save if not any(_named(path, [name]) for path in able)]

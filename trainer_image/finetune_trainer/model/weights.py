@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode, File, ModelFacts
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File, ModelFacts
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.files import folder_digest
 
@@ -40,21 +41,23 @@ def check_names(names: Sequence[str], *, pickled: bool = False) -> None:
     """Whether these files make a model that can be trained. Raises StepFailed that says what is missing."""
     if "config.json" not in names:
         found = ", ".join(names[:10]) or "nothing that belongs to a model"
-        raise unsupported("ModelUnsupported", f"it has no config.json (found: {found})")
+        raise unsupported(StepReason.ModelUnsupported, f"it has no config.json (found: {found})")
     safe = any(name.endswith(WEIGHTS) for name in names)
     if pickled and safe:
-        raise unsupported("PicklesNotNeeded", "it has model*.safetensors as well: remove weights: Pickle, and those are taken")
+        raise unsupported(
+            StepReason.PicklesNotNeeded, "it has model*.safetensors as well: remove weights: Pickle, and those are taken"
+        )
     if pickled and not any(name.endswith(PICKLES) for name in names):
-        raise unsupported("ModelUnsupported", "it has no pytorch_model*.bin, which weights: Pickle asks for")
+        raise unsupported(StepReason.ModelUnsupported, "it has no pytorch_model*.bin, which weights: Pickle asks for")
     if not pickled and not safe:
         raise unsupported(
-            "ModelWithoutSafetensors",
+            StepReason.ModelWithoutSafetensors,
             "it has no model*.safetensors: convert its weights to safetensors, or set weights: Pickle if they are"
             " pytorch_model*.bin",
         )
     if "tokenizer.json" not in names:
         text = "it has no tokenizer.json; save its tokenizer once with a current transformers to get one"
-        raise unsupported("TokenizerUnsupported", text)
+        raise unsupported(StepReason.TokenizerUnsupported, text)
 
 
 def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
@@ -66,9 +69,9 @@ def facts(folder: Path, files: Iterable[File], revision: str) -> ModelFacts:
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
     except ValueError as error:
-        raise unsupported("ModelUnsupported", f"its config.json is not JSON: {error}") from error
+        raise unsupported(StepReason.ModelUnsupported, f"its config.json is not JSON: {error}") from error
     if "quantization_config" in config:
-        raise unsupported("ModelUnsupported", "it is quantized already: name the repository with its full weights")
+        raise unsupported(StepReason.ModelUnsupported, "it is quantized already: name the repository with its full weights")
     return ModelFacts(
         revision=revision,
         digest=folder_digest(file for file in listed if not file.path.startswith("LICENSE")),
@@ -89,9 +92,11 @@ def header(path: Path) -> Mapping[str, Any]:
         found.pop("__metadata__", None)
         end = max((tensor["data_offsets"][1] for tensor in found.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise unsupported("ModelDamaged", f"{path.name} is no safetensors file: {error}") from error
+        raise unsupported(StepReason.ModelDamaged, f"{path.name} is no safetensors file: {error}") from error
     if 8 + length + end != path.stat().st_size:
-        raise unsupported("ModelDamaged", f"{path.name} is cut short: {path.stat().st_size} of {8 + length + end} bytes")
+        raise unsupported(
+            StepReason.ModelDamaged, f"{path.name} is cut short: {path.stat().st_size} of {8 + length + end} bytes"
+        )
     return found
 
 
@@ -107,9 +112,9 @@ def check_index(file: Path, names: Collection[str]) -> None:
     index = json.loads(file.read_bytes())
     missing = sorted(set(index.get("weight_map", {}).values()) - set(names))
     if missing:
-        raise unsupported("ModelDamaged", f"its index names {', '.join(missing[:5])}, which is not there")
+        raise unsupported(StepReason.ModelDamaged, f"its index names {', '.join(missing[:5])}, which is not there")
 
 
-def unsupported(reason: str, why: str) -> StepFailed:
+def unsupported(reason: StepReason, why: str) -> StepFailed:
     """What is wrong with the model's files, in one sentence."""
-    return StepFailed(ExitCode.BAD_CONFIG, reason, f"spec.model: {why}")
+    return StepFailed(reason, f"spec.model: {why}")

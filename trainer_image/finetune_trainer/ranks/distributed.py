@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed, first_line
 
 T = TypeVar("T")
@@ -75,8 +75,7 @@ def join(devices: Devices) -> None:
     found = 1 if place is None else place.world_size
     if place is None or found != devices.world_size:
         raise StepFailed(
-            ExitCode.WORLD_INCOMPLETE,
-            "WorldIncomplete",
+            StepReason.WorldIncomplete,
             f"{found} processes were started where spec.parallelism asks for {devices.world_size}: nothing was trained",
         )
     if devices.gpus:
@@ -154,7 +153,6 @@ def lost_ranks() -> Iterator[None]:
         if not is_rank() or isinstance(error, torch.OutOfMemoryError) or not any(word in said for word in BETWEEN_RANKS):
             raise
         raise StepFailed(
-            ExitCode.LOST_RANK,
-            "LostRank",
+            StepReason.LostRank,
             f"another rank of this attempt is gone; training goes on from the last checkpoint ({first_line(error, 160)})",
         ) from error

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices, Launcher
-from finetune_trainer.contract.reports import CONSEQUENCES, ExitCode, Failure, StepResult, Termination
+from finetune_trainer.contract.exits import CONSEQUENCES, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, StepResult, Termination
 from finetune_trainer.environment import ENV_ENDS, Pod
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks.distributed import is_rank
 
 JOIN_SECONDS = 1800  # an image of many GB is pulled on each node at its own pace
-TERMINATED = 128 + signal.SIGTERM
 
 
 def is_launched_here(stage: str, devices: Devices) -> bool:
@@ -81,7 +82,7 @@ def _read_end(path: Path) -> tuple[int, Termination]:
     status, _, report = path.read_text().partition("\n")
     if not status:
         message = f"rank {path.name.rpartition('-')[2]} was killed by the system: raise spec.stages.train.resources"
-        return int(ExitCode.OUT_OF_MEMORY), Termination(failure=Failure(reason="Killed", message=message))
+        return int(ExitCode.OUT_OF_MEMORY), Termination(failure=Failure(reason=StepReason.Killed, message=message))
     return int(status), Termination.model_validate_json(report)
 
 
@@ -89,20 +90,18 @@ def _most_telling(ends: list[tuple[int, Termination]], status: int) -> StepFaile
     """One rank fails, and the others fail because of it: the first cause is what the job must hear."""
     failed = [(code, end.failure) for code, end in ends if code != ExitCode.OK and end.failure is not None]
     if failed:
-        code, failure = min(failed, key=lambda f: CONSEQUENCES.index(f[0]) + 1 if f[0] in CONSEQUENCES else 0)
-        known = ExitCode(code) if code in ExitCode.__members__.values() else ExitCode.PREEMPTED
-        return StepFailed(known, failure.reason, failure.message)
-    return StepFailed(ExitCode.UNEXPECTED, "LauncherFailed", f"the launcher ended with status {status}; see the pod's log")
+        _, failure = min(failed, key=lambda f: CONSEQUENCES.index(f[0]) + 1 if f[0] in CONSEQUENCES else 0)
+        return StepFailed(StepReason[failure.reason], failure.message)
+    return StepFailed(StepReason.LauncherFailed, f"the launcher ended with status {status}; see the pod's log")
 
 
 def _not_joined(devices: Devices, master: str, status: int) -> StepFailed:
-    if status in (-signal.SIGTERM, TERMINATED):
-        return StepFailed(ExitCode.PREEMPTED, "Preempted", "the pod was asked to stop before all ranks had joined")
+    if status in (-signal.SIGTERM, ExitCode.TERMINATED):
+        return StepFailed(StepReason.Preempted, "the pod was asked to stop before all ranks had joined")
     if devices.launcher is Launcher.RAY and status != ExitCode.WORLD_INCOMPLETE:
-        return StepFailed(ExitCode.UNEXPECTED, "LauncherFailed", f"Ray Train ended with status {status}; see the pod's log")
+        return StepFailed(StepReason.LauncherFailed, f"Ray Train ended with status {status}; see the pod's log")
     return StepFailed(
-        ExitCode.WORLD_INCOMPLETE,
-        "WorldIncomplete",
+        StepReason.WorldIncomplete,
         f"not all {devices.nodes} nodes joined within {JOIN_SECONDS} s: see whether all pods of the attempt were scheduled"
         f" and may reach {master}",
     )

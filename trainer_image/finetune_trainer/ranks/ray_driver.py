@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.ranks.launching import JOIN_SECONDS
 from finetune_trainer.ranks.ray_node import claim_local_rank, note_process, ray_address
 

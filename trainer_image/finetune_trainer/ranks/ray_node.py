@@ -23,9 +23,9 @@ import psutil
 
 from finetune_trainer import environment
 from finetune_trainer.contract.devices import Devices
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.environment import ENV_LOG, Pod
-from finetune_trainer.ranks.launching import JOIN_SECONDS, TERMINATED
+from finetune_trainer.ranks.launching import JOIN_SECONDS
 
 OBJECT_STORE_BYTES = 80 << 20  # about the least that Ray takes: ranks pass no objects through it
 ENVIRONMENT = {
@@ -57,7 +57,7 @@ def main(step: str, devices: Devices) -> int:
         status = 0 if ranks.ended() else (driver and driver.poll()) or int(ExitCode.WORLD_INCOMPLETE)
     finally:
         _stop()
-    return TERMINATED if status and ranks.told_to_stop else status
+    return int(ExitCode.TERMINATED) if status and ranks.told_to_stop else status
 
 
 class Ranks:
@@ -75,7 +75,7 @@ class Ranks:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
         if not running:
-            raise SystemExit(TERMINATED)
+            raise SystemExit(int(ExitCode.TERMINATED))
 
     def running(self) -> list[psutil.Process]:
         """Those that live. A process whose parent is gone may stay behind as a zombie, which has ended."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks import distributed, zero
 
@@ -47,7 +47,7 @@ def check(loop: Any, strategy: Strategy) -> None:
     taken = {Strategy.FSDP: loop.is_fsdp_enabled} | dict.fromkeys(zero.STAGES, loop.is_deepspeed_enabled)
     if not taken.get(strategy, True):
         message = f"spec.parallelism.strategy {strategy} was asked for, but accelerate did not take it: nothing was trained"
-        raise StepFailed(ExitCode.WORLD_INCOMPLETE, "NotSharded", message)
+        raise StepFailed(StepReason.NotSharded, message)
 
 
 def gathered(loop: Any, dtype: Any, *, keep: bool) -> dict[str, Any] | None:

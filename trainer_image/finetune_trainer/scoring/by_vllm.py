@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from finetune_trainer import environment
-from finetune_trainer.contract.reports import Check, ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export.proof import FixedRow, check_tokens
 from finetune_trainer.failures import StepFailed, first_line
@@ -106,7 +107,7 @@ class VllmScorer:
 
 def _failed(what: str, error: Exception) -> StepFailed:
     remedy = "see the pod's log, or set spec.evaluation.engine to Transformers"
-    return StepFailed(ExitCode.UNEXPECTED, "EngineFailed", f"vLLM can't {what} ({first_line(error, 160)}): {remedy}")
+    return StepFailed(StepReason.EngineFailed, f"vLLM can't {what} ({first_line(error, 160)}): {remedy}")
 
 
 def _utilization(compute: Compute) -> float:

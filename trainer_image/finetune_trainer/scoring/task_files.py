@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed, first_line
 
 Config = dict[str, Any]
@@ -40,10 +40,6 @@ FILTERS = frozenset(
     )
 )
 WITHOUT_CODE = "bring rows and templates that need none"
-
-
-def refused(reason: str, message: str) -> StepFailed:
-    return StepFailed(ExitCode.BAD_DATA, reason, message)
 
 
 @dataclass(frozen=True)
@@ -81,8 +77,8 @@ def read(folder: Folder, names: Iterable[str]) -> dict[str, Config]:
     for name in names:
         if name not in by_name:
             known = f"it has {', '.join(sorted(by_name))}" if by_name else "it has none"
-            raise refused(
-                "TaskNotFound",
+            raise StepFailed(
+                StepReason.TaskNotFound,
                 f"spec.evaluation.tasks: no YAML file at {folder.uri} has the task {name} ({known}); put its file and its"
                 " rows there, or correct the name",
             )
@@ -124,14 +120,15 @@ def _parsed(folder: Folder, file: str) -> Config:
         with (folder.path / file).open("rb") as stream:
             found = yaml.load(stream, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise refused("TaskRefused", f"spec.evaluation.taskFiles: {file} is no YAML: {first_line(error)}") from error
+        text = f"spec.evaluation.taskFiles: {file} is no YAML: {first_line(error)}"
+        raise StepFailed(StepReason.TaskRefused, text) from error
     return found if isinstance(found, dict) else {}
 
 
 def _whole(folder: Folder, file: str, above: tuple[str, ...]) -> Config:
     """A file with what it includes below it, as lm-eval merges them: what is written in the file itself wins."""
     if file in above:
-        raise refused("TaskRefused", f"spec.evaluation.taskFiles: {file} includes itself, by {' and '.join(above)}")
+        raise StepFailed(StepReason.TaskRefused, f"spec.evaluation.taskFiles: {file} includes itself, by {' and '.join(above)}")
     config = _parsed(folder, file)
     included = config.pop("include", [])
     merged: Config = {}
@@ -150,8 +147,8 @@ def _beside(folder: Folder, file: str, other: Any, what: str) -> str:
         raise _runs_code(file, other.tag)
     path = PurePosixPath(str(other))
     if path.is_absolute() or ".." in path.parts or ":" in str(other):
-        raise refused(
-            "TaskRefused",
+        raise StepFailed(
+            StepReason.TaskRefused,
             f"spec.evaluation.taskFiles: {file} {what} {other}; only files beside it are read: name one without a leading /"
             " and without .. and :",
         )
@@ -159,8 +156,8 @@ def _beside(folder: Folder, file: str, other: Any, what: str) -> str:
         raise _runs_code(file, str(path))
     found = (PurePosixPath(file).parent / path).as_posix()
     if found not in folder.files:
-        raise refused(
-            "TaskFileMissing",
+        raise StepFailed(
+            StepReason.TaskFileMissing,
             f"spec.evaluation.taskFiles: {file} {what} {other}, which is not at {folder.uri}; put it beside {file}",
         )
     return found
@@ -191,8 +188,8 @@ def _check(config: Config, where: str) -> None:
         raise _not_taken(where, f"has {', '.join(unknown)}, which runs code or is no key that is known here; remove it")
     path, kwargs = config.get("dataset_path"), config.get("dataset_kwargs")
     if path not in READERS or not isinstance(kwargs, dict) or not kwargs.get("data_files"):
-        raise refused(
-            "TaskFileMissing",
+        raise StepFailed(
+            StepReason.TaskFileMissing,
             f"spec.evaluation.taskFiles: {where} takes its rows from {path or 'nowhere'}, and no hub is asked: set dataset_path"
             f" to {', '.join(READERS[:-1])} or {READERS[-1]}, and dataset_kwargs.data_files to files beside it",
         )
@@ -234,4 +231,4 @@ def _runs_code(where: str, what: str) -> StepFailed:
 
 
 def _not_taken(where: str, what: str) -> StepFailed:
-    return refused("TaskRefused", f"spec.evaluation.taskFiles: {where} {what}")
+    return StepFailed(StepReason.TaskRefused, f"spec.evaluation.taskFiles: {where} {what}")

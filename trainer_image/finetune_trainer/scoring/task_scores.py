@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.contract.metrics import OF_TASK
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.tasks import Task
 from finetune_trainer.failures import StepFailed, first_line
-from finetune_trainer.scoring.task_files import Config, refused
+from finetune_trainer.scoring.task_files import Config
 
 BATCH_ROWS = 8  # of one forward pass: its logits are a row's tokens times the vocabulary in float32
 SEED = 1234  # lm-eval's own, of which rows are shown solved
@@ -42,8 +42,7 @@ def check_installed() -> None:
     """Raises StepFailed where the image lacks lm-eval, which not every job needs."""
     if find_spec("lm_eval") is None:
         raise StepFailed(
-            ExitCode.BAD_CONFIG,
-            "TasksNeedLmEval",
+            StepReason.ToolMissing,
             "spec.evaluation.tasks need the package lm-eval, which this image lacks: set spec.stages.prepare.image and"
             " spec.stages.evaluate.image to a trainer image with it",
         )
@@ -84,7 +83,7 @@ def _explained(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever jinja, datasets and lm-eval find wrong
         text = f"spec.evaluation.tasks: lm-eval can't ask the questions of {name}: {_why(error)}"
-        raise refused("TaskUnusable", text) from error
+        raise StepFailed(StepReason.TaskUnusable, text) from error
 
 
 def _why(error: Exception) -> str:
@@ -106,7 +105,7 @@ def _check_metrics(name: str, config: Config) -> None:
         for key, known in (("metric", metric_registry), ("aggregation", aggregation_registry)):
             if key in metric and metric[key] not in known:
                 message = f"lm-eval has no {key} {metric[key]}, which {name} names; it has {', '.join(sorted(known))}"
-                raise refused("TaskRefused", f"spec.evaluation.tasks: {message}")
+                raise StepFailed(StepReason.TaskRefused, f"spec.evaluation.tasks: {message}")
 
 
 def _use_sandbox() -> None:
@@ -132,8 +131,9 @@ def directions(loaded: Mapping[str, Any]) -> dict[str, bool]:
     }
     for name in better:
         if re.fullmatch(OF_TASK, name) is None:
-            raise refused(
-                "TaskRefused", f"spec.evaluation.tasks: {name} is no name for a score: use letters, digits and _ . + - in it"
+            raise StepFailed(
+                StepReason.TaskRefused,
+                f"spec.evaluation.tasks: {name} is no name for a score: use letters, digits and _ . + - in it",
             )
     return better
 

@@ -11,10 +11,12 @@ from finetune_trainer.context import TASKS, Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Scores, StepResult, Termination
 from finetune_trainer.contract.tasks import Tasks
+from finetune_trainer.failures import StepFailed
 from finetune_trainer.scoring import task_files, task_scores
-from finetune_trainer.scoring.task_files import Folder, refused
+from finetune_trainer.scoring.task_files import Folder
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Source
 from finetune_trainer.store.files import describe, folder_digest
@@ -44,8 +46,8 @@ def make_entry(context: Context) -> None:
             context.keep(TASKS, folder, result, {"uri": asked.files.uri})
             return
         if folder_digest(describe(folder)) != folder_digest(known.files):
-            raise refused(
-                "TasksChanged",
+            raise StepFailed(
+                StepReason.TasksChanged,
                 f"spec.evaluation.taskFiles: the files at {asked.files.uri} are not those that this store's scores were made"
                 " of; put those back, or give the new ones a name of their own",
             )
@@ -73,7 +75,9 @@ def _check(context: Context, asked: Tasks, folder: Path) -> None:
         if judged not in names:
             task = judged.partition("/")[0]
             there = ", ".join(name for name in names if name.startswith(f"{task}/"))
-            raise refused("TaskScoreUnknown", f"spec.evaluation.gates[].metric: there is no {judged}; {task} has {there}")
+            raise StepFailed(
+                StepReason.TaskScoreUnknown, f"spec.evaluation.gates[].metric: there is no {judged}; {task} has {there}"
+            )
     _check_room(context, names, tuple(name for name in names if not more_is_better[name]))
 
 
@@ -86,8 +90,8 @@ def _check_room(context: Context, names: tuple[str, ...], lower: tuple[str, ...]
     report = Termination(result=StepResult(step=step.name, fingerprint="f" * 20, scores=scores))
     text = report.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
     if len(names) + len(Metric) > MOST_SCORES or len(text) > TERMINATION_LIMIT:
-        raise refused(
-            "TooManyScores",
+        raise StepFailed(
+            StepReason.TooManyScores,
             f"spec.evaluation.tasks: {len(names)} scores of {len(scores)} models are more than a pod can report; name fewer"
             " tasks, or fewer metrics in their metric_list",
         )

@@ -29,7 +29,8 @@ from pydantic import ValidationError
 from finetune_trainer import environment
 from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.serving import compare
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows = read_rows(StoreConfig(uri=options.rows, endpoint=options.endpoint, region=options.region))
         compared = ask_rows(endpoint, rows, options.count, time.monotonic() + options.timeout)
         wrong = compare.mistake(compared, options.min_equal)
-        failure = None if wrong is None else Failure(reason="VerificationFailed", message=wrong)
+        failure = None if wrong is None else Failure(reason=StepReason.VerificationFailed, message=wrong)
         return Termination(failure=failure, served_rows=compare.told(compared))
 
     return finish(program)
@@ -134,15 +135,15 @@ class Endpoint:
             said = _said(error)
             text = f"{path} answered HTTP {error.code}: {said if self.quoted else error.reason}"
             if error.code in (429, 502, 503, 504):
-                raise StepFailed(ExitCode.SOURCE_UNAVAILABLE, "EngineUnavailable", text) from error
-            raise StepFailed(ExitCode.VERIFICATION_FAILED, "GateFailed", text) from error
+                raise StepFailed(StepReason.EngineUnavailable, text) from error
+            raise StepFailed(StepReason.GateFailed, text) from error
         except TimeoutError as error:
             raise _too_slow() from error
         except OSError as error:
             if isinstance(getattr(error, "reason", None), TimeoutError):
                 raise _too_slow() from error
             text = f"{request.full_url} can't be reached: {first_line(error)}"
-            raise StepFailed(ExitCode.SOURCE_UNAVAILABLE, "EngineUnavailable", text) from error
+            raise StepFailed(StepReason.EngineUnavailable, text) from error
 
 
 def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
@@ -153,7 +154,7 @@ def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
     served = endpoint.served(deadline - time.monotonic())
     if endpoint.model not in served:
         text = f"the engine serves {', '.join(served) or 'nothing'}, not {endpoint.model}"
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "ModelNotServed", text)
+        raise StepFailed(StepReason.ModelNotServed, text)
     wrong = []
     for number, prompt in enumerate(prompts, 1):
         if (left := deadline - time.monotonic()) <= 0:
@@ -167,7 +168,7 @@ def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
             wrong.append(f"prompt {number} of {len(prompts)} {mistake}")
     if wrong:
         text = f"{len(wrong)} of {len(prompts)} prompts were not answered as spec.rollout.gate.prompts expects: {wrong[0]}"
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "GateFailed", text)
+        raise StepFailed(StepReason.GateFailed, text)
 
 
 def read_rows(entry: StoreConfig) -> list[AskedRow]:
@@ -182,19 +183,19 @@ def read_rows(entry: StoreConfig) -> list[AskedRow]:
         files = [file for file in manifest.files if file.path == served_rows.FILE] if manifest else []
         if manifest is None or not files:
             text = f"{entry.uri} holds no {served_rows.FILE}; run the job again, or set spec.rollout.gate.testRows.count to 0"
-            raise StepFailed(ExitCode.SOURCE_NOT_FOUND, "RowsNotFound", text)
+            raise StepFailed(StepReason.RowsNotFound, text)
         with tempfile.TemporaryDirectory() as scratch:
             folder = store.objects.fetch(store.path(kind, manifest), files, Path(scratch))
             lines = (folder / served_rows.FILE).read_text(encoding="utf-8").split("\n")
         return [AskedRow.model_validate_json(line) for line in lines if line]
     except ValidationError:  # whose words are the row's
         text = f"{served_rows.FILE} of {entry.uri} is damaged; remove that folder, and run the job again"
-        raise StepFailed(ExitCode.VERIFICATION_FAILED, "RowsDamaged", text) from None
+        raise StepFailed(StepReason.RowsDamaged, text) from None
     except StepFailed as error:
-        if error.reason != "StoreAccessDenied":
+        if error.reason is not StepReason.StoreAccessDenied:
             raise
         text = f"{entry.uri} was refused: give the keys in the Secret of the model's store the right to read it"
-        raise StepFailed(error.exit_code, "RowsAccessDenied", text) from error
+        raise StepFailed(StepReason.RowsAccessDenied, text) from error
 
 
 def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], count: int, deadline: float) -> list[Compared]:
@@ -212,10 +213,10 @@ def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], count: int, deadline:
         try:
             found = _compare(silent, row, deadline)
         except StepFailed as error:
-            if error.reason == "GateTimeout" and compared:
+            if error.reason is StepReason.GateTimeout and compared:
                 break
             text = f"test row {row.row}: {error.message}; spec.rollout.gate.testRows.count 0 asks none"
-            raise StepFailed(error.exit_code, error.reason, text) from error
+            raise StepFailed(error.reason, text) from error
         compared.append(found)
         said = f"{'same' if found.same_token_ids else 'other'} token ids, {'same' if found.same_answer else 'other'} answer"
         print(f"test row {row.row}: {said}, {time.monotonic() - begun:.1f} s", flush=True)
@@ -243,7 +244,7 @@ def judge(prompt: Prompt, answer: str) -> str | None:
 
 def _too_slow() -> StepFailed:
     text = "the prompts were not answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens"
-    return StepFailed(ExitCode.VERIFICATION_FAILED, "GateTimeout", text)
+    return StepFailed(StepReason.GateTimeout, text)
 
 
 def _said(error: urllib.error.HTTPError) -> str:

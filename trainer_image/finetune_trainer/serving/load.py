@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 from finetune_trainer import environment
 from finetune_trainer.buckets import download, open_bucket
 from finetune_trainer.contract.pipeline import mounted_path
-from finetune_trainer.contract.reports import ExitCode, File
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.files import FILES, folder_digest, parse_files
@@ -57,7 +58,7 @@ def load(uri: str, target: Path, digest: str | None, endpoint: str | None, regio
     if gguf:
         link(target / "model.gguf", gguf_file(folder, uri))
     elif not (folder / "config.json").is_file():
-        raise StepFailed(ExitCode.BAD_DATA, "NotAModel", f"{uri} holds no config.json: spec.model must name a model folder")
+        raise StepFailed(StepReason.NotAModel, f"{uri} holds no config.json: spec.model must name a model folder")
     checked = "checked" if digest is not None else "not checked: spec.model.digest is unset"
     print(f"{uri} is ready after {time.monotonic() - started:.1f} s, {checked}", flush=True)
 
@@ -101,7 +102,7 @@ def gguf_file(folder: Path, uri: str) -> Path:
     found = sorted(folder.glob("*.gguf"))
     if len(found) != 1:
         text = f"{uri} holds {len(found)} GGUF files; LlamaCpp serves a folder with exactly one"
-        raise StepFailed(ExitCode.BAD_DATA, "NotAModel", text)
+        raise StepFailed(StepReason.NotAModel, text)
     return found[0]
 
 
@@ -118,7 +119,7 @@ def fetch(uri: str, into: Path, digest: str | None, endpoint: str | None, region
     """Download a folder. What an earlier attempt left behind is kept where its SHA-256 is known and right."""
     root, _, prefix = uri.rstrip("/").rpartition("/")
     if root.endswith(":/"):
-        raise StepFailed(ExitCode.BAD_CONFIG, "InvalidUri", f"{uri} names a bucket; spec.model.uri needs a path in it")
+        raise StepFailed(StepReason.InvalidSpec, f"{uri} names a bucket; spec.model.uri needs a path in it")
     objects = S3Objects(root, endpoint, region)
     try:
         content = objects.read(f"{prefix}/{FILES}")
@@ -145,23 +146,23 @@ def _download(uri: str, paths: Iterable[str], into: Path, endpoint: str | None, 
 
 def _of_the_spec(uri: str, error: StepFailed) -> StepFailed:
     """The store's errors in the words of a ModelServe, which has no artifact store."""
-    if error.reason == "StoreAccessDenied":
+    if error.reason is StepReason.StoreAccessDenied:
         text = (
             f"{uri} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
             " spec.model.secretRef names, and their rights on the bucket"
         )
-        return StepFailed(error.exit_code, "ModelAccessDenied", text)
-    if error.reason == "StoreNotTrusted":
-        return StepFailed(error.exit_code, error.reason, error.message.replace("spec.storage.artifacts.", "spec.model."))
-    return not_found(uri) if error.reason == "StoreNotFound" else error
+        return StepFailed(StepReason.ModelAccessDenied, text)
+    if error.reason is StepReason.StoreNotTrusted:
+        return StepFailed(error.reason, error.message.replace("spec.storage.artifacts.", "spec.model."))
+    return not_found(uri) if error.reason is StepReason.StoreNotFound else error
 
 
 def not_found(uri: str) -> StepFailed:
-    return StepFailed(ExitCode.SOURCE_NOT_FOUND, "ModelNotFound", f"there is no folder {uri}; correct spec.model.uri")
+    return StepFailed(StepReason.ModelNotFound, f"there is no folder {uri}; correct spec.model.uri")
 
 
 def _damaged(uri: str, what: str) -> StepFailed:
-    return StepFailed(ExitCode.VERIFICATION_FAILED, "ModelDamaged", f"{uri} is not what was made: {what}")
+    return StepFailed(StepReason.ModelDamaged, f"{uri} is not what was made: {what}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from finetune_trainer import environment
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
@@ -45,8 +45,7 @@ def fetch_file(source: Source, into: Path) -> str:
     if fragment and (found := sha256(part)) != wanted.lower():
         part.unlink()
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            f"{source.subject}DigestMismatch",
+            StepReason.DatasetDigestMismatch,  # only rows come from https
             f"{source.field}: {url} has the sha256 {found}, not the one after #sha256=; correct one of them",
         )
     part.replace(target)

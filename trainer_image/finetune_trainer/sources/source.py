@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed, first_line
 
 CARD = "README.md"
+NOT_FOUND = {
+    "Model": StepReason.ModelNotFound,
+    "Dataset": StepReason.DatasetNotFound,
+    "TaskFiles": StepReason.TaskFilesNotFound,
+}
+DENIED = {
+    "Model": StepReason.ModelAccessDenied,
+    "Dataset": StepReason.DatasetAccessDenied,
+    "TaskFiles": StepReason.TaskFilesAccessDenied,
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +57,14 @@ class Source:
         return f"{self.field.removesuffix('.uri')}.secretRef" if self.subject == "Model" else "spec.dataset.secretRef"
 
     def not_found(self, detail: str) -> StepFailed:
-        return StepFailed(ExitCode.SOURCE_NOT_FOUND, f"{self.subject}NotFound", f"{self.field}: {detail}")
+        return StepFailed(NOT_FOUND[self.subject], f"{self.field}: {detail}")
 
     def denied(self, detail: str) -> StepFailed:
-        return StepFailed(ExitCode.SOURCE_DENIED, f"{self.subject}AccessDenied", f"{self.field}: {detail}")
+        return StepFailed(DENIED[self.subject], f"{self.field}: {detail}")
 
     def unavailable(self, error: BaseException) -> StepFailed:
         text = f"{self.uri} did not answer: {first_line(error)}"
-        return StepFailed(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", text)
+        return StepFailed(StepReason.SourceUnavailable, text)
 
 
 @dataclass(frozen=True)

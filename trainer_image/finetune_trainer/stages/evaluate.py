@@ -18,7 +18,8 @@ from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.evaluation import LLAMA_CPP, AnswerEngine
 from finetune_trainer.contract.pipeline import BASE, EVALUATE, MERGE, MERGED, answered, subjects, tasks_for
-from finetune_trainer.contract.reports import ExitCode, Scores, StepResult
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Scores, StepResult
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.data import rendered
 from finetune_trainer.data.rendered import TEST, Rendered
@@ -50,16 +51,14 @@ def _rows(context: Context) -> list[Rendered]:
     _, folder = context.data()
     rows = rendered.read(folder, TEST, context.run.generation.samples)
     if not rows:
-        raise StepFailed(
-            ExitCode.BAD_DATA, "NoTestRows", "dataset.test left no rows to score on: give it a larger fraction or a uri"
-        )
+        raise StepFailed(StepReason.NoTestRows, "dataset.test left no rows to score on: give it a larger fraction or a uri")
     return rows
 
 
 def engine_for(context: Context, rows: Sequence[Rendered]) -> str:
     """What writes the answers. Plain text is asked nothing, and its loss is transformers' whatever the engine.
 
-    Raises StepFailed EngineMissing where vLLM is asked for and isn't there.
+    Raises StepFailed ToolMissing where vLLM is asked for and isn't there.
     """
     if (alone := _scored_by(context)) is not None:
         return alone
@@ -68,8 +67,7 @@ def engine_for(context: Context, rows: Sequence[Rendered]) -> str:
         return AnswerEngine.TRANSFORMERS
     if asked is AnswerEngine.VLLM and not there:
         raise StepFailed(
-            ExitCode.BAD_CONFIG,
-            "EngineMissing",
+            StepReason.ToolMissing,
             "spec.evaluation.engine VLLM needs an image that has vLLM, and this one has none: name one in"
             " spec.stages.evaluate.image or in the chart's images.evaluator, or set the engine to Auto",
         )

@@ -21,7 +21,8 @@ from finetune_trainer import environment
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
-from finetune_trainer.contract.reports import ExitCode, File, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File, Manifest, ModelFacts, StepResult
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.vocabulary import check_vocabulary
@@ -91,7 +92,7 @@ def _teacher(context: Context) -> Teacher | None:
     except StepFailed as failure:
         if not failure.message.startswith("spec.model:"):
             raise
-        raise StepFailed(failure.exit_code, failure.reason, failure.message.replace("spec.model:", f"{field}:", 1)) from failure
+        raise StepFailed(failure.reason, failure.message.replace("spec.model:", f"{field}:", 1)) from failure
     teacher = context.teacher()
     assert teacher is not None  # there is a distillation
     check_vocabulary(context.model_without_weights(), teacher.folder)
@@ -153,8 +154,7 @@ def _check_unchanged(context: Context, known: Manifest, folder: Path, field: str
         path = folder / file.path
         if not path.is_file() or path.stat().st_size != file.bytes:
             raise StepFailed(
-                ExitCode.SOURCE_NOT_FOUND,
-                "ModelChanged",
+                StepReason.ModelChanged,
                 f"{field}.uri: {file.path} at {known.inputs['uri']} is not the file that this job began with; put it"
                 " back, or give the new model a path of its own",
             )
@@ -210,8 +210,7 @@ def _check_same_rows(context: Context, known: Manifest) -> None:
     context.progress("checking the rows")
     if dataset.load(context.run, context.scratch / "rows", context.mounts).source_digest != known.inputs["source"]:
         raise StepFailed(
-            ExitCode.BAD_DATA,
-            "RowsChanged",
+            StepReason.RowsChanged,
             f"spec.dataset: the rows at {' or '.join(uris)} are not those that this store's results were made of; put those"
             " back, or give the new ones a name of their own",
         )

@@ -15,7 +15,8 @@ from pathlib import Path
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
-from finetune_trainer.contract.reports import ExitCode, File, Manifest, Scores, StepResult
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File, Manifest, Scores, StepResult
 from finetune_trainer.digests import sha256
 from finetune_trainer.export import card, hub
 from finetune_trainer.failures import StepFailed
@@ -119,6 +120,6 @@ def copy(place: Objects, name: str, manifest: Manifest, folder: Path, scratch: P
         copied = place.fetch(name, [file], scratch / name) / file.path
         if sha256(copied) != file.sha256:
             message = f"{name}/{file.path} reads back with another digest than it was written with"
-            raise StepFailed(ExitCode.STORE_UNAVAILABLE, "PublishDamaged", message)
+            raise StepFailed(StepReason.PublishDamaged, message)
         (scratch / name / file.path).unlink(missing_ok=True)
     place.overwrite(f"{name}/{FILES}", listing)

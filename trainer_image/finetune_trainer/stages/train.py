@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.objectives import LEAST_OF_KTO, WITH_REFERENCE, Objective
 from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
-from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, FitFacts, StepResult, TrainFacts
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import ArtifactFacts, FitFacts, StepResult, TrainFacts
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.libraries import quieten
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> StepResult | None:
     """Train and commit; None on ranks other than the first.
 
-    Raises StepFailed: BadConfig, NonFiniteLoss, VerificationFailed, Preempted, LostRank, WorldIncomplete.
+    Raises StepFailed: InvalidSpec, NonFiniteLoss, VerificationFailed, Preempted, LostRank, WorldIncomplete.
     """
     done = context.committed()
     if done is not None:
@@ -102,7 +104,7 @@ class Loaded:
 
 
 def _load(context: Context) -> Loaded:
-    """Base model with the adapters that the method asks for. Raises StepFailed BadConfig before weights are read."""
+    """Base model with the adapters that the method asks for. Raises StepFailed InvalidSpec before weights are read."""
     from finetune_trainer.model import adapters, loading
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.speed import acceleration, activations
@@ -209,13 +211,13 @@ def _fit(context: Context) -> FitFacts:
     fit = context.prepared().fit
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
-        raise StepFailed(ExitCode.STORE_UNAVAILABLE, "EntryIncomplete", message)
+        raise StepFailed(StepReason.EntryIncomplete, message)
     smaller = context.pod.micro_batch_size
     if smaller is None:
         return fit
     if context.run.training.objective is Objective.KTO and smaller < LEAST_OF_KTO:
         message = "KTO compares the rows of a micro-batch, and not even two fit: lower spec.training.maxLength"
-        raise StepFailed(ExitCode.DOES_NOT_FIT, "DoesNotFit", message)
+        raise StepFailed(StepReason.DoesNotFit, message)
     return fit.model_copy(update={"micro_batch_size": smaller})
 
 

@@ -19,7 +19,8 @@ from typing import Protocol
 
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.pipeline import mounted_path
-from finetune_trainer.contract.reports import Check, ExitCode, File, Manifest, StepResult
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Check, File, Manifest, StepResult
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.directory import DirectoryObjects
@@ -159,7 +160,7 @@ class Store:
         Raises StepFailed with reason CheckpointDamaged where that fails: the caller takes the one before.
         """
         place = f"{CHECKPOINT}/{fingerprint}/{step}"
-        damaged = StepFailed(ExitCode.STORE_UNAVAILABLE, "CheckpointDamaged", f"the checkpoint at {place} is not whole")
+        damaged = StepFailed(StepReason.CheckpointDamaged, f"the checkpoint at {place} is not whole")
         try:
             manifest = json.loads(self.objects.read(f"{place}/{MANIFEST}") or b"{}")
             prefix = f"{place}/{manifest['prefix']}"

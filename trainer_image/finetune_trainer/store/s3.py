@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer.buckets import MIB, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
-from finetune_trainer.contract.reports import ExitCode, File
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed, store_unavailable
 
@@ -82,9 +83,7 @@ class S3Objects:
             download(self._store, path, target)
         if sha256(target) != file.sha256:
             target.unlink()
-            raise StepFailed(
-                ExitCode.STORE_UNAVAILABLE, "ArtifactDamaged", f"{self._uri}/{path} has not the digest of its manifest"
-            )
+            raise StepFailed(StepReason.ArtifactDamaged, f"{self._uri}/{path} has not the digest of its manifest")
 
     @contextmanager
     def _reported(self, path: str) -> Iterator[None]:
@@ -96,17 +95,15 @@ class S3Objects:
         except (BaseError, OSError) as error:
             if is_denied(error):
                 raise StepFailed(
-                    ExitCode.SOURCE_DENIED,
-                    "StoreAccessDenied",
+                    StepReason.StoreAccessDenied,
                     f"{where} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
                     " spec.storage.artifacts.secretRef names, and their rights on the bucket",
                 ) from error
             if is_untrusted(error):
-                raise StepFailed(ExitCode.BAD_CONFIG, "StoreNotTrusted", f"{where}: {UNTRUSTED}") from error
+                raise StepFailed(StepReason.StoreNotTrusted, f"{where}: {UNTRUSTED}") from error
             if is_not_found(error):
                 raise StepFailed(
-                    ExitCode.BAD_CONFIG,
-                    "StoreNotFound",
+                    StepReason.StoreNotFound,
                     f"{where} was not found: check that the bucket in spec.storage.artifacts.uri exists",
                 ) from error
             raise store_unavailable(where, error) from error

@@ -11,7 +11,8 @@ from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.objectives import OF_PAIRS, Objective
-from finetune_trainer.contract.reports import ExitCode, FitFacts
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
@@ -23,7 +24,7 @@ from finetune_trainer.training import tracking
 def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path, *, padded: bool = True) -> Any:
     """The arguments of the objective's trainer. Without padding, rows of a micro-batch share a line of tokens.
 
-    Raises StepFailed BadConfig for an optimizer or a tracker that isn't there.
+    Raises StepFailed InvalidSpec for an optimizer or a tracker that isn't there.
     """
     training, shared = run.training, _shared(run, fit, compute, folder)
     if training.objective not in OF_PAIRS:
@@ -57,7 +58,7 @@ def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> di
     known = sorted(name.value for name in OptimizerNames)
     if optimizer not in known:
         message = f"training.optimizer: transformers knows no {optimizer}; use Auto or one of {', '.join(known)}"
-        raise StepFailed(ExitCode.BAD_CONFIG, "BadConfig", message)
+        raise StepFailed(StepReason.InvalidSpec, message)
     return dict(
         output_dir=str(folder),
         per_device_train_batch_size=fit.micro_batch_size,

@@ -16,7 +16,8 @@ from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.reports import ExitCode, File
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import File
 from finetune_trainer.contract.training import Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks import distributed, zero
@@ -24,7 +25,6 @@ from finetune_trainer.store.entries import Store
 from finetune_trainer.training.preemption import Preemption, preempted
 from finetune_trainer.training.validation import best_step
 
-DAMAGED = "CheckpointDamaged"
 GO_ON, SAVE, LEAVE = range(3)  # what ranks agree on after each step: the most that one of them wants
 
 
@@ -39,7 +39,7 @@ def restore(store: Store, fingerprint: str, into: Path, strategy: Strategy | Non
     step = -1 if found is None else int(found.name.rpartition("-")[2])
     if distributed.agree(step) != step:
         message = f"the nodes of this attempt read different checkpoints; this one has step {step}"
-        raise StepFailed(ExitCode.STORE_UNAVAILABLE, "CheckpointsDiffer", message)
+        raise StepFailed(StepReason.CheckpointsDiffer, message)
     return found
 
 
@@ -64,7 +64,7 @@ def _newest(store: Store, fingerprint: str, into: Path, wanted: str) -> Path | N
         try:
             found = store.load_checkpoint(fingerprint, step, folder)
         except StepFailed as failure:
-            if failure.reason != DAMAGED:
+            if failure.reason is not StepReason.CheckpointDamaged:
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             print(f"the checkpoint of step {step} is damaged: taking the one before", flush=True)

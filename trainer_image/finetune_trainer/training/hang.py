@@ -21,7 +21,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.ranks import distributed
 
 FLOOR_SECONDS = 300.0
@@ -118,7 +120,7 @@ def leave(said: str) -> None:
 
     print(f"train stopped: {said}", file=sys.stderr, flush=True)
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-    failure = Failure(reason="Hang", message=said)
+    failure = Failure(reason=StepReason.Hang, message=said)
     distributed.leave_report(message(Termination(failure=failure)), int(ExitCode.HANG))
     os._exit(int(ExitCode.HANG))
 

@@ -20,7 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS
-from finetune_trainer.contract.reports import ExitCode, Progress
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import Progress
 from finetune_trainer.data.rendered import TRAIN
 from finetune_trainer.data.tokenized import rows
 from finetune_trainer.failures import StepFailed
@@ -143,8 +144,7 @@ class Loop(Trainer):
         """Stop before the optimizer writes it into the weights: the last checkpoint stays good."""
         if not math.isfinite(value):
             raise StepFailed(
-                ExitCode.NON_FINITE_LOSS,
-                "NonFiniteLoss",
+                StepReason.NonFiniteLoss,
                 f"{what} {value} at step {self.state.global_step + 1}: lower training.learningRate, raise warmupRatio, "
                 "or set precision BF16 or FP32; the checkpoint before it is kept",
             )

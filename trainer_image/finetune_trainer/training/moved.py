@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks import zero
 
@@ -63,4 +63,4 @@ def check_trained(before: dict[str, Trace], model: Any, steps: int) -> None:
 
 
 def _failed(message: str) -> StepFailed:
-    return StepFailed(ExitCode.VERIFICATION_FAILED, "VerificationFailed", message)
+    return StepFailed(StepReason.VerificationFailed, message)

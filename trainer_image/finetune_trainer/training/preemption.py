@@ -8,7 +8,8 @@ import threading
 from enum import Enum, auto
 from typing import Any
 
-from finetune_trainer.contract.reports import ExitCode
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 
 RESERVE_SECONDS = 2.0
@@ -64,4 +65,4 @@ class Preemption:
 def preempted(when: str) -> StepFailed:
     """The failure that says: not the job's fault, start another attempt."""
     message = f"the pod was asked to stop {when}; another attempt goes on from there"
-    return StepFailed(ExitCode.PREEMPTED, "Preempted", message)
+    return StepFailed(StepReason.Preempted, message)

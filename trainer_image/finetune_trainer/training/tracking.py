@@ -21,7 +21,7 @@ PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",
 def arguments(run: RunConfig, output: Path) -> dict[str, Any]:
     """What transformers' TrainingArguments take for it; TensorBoard's files go below `output`.
 
-    Raises StepFailed BadConfig where the image lacks a package, or the environment what a tracker must know.
+    Raises StepFailed InvalidSpec where the image lacks a package, or the environment what a tracker must know.
     """
     wanted = run.training.report_to
     for name in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
-from finetune_trainer.contract.reports import ArtifactFacts, ExitCode, Failure, Progress, Scores, StepResult, Termination
+from finetune_trainer.contract.reasons.steps import RETIRED, StepReason
+from finetune_trainer.contract.reports import ArtifactFacts, Failure, Progress, Scores, StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.termination import as_failure, message
@@ -69,7 +72,7 @@ def test_the_termination_message_drops_the_last_finished_steps_first() -> None:
 
 
 def test_a_long_failure_is_cut() -> None:
-    text = message(Termination(failure=Failure(reason="Unexpected", message="ü" * 9000)))
+    text = message(Termination(failure=Failure(reason=StepReason.UnexpectedError, message="ü" * 9000)))
     assert len(text.encode()) <= TERMINATION_LIMIT
     read = Termination.model_validate_json(text).failure
     assert read is not None
@@ -79,12 +82,12 @@ def test_a_long_failure_is_cut() -> None:
 @pytest.mark.parametrize(
     ("error", "code", "reason", "text"),
     [
-        (StepFailed(ExitCode.BAD_DATA, "DatasetEmpty", "no rows"), ExitCode.BAD_DATA, "DatasetEmpty", "no rows"),
+        (StepFailed(StepReason.DatasetEmpty, "no rows"), ExitCode.BAD_DATA, "DatasetEmpty", "no rows"),
         (MemoryError(), ExitCode.OUT_OF_MEMORY, "OutOfMemory", "raise the memory limit"),
         (OSError(28, "No space left", "/scratch/x"), ExitCode.UNEXPECTED, "ScratchFull", "no space left on /scratch/x"),
-        (KeyError("a"), ExitCode.UNEXPECTED, "Unexpected", "KeyError: 'a'"),
-        (RuntimeError("one\ntwo"), ExitCode.UNEXPECTED, "Unexpected", "RuntimeError: one"),
-        (RuntimeError(), ExitCode.UNEXPECTED, "Unexpected", "RuntimeError: RuntimeError"),
+        (KeyError("a"), ExitCode.UNEXPECTED, "UnexpectedError", "KeyError: 'a'"),
+        (RuntimeError("one\ntwo"), ExitCode.UNEXPECTED, "UnexpectedError", "RuntimeError: one"),
+        (RuntimeError(), ExitCode.UNEXPECTED, "UnexpectedError", "RuntimeError: RuntimeError"),
     ],
 )
 def test_every_exception_becomes_an_exit_code_and_one_line(
@@ -94,6 +97,16 @@ def test_every_exception_becomes_an_exit_code_and_one_line(
     assert (failure.exit_code, failure.reason) == (code, reason)
     assert text in failure.message
     assert "\n" not in failure.message
+
+
+@pytest.mark.parametrize(
+    ("reported", "read"),
+    [*RETIRED.items(), ("DatasetEmpty", "DatasetEmpty"), ("NewerThanThis", "NewerThanThis")],
+)
+def test_a_pod_of_another_release_is_understood(reported: str, read: str) -> None:
+    text = json.dumps({"failure": {"reason": reported, "message": "m"}})
+    failure = Termination.model_validate_json(text).failure
+    assert failure == Failure(reason=read, message="m")
 
 
 def test_the_operators_part_needs_no_trainer_libraries() -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
-from finetune_trainer.contract.reports import ExitCode, Failure, Scores, StepResult, Termination
+from finetune_trainer.contract.reports import Failure, Scores, StepResult, Termination
 from finetune_trainer.contract.served_rows import AskedRow, ServedRows
 from finetune_trainer.serving import ask
 from finetune_trainer.store.entries import Provenance, open_store

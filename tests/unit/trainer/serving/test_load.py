@@ -11,8 +11,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
-from finetune_trainer.contract.reports import ExitCode, Failure, Termination
+from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.serving import load
 from finetune_trainer.store.files import describe, files_json, folder_digest
 
@@ -65,7 +66,7 @@ def test_same_size_and_other_content_is_refused(mounts: Mounts, gguf: Path) -> N
     asked = digest(gguf)
     (gguf / "q4.gguf").write_text("WEIGHTS")
     status, failure = run(mounts, "pvc://models/q4", "--digest", asked, "--gguf")
-    assert status == ExitCode.VERIFICATION_FAILED
+    assert status == ExitCode.BAD_CONFIG
     assert failure is not None
     assert failure.reason == "ModelDamaged"
     assert "q4.gguf was changed" in failure.message
@@ -87,7 +88,7 @@ def test_damaged_folders_are_refused(mounts: Mounts, gguf: Path, spoil: object, 
     asked = digest(gguf)
     spoil(gguf)  # type: ignore[operator]
     status, failure = run(mounts, "pvc://models/q4", "--digest", asked, "--gguf")
-    assert status == ExitCode.VERIFICATION_FAILED
+    assert status == ExitCode.BAD_CONFIG
     assert failure is not None
     assert said in failure.message
 
@@ -204,7 +205,7 @@ def test_s3_folder_without_a_list_is_taken_as_it_is(mounts: Mounts, bucket: tupl
     [
         ("s3://models/nowhere", (), "ModelNotFound", "spec.model.uri"),
         ("s3://models/denied/x", (), "ModelAccessDenied", "spec.model.secretRef"),
-        ("s3://models", (), "InvalidUri", "spec.model.uri"),
+        ("s3://models", (), "InvalidSpec", "spec.model.uri"),
     ],
 )
 def test_s3_refusals(

@@ -1,0 +1,80 @@
+"""What the operator says itself, of a FineTuneJob and of a ModelServe."""
+
+from __future__ import annotations
+
+from finetune_trainer.contract.reasons import Reason, means
+
+
+class OperatorReason(Reason):
+    """Reason of a condition, of an event, or of a failed attempt whose pod can't tell."""
+
+    # ── A job at work ─────────────────────────────────────────────────────────────────────────────────────────────────
+    Preparing = means("model and data are fetched and checked, and the memory is estimated")
+    Training = means("the train step starts or runs")
+    Merging = means("the adapter is merged into the base model")
+    Quantizing = means("an artifact of spec.artifacts is made and proven")
+    Evaluating = means("the models are scored on the test rows")
+    Publishing = means("artifacts are copied to spec.publish")
+    Serving = means("a job waits for the ModelServe that it hands its result to; a ModelServe with this reason serves")
+    Stopping = means("pods that still run must end before the next step starts")
+    Suspended = means("spec.suspend is true; set it to false to go on")
+    PodNotCreated = means("a step's Job has no pod; a quota or an admission webhook may refuse it: see `kubectl describe job`")
+    Queued = means("the step's Job waits until Kueue's queue admits it")
+    JobSuspended = means("somebody else suspended the step's Job, and it goes on when they resume it")
+    Held = means("the annotation finetune.dev/hold is true; remove it to go on")
+    Succeeded = means("the model is trained, has passed its gates and, where spec.serving is set, serves")
+    # ── A job that waits for a person ─────────────────────────────────────────────────────────────────────────────────
+    ClaimNotFound = means("a PersistentVolumeClaim that the spec names does not exist; create it, or correct the field")
+    ClaimNotShared = means("one node at a time can mount the claim, and several must; take one with access mode ReadWriteMany")
+    ConfigMapNotFound = means("a ConfigMap that the spec names does not exist; create it, or correct the field")
+    ConfigMapKeyNotFound = means("the ConfigMap lacks the key that the spec names; add it, or correct the field")
+    SecretNotFound = means("a Secret that the spec names does not exist; create it, or correct the field")
+    SecretKeyNotFound = means("the Secret lacks a key that its source needs; add the key that the message names")
+    ServingRefused = means("the ModelServe does not take the result; its own reason is in the message")
+    Refused = means(
+        "the API server refuses what the operator must write: a quota, a policy or its Role; the message says which"
+    )
+    OperatorFault = means("the operator failed at this object and tries again; see the operator's log")
+    # ── An attempt whose pod can't tell ───────────────────────────────────────────────────────────────────────────────
+    PodDeleted = means("the pod was deleted before it ended; the step starts again")
+    NodeLost = means("the pod's node answers no more; the step starts again on another")
+    PodLost = means("the pod vanished without an exit code; the step starts again")
+    JobDeleted = means("the Job was deleted from outside; the step starts again")
+    PendingDeadlineExceeded = means(
+        "no pod started within spec.pendingDeadlineSeconds; raise it, or see what the pod waits for"
+    )
+    DeadlineExceeded = means("the job has taken longer than spec.activeDeadlineSeconds; raise it")
+    ResultLost = means("the step's report could not be read; prepare looks for its result")
+    # ── The condition Fits ────────────────────────────────────────────────────────────────────────────────────────────
+    EnoughMemory = means("training is estimated to fit into the memory of its device")
+    MemoryUnknown = means("nobody said how much memory there is; set spec.parallelism.gpu.memory to have it checked")
+    # ── A ModelServe's model ──────────────────────────────────────────────────────────────────────────────────────────
+    WaitingForJob = means("the FineTuneJob of spec.model.jobRef has not succeeded yet")
+    JobNotFound = means("there is no such FineTuneJob in this namespace; create it, or correct spec.model.jobRef.name")
+    JobFailed = means("the FineTuneJob made nothing to serve; its own reason is in the message")
+    ArtifactNotFound = means("the FineTuneJob has no such artifact; correct spec.model.jobRef.artifact, or add it to the job")
+    EngineMismatch = means("the engine does not serve artifacts of this format; change the engine or the artifact")
+    NameTaken = means("a Service of this name belongs to somebody else; delete it, or rename the ModelServe")
+    # ── A revision on its way ─────────────────────────────────────────────────────────────────────────────────────────
+    Loading = means("a revision's pods start and load the model")
+    Gating = means("a revision is asked the prompts of spec.rollout.gate")
+    Scaling = means("the live revision has fewer pods than are asked for; more are on their way")
+    ScaledToZero = means("spec.replicas is 0, so there are no pods")
+    GateNotAsked = means("the gate's Job came to no verdict, since its pod or the engine was taken away; it is asked again")
+    NotReadyInTime = means("the pods take longer than was reckoned; `kubectl describe pod` says what is missing")
+    StartupTimeout = means("the engine did not answer in time; raise spec.rollout.startupTimeoutSeconds, or see its log")
+    Unschedulable = means("no node takes the pod; the scheduler's text says what is missing")
+    FailedCreate = means("no pod could be created: a quota or Pod Security is in the way")
+    ContainerCreating = means("the pod's volumes or image take long; `kubectl describe pod` says which")
+    CrashLoopBackOff = means("a container ends again and again; see the log that the message names")
+    # ── The condition Available ───────────────────────────────────────────────────────────────────────────────────────
+    Answering = means("pods of the live revision answer")
+    NoPods = means("no pod of the live revision is available")
+    NothingLive = means("no revision has passed its gate yet")
+    # ── Events ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    StepStarted = means("a step's Job was created")
+    StepSucceeded = means("a step has ended, and its result is kept")
+    StepReused = means("a step's output was in the artifact store already")
+    RevisionLoading = means("a new revision is started")
+    RevisionRefused = means("a revision failed to load or did not pass its gate; the live one goes on serving")
+    RevisionLive = means("the Service selects this revision now")
