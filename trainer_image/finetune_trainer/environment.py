@@ -112,6 +112,7 @@ class Access:
     hub_endpoint: str | None
     hub_token: str | None
     https_authorization: str | None
+    served_api_key: str | None
     google_endpoint: str | None
     s3_endpoint: str | None
     s3_region: str | None
@@ -124,6 +125,7 @@ def access(variables: Mapping[str, str] = os.environ) -> Access:
         hub_endpoint=variables.get("HF_ENDPOINT"),
         hub_token=variables.get("HF_TOKEN"),
         https_authorization=variables.get("HTTPS_AUTHORIZATION"),
+        served_api_key=variables.get(pod.ENV_API_KEY),
         google_endpoint=variables.get("GOOGLE_BASE_URL"),
         s3_endpoint=variables.get("AWS_ENDPOINT_URL"),
         s3_region=variables.get("AWS_REGION"),

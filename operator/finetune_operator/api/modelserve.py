@@ -58,7 +58,8 @@ class Engine(Strict):
     env: list[EnvVar] = Field(default_factory=list, max_length=64)
     """Environment variables added to the engine's container."""
     max_model_length: int | None = Field(None, ge=16, le=10485760)
-    """Longest context in tokens, prompt and answer together. Unset: the engine takes it from the model."""
+    """Longest context in tokens of each request, prompt and answer together. LlamaCpp keeps room for four of them, which are
+    answered side by side. Unset: the engine takes it from the model; LlamaCpp then answers one request after the other."""
 
 
 class ServeParallelism(Strict):
@@ -105,6 +106,19 @@ class Rollout(Strict):
     """Time from pod start until the engine answers. Unset: computed from the artifact's bytes, at least 600."""
 
 
+class ApiKey(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the same namespace."""
+    key: str = Field("api-key", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Its key with the API key."""
+
+
+class Auth(Strict):
+    secret_ref: ApiKey
+    """The key that requests must bring, as `Authorization: Bearer <key>`. A key that was changed counts for pods that start
+    after that."""
+
+
 class Drain(Strict):
     seconds: int = Field(30, ge=0, le=3600)
     """Time that a pod has to finish its answers after it was taken out of the Service."""
@@ -125,6 +139,8 @@ class ModelServeSpec(Strict):
     """CPU and memory of one replica."""
     rollout: Rollout = Field(default_factory=lambda: Rollout())
     """How a new revision takes over."""
+    auth: Auth | None = None
+    """Who may ask. Unset: whoever reaches the Service."""
     drain: Drain = Field(default_factory=lambda: Drain())
     """How an old pod stops."""
     suspend: bool = False

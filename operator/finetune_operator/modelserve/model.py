@@ -42,7 +42,7 @@ def resolve(serve: ModelServe, observed: Observed) -> Resolution:
     found = _follow(serve, observed)
     if found.model is None or found.obstacle is not None:
         return found
-    return Resolution(found.model, _missing(found.model, observed))
+    return Resolution(found.model, _missing(serve, found.model, observed))
 
 
 def refs(serve: ModelServe) -> tuple[Ref, ...]:
@@ -52,7 +52,7 @@ def refs(serve: ModelServe) -> tuple[Ref, ...]:
     model = _given(serve) if spec.job_ref is None else known
     if model is not None:
         found += _needs(model)
-    return tuple(found)
+    return (*found, *_keys(serve))
 
 
 def claim_of(uri: str) -> str | None:
@@ -146,9 +146,13 @@ def _needs(model: ResolvedModel) -> list[Ref]:
     return [*found, *(Ref("Secret", name) for name in dict.fromkeys(secrets) if name is not None)]
 
 
-def _missing(model: ResolvedModel, observed: Observed) -> Obstacle | None:
+def _keys(serve: ModelServe) -> list[Ref]:
+    return [] if serve.spec.auth is None else [Ref("Secret", serve.spec.auth.secret_ref.name)]
+
+
+def _missing(serve: ModelServe, model: ResolvedModel, observed: Observed) -> Obstacle | None:
     """A claim or Secret that was looked for and is not there: pods would wait for it without an end."""
-    for ref in _needs(model):
+    for ref in (*_needs(model), *_keys(serve)):
         if ref in observed.named and observed.named[ref] is None:
             text = f"{model.source} needs the {ref.kind} {ref.name}, which does not exist in this namespace; create it"
             return Obstacle(NOT_FOUND[ref.kind], text, blocks=True)

@@ -10,7 +10,7 @@ from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.plan import Target, asked_rows
-from finetune_operator.modelserve.pod import mounted_claim, served_name
+from finetune_operator.modelserve.pod import api_key, mounted_claim, served_name
 from finetune_operator.modelserve.rollout import gate_job
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import (
@@ -24,6 +24,7 @@ from finetune_operator.names import (
 )
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.pod import ENV_API_KEY
 
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
 GREETING = Prompt(prompt="Hello! Who are you?")
@@ -167,6 +168,8 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    if serve.spec.auth is not None:
+        container["env"].append(api_key(serve.spec.auth, ENV_API_KEY))
     if (rows := asked_rows(serve, target.model)) is not None:
         _add_rows(pod, serve, target, rows)
     return pod

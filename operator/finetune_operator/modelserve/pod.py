@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from finetune_operator import certificates, pod_security
-from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import Auth, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.engines.engine import HEALTH, IS_SERVED, MODEL, Launch
+from finetune_operator.modelserve.engines.engine import HEALTH, MODEL, Launch, is_served
 from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import serve_labels, volume_name
@@ -104,8 +104,10 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
         "ports": [{"name": "http", "containerPort": start.port}],
         "securityContext": pod_security.container(),
         "volumeMounts": mounts,
-        **_probes(start.port, served_name(serve), budget(spec, model).start),
+        **_probes(start.port, served_name(serve), budget(spec, model).start, _api_key_variable(spec)),
     }
+    if spec.auth is not None:
+        container["env"].append(api_key(spec.auth, ENGINES[spec.engine.type].api_key_variable))
     if start.command:
         container["command"] = start.command
     if resources := _resources(spec):
@@ -115,10 +117,19 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
     return container
 
 
-def _probes(port: int, name: str, seconds: int) -> Object:
+def api_key(auth: Auth, variable: str) -> Object:
+    """The API key as a variable of a container."""
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": auth.secret_ref.name, "key": auth.secret_ref.key}}}
+
+
+def _api_key_variable(spec: ModelServeSpec) -> str | None:
+    return None if spec.auth is None else ENGINES[spec.engine.type].api_key_variable
+
+
+def _probes(port: int, name: str, seconds: int, api_key_variable: str | None) -> Object:
     """No pod is ready before its engine has listed the served name, which then can't change while the process lives."""
     health = {"httpGet": {"path": HEALTH, "port": "http"}}
-    ask = {"exec": {"command": ["sh", "-c", IS_SERVED, f"http://127.0.0.1:{port}", name]}}
+    ask = {"exec": {"command": ["sh", "-c", is_served(api_key_variable), f"http://127.0.0.1:{port}", name]}}
     failures = -(-seconds // STARTUP_PERIOD_SECONDS)
     return {
         "startupProbe": {

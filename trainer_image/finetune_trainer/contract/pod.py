@@ -19,6 +19,7 @@ ENV_GRACE_SECONDS = "FINETUNE_GRACE_SECONDS"
 GRACE_SECONDS = 30.0  # the kubelet's own default
 ENV_MICRO_BATCH_SIZE = "FINETUNE_MICRO_BATCH_SIZE"  # set where the memory did not hold what was estimated
 ENV_HANG_AFTER = "FINETUNE_HANG_AFTER"  # medians of a step's time; unset: HANG_AFTER_MEDIAN_STEPS
+ENV_API_KEY = "FINETUNE_API_KEY"  # of the served model that a gate asks
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
 ENV_LLAMA_CPP = "LLAMA_CPP_DIR"

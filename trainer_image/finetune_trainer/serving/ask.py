@@ -20,7 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def program() -> Termination | None:
         prompts = [Prompt(**p) for p in json.loads(options.prompts.read_text(encoding="utf-8"))]
-        endpoint = Endpoint(options.url.rstrip("/"), options.model, options.max_tokens)
+        key = environment.access().served_api_key
+        endpoint = Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key)
         ask_all(endpoint, prompts, time.monotonic() + options.timeout)
         if options.rows is None:
             return None
@@ -83,6 +84,7 @@ class Endpoint:
     model: str
     max_tokens: int
     quoted: bool = True  # whether the server's own words may be told: they may repeat what it was asked
+    api_key: str | None = field(default=None, repr=False)
 
     def served(self, seconds: float) -> list[str]:
         """Names of the models that it serves."""
@@ -126,7 +128,10 @@ class Endpoint:
 
     def _json(self, path: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"}
+        if self.api_key is not None:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=max(1.0, seconds)) as response:
                 found: dict[str, Any] = json.load(response)

@@ -28,6 +28,19 @@ get "$0/health" >/dev/null && get "$0/v1/models" | tr -d ' \n' | grep -qF "\"id\
 """.strip()
 
 
+def is_served(api_key_variable: str | None) -> str:
+    """The script of IS_SERVED, with the API key that the engine asks for, if it does."""
+    if api_key_variable is None:
+        return IS_SERVED
+    bearer = f"Authorization: Bearer ${api_key_variable}"
+    python = 'r.Request(sys.argv[1], headers=dict([sys.argv[2].split(": ", 1)]))'
+    return (
+        IS_SERVED.replace('-m 5 "$1"', f'-m 5 -H "{bearer}" "$1"')
+        .replace("r.urlopen(sys.argv[1],", f"r.urlopen({python},")
+        .replace('.decode())\' "$1"', f'.decode())\' "$1" "{bearer}"')
+    )
+
+
 @dataclass(frozen=True)
 class Launch:
     """How an engine is started and stopped. Seconds."""
@@ -50,6 +63,7 @@ class Engine:
     best: ArtifactFormat  # which of a job's artifacts it serves where the job names none
     launch: Callable[[ModelServeSpec, str], Launch]
     image: Callable[[Settings], str]
+    api_key_variable: str  # of its environment: requests must bring its value
     on_gpus_only: tuple[str, ...] = ()  # of the formats
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs

@@ -13,18 +13,26 @@ if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
 PORT = 8080
+SLOTS = 4  # requests that are answered side by side
 
 
 def launch(spec: ModelServeSpec, served_name: str) -> Launch:
     """llama-server, the entry point of its images. It breaks off its answers at SIGTERM: the drain comes before that."""
     args = ["--model", MODEL_FILE, "--alias", served_name, "--host", "0.0.0.0", "--port", str(PORT), "--metrics"]
-    if spec.engine.max_model_length is not None:
-        args += ["--ctx-size", str(spec.engine.max_model_length)]
+    args += ["--no-slots"]  # it would show everybody what others ask
+    args += _context(spec.engine.max_model_length)
     if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
         args += ["--threads", str(math.ceil(quantity_value(cpus)))]  # it would count the node's CPUs, not its own
     # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
     env = {"OMP_WAIT_POLICY": "passive"}
     return Launch(port=PORT, args=[*args, *spec.engine.args], env=env, pre_stop_seconds=spec.drain.seconds)
+
+
+def _context(longest: int | None) -> list[str]:
+    """Room of its own for each request: in a cache that all share, a long one breaks off the answers to others."""
+    if longest is None:
+        return ["--parallel", "1"]
+    return ["--ctx-size", str(longest * SLOTS), "--parallel", str(SLOTS), "--no-kv-unified"]
 
 
 ENGINE = Engine(
@@ -33,5 +41,6 @@ ENGINE = Engine(
     best=ArtifactFormat.GGUF,
     launch=launch,
     image=lambda settings: settings.llamacpp_image,
+    api_key_variable="LLAMA_API_KEY",
     takes_file=True,
 )

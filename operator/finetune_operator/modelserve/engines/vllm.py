@@ -48,6 +48,7 @@ ENGINE = Engine(
     best=ArtifactFormat.COMPRESSED_TENSORS,
     launch=launch,
     image=lambda settings: settings.vllm_image,
+    api_key_variable="VLLM_API_KEY",
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
     splits_tensors=True,
 )

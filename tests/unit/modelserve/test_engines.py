@@ -1,0 +1,119 @@
+"""What an engine is started with: room for each request, and the API key that all who ask it must bring."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from tests.serving import Stage, make_serve
+
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.decision import Create
+from finetune_operator.meta import Object
+from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_operator.modelserve.engines.engine import is_served
+
+KEY = {"secretRef": {"name": "keys"}}
+
+
+def arguments(engine: EngineType, **fields: Any) -> list[str]:
+    spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://c/m"}, "engine": {"type": engine, **fields}})
+    return ENGINES[engine].launch(spec, "facts").args
+
+
+def after(args: list[str], option: str) -> str:
+    return args[args.index(option) + 1]
+
+
+def test_each_of_llamacpps_requests_has_the_promised_context() -> None:
+    args = arguments(EngineType.LLAMA_CPP, maxModelLength=1024)
+    slots = int(after(args, "--parallel"))
+    assert slots > 1
+    assert int(after(args, "--ctx-size")) == 1024 * slots
+    assert "--no-kv-unified" in args
+
+
+def test_the_models_own_context_is_one_requests() -> None:
+    args = arguments(EngineType.LLAMA_CPP)
+    assert after(args, "--parallel") == "1"
+    assert "--ctx-size" not in args
+
+
+def test_nobody_is_shown_what_others_ask() -> None:
+    assert "--no-slots" in arguments(EngineType.LLAMA_CPP)
+
+
+# ── API key ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def engine() -> Any:
+    """A server that lists the model facts to whoever brings the key."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            refused = self.path.startswith("/v1") and self.headers.get("Authorization") != "Bearer s3cret"
+            body = b'{"data": [{"id": "facts"}]}'
+            self.send_response(401 if refused else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("curl", [True, False])
+@pytest.mark.parametrize(
+    ("variable", "name", "served"), [("API_KEY", "facts", True), (None, "facts", False), ("API_KEY", "x", False)]
+)
+def test_the_startup_probe_brings_the_key(engine: str, variable: str | None, name: str, served: bool, curl: bool) -> None:
+    script = is_served(variable)
+    if not curl:
+        script = script.replace("command -v curl", "false").replace("python3", sys.executable)
+    environment = {"PATH": "/usr/bin:/bin", "API_KEY": "s3cret"}
+    done = subprocess.run(["sh", "-c", script, engine, name], env=environment, check=False, capture_output=True)
+    assert (done.returncode == 0) == served, done.stderr
+
+
+def stage(**spec: Any) -> Stage:
+    found = Stage(make_serve(**spec))
+    found.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys", "namespace": "default"}})
+    return found
+
+
+@pytest.mark.parametrize("engine_type", ["LlamaCpp", "VLLM"])
+def test_engine_and_gate_read_the_key_from_the_secret(engine_type: str) -> None:
+    served = stage(auth=KEY, engine={"type": engine_type})
+    served.step()
+    (engine,) = served.deployment(served.candidate())["spec"]["template"]["spec"]["containers"]
+    served.available(served.candidate())
+    (job,) = [a.body for a in served.step().actions if isinstance(a, Create) and a.body["kind"] == "Job"]
+    (gate,) = job["spec"]["template"]["spec"]["containers"]
+    variable = ENGINES[EngineType(engine_type)].api_key_variable
+    for container, name in ((engine, variable), (gate, "FINETUNE_API_KEY")):
+        assert secret_of(container, name) == {"name": "keys", "key": "api-key"}
+    assert f"Bearer ${variable}" in engine["startupProbe"]["exec"]["command"][2]
+
+
+def secret_of(container: Object, variable: str) -> Object:
+    (found,) = [e for e in container["env"] if e["name"] == variable]
+    reference: Object = found["valueFrom"]["secretKeyRef"]
+    return reference
+
+
+def test_a_key_that_is_not_there_is_told_before_a_pod_waits_for_it() -> None:
+    served = Stage(make_serve(auth=KEY))
+    served.step()
+    assert served.conditions()["Stalled"] == ("True", "SecretNotFound")
+    assert served.of("Deployment") == []
