@@ -133,6 +133,9 @@ class StepReason(Reason):
     DatasetRowsTooLong = ends(
         ExitCode.BAD_DATA, "too many rows are longer than spec.training.maxLength; raise it, or dataset.maxDroppedFraction"
     )
+    DatasetRowsDropped = ends(
+        ExitCode.BAD_DATA, "more rows would be left out than spec.dataset.maxDroppedFraction allows; correct them, or raise it"
+    )
     DatasetEmpty = ends(
         ExitCode.BAD_DATA, "no rows are left to train on; see what spec.dataset takes, and what test takes away"
     )
