@@ -1,0 +1,2 @@
+obj.metadata.annotations["finetune.dev/hold"] = nil
+return obj
