@@ -10,6 +10,7 @@ from typing import Any
 from finetune_trainer import environment
 from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Recomputing
@@ -72,7 +73,7 @@ def prepare(
     from transformers import AutoTokenizer
 
     at = context(run, "prepare", tmp_path)
-    mounted = pipeline.mounted_path(run.model.uri, at.mounts)
+    mounted = mounted_path(run.model.uri, at.mounts)
     tokenizer = AutoTokenizer.from_pretrained(mounted)
     folder = at.scratch / "data"
     folder.mkdir()

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_trainer import environment
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import GS
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
 
+    Bucket = S3Store | GCSStore
+
 MIB = 1 << 20
+NO_BUCKET = ("NoSuchBucket",)  # codes of the servers' answers
 
 
 UNTRUSTED = (
@@ -22,19 +27,18 @@ UNTRUSTED = (
 RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
-def open_bucket(uri: str, endpoint: str | None, region: str | None) -> S3Store | GCSStore:
-    """A client for s3://bucket/prefix or gs://bucket/prefix; paths are relative to the prefix. Retries server errors for up
-    to three minutes.
+def open_bucket(uri: str, endpoint: str | None, region: str | None) -> Bucket:
+    """A client for a bucket's uri; paths are relative to its prefix. Retries server errors for up to three minutes.
 
     S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
     Google: GOOGLE_SERVICE_ACCOUNT_KEY or GOOGLE_BEARER_TOKEN, else the pod's own identity; GOOGLE_BASE_URL is another server.
     """
     from obstore.store import GCSStore, S3Store
 
-    scheme, _, path = uri.partition("://")
-    bucket, _, prefix = path.partition("/")
+    place = places.of(uri)
+    bucket, _, prefix = uri.removeprefix(place.prefix).partition("/")
     below, access = prefix.rstrip("/") or None, environment.access()
-    if scheme == "gs":
+    if place is GS:
         return GCSStore(bucket, prefix=below, client_options=_client(access.google_endpoint), retry_config=RETRIES)
     endpoint = endpoint or access.s3_endpoint
     config: S3Config = {"region": region or access.s3_region or "us-east-1"}
@@ -55,7 +59,7 @@ def _client(endpoint: str | None) -> ClientConfig:
 
 def is_not_found(error: Exception) -> bool:
     """Whether object or bucket don't exist."""
-    return isinstance(error, FileNotFoundError) or "<Code>NoSuchBucket</Code>" in str(error)
+    return isinstance(error, FileNotFoundError) or any(f"<Code>{code}</Code>" in str(error) for code in NO_BUCKET)
 
 
 def is_denied(error: Exception) -> bool:
@@ -63,7 +67,7 @@ def is_denied(error: Exception) -> bool:
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
     known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-    return known or "status code: 403" in str(error) or "status code: 401" in str(error)
+    return known or any(said in str(error) for said in ("status code: 403", "status code: 401"))
 
 
 def is_untrusted(error: Exception) -> bool:
@@ -71,7 +75,7 @@ def is_untrusted(error: Exception) -> bool:
     return "InvalidCertificate" in str(error)
 
 
-def download(store: S3Store | GCSStore, path: str, target: Path) -> None:
+def download(store: Bucket, path: str, target: Path) -> None:
     """Stream one object to a file; it has its name only when it is whole."""
     part = target.with_name(target.name + ".part")
     with part.open("wb") as stream:

@@ -14,10 +14,12 @@ from finetune_operator.api.evaluation import Evaluation
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.api.scheduling import Scheduling
 from finetune_operator.meta import ObjectMeta, Quantity
+from finetune_trainer.contract import places
 from finetune_trainer.contract.artifacts import Artifact, Publish
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.devices import Launcher, Strategy
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
+from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS, Training
 
 
@@ -31,7 +33,7 @@ class Gpu(Strict):
 class Parallelism(Strict):
     num_nodes: int = Field(1, ge=1, le=64)
     """Pods that train together, each on a node with its share of GPUs. More than 1 needs a store that all of them reach:
-    s3://, or a claim with ReadWriteMany."""
+    a bucket, or a claim with ReadWriteMany."""
     gpus_per_node: int = Field(1, ge=0, le=16)
     """GPUs of each train pod, and a rank for each; evaluate takes one. 0 runs everything on CPUs, one rank in each pod."""
     gpu: Gpu = Field(default_factory=lambda: Gpu())
@@ -110,10 +112,16 @@ class Retry(Strict):
 
 
 class ArtifactStore(Strict):
-    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
-    """pvc://claim/prefix or s3://bucket/prefix. Unset: a claim made for this job, named <job>-artifacts."""
-    secret_ref: SecretRef | None = None
-    """Secret with the store's credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."""
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.STORE),
+        description=f"{places.forms(Use.STORE)}. Unset: a claim made for this job, named <job>-artifacts.",
+    )
+    secret_ref: SecretRef | None = Field(
+        None, description=f"Secret with the store's credentials: {places.credentials(places.usable(Use.STORE))}."
+    )
     endpoint: str | None = Field(None, min_length=1, max_length=512, pattern=r"^https?://.+")
     """URL of an S3-compatible server. Unset: AWS."""
     region: str | None = Field(None, min_length=1, max_length=63)

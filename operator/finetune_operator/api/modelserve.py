@@ -9,7 +9,9 @@ from pydantic import Field
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
 from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
+from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.served_rows import ROWS, ServedRows
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -25,11 +27,16 @@ class JobRef(Strict):
 class ServedModel(Strict):
     job_ref: JobRef | None = None
     """An artifact of a FineTuneJob."""
-    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(pvc|s3)://.+")
-    """A model folder: pvc://claim/path (mounted read-only) or s3://bucket/path (copied once per pod)."""
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.SERVE),
+        description=f"A model folder: {places.forms(Use.SERVE)}. A claim is mounted read-only, a bucket copied once per pod.",
+    )
     digest: str | None = Field(None, pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)
     """Digest of the folder's files.json, which names every file with its own. Set, the pod refuses to serve anything else."""
-    evaluation: str | None = Field(None, max_length=1024, pattern=r"^(pvc|s3)://.+/evaluate/[0-9a-f]{20}$")
+    evaluation: str | None = Field(None, max_length=1024, pattern=places.pattern(Use.SERVE, ".+/evaluate/[0-9a-f]{20}"))
     """The evaluation of this model in an artifact store, as status.artifacts of its FineTuneJob names it. Set, a new revision
     is asked some of its test rows again. Read with the credentials of uri."""
     secret_ref: SecretRef | None = None

@@ -33,6 +33,7 @@ from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
+from finetune_trainer.contract.places import CONFIG_MAP
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Progress, StepResult, Termination
 
@@ -246,7 +247,7 @@ def _write_config_map(document: Document, name: str, folder: Path, uris: tuple[s
     if data is None:
         raise FileError(f"no ConfigMap {name} is in the file, but the job reads it; add it, or correct the uri")
     for uri in uris:
-        key = uri.removeprefix(f"configmap://{name}/")
+        key = uri.removeprefix(f"{CONFIG_MAP.prefix}{name}/")
         if key != uri and key not in data:
             raise FileError(f"the ConfigMap {name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}")
     shutil.rmtree(folder, ignore_errors=True)

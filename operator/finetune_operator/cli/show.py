@@ -14,7 +14,8 @@ from finetune_operator.api.finetunejob_status import ArtifactStatus, GateVerdict
 from finetune_operator.cli.local import Ending, Watcher, Workdir
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.pipeline import MERGED, Step, mounted_path
+from finetune_trainer.contract.pipeline import MERGED, Step
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reports import Progress, Scores
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity

@@ -19,8 +19,10 @@ from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name, short_hash
 from finetune_operator.sentences import either, sentences
+from finetune_trainer.contract import places
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.pipeline import MERGED
+from finetune_trainer.contract.places import PVC, Reach
 
 Spec = dict[str, Any]
 
@@ -66,7 +68,7 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     if empty := list(_nulls(spec.serving.template, at)):
         return [f"{path} is null; remove it, or give it a value" for path in empty]
     try:
-        template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": "pvc://the/artifact"}})
+        template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}})
     except ValidationError as error:
         return sentences(error, at)
     if broken := broken_by(template):
@@ -133,7 +135,7 @@ def _model_serve(job: FineTuneJob, serving: Serving, artifact: ArtifactStatus) -
     store = job.spec.storage.artifacts
     model: Spec = {"uri": artifact.uri, "digest": artifact.digest}
     model |= {"evaluation": artifact.evaluation} if artifact.evaluation else {}
-    if artifact.uri.startswith("s3://"):
+    if places.of(artifact.uri).reach is not Reach.MOUNTED:
         model |= {k: v for k, v in (("endpoint", store.endpoint), ("region", store.region)) if v}
         model |= {"secretRef": {"name": store.secret_ref.name}} if store.secret_ref else {}
         model |= {"caSecretRef": store.ca_secret_ref.model_dump()} if store.ca_secret_ref else {}

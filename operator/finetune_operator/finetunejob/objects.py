@@ -32,7 +32,8 @@ from finetune_operator.names import (
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod, training
 from finetune_trainer.contract.fields import SecretRef
-from finetune_trainer.contract.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models, mounted_path
+from finetune_trainer.contract.pipeline import PREPARE, TRAIN, Step, claims, config_maps, models
+from finetune_trainer.contract.places import CONFIG_MAP, PVC, claim_of, mounted_path
 
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
@@ -253,11 +254,11 @@ def _volumes(job: FineTuneJob, run: Run, step: Step) -> list[_Volume]:
         found.append(_volume("shm", {"emptyDir": {"medium": "Memory"}}, "/dev/shm"))
     writable = _written_claims(run, step)
     for claim in _claims(run, step):
-        path = mounted_path(f"pvc://{claim}", pod.MOUNTS)
+        path = mounted_path(f"{PVC.prefix}{claim}", pod.MOUNTS)
         source = {"persistentVolumeClaim": {"claimName": claim}}
         found.append(_volume(volume_name("claim", claim), source, path or "", read_only=claim not in writable))
     for name in config_maps(run.config) if step.name == PREPARE else ():
-        path = mounted_path(f"configmap://{name}", pod.MOUNTS)
+        path = mounted_path(f"{CONFIG_MAP.prefix}{name}", pod.MOUNTS)
         found.append(_volume(volume_name("data", name), {"configMap": {"name": name}}, path or "", read_only=True))
     return found
 
@@ -275,7 +276,7 @@ def _claims(run: Run, step: Step) -> list[str]:
         return [c for c in claims(config) if c not in _publish_only(run)]
     if step.stage == "publish":
         uris.append(config.publish[int(step.name.rpartition("-")[2])].uri)
-    return list(dict.fromkeys(u.split("/")[2] for u in uris if u.startswith("pvc://")))
+    return list(dict.fromkeys(claim for uri in uris if (claim := claim_of(uri))))
 
 
 def _publish_only(run: Run) -> set[str]:
@@ -287,4 +288,4 @@ def _written_claims(run: Run, step: Step) -> set[str]:
     uris = [run.config.store.uri]
     if step.stage == "publish":
         uris.append(run.config.publish[int(step.name.rpartition("-")[2])].uri)
-    return {u.split("/")[2] for u in uris if u.startswith("pvc://")}
+    return {claim for uri in uris if (claim := claim_of(uri))}

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from finetune_operator.decision import NOT_FOUND, Ref
 from finetune_operator.meta import Object
+from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, SecretRef
+from finetune_trainer.contract.places import CONFIG_MAP, PVC, Reach, Use, claim_of, config_map_of
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import TRACKERS
 
-# Keys that a Secret must hold for a source of this scheme.
-KEYS = {"hf": ("HF_TOKEN",), "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
 # Claims that the train pods mount, and how several of them on several nodes may do so.
 TEACHER = "spec.training.distillation.teacher"
+BUCKETS = places.either(place.prefix for place in places.usable(Use.STORE, Reach.BUCKET))
 READ = ("ReadWriteMany", "ReadOnlyMany")
 KEY_NOT_FOUND = {"ConfigMap": OperatorReason.ConfigMapKeyNotFound, "Secret": OperatorReason.SecretKeyNotFound}
 SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": READ, f"{TEACHER}.uri": READ}
@@ -61,24 +62,25 @@ def first_missing(wanted: tuple[Reference, ...], named: dict[Ref, Object | None]
 def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
     data, distillation = run.dataset, run.training.distillation
     teachers = [distillation.teacher] if distillation else []
-    sources = [
+    sources: list[tuple[str, str | None]] = [
         ("spec.model.uri", run.model.uri),
         *((f"{TEACHER}.uri", teacher.uri) for teacher in teachers),
         ("spec.dataset.uri", data.uri),
         ("spec.dataset.test.uri", data.test.uri),
-        ("spec.dataset.validation.uri", data.validation and data.validation.uri),
-        ("spec.evaluation.taskFiles.uri", run.tasks and run.tasks.files.uri),
+        ("spec.dataset.validation.uri", data.validation.uri if data.validation else None),
+        ("spec.evaluation.taskFiles.uri", run.tasks.files.uri if run.tasks else None),
         ("spec.storage.artifacts.uri", run.store.uri),
         *((f"spec.publish[{i}].uri", p.uri) for i, p in enumerate(run.publish)),
     ]
     for field, uri in sources:
-        scheme, _, rest = (uri or "").partition("://")
-        host, _, key = rest.partition("/")
-        if scheme == "pvc":
+        if uri is None:
+            continue
+        if (claim := claim_of(uri)) is not None:
             modes = SHARED.get(field, ()) if run.devices.nodes > 1 else ()
-            yield Reference(Ref("PersistentVolumeClaim", host), field, modes=modes)
-        elif scheme == "configmap":
-            yield Reference(Ref("ConfigMap", host), field, (key,) if key else ())
+            yield Reference(Ref(PVC.kind, claim), field, modes=modes)
+        elif (config_map := config_map_of(uri)) is not None:
+            key = uri.removeprefix(f"{CONFIG_MAP.prefix}{config_map}").removeprefix("/")
+            yield Reference(Ref(CONFIG_MAP.kind, config_map), field, (key,) if key else ())
     if (template := run.model.chat_template) is not None:
         text = template.config_map_key_ref
         yield Reference(Ref("ConfigMap", text.name), "spec.model.chatTemplate.configMapKeyRef", (text.key,))
@@ -94,7 +96,7 @@ def _all(run: RunConfig, store_secret: SecretRef | None) -> Iterator[Reference]:
         yield Reference(Ref("Secret", tracking.name), "spec.training.reportSecretRef", keys)
     for field, uri, secret in secrets:
         if secret is not None:
-            yield Reference(Ref("Secret", secret.name), field, KEYS.get(uri.partition("://")[0], ()))
+            yield Reference(Ref("Secret", secret.name), field, places.of(uri).required)
 
 
 def _missing(wanted: Reference, found: Object | None) -> Missing | None:
@@ -111,7 +113,7 @@ def _missing(wanted: Reference, found: Object | None) -> Missing | None:
         return Missing(
             OperatorReason.ClaimNotShared,
             f"{wanted.field} names the PersistentVolumeClaim {name}, which one node at a time can mount, but"
-            f" spec.parallelism.numNodes asks for several; take one with access mode {' or '.join(wanted.modes)}, or s3://",
+            f" spec.parallelism.numNodes asks for several; take one with access mode {' or '.join(wanted.modes)}, or {BUCKETS}",
         )
     has = {**(found.get("data") or {}), **(found.get("binaryData") or {})}
     # Secrets may be readable by name only; then their keys are not ours to judge.

@@ -10,6 +10,7 @@ from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.devices import Devices
 from finetune_trainer.contract.evaluation import Generation
+from finetune_trainer.contract.places import PVC
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.tasks import Tasks
@@ -91,5 +92,5 @@ def _tasks(evaluation: Evaluation) -> Tasks | None:
 
 def _store(name: str, spec: FineTuneJobSpec) -> StoreConfig:
     store = spec.storage.artifacts
-    uri = store.uri or f"pvc://{artifacts_claim(name)}/{name}"
+    uri = store.uri or f"{PVC.prefix}{artifacts_claim(name)}/{name}"
     return StoreConfig(uri=uri.rstrip("/"), endpoint=store.endpoint, region=store.region)

@@ -16,6 +16,8 @@ from finetune_operator.api.modelserve import JobRef, ModelServe, ResolvedModel
 from finetune_operator.decision import NOT_FOUND, Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import Reach, claim_of
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
@@ -53,11 +55,6 @@ def refs(serve: ModelServe) -> tuple[Ref, ...]:
     if model is not None:
         found += _needs(model)
     return (*found, *_keys(serve))
-
-
-def claim_of(uri: str) -> str | None:
-    """Claim of a pvc:// uri."""
-    return uri.removeprefix("pvc://").partition("/")[0] if uri.startswith("pvc://") else None
 
 
 def _follow(serve: ModelServe, observed: Observed) -> Resolution:
@@ -125,7 +122,7 @@ def _source(ref: JobRef) -> str:
 
 
 def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> ResolvedModel:
-    remote = artifact.uri.startswith("s3://")
+    remote = places.of(artifact.uri).reach is not Reach.MOUNTED
     return ResolvedModel(
         source=source,
         uri=artifact.uri,

@@ -8,7 +8,6 @@ import json
 from finetune_operator import pod_security
 from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
-from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.plan import Target, asked_rows
 from finetune_operator.modelserve.pod import api_key, mounted_claim, served_name
 from finetune_operator.modelserve.rollout import gate_job
@@ -24,6 +23,7 @@ from finetune_operator.names import (
 )
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.places import claim_of
 from finetune_trainer.contract.pod import ENV_API_KEY
 
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine

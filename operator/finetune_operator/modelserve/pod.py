@@ -7,12 +7,11 @@ from finetune_operator.api.modelserve import Auth, ModelServe, ModelServeSpec, R
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.engines.engine import HEALTH, MODEL, Launch, is_served
-from finetune_operator.modelserve.model import claim_of
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import serve_labels, volume_name
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
-from finetune_trainer.contract.pipeline import mounted_path
+from finetune_trainer.contract.places import PVC, claim_of, mounted_path
 
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
@@ -64,7 +63,7 @@ def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Ob
 def mounted_claim(claim: str) -> tuple[Object, Object]:
     """A claim as a pod's volume, and its mount, read-only, where our programs look for it."""
     name = volume_name("claim", claim)
-    path = mounted_path(f"pvc://{claim}", pod.MOUNTS)
+    path = mounted_path(f"{PVC.prefix}{claim}", pod.MOUNTS)
     return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, {"name": name, "mountPath": path, "readOnly": True}
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import SecretRef, Strict
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat, Format, Quantization
+from finetune_trainer.contract.places import Use
 
 
 class Artifact(Strict):
@@ -27,9 +29,13 @@ class Artifact(Strict):
 
 
 class Publish(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^((pvc|s3)://.+|hf://[^/@]+/[^/@]+(@[^@]+)?)$")
-    """Where copies go: pvc://claim/path, s3://bucket/path, or a model repository, hf://org/name[@branch]. Each artifact gets
-    a folder of its name below it; in a repository, a single one lies at the root."""
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.PUBLISH),
+        description=f"Where copies go: {places.forms(Use.PUBLISH)}. Each artifact gets a folder of its name below it; in a"
+        " repository of hf://, a single one lies at the root.",
+    )
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that place; hf:// needs one, with the key HF_TOKEN."""
     private: bool = True
@@ -40,7 +46,7 @@ class Publish(Strict):
 
 
 class StoreConfig(Strict):
-    """The artifact store: pvc://claim/prefix or s3://bucket/prefix (credentials by environment)."""
+    """The artifact store, a claim or a bucket (credentials by environment)."""
 
     uri: str
     endpoint: str | None = None

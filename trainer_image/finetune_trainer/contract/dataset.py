@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import SecretRef, Strict
+from finetune_trainer.contract.places import Use
 
 
 class DatasetFormat(StrEnum):
@@ -22,7 +24,7 @@ class DatasetFormat(StrEnum):
 
 
 class Split(Strict):
-    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs|https|configmap)://.+")
+    uri: str | None = Field(None, min_length=1, max_length=1024, pattern=places.pattern(Use.ROWS))
     """Rows of their own instead of a share of the training rows. Same schemes and format as dataset.uri."""
     split: str | None = Field(None, min_length=1, max_length=253)
     """Rows of dataset.uri's own split of this name, such as test or validation."""
@@ -35,10 +37,13 @@ class Split(Strict):
 
 
 class Dataset(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs|https|configmap)://.+")
-    """Where the rows lie: hf://org/name[@revision], s3://bucket/path, gs://bucket/path, pvc://claim/path,
-    configmap://name/key or https://host/path[#sha256=digest]. A file (jsonl, json, csv, tsv, parquet, arrow), or, but for
-    https, a folder of such files, laid out as datasets on the hub are or as datasets.save_to_disk leaves them."""
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.ROWS),
+        description=f"Where the rows lie: {places.forms(Use.ROWS)}. A file (jsonl, json, csv, tsv, parquet, arrow), or, but for"
+        " https, a folder of such files, laid out as datasets on the hub are or as datasets.save_to_disk leaves them.",
+    )
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
     subset: str | None = Field(None, min_length=1, max_length=253)

@@ -7,6 +7,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import Use
+
 
 class Strict(BaseModel):
     """A value that we write: an unknown key is an error, not a surprise."""
@@ -25,10 +28,12 @@ class Report(BaseModel):
 
 
 class SecretRef(Strict):
-    name: str = Field(min_length=1, max_length=253)
-    """Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:
-    HF_TOKEN for hf://, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, GOOGLE_SERVICE_ACCOUNT_KEY for gs://,
-    HTTPS_AUTHORIZATION (sent as the header Authorization) for https://."""
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        description="Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:"
+        f" {places.credentials(places.PLACES)} (sent as the header Authorization).",
+    )
 
 
 class CaSecretRef(Strict):
@@ -39,9 +44,12 @@ class CaSecretRef(Strict):
 
 
 class Model(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(hf|pvc|s3|gs)://.+")
-    """Where the base model lies: hf://org/name[@revision], s3://bucket/path, gs://bucket/path or pvc://claim/path.
-    Code that lies beside the weights is never run."""
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.MODEL),
+        description=f"Where the base model lies: {places.forms(Use.MODEL)}. Code that lies beside the weights is never run.",
+    )
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""
     weights: Literal["Safetensors", "Pickle"] = "Safetensors"
@@ -62,7 +70,7 @@ class ChatTemplate(Strict):
     @property
     def uri(self) -> str:
         """The place as sources are named."""
-        return f"configmap://{self.config_map_key_ref.name}/{self.config_map_key_ref.key}"
+        return f"{places.CONFIG_MAP.prefix}{self.config_map_key_ref.name}/{self.config_map_key_ref.key}"
 
 
 class TrainedModel(Model):

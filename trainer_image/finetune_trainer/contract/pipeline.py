@@ -21,6 +21,7 @@ from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.evaluation import AnswerEngine
 from finetune_trainer.contract.fields import Model, TrainedModel
+from finetune_trainer.contract.places import claim_of, config_map_of, mounted_path
 from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.tasks import Task, Tasks
@@ -173,13 +174,6 @@ def answered(fingerprint: str, engine: str) -> str:
 # ── Where things lie in a pod ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def mounted_path(uri: str, mounts: str) -> str | None:
-    """Path in the pod of a pvc:// or configmap:// uri; None for sources that are fetched over the network."""
-    scheme, _, rest = uri.partition("://")
-    folder = {"pvc": "claims", "configmap": "configmaps"}.get(scheme)
-    return None if folder is None else f"{mounts}/{folder}/{rest}"
-
-
 def model_path(model: Model, mounts: str) -> str | None:
     """Path in the pod of a model that is read where it is mounted; None for one that the store holds."""
     return None if model.weights == PICKLE else mounted_path(model.uri, mounts)
@@ -188,12 +182,12 @@ def model_path(model: Model, mounts: str) -> str | None:
 def claims(run: RunConfig) -> tuple[str, ...]:
     """Names of the persistent volume claims that a run's pods mount, the artifact store's first where it is one."""
     uris = (run.store.uri, *source_uris(run), *(p.uri for p in run.publish))
-    return tuple(dict.fromkeys(_host(u) for u in uris if u.startswith("pvc://")))
+    return tuple(dict.fromkeys(name for uri in uris if (name := claim_of(uri))))
 
 
 def config_maps(run: RunConfig) -> tuple[str, ...]:
     """Names of the ConfigMaps that prepare mounts: rows, and the chat template."""
-    return tuple(dict.fromkeys(_host(u) for u in source_uris(run) if u.startswith("configmap://")))
+    return tuple(dict.fromkeys(name for uri in source_uris(run) if (name := config_map_of(uri))))
 
 
 def source_uris(run: RunConfig) -> tuple[str, ...]:
@@ -212,7 +206,3 @@ def models(run: RunConfig) -> tuple[Model, ...]:
 def _dataset_uris(dataset: Dataset) -> tuple[str, ...]:
     splits = (dataset.test, dataset.validation)
     return (dataset.uri, *(s.uri for s in splits if s is not None and s.uri is not None))
-
-
-def _host(uri: str) -> str:
-    return uri.partition("://")[2].partition("/")[0]

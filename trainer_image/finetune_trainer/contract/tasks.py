@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import Strict
 from finetune_trainer.contract.metrics import WORD
+from finetune_trainer.contract.places import Use
 
 
 class Task(Strict):
@@ -18,9 +20,13 @@ class Task(Strict):
 
 
 class TaskFiles(Strict):
-    uri: str = Field(min_length=1, max_length=1024, pattern=r"^(pvc|s3|gs|configmap)://.+")
-    """Folder with lm-eval's YAML files of the tasks and, beside them, the rows that they name: pvc://claim/path,
-    configmap://name, s3://bucket/path or gs://bucket/path (with the credentials of dataset.secretRef). No hub is asked."""
+    uri: str = Field(
+        min_length=1,
+        max_length=1024,
+        pattern=places.pattern(Use.TASKS),
+        description="Folder with lm-eval's YAML files of the tasks and, beside them, the rows that they name:"
+        f" {places.forms(Use.TASKS)} (with the credentials of dataset.secretRef). No hub is asked.",
+    )
 
 
 class Tasks(Strict):

@@ -17,7 +17,8 @@ from typing import Any
 
 from finetune_trainer.context import MODEL, Context, lay_over
 from finetune_trainer.contract.fields import ChatTemplate
-from finetune_trainer.contract.pipeline import mounted_path, templated_fingerprint
+from finetune_trainer.contract.pipeline import templated_fingerprint
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import ModelFacts, StepResult
 from finetune_trainer.data.conversation import Example

@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.objectives import OF_PAIRS
+from finetune_trainer.contract.places import HF
 from finetune_trainer.contract.reports import DatasetFacts, Scores, TrainFacts
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.export.server_files import for_vllm
@@ -57,7 +58,7 @@ def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) 
     scheme, _, repository = run.model.uri.partition("://")
     lines = [
         "---",
-        *([f"base_model: {repository.partition('@')[0]}"] if scheme == "hf" else []),  # hubs take nothing but a repository
+        *([f"base_model: {repository.partition('@')[0]}"] if scheme == HF.scheme else []),  # hubs take nothing but a repository
         "pipeline_tag: text-generation",
         "tags: [finetune-operator, " + training.method.lower() + "]",
         "---",

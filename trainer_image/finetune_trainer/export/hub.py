@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.contract.artifacts import Publish
+from finetune_trainer.contract.places import HF
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Manifest
 from finetune_trainer.digests import sha256
@@ -23,7 +24,6 @@ from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
 from finetune_trainer.store.files import FILES, files_json, parse_files
 
-SCHEME = "hf://"
 MAIN = "main"
 MESSAGE = "Published by finetune-operator"
 
@@ -51,7 +51,7 @@ def publish(target: Publish, field: str, artifacts: Mapping[str, tuple[Manifest,
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
-    repository, _, branch = target.uri.removeprefix(SCHEME).partition("@")
+    repository, _, branch = target.uri.removeprefix(HF.prefix).partition("@")
     place = Place(repository, branch or MAIN, target.private, field)
     access = environment.access()
     api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)

@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune_trainer.context import TASKS, Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Scores, StepResult, Termination
@@ -37,7 +38,7 @@ def make_entry(context: Context) -> None:
     context.progress("checking the tasks")
     fingerprint = pipeline.tasks_fingerprint(asked)
     known = context.store.read(TASKS, fingerprint)
-    mounted = pipeline.mounted_path(asked.files.uri, context.mounts) is not None
+    mounted = mounted_path(asked.files.uri, context.mounts) is not None
     if known is None or mounted:
         folder = _fetched(context, asked)
         if known is None:

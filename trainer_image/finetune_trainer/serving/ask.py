@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, required=True, help="JSON file with the prompts")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest answer in tokens")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for all answers, and again for all rows")
-    parser.add_argument("--rows", help="pvc:// or s3:// uri of an evaluation's entry in an artifact store")
+    parser.add_argument("--rows", help="uri of an evaluation's entry in an artifact store")
     parser.add_argument("--count", type=int, default=served_rows.ROWS, help="rows that are asked at most")
     parser.add_argument("--min-equal", type=float, default=0.5, help="share of the rows that must be answered alike")
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")

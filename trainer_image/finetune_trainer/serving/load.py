@@ -1,8 +1,8 @@
 """Make a model folder ready for an engine, and refuse one that is not what it should be. The serving pods' first container.
 
-    python -m finetune_trainer.serving.load --uri pvc://claim/path|s3://bucket/path --target DIR [--digest sha256:…] [--gguf]
+    python -m finetune_trainer.serving.load --uri URI --target DIR [--digest sha256:…] [--gguf]
 
-A claim is mounted and read where it lies; S3 is downloaded to DIR/files. Then DIR/model leads to the folder and, with
+A claim is mounted and read where it lies; a bucket is downloaded to DIR/files. Then DIR/model leads to the folder and, with
 --gguf, DIR/model.gguf to its one GGUF file, so that an engine's command line needs no names of files. With a digest,
 every byte is read and checked: a replaced or damaged file is never served.
 """
@@ -18,13 +18,14 @@ from pathlib import Path, PurePosixPath
 
 from finetune_trainer import environment
 from finetune_trainer.buckets import download, open_bucket
-from finetune_trainer.contract.pipeline import mounted_path
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.store.bucket import BucketObjects
 from finetune_trainer.store.files import FILES, folder_digest, parse_files
-from finetune_trainer.store.s3 import S3Objects
 from finetune_trainer.termination import finish
 
 PARALLEL_FILES = 4
@@ -33,7 +34,7 @@ PARALLEL_FILES = 4
 def main(arguments: list[str] | None = None) -> int:
     """Load as the command line says and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer.serving.load", description=__doc__.splitlines()[0])
-    parser.add_argument("--uri", required=True, help="pvc://claim/path or s3://bucket/path")
+    parser.add_argument("--uri", required=True, help=places.forms(places.Use.SERVE))
     parser.add_argument("--target", type=Path, required=True, help="folder that gets the links, and what is downloaded")
     parser.add_argument("--digest", help="digest of the folder's files.json; without it files are not checked")
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")
@@ -112,7 +113,7 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-# ── S3 ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Buckets ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def fetch(uri: str, into: Path, digest: str | None, endpoint: str | None, region: str | None) -> Path:
@@ -120,7 +121,7 @@ def fetch(uri: str, into: Path, digest: str | None, endpoint: str | None, region
     root, _, prefix = uri.rstrip("/").rpartition("/")
     if root.endswith(":/"):
         raise StepFailed(StepReason.InvalidSpec, f"{uri} names a bucket; spec.model.uri needs a path in it")
-    objects = S3Objects(root, endpoint, region)
+    objects = BucketObjects(root, endpoint, region)
     try:
         content = objects.read(f"{prefix}/{FILES}")
         if content is not None:
@@ -148,7 +149,7 @@ def _of_the_spec(uri: str, error: StepFailed) -> StepFailed:
     """The store's errors in the words of a ModelServe, which has no artifact store."""
     if error.reason is StepReason.StoreAccessDenied:
         text = (
-            f"{uri} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
+            f"{uri} was refused: check {' and '.join(places.of(uri).keys)} in the Secret that"
             " spec.model.secretRef names, and their rights on the bucket"
         )
         return StepFailed(StepReason.ModelAccessDenied, text)

@@ -14,9 +14,9 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
     """Objects below a prefix, or the one object of that name."""
     from finetune_trainer.buckets import download, open_bucket
 
-    bucket, _, prefix = source.uri.partition("://")[2].rstrip("/").partition("/")
-    store = open_bucket(f"{source.scheme}://{bucket}", endpoint, region)
+    bucket, _, prefix = source.uri.removeprefix(source.place.prefix).rstrip("/").partition("/")
     meaning = partial(_meaning_at_bucket, source)
+    store = with_retries(lambda: open_bucket(f"{source.place.prefix}{bucket}", endpoint, region), meaning, source.unavailable)
 
     def describe() -> dict[str, int]:
         found = {str(o["path"]): int(o["size"]) for o in store.list(prefix or None).collect()}
@@ -56,6 +56,5 @@ def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float |
     if "<Code>AuthorizationHeaderMalformed</Code>" in str(error):
         return source.denied(f"{source.uri}: the bucket is in another region: set spec.storage.artifacts.region or AWS_REGION")
     if is_denied(error):
-        keys = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "gs": "GOOGLE_SERVICE_ACCOUNT_KEY"}[source.scheme]
-        return source.denied(f"{source.uri} was refused: check {keys} in {source.secret}")
+        return source.denied(f"{source.uri} was refused: check {' and '.join(source.place.keys)} in {source.secret}")
     return 0.0 if isinstance(error, BaseError | ConnectionError | TimeoutError) else None

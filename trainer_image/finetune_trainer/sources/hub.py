@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from finetune_trainer import environment
+from finetune_trainer.contract.places import HF
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
 from finetune_trainer.sources.source import Fetched, Source
@@ -15,7 +16,7 @@ def _fetch_from_hub(source: Source, into: Path) -> Fetched:
     """A snapshot at one commit. HF_ENDPOINT names another hub, HF_TOKEN opens gated and private repositories."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
-    repository, _, revision = source.uri.removeprefix("hf://").partition("@")
+    repository, _, revision = source.uri.removeprefix(HF.prefix).partition("@")
     kind = "dataset" if source.subject == "Dataset" else "model"
     access = environment.access()
     api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)
@@ -60,7 +61,7 @@ def _meaning_at_hub(source: Source, error: Exception) -> StepFailed | float | No
         RevisionNotFoundError,
     )
 
-    place = source.uri.removeprefix("hf://")
+    place = source.uri.removeprefix(HF.prefix)
     secret = f"set {source.secret} to a Secret with the key HF_TOKEN"
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return _meaning_at_hub(source, error.__cause__)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import Place
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed, first_line
 
@@ -36,8 +38,8 @@ class Source:
     narrow: Callable[[list[str], str], list[str]] | None = None  # of the wanted paths, by what README.md says
 
     @property
-    def scheme(self) -> str:
-        return self.uri.partition("://")[0]
+    def place(self) -> Place:
+        return places.of(self.uri)
 
     def chosen(self, paths: Iterable[str], read: Callable[[str], str]) -> list[str]:
         """Those of the paths that are wanted, sorted; `read` gives the text of a small file among them.

@@ -21,6 +21,7 @@ from finetune_trainer import environment
 from finetune_trainer.context import DATA, MODEL, Context, kind_of
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File, Manifest, ModelFacts, StepResult
 from finetune_trainer.data import chat_template, dataset
@@ -103,7 +104,7 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
     """The committed model entry, made now where it is missing; a mounted model must still be what it was."""
     fingerprint = pipeline.model_fingerprint(model)
     known = context.store.read(MODEL, fingerprint)
-    mounted = pipeline.mounted_path(model.uri, context.mounts)
+    mounted = mounted_path(model.uri, context.mounts)
     if known is not None:
         if mounted is not None:
             _check_unchanged(context, known, Path(mounted), field)
@@ -205,7 +206,7 @@ def _check_same_rows(context: Context, known: Manifest) -> None:
     """Mounted rows can be changed under their uri. Raises StepFailed RowsChanged rather than train on those of before."""
     asked = context.run.dataset
     uris = [asked.uri, *(split.uri for split in (asked.test, asked.validation) if split is not None and split.uri)]
-    if any(pipeline.mounted_path(uri, context.mounts) is None for uri in uris):
+    if any(mounted_path(uri, context.mounts) is None for uri in uris):
         return  # fetching all again would cost what the entry saves
     context.progress("checking the rows")
     if dataset.load(context.run, context.scratch / "rows", context.mounts).source_digest != known.inputs["source"]:

@@ -14,16 +14,17 @@ from pathlib import Path
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Publish
-from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, mounted_path, steps, subjects
+from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, steps, subjects
+from finetune_trainer.contract.places import HF, mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File, Manifest, Scores, StepResult
 from finetune_trainer.digests import sha256
 from finetune_trainer.export import card, hub
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.store.bucket import BucketObjects
 from finetune_trainer.store.directory import DirectoryObjects
 from finetune_trainer.store.entries import Objects
 from finetune_trainer.store.files import FILES, files_json, folder_digest, parse_files
-from finetune_trainer.store.s3 import S3Objects
 
 
 def run(context: Context) -> StepResult:
@@ -34,7 +35,7 @@ def run(context: Context) -> StepResult:
     index = int(context.step.name.rpartition("-")[2])
     target = context.run.publish[index]
     inputs: dict[str, str] = {}
-    if target.uri.startswith(hub.SCHEME):
+    if target.uri.startswith(HF.prefix):
         digests, inputs["commit"] = _to_hub(context, target, f"spec.publish[{index}]")
     else:
         digests = _to_place(context, target)
@@ -100,11 +101,11 @@ def _scores(context: Context, subject: str) -> Scores | None:
 
 
 def open_place(context: Context, target: Publish) -> Objects:
-    """The folder or bucket to copy to. A bucket is looked for where the artifact store's is, credentials are AWS_*."""
+    """The folder or bucket to copy to. An S3 bucket is looked for where the artifact store's is."""
     mounted = mounted_path(target.uri, context.mounts)
     if mounted is not None:
         return DirectoryObjects(Path(mounted))
-    return S3Objects(target.uri, context.run.store.endpoint, context.run.store.region)
+    return BucketObjects(target.uri, context.run.store.endpoint, context.run.store.region)
 
 
 def copy(place: Objects, name: str, manifest: Manifest, folder: Path, scratch: Path) -> None:

@@ -1,4 +1,4 @@
-"""The artifact store: what a step made, kept under the fingerprint of its inputs. A directory (claim) or an S3 bucket.
+"""The artifact store: what a step made, kept under the fingerprint of its inputs. A directory (claim) or a bucket.
 
     <root>/<kind>/<fingerprint>/manifest.json          the commit: written last, the first one wins
     <root>/<kind>/<fingerprint>/<attempt>/…            the files of one attempt, with files.json that names them all
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Protocol
 
 from finetune_trainer.contract.artifacts import StoreConfig
-from finetune_trainer.contract.pipeline import mounted_path
+from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Check, File, Manifest, StepResult
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.store.bucket import BucketObjects
 from finetune_trainer.store.directory import DirectoryObjects
 from finetune_trainer.store.files import CHECKPOINT, FILES, MANIFEST, describe, files_json, folder_digest, parse_files
-from finetune_trainer.store.s3 import S3Objects
 
 
 class Objects(Protocol):
@@ -202,11 +202,11 @@ class Store:
 
 
 def open_store(config: StoreConfig, mounts: str) -> Store:
-    """The store of a run: pvc://claim/prefix, mounted below `mounts`, or s3://bucket/prefix with AWS_* variables."""
+    """The store of a run: a claim, mounted below `mounts`, or a bucket with credentials from the environment."""
     directory = mounted_path(config.uri, mounts)
     if directory is not None:
         return Store(DirectoryObjects(Path(directory)), config.uri)
-    return Store(S3Objects(config.uri, config.endpoint, config.region), config.uri)
+    return Store(BucketObjects(config.uri, config.endpoint, config.region), config.uri)
 
 
 # ── files.json ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from finetune_operator.api.rules.table import of_table
 from finetune_operator.meta import Rule
 from finetune_trainer.contract import combinations
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
+from finetune_trainer.contract.places import HF, S3
 
 _PAIRS = [f"{format.named} with {name}" for name, format in FORMATS.items()]
 _STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
@@ -102,14 +103,15 @@ RULES = (
     ),
     Rule(
         "spec.publish[]",
-        "!self.uri.startsWith('hf://') || has(self.secretRef)",
-        "spec.publish[].secretRef is needed to write to hf://; name a Secret with the key HF_TOKEN",
+        f"!self.uri.startsWith('{HF.prefix}') || has(self.secretRef)",
+        f"spec.publish[].secretRef is needed to write to {HF.prefix}; name a Secret with the key {HF.keys[0]}",
     ),
     Rule(
         "spec",
-        "!has(self.publish) || self.publish.all(p, !p.uri.startsWith('hf://')"
+        f"!has(self.publish) || self.publish.all(p, !p.uri.startsWith('{HF.prefix}')"
         " || self.publish.filter(other, other.uri == p.uri).size() == 1)",
-        "spec.publish[].uri names one hf:// repository twice, and one entry would undo the other; list the artifacts in one",
+        f"spec.publish[].uri names one {HF.prefix} repository twice, and one entry would undo the other; list the artifacts in"
+        " one",
     ),
     Rule(
         "spec",
@@ -119,9 +121,9 @@ RULES = (
     ),
     Rule(
         "spec.storage.artifacts",
-        "(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef))"
-        " || (has(self.uri) && self.uri.startsWith('s3://'))",
-        "spec.storage.artifacts.endpoint, .region and .caSecretRef go with an s3:// uri only; set uri, or remove them",
+        f"(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef)) || (has(self.uri)"
+        f" && self.uri.startsWith('{S3.prefix}'))",
+        f"spec.storage.artifacts.endpoint, .region and .caSecretRef go with an {S3.prefix} uri only; set uri, or remove them",
     ),
     *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
     *EVALUATION_RULES,

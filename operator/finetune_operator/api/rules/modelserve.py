@@ -6,6 +6,8 @@ from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
 from finetune_operator.modelserve.engines import ENGINES
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import S3, Reach, Use
 
 _SPLITTING = [name for name, engine in ENGINES.items() if engine.splits_tensors]
 _NO_SPLIT = f"spec.parallelism.tensor above 1 needs spec.engine.type {' or '.join(_SPLITTING)}; set one or the other"
@@ -18,6 +20,11 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
     engines = [_NO_SPLIT] if split and not ENGINES[spec.engine.type].splits_tensors else []
     return engines + ([_NO_GPUS] if split and not spec.parallelism.gpus else [])
 
+
+_ALIKE = " && ".join(
+    f"self.evaluation.startsWith('{place.prefix}') == self.uri.startsWith('{place.prefix}')"
+    for place in places.usable(Use.SERVE, Reach.BUCKET)
+)
 
 RULES = (
     Rule(
@@ -34,13 +41,14 @@ RULES = (
     ),
     Rule(
         "spec.model",
-        "!has(self.uri) || !has(self.evaluation) || self.evaluation.startsWith('s3://') == self.uri.startsWith('s3://')",
+        f"!has(self.uri) || !has(self.evaluation) || {_ALIKE}",
         "spec.model.evaluation must lie in a claim or in a bucket, as uri does: the credentials are the same",
     ),
     Rule(
         "spec.model",
-        "!has(self.uri) || self.uri.startsWith('s3://') || !(has(self.endpoint) || has(self.region) || has(self.caSecretRef))",
-        "spec.model.endpoint, .region and .caSecretRef go with an s3:// uri only; remove them",
+        f"!has(self.uri) || self.uri.startsWith('{S3.prefix}')"
+        " || !(has(self.endpoint) || has(self.region) || has(self.caSecretRef))",
+        f"spec.model.endpoint, .region and .caSecretRef go with an {S3.prefix} uri only; remove them",
     ),
     Rule(
         "spec",

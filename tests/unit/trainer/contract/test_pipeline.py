@@ -213,9 +213,6 @@ def test_mounts() -> None:
     assert pipeline.config_maps(mixed) == ("facts",)
     template = {"configMapKeyRef": {"name": "chat", "key": "short.jinja"}}
     assert pipeline.config_maps(run(model={"uri": "hf://org/model", "chatTemplate": template})) == ("chat",)
-    assert pipeline.mounted_path("pvc://out/models", "/mnt") == "/mnt/claims/out/models"
-    assert pipeline.mounted_path("configmap://facts/train.jsonl", "/mnt") == "/mnt/configmaps/facts/train.jsonl"
-    assert pipeline.mounted_path("hf://org/name", "/mnt") is None
 
 
 def test_scores_by_vllm_are_kept_apart_and_all_others_stay_where_they_were() -> None:

@@ -1,4 +1,4 @@
-"""The artifact store's objects in an S3 bucket, by obstore. Credentials come from AWS_* environment variables."""
+"""The artifact store's objects in a bucket, by obstore. Credentials come from environment variables (contract/places)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune_trainer.buckets import MIB, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
+from finetune_trainer.contract import places
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
@@ -18,12 +19,13 @@ MAX_PARTS = 9000
 PARALLEL_FILES = 4
 
 
-class S3Objects:
-    """Objects below s3://bucket/prefix. write_new is one conditional PUT (If-None-Match: *)."""
+class BucketObjects:
+    """Objects below the uri of a bucket. write_new is one conditional PUT (If-None-Match: *)."""
 
     def __init__(self, uri: str, endpoint: str | None = None, region: str | None = None) -> None:
         self._uri = uri.rstrip("/")
-        self._store = open_bucket(uri, endpoint, region)
+        with self._reported(""):
+            self._store = open_bucket(uri, endpoint, region)
 
     def read(self, path: str) -> bytes | None:
         with self._reported(path):
@@ -96,7 +98,7 @@ class S3Objects:
             if is_denied(error):
                 raise StepFailed(
                     StepReason.StoreAccessDenied,
-                    f"{where} was refused: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the Secret that"
+                    f"{where} was refused: check {' and '.join(places.of(where).keys)} in the Secret that"
                     " spec.storage.artifacts.secretRef names, and their rights on the bucket",
                 ) from error
             if is_untrusted(error):
