@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import llamacpp, settings, toolchain
+from localcluster import llamacpp, npm, settings, toolchain
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,6 +39,7 @@ def _build_programs() -> None:
     cache = settings.read().cache
     for program in ("kubernetes", "helm", "versitygw"):
         toolchain.binary(cache, program)
+    npm.azurite(cache)
 
 
 def _install_everything() -> None:

@@ -1,4 +1,4 @@
-"""Buckets of S3 and Google, opened by obstore, and what their errors mean: for the artifact store and for sources."""
+"""Buckets of S3, Google and Azure, opened by obstore, and what their errors mean: for the artifact store and for sources."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 
 from finetune_trainer import environment
 from finetune_trainer.contract import places
-from finetune_trainer.contract.places import GS
+from finetune_trainer.contract.places import AZ, GS
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
+    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
 
-    Bucket = S3Store | GCSStore
+    Bucket = S3Store | GCSStore | AzureStore
 
 MIB = 1 << 20
-NO_BUCKET = ("NoSuchBucket",)  # codes of the servers' answers
+NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # codes of the servers' answers
+NO_ACCOUNT = "Account must be specified"  # AZURE_STORAGE_ACCOUNT_NAME is unset
 
 
 UNTRUSTED = (
@@ -32,12 +33,16 @@ def open_bucket(uri: str, endpoint: str | None, region: str | None) -> Bucket:
 
     S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
     Google: GOOGLE_SERVICE_ACCOUNT_KEY or GOOGLE_BEARER_TOKEN, else the pod's own identity; GOOGLE_BASE_URL is another server.
+    Azure: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or a SAS token, else the pod's own identity;
+    AZURE_STORAGE_ENDPOINT is another server.
     """
-    from obstore.store import GCSStore, S3Store
+    from obstore.store import AzureStore, GCSStore, S3Store
 
     place = places.of(uri)
     bucket, _, prefix = uri.removeprefix(place.prefix).partition("/")
     below, access = prefix.rstrip("/") or None, environment.access()
+    if place is AZ:
+        return AzureStore(bucket, prefix=below, client_options=_client(access.azure_endpoint), retry_config=RETRIES)
     if place is GS:
         return GCSStore(bucket, prefix=below, client_options=_client(access.google_endpoint), retry_config=RETRIES)
     endpoint = endpoint or access.s3_endpoint
@@ -67,7 +72,7 @@ def is_denied(error: Exception) -> bool:
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
     known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
-    return known or any(said in str(error) for said in ("status code: 403", "status code: 401"))
+    return known or any(said in str(error) for said in ("status code: 403", "status code: 401", NO_ACCOUNT))
 
 
 def is_untrusted(error: Exception) -> bool:

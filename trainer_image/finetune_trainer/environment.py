@@ -114,6 +114,7 @@ class Access:
     https_authorization: str | None
     served_api_key: str | None
     google_endpoint: str | None
+    azure_endpoint: str | None
     s3_endpoint: str | None
     s3_region: str | None
     ca_bundle: Path | None
@@ -127,6 +128,7 @@ def access(variables: Mapping[str, str] = os.environ) -> Access:
         https_authorization=variables.get("HTTPS_AUTHORIZATION"),
         served_api_key=variables.get(pod.ENV_API_KEY),
         google_endpoint=variables.get("GOOGLE_BASE_URL"),
+        azure_endpoint=variables.get("AZURE_STORAGE_ENDPOINT"),
         s3_endpoint=variables.get("AWS_ENDPOINT_URL"),
         s3_region=variables.get("AWS_REGION"),
         ca_bundle=Path(bundle) if bundle else None,

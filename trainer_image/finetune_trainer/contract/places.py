@@ -65,9 +65,16 @@ S3 = Place(  # spec's endpoint, region and caSecretRef are for it alone
     "s3", Reach.BUCKET, dict.fromkeys(Use, BUCKET), keys=S3_KEYS, required=S3_KEYS
 )
 GS = Place("gs", Reach.BUCKET, dict.fromkeys(READ, BUCKET), keys=("GOOGLE_SERVICE_ACCOUNT_KEY",))
+AZ = Place(  # where a key is not given, the pod's own identity counts, but the account has to be named
+    "az",
+    Reach.BUCKET,
+    dict.fromkeys(Use, "container/path"),
+    keys=("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+    required=("AZURE_STORAGE_ACCOUNT_NAME",),
+)
 HTTPS = Place("https", Reach.HTTPS, {Use.ROWS: "host/path[#sha256=digest]"}, keys=("HTTPS_AUTHORIZATION",))
 CONFIG_MAP = Place("configmap", Reach.MOUNTED, {Use.ROWS: "name/key", Use.TASKS: "name"}, kind="ConfigMap", folder="configmaps")
-PLACES = (HF, PVC, S3, GS, HTTPS, CONFIG_MAP)
+PLACES = (HF, PVC, S3, GS, AZ, HTTPS, CONFIG_MAP)
 
 _BY_SCHEME = {place.scheme: place for place in PLACES}
 
