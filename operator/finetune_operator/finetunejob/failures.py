@@ -9,12 +9,16 @@ What follows from an exit code stands beside it in contract/exits.py; all reason
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 from finetune_operator.finetunejob.observed import Attempt, Pod
+from finetune_operator.meta import quantity_of
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
+
+_AMOUNTS = re.compile(r"was using (\S+),? request is (\S+)")
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,23 @@ def _from_outside(pod: Pod, stage: str) -> Failure | None:
     if pod.oom_killed:
         text = f"the pod used more memory than it may; raise spec.stages.{stage}.resources"
         return Failure(Retry.COUNTED, StepReason.OutOfMemory, text)
-    if pod.removed == "Evicted" and "exceed" in pod.removal.lower():
+    if pod.removed == "Evicted" and "exceed" in pod.removal.lower():  # a limit of its own on disk
         text = f"the pod was evicted: {pod.removal}; raise spec.storage.scratch.size or its ephemeral-storage"
         return Failure(Retry.COUNTED, StepReason.ScratchFull, text)
+    if pod.removed == "Evicted" and _used_more_than_asked(pod.removal):
+        text = f"the pod was evicted: {pod.removal}; raise the requests of spec.stages.{stage}.resources"
+        return Failure(Retry.COUNTED, pod.removed, text)
     explained = pod.termination is not None and pod.termination.failure is not None
     if pod.removed is None or (explained and pod.exit_code not in (ExitCode.PREEMPTED, ExitCode.TERMINATED)):
         return None
     reason = OperatorReason.PodDeleted if pod.removed == "Deleted" else pod.removed
     return Failure(Retry.FREE, reason, pod.removal or POD_DELETED.message)
+
+
+def _used_more_than_asked(removal: str) -> bool:
+    """Whether the node was short of what a container of the pod took beyond its request, as the kubelet tells the amounts."""
+    amounts = [(quantity_of(used.rstrip(",.")), quantity_of(asked.rstrip(",."))) for used, asked in _AMOUNTS.findall(removal)]
+    return any(used > asked for used, asked in amounts if used is not None and asked is not None)
 
 
 def _from_code(code: int | None) -> Failure:

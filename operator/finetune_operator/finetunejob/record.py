@@ -28,6 +28,7 @@ from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
 from finetune_trainer.contract.reports import StepResult
 
+MOST_ATTEMPTS = 100  # of a step, whatever took its pods away
 DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 
 
@@ -84,7 +85,7 @@ def _read(
     )
     if attempt.state is State.ACTIVE:
         return status
-    ended = attempt.finished_at or stamp(now)
+    ended = min(attempt.finished_at or stamp(now), stamp(now))  # a node's clock may be ahead, and no pause to wait for
     status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
     if attempt.state is State.FAILED:
         return _fail(status, step, failure_of(attempt, step.stage), budget, ended)
@@ -181,9 +182,11 @@ def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budge
     retries = record.retries + (failure.retry is Retry.COUNTED)
     smaller = _smaller_micro_batch(status, step, budget) if failure.retry is Retry.SMALLER else record.micro_batch_size
     hopeless = failure.retry is Retry.NEVER or (failure.retry is Retry.SMALLER and smaller is None)
-    final = hopeless or retries > budget.max_retries
+    final = hopeless or retries > budget.max_retries or record.attempt >= MOST_ATTEMPTS
     message = failure.message
-    if final and failure.retry is Retry.COUNTED:
+    if record.attempt >= MOST_ATTEMPTS:
+        message += f" (attempt {record.attempt}: no more are made)"
+    elif final and failure.retry is Retry.COUNTED:
         message += f" (attempt {record.attempt}; {budget.max_retries} retries used up)"
     elif failure.retry is Retry.SMALLER and not final:
         message += f"; it goes on with micro-batches of {smaller}"

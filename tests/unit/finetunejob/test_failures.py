@@ -24,6 +24,9 @@ JOB: Object = {
     },
     "spec": {},
 }
+LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 88Mi. "
+GREEDY = LOW + "Container step was using 6Gi, request is 1Gi, has larger consumption of memory. "
+MODEST = LOW + "Container step was using 900Mi, request is 1Gi, has larger consumption of memory. "
 EVICTED_FULL = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi".'
 
 
@@ -54,6 +57,8 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
     ),
     ("node lost", with_status(None, **disruption("DeletionByTaintManager")), Retry.FREE, "DeletionByTaintManager"),
     ("evicted by node pressure", with_status(None, reason="Evicted", message="low on memory"), Retry.FREE, "Evicted"),
+    ("evicted for its own memory", with_status(None, reason="Evicted", message=GREEDY), Retry.COUNTED, "Evicted"),
+    ("evicted for another's memory", with_status(None, reason="Evicted", message=MODEST), Retry.FREE, "Evicted"),
     ("evicted for its own disk use", with_status(None, reason="Evicted", message=EVICTED_FULL), Retry.COUNTED, "ScratchFull"),
     ("refused by the kubelet", with_status(None, reason="OutOfcpu"), Retry.FREE, "OutOfcpu"),
     ("no exit code", with_status(None), Retry.FREE, "PodLost"),

@@ -306,6 +306,23 @@ def test_a_lost_node_costs_an_attempt_and_no_person() -> None:
     assert story.job["status"]["lastFailure"]["reason"] == "NodeLost"
 
 
+def test_a_node_whose_clock_is_ahead_makes_nobody_wait() -> None:
+    story = Story(make_job())
+    story.passes(2)
+    story.space.end(*reported_failure(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", "no answer"), seconds=10**6)
+    assert "job prepare" in story.passes(4)
+
+
+def test_pods_that_are_taken_away_for_ever_are_replaced_a_bounded_number_of_times() -> None:
+    story = Story(make_job())
+    for _ in range(110):
+        story.passes(3)
+        story.space.jobs.clear()
+        story.space.pods.clear()
+    assert story.conditions()["Failed"] == ("True", "JobDeleted")
+    assert story.step("prepare")["attempt"] == 100
+
+
 def test_a_job_whose_pod_is_refused_does_not_say_that_it_runs() -> None:
     story = Story(make_job())
     story.one_pass()
