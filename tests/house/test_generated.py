@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from finetune_operator.api import docgen
 from finetune_operator.api.crdgen import render
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +35,25 @@ def test_every_field_of_a_spec_is_described(name: str) -> None:
     assert len(fields) > 20
     # metadata of a well-known shape needs no words: a Secret's name is described once, in its own type
     assert [path for path, field in fields.items() if not field.get("description", "").strip()] == []
+
+
+@pytest.mark.parametrize("name", sorted(docgen.render()))
+def test_pages_are_fresh(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == docgen.render()[name], f"docs/{name} is stale: run `make docs`"
+
+
+def test_the_page_of_fields_has_every_field_of_both_kinds() -> None:
+    page = (ROOT / "docs/fields.md").read_text()
+    fields = [
+        path
+        for text in render().values()
+        for part in ("spec", "status")
+        for path, _ in _fields(
+            yaml.safe_load(text)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"][part], part
+        )
+    ]
+    assert len(fields) > 250
+    assert [path for path in fields if f"| `{path}` |" not in page] == []
 
 
 def _fields(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

