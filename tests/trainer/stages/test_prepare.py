@@ -448,7 +448,7 @@ def test_what_does_not_go_together_is_told_before_anything_is_fetched(
 ) -> None:
     best = {"keepCheckpoint": "Best", "evaluateEverySteps": 1}
     run = make_run(training=best, devices={"gpus": 2, "strategy": "FSDP"}, model={"uri": "pvc://nowhere/model"})
-    message = refused(prepare(run), ExitCode.BAD_CONFIG, "BadConfig")
+    message = refused(prepare(run), ExitCode.BAD_CONFIG, "InvalidSpec")
     assert message.startswith("spec.training.keepCheckpoint Best needs all of the model on each rank; set it to Last")
 
 
