@@ -14,6 +14,7 @@ from typing import Any
 import celpy
 import pytest
 from celpy.adapter import json_to_cel
+from tests.builders import DATASET, MODEL
 
 from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec
 from finetune_operator.api.rules import finetunejob
@@ -21,7 +22,6 @@ from finetune_operator.finetunejob import admission
 from finetune_operator.finetunejob.run_config import devices, run_config
 from finetune_trainer.contract.combinations import TABLE, Combination, refusals, strategies
 from finetune_trainer.contract.devices import Devices, Strategy
-from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
 from finetune_trainer.contract.training import Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import check, fit_for
@@ -135,18 +135,7 @@ SHAPE = {
     "num_key_value_heads": 8,
     "vocab_size": 32000,
 }
-MODEL = ModelFacts(revision="r", digest="d", parameters=7_241_732_096, architecture="Mistral", bytes=1)
-ROWS = DatasetFacts(
-    format="Text",
-    train_digest="d",
-    test_digest="d",
-    train_rows=100,
-    validation_rows=0,
-    test_rows=0,
-    dropped_rows=0,
-    train_tokens=1000,
-    longest_row_tokens=512,
-)
+MISTRAL = MODEL.model_copy(update={"parameters": 7_241_732_096})
 MEMORIES = (12, 40, 400)  # GiB of one rank: too little, enough for some where it is shared out, enough for all
 
 
@@ -156,7 +145,7 @@ def chosen_strategies(spec: FineTuneJobSpec, folder: Path) -> Iterator[Strategy]
     for memory in MEMORIES:
         sized = run.devices.model_copy(update={"memory_bytes": memory << 30})
         with what_does_not_fit_left_out():
-            yield fit_for(run.model_copy(update={"devices": sized}), MODEL, ROWS, folder).strategy or sized.strategy
+            yield fit_for(run.model_copy(update={"devices": sized}), MISTRAL, DATASET, folder).strategy or sized.strategy
 
 
 @contextmanager
