@@ -1,4 +1,4 @@
-"""Engines and artifact formats are values: what is said of one elsewhere (modules, images, documentation) is there, too."""
+"""Engines, artifact formats and objectives are values: the modules, images and pages that each needs are there, too."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import yaml
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.formats import FORMATS, SAFETENSORS, ArtifactFormat, Format, Quantization
+from finetune_trainer.contract.objectives import OBJECTIVES, Learning, Objective
 
 ROOT = Path(__file__).parents[2]
 EXPORT = ROOT / "trainer_image/finetune_trainer/export"
 DOCUMENTED = (ROOT / "docs/artifacts.md").read_text()
 
 
-def defined(module: str) -> set[str]:
-    """Names at the top of a module of export/, which may need more to be imported than this environment has."""
-    body = ast.parse((EXPORT / f"{module}.py").read_text()).body
-    functions = {node.name for node in body if isinstance(node, ast.FunctionDef)}
-    return functions | {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
+def defined(module: str, folder: Path = EXPORT) -> set[str]:
+    """Names at the top of a module, which may need more to be imported than this environment has."""
+    body = ast.parse((folder / f"{module}.py").read_text()).body
+    names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    names |= {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return names | {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
 
 
 def test_there_is_a_value_for_each() -> None:
     assert set(FORMATS) == set(ArtifactFormat)
     assert set(ENGINES) == set(EngineType)
+    assert set(OBJECTIVES) == set(Objective)
     listed = list(chain.from_iterable(format.quantizations for format in FORMATS.values()))
     assert sorted(listed) == sorted(get_args(Quantization)), "each quantization is of one format"
 
@@ -43,6 +46,12 @@ def test_a_format_is_made_served_and_documented(name: ArtifactFormat, format: Fo
     assert rows
     assert [q for q in format.quantizations if not any(f"`{q}`" in row for row in rows)] == []
     assert any(name in engine.formats for engine in ENGINES.values())
+
+
+@pytest.mark.parametrize(("name", "learning"), OBJECTIVES.items())
+def test_an_objective_is_trained_and_documented(name: Objective, learning: Learning) -> None:
+    assert {"config", "make_loop", "read"} <= defined(learning.trained_by, EXPORT.parent / "training")
+    assert f"\n| {name} |" in (ROOT / "docs/objectives.md").read_text()
 
 
 @pytest.mark.parametrize("name", EngineType)

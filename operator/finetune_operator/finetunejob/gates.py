@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from finetune_operator.api.evaluation import Gate, GateAction
 from finetune_operator.api.finetunejob_status import GateVerdict
 from finetune_trainer.contract.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
-from finetune_trainer.contract.objectives import OF_PAIRS, Objective
+from finetune_trainer.contract.objectives import OBJECTIVES, Objective
 from finetune_trainer.contract.pipeline import BASE, MERGED
 from finetune_trainer.contract.reports import Scores
 
@@ -21,7 +21,7 @@ def verdicts(gates: Iterable[Gate], scores: Iterable[Scores], objective: Objecti
     """One verdict for each gate; for the default gate where there are scores but no gates."""
     by_subject = {s.subject: s for s in scores}
     paired = any(Metric.PREFERENCE_ACCURACY in s.values for s in by_subject.values())  # KTO learns from other rows, too
-    default = DEFAULT_OF_PAIRS if objective in OF_PAIRS and paired else DEFAULT
+    default = DEFAULT_OF_PAIRS if OBJECTIVES[objective].of_pairs and paired else DEFAULT
     chosen = list(gates) or ([default] if by_subject else [])
     return [_verdict(gate, by_subject) for gate in chosen]
 

@@ -195,7 +195,7 @@ def test_a_loss_that_is_no_number_stops_it(make_run: MakeRun, tmp_path: Path) ->
 def test_kto_is_not_shrunk_to_one_row(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepared(make_run, tmp_path, objective="KTO")
     monkeypatch.setenv(pod.ENV_MICRO_BATCH_SIZE, "1")
-    with pytest.raises(StepFailed, match=r"not even two fit: lower spec\.training\.maxLength") as refused:
+    with pytest.raises(StepFailed, match=r"not even 2 fit: lower spec\.training\.maxLength") as refused:
         trained(run, tmp_path)
     assert refused.value.exit_code is ExitCode.DOES_NOT_FIT
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from finetune_trainer.contract.adapters import Lora, Quantization
 from finetune_trainer.contract.fields import SecretRef, Strict
-from finetune_trainer.contract.objectives import Distillation, Objective, Preference, learning_rate
+from finetune_trainer.contract.objectives import OBJECTIVES, Distillation, Learning, Objective, Preference
 
 HANG_AFTER_MEDIAN_STEPS = 30
 EPOCHS = 3.0
@@ -125,4 +125,10 @@ class Training(Strict):
     @property
     def peak_rate(self) -> float:
         """The learning rate that is asked for, else the customary one."""
-        return self.learning_rate or learning_rate(self.objective, full=self.method is Method.FULL)
+        customary = self.learning.full_rate if self.method is Method.FULL else self.learning.rate
+        return self.learning_rate or customary
+
+    @property
+    def learning(self) -> Learning:
+        """What its objective asks for."""
+        return OBJECTIVES[self.objective]

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_trainer import digests
 from finetune_trainer.contract.dataset import Dataset, DatasetFormat, Split
-from finetune_trainer.contract.objectives import OF_PAIRS, Objective
+from finetune_trainer.contract.objectives import OBJECTIVES, Objective
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import DatasetFacts
 from finetune_trainer.contract.run import RunConfig
@@ -99,20 +99,23 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
 
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
     """Raises StepFailed where the rows are not what the objective learns from."""
-    if format is DatasetFormat.UNPAIRED_PREFERENCE and objective is not Objective.KTO:
+    learns_from = OBJECTIVES[objective].rows
+    if format in learns_from:
+        return
+    others = " or ".join(name for name, learning in OBJECTIVES.items() if format in learning.rows)
+    if format is DatasetFormat.UNPAIRED_PREFERENCE:
         raise StepFailed(
             StepReason.ObjectiveNeedsOtherRows,
             f"the rows are {format.value}, answers of which some are to be avoided, and spec.training.objective"
-            f" {objective.value} can't learn that: set it to KTO, or take rows without the undesirable answers as format"
+            f" {objective.value} can't learn that: set it to {others}, or take rows without the undesirable answers as format"
             " PromptCompletion",
         )
-    if objective in OF_PAIRS and format not in (DatasetFormat.PREFERENCE, DatasetFormat.UNPAIRED_PREFERENCE):
-        unpaired = ", or prompt, completion and label" if objective is Objective.KTO else ""
-        raise StepFailed(
-            StepReason.ObjectiveNeedsPreferences,
-            f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
-            f" to SFT, or take rows with the columns prompt, chosen and rejected{unpaired}",
-        )
+    unpaired = ", or prompt, completion and label" if DatasetFormat.UNPAIRED_PREFERENCE in learns_from else ""
+    raise StepFailed(
+        StepReason.ObjectiveNeedsPreferences,
+        f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
+        f" to SFT, or take rows with the columns prompt, chosen and rejected{unpaired}",
+    )
 
 
 def _narrowed(choice: Choice, paths: list[str], card: str) -> list[str]:

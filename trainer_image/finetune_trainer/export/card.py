@@ -7,7 +7,6 @@ from pathlib import Path
 
 from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import Artifact
-from finetune_trainer.contract.objectives import OF_PAIRS
 from finetune_trainer.contract.places import HF
 from finetune_trainer.contract.reports import DatasetFacts, Scores, TrainFacts
 from finetune_trainer.contract.training import Method, Training
@@ -94,7 +93,7 @@ def _dropped(data: DatasetFacts) -> str:
 
 def _method(context: Context) -> str:
     training = context.run.training
-    learned = f"{training.objective}, beta {training.preference.beta:g}, " if training.objective in OF_PAIRS else ""
+    learned = f"{training.objective}, beta {training.preference.beta:g}, " if training.learning.of_pairs else ""
     return learned + _trained(training)
 
 

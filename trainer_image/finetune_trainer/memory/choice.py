@@ -9,7 +9,6 @@ from typing import Any
 from finetune_trainer.contract.adapters import Quantization
 from finetune_trainer.contract.combinations import selective_goes
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.objectives import LEAST_OF_KTO, Objective
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.training import Method, Recomputing, Training
 from finetune_trainer.memory.estimate import GIB, Setting, estimate, layer_code
@@ -65,14 +64,9 @@ def fit(
     )
 
 
-def _least(training: Training) -> int:
-    """Fewest rows of a micro-batch."""
-    return LEAST_OF_KTO if training.objective is Objective.KTO else 1
-
-
 def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Setting]:
     sizes = [training.micro_batch_size] if training.micro_batch_size else divisors(training.global_batch_size)
-    sizes = [size for size in sizes if size >= _least(training)]
+    sizes = [size for size in sizes if size >= training.learning.least_rows]
     if training.packing and not on_gpu:
         sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
     modes = _modes(training, ranks.strategy, on_gpu)
@@ -105,7 +99,7 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f"{training.method.value} with microBatchSize {smallest.micro_batch_size} and rows of {row} tokens needs"
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
-    least = replace(smallest, micro_batch_size=_least(training), checkpointing="Full")
+    least = replace(smallest, micro_batch_size=training.learning.least_rows, checkpointing="Full")
     loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
     if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"

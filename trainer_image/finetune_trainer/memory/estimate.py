@@ -39,7 +39,6 @@ from typing import Literal
 
 from finetune_trainer.contract.adapters import Quantization
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
-from finetune_trainer.contract.objectives import OF_PAIRS, WITH_REFERENCE, Objective
 from finetune_trainer.contract.training import Method, Precision, Recomputing, Training
 from finetune_trainer.memory.shape import EMBEDDINGS, Shape
 
@@ -118,7 +117,7 @@ def estimate(
     waiting = 4 * shape.module("lm_head") if shape.tied and "lm_head" in whole else 0  # for the embedding's, of the same weight
     if training.method is Method.FULL or ("lm_head" in whole and not waiting):
         head += 4 * shape.vocabulary * shape.hidden  # its weight's gradient, before it joins those of earlier micro-batches
-    if training.objective is Objective.DISTILLATION:
+    if training.learning.with_teacher:
         head *= 2  # the teacher's tile beside it
     stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward), "headGradient": waiting}
     stepwise["lastGradient"] = max(0, _last_gradient(shape, whole, on_gpu) - sum(stepwise.values()))
@@ -144,7 +143,7 @@ def _heap_share(tensor: int) -> float:
 
 def _sequences(training: Training, setting: Setting) -> int:
     """What one forward pass takes: a row of preferences gives two, chosen and rejected."""
-    return setting.micro_batch_size * (2 if training.objective in OF_PAIRS else 1)
+    return setting.micro_batch_size * (2 if training.learning.of_pairs else 1)
 
 
 def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
@@ -231,7 +230,7 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool, eight_b
     embedding = shape.vocabulary * shape.hidden
     if training.method is Method.FULL:
         # Where adapters are trained, they are switched off instead.
-        copy = {"reference": 4 * shape.parameters} if training.objective in WITH_REFERENCE else {}
+        copy = {"reference": 4 * shape.parameters} if training.learning.with_reference else {}
         return {
             "weights": 4 * shape.parameters,
             "gradients": 4 * shape.parameters,

@@ -16,7 +16,6 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.fields import Model
-from finetune_trainer.contract.objectives import LEAST_OF_KTO, WITH_REFERENCE, Objective
 from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import ArtifactFacts, FitFacts, StepResult, TrainFacts
@@ -134,7 +133,7 @@ def _load(context: Context) -> Loaded:
     if training.method is not Method.FULL:
         network = adapters.add_adapters(network, training)
         initial = split_init.keep(network, training, context.scratch / "initial")
-    elif training.objective in WITH_REFERENCE:
+    elif training.learning.with_reference:
         reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
@@ -215,8 +214,9 @@ def _fit(context: Context) -> FitFacts:
     smaller = context.pod.micro_batch_size
     if smaller is None:
         return fit
-    if context.run.training.objective is Objective.KTO and smaller < LEAST_OF_KTO:
-        message = "KTO compares the rows of a micro-batch, and not even two fit: lower spec.training.maxLength"
+    if smaller < (least := context.run.training.learning.least_rows):
+        objective = context.run.training.objective
+        message = f"{objective} compares the rows of a micro-batch, and not even {least} fit: lower spec.training.maxLength"
         raise StepFailed(StepReason.DoesNotFit, message)
     return fit.model_copy(update={"micro_batch_size": smaller})
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from transformers.training_args import OptimizerNames
-from trl import DPOConfig, KTOConfig, SFTConfig
 
 from finetune_trainer.contract.devices import Strategy
-from finetune_trainer.contract.objectives import OF_PAIRS, Objective
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
@@ -19,6 +17,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.ranks import sharding
 from finetune_trainer.training import tracking
+from finetune_trainer.training.objectives import trained_by
 
 
 def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path, *, padded: bool = True) -> Any:
@@ -26,29 +25,7 @@ def arguments(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path, *, 
 
     Raises StepFailed InvalidSpec for an optimizer or a tracker that isn't there.
     """
-    training, shared = run.training, _shared(run, fit, compute, folder)
-    if training.objective not in OF_PAIRS:
-        return SFTConfig(
-            **shared,
-            max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
-            packing=training.packing,
-            padding_free=not padded,
-            eval_packing=False,
-        )
-    return _of_pairs(training, shared)
-
-
-def _of_pairs(training: Training, shared: dict[str, Any]) -> Any:
-    given = training.preference
-    shared = shared | {"beta": given.beta, "disable_dropout": training.lora.dropout == 0, "remove_unused_columns": False}
-    if training.objective is Objective.DPO:
-        return DPOConfig(**shared, max_length=None)
-    if training.objective is Objective.KTO:
-        weights = {"desirable_weight": given.desirable_weight, "undesirable_weight": given.undesirable_weight}
-        return KTOConfig(**shared, **weights, max_length=None)
-    from finetune_trainer.training.preference import ORPOConfig
-
-    return ORPOConfig(**shared, max_length=training.max_length)
+    return trained_by(run.training).config(run.training, _shared(run, fit, compute, folder), padded)
 
 
 def _shared(run: RunConfig, fit: FitFacts, compute: Compute, folder: Path) -> dict[str, Any]:

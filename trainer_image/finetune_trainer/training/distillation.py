@@ -14,10 +14,18 @@ import torch
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
 from finetune_trainer.contract.objectives import Distillation
+from finetune_trainer.contract.training import Training
 from finetune_trainer.data.tokenized import IGNORED
-from finetune_trainer.training.supervised import SupervisedLoop
+from finetune_trainer.training.loop import Loop
+from finetune_trainer.training.supervised import SupervisedLoop, config, read
 
+__all__ = ["DistillationLoop", "config", "make_loop", "read"]
 TEACHER_TO_STUDENT = 0.0  # TRL's beta: 0 is KL(teacher || student)
+
+
+def make_loop(training: Training, teacher: Any, **options: Any) -> Loop:
+    assert training.distillation is not None  # a CEL rule
+    return DistillationLoop(**options, teacher=teacher, distillation=training.distillation)
 
 
 class DistillationLoop(SupervisedLoop):

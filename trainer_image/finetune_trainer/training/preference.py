@@ -15,20 +15,46 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from trl import DPOTrainer, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 from trl.trainer.utils import add_fused_lm_head
 
 from finetune_trainer import environment
+from finetune_trainer.contract.objectives import Objective
+from finetune_trainer.contract.training import Training
 from finetune_trainer.data.tokenized import IGNORED
+from finetune_trainer.data.tokenized import preferences as read
 from finetune_trainer.training.loop import Loop
 
 environment.offer({"TRL_EXPERIMENTAL_SILENCE": "1"})  # its versions are locked here
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: E402 - it reads that as it is imported
 
-__all__ = ["DirectPreferenceLoop", "ORPOConfig", "OddsRatioLoop", "UnpairedLoop"]
+__all__ = ["DirectPreferenceLoop", "OddsRatioLoop", "UnpairedLoop", "config", "make_loop", "read"]
 REFERENCE_ADAPTER = "ref"
+
+
+def config(training: Training, shared: dict[str, Any], _padded: bool) -> DPOConfig | KTOConfig | ORPOConfig:
+    """What TRL's trainer of the objective takes beside what all objectives do. Its batches are padded in any case."""
+    given = training.preference
+    shared = shared | {"beta": given.beta, "disable_dropout": training.lora.dropout == 0, "remove_unused_columns": False}
+    match training.objective:
+        case Objective.KTO:
+            weights = {"desirable_weight": given.desirable_weight, "undesirable_weight": given.undesirable_weight}
+            return KTOConfig(**shared, **weights, max_length=None)
+        case Objective.ORPO:
+            return ORPOConfig(**shared, max_length=training.max_length)
+    return DPOConfig(**shared, max_length=None)
+
+
+def make_loop(training: Training, reference: Any, **options: Any) -> Loop:
+    """The loop of the objective. ORPO compares with nothing."""
+    match training.objective:
+        case Objective.KTO:
+            return UnpairedLoop(**options, ref_model=reference)
+        case Objective.ORPO:
+            return OddsRatioLoop(**options)
+    return DirectPreferenceLoop(**options, ref_model=reference)
 
 
 class DirectPreferenceLoop(Loop, DPOTrainer):  # type: ignore[misc]

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
+from finetune_trainer.contract.training import Training
+from finetune_trainer.data.tokenized import rows as read
 from finetune_trainer.training.loop import Loop
+
+__all__ = ["SupervisedLoop", "config", "make_loop", "read"]
+
+
+def config(training: Training, shared: dict[str, Any], padded: bool) -> SFTConfig:
+    """What SFTTrainer takes beside what all objectives do."""
+    return SFTConfig(
+        **shared,
+        max_length=training.max_length if training.packing else None,  # prepare dropped what is longer
+        packing=training.packing,
+        padding_free=not padded,
+        eval_packing=False,
+    )
+
+
+def make_loop(_training: Training, _reference: None, **options: Any) -> Loop:
+    return SupervisedLoop(**options)
 
 
 class SupervisedLoop(Loop, SFTTrainer):  # type: ignore[misc]
