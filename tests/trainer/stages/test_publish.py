@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from tests.trainer.entries import context, prepare
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.reports import ArtifactFacts, Scores, StepResult
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.export import card
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.stages import publish
 from finetune_trainer.store.directory import DirectoryObjects
@@ -31,7 +33,7 @@ def made(make_run: MakeRun, tmp_path: Path, weights: str = "weights", seed: int 
     folder = at.scratch / "model"
     (folder / "nested").mkdir(parents=True)
     (folder / "model.safetensors").write_text(weights)
-    (folder / "README.md").write_text("# A model\n")
+    (folder / "README.md").write_text("---\ntags: [lora]\n---\n# A model\n")
     (folder / "nested" / f"{weights}.json").write_text("{}")
     artifact = ArtifactFacts(name="merged", format="Safetensors", path="", digest="", bytes=0)
     at.commit(folder, StepResult(step="merge", fingerprint=at.fingerprint("merge"), artifact=artifact), {})
@@ -60,14 +62,39 @@ def test_the_card_gets_the_scores_and_all_else_stays_as_it_was_made(make_run: Ma
     at.commit(at.scratch / "output", StepResult(step="evaluate", fingerprint=at.fingerprint("evaluate"), scores=scores), {})
     publish.run(context(run, "publish-0", tmp_path))
     copied, (_, own) = tmp_path / PLACE / "merged", at.output("merge")
-    card = (copied / "README.md").read_text()
-    assert card.startswith((own / "README.md").read_text())
-    assert "On 1,200 held-out rows" in card
-    assert "| loss | 3.25 | 0.5 |\n| rougeL | 0.3333 | 0.3333 |" in card
+    told, before = (copied / "README.md").read_text(), ModelCard.load(own / "README.md")
+    assert ModelCard(told).text.startswith(before.text)
+    assert "On 1,200 held-out rows" in told
+    assert "| loss | 3.25 | 0.5 |\n| rougeL | 0.3333 | 0.3333 |" in told
     for name in ("model.safetensors", "nested/weights.json"):
         assert not (copied / name).is_symlink()
         assert (copied / name).read_bytes() == (own / name).read_bytes()
     assert (copied / "files.json").read_bytes() == files_json(describe(copied))
+
+
+def test_a_hub_reads_the_scores_from_the_card(make_run: MakeRun, tmp_path: Path) -> None:
+    run = made(make_run, tmp_path)
+    run = run.model_copy(update={"dataset": run.dataset.model_copy(update={"uri": "hf://org/rows@v2"})})
+    values = {Metric.EXACT_MATCH: 0.75, Metric.ROUGE_L: 0.5, "arc/acc_norm": 0.25}
+    told = card.scored("---\ntags: [lora]\n---\n# A model\n", run, Scores(subject="merged", samples=20, values=values), None)
+    read = ModelCard(told).data
+    assert read.tags == ["lora"]
+    assert read.model_name == run.name
+    assert read.eval_results is not None
+    assert [(r.metric_name, r.metric_type, r.metric_value, r.dataset_name) for r in read.eval_results] == [
+        ("exactMatch", "exact_match", 0.75, "org/rows"),
+        ("rougeL", "rouge", 0.5, "org/rows"),
+        ("arc/acc_norm", "acc_norm", 0.25, "arc"),
+    ]
+    (first, *_) = read.eval_results
+    assert (first.dataset_revision, first.dataset_split, first.dataset_args) == ("v2", "test", {"rows": 20})
+
+
+def test_rows_of_ones_own_are_not_named_by_where_they_lie(make_run: MakeRun, tmp_path: Path) -> None:
+    run = made(make_run, tmp_path)
+    assert run.dataset.uri.startswith("pvc://")
+    (told,) = card.results(run, Scores(subject="merged", samples=1, values={Metric.LOSS: 1.0}))
+    assert (told.dataset_name, told.dataset_type) == ("held-out rows", "held-out-rows")
 
 
 def test_nothing_is_copied_twice(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

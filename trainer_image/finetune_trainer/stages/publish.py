@@ -88,7 +88,7 @@ def outgoing(context: Context, name: str) -> tuple[Manifest, Path]:
         (copy_of / path).symlink_to((folder / path).resolve())
     told = copy_of / card.FILE
     told.unlink()
-    told.write_text(card.scored((folder / card.FILE).read_text(), found, base))
+    told.write_text(card.scored((folder / card.FILE).read_text(), context.run, found, base))
     listed[card.FILE] = File(path=card.FILE, bytes=told.stat().st_size, sha256=sha256(told))
     return manifest.model_copy(update={"files": tuple(listed.values())}), copy_of
 
