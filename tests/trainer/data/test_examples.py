@@ -271,7 +271,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
     WRITERS[name](tmp_path / name)
-    read = read_rows(tmp_path, (name,))
+    read = read_rows(tmp_path, (name,)).rows
     assert [row.values for row in read] == [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
     assert read[0].place.startswith(name)
 
@@ -281,7 +281,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, name: str) -> No
     [
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "a.jsonl line 2: not JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', "a.jsonl line 2: must hold an object with columns, not list"),
-        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl: byte 7 is not UTF-8"),
+        ("a.jsonl", b'{"a": "\xff"}\n', "a.jsonl: byte 7 (in line 1) is not UTF-8"),
         ("a.json", b'[\n{"a": 1},\n{"a" 2}]', "a.json line 3: not JSON"),
         ("a.json", b"3", "a.json: must hold a list of objects"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv line 3: more cells than the header has names"),

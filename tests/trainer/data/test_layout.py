@@ -119,7 +119,7 @@ def test_what_the_datasets_library_saves_is_read(tmp_path: Path) -> None:
     assert len(files) == 3
     for split, expected in (("train", rows[:3]), ("test", rows[3:])):
         chosen = choose(files, "", Choice(FIELD, None, split))
-        assert [row.values for row in read_rows(tmp_path, tuple(chosen))] == expected
+        assert [row.values for row in read_rows(tmp_path, tuple(chosen)).rows] == expected
 
 
 def test_an_arrow_file_that_is_none_is_named(tmp_path: Path) -> None:

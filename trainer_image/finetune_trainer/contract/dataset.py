@@ -41,8 +41,9 @@ class Dataset(Strict):
         min_length=1,
         max_length=1024,
         pattern=places.pattern(Use.ROWS),
-        description=f"Where the rows lie: {places.forms(Use.ROWS)}. A file (jsonl, json, csv, tsv, parquet, arrow), or, but for"
-        " https, a folder of such files, laid out as datasets on the hub are or as datasets.save_to_disk leaves them.",
+        description=f"Where the rows lie: {places.forms(Use.ROWS)}. A file (jsonl, json, csv, tsv, parquet, arrow, txt,"
+        " compressed or not), or, but for https, a folder of such files, laid out as datasets on the hub are or as"
+        " datasets.save_to_disk leaves them.",
     )
     secret_ref: SecretRef | None = None
     """Secret with the credentials of that source."""

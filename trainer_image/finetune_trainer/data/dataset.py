@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,14 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import rendered
 from finetune_trainer.data.detection import Shape, columns_of, detect
 from finetune_trainer.data.kept import Kept, check_dropped, check_lengths, keep, without_overlaps
-from finetune_trainer.data.labels import check_seen, worded
-from finetune_trainer.data.layout import Choice, choose
+from finetune_trainer.data.labels import are_whole, check_seen, numbered, worded
 from finetune_trainer.data.ledger import Cause, Note, counted
 from finetune_trainer.data.rendered import SAMPLES, TEST, TRAIN, VALIDATION, Rendered
 from finetune_trainer.data.rendering import Renderer, describe
-from finetune_trainer.data.rows import READERS, Row, is_data_file, read_rows
+from finetune_trainer.data.rows import Row
+from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.splits import hold_out, sample
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.sources.fetch import fetch
-from finetune_trainer.sources.source import Source
 
 SHOWN = 2  # rows in samples.jsonl
 NAMES_SHOWN, NAME_SHOWN = 6, 40  # names of columns or files in a report, and characters of one
@@ -51,50 +48,43 @@ class Splits:
 
 def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     """Fetch and split the rows. Raises StepFailed with a reason of dataset sources or rows."""
-    dataset = run.dataset
-    read: list[str] = []
-
-    def rows_of(uri: str, field: str, choice: Choice) -> list[Row]:
-        wanted = tuple(dataset.files) or tuple(f"*{ending}" for ending in READERS)
-        source = Source(uri, "Dataset", field, wanted, narrow=None if dataset.files else partial(_narrowed, choice))
-        fetched = fetch(source, scratch / field, mounts, run.store.endpoint, run.store.region)
-        alone = len(fetched.files) == 1  # a file that the uri names is taken whatever its name is
-        files = tuple(f for f in fetched.files if alone or is_data_file(f))
-        read.extend(digests.sha256(fetched.folder / name) for name in files)
-        rows = read_rows(fetched.folder, files)
-        if not rows:
-            found = f"{', '.join(files)}" if files else f"no file that ends in {', '.join(READERS)}"
-            raise _empty(f"{field}: no rows at {uri} ({found})")
-        return rows
-
-    own = Choice("spec.dataset.split", dataset.subset, dataset.split)
-    rows = sample(rows_of(dataset.uri, "spec.dataset.uri", own), dataset.max_samples, dataset.test.seed)
+    dataset, source = run.dataset, SourceFiles(run, scratch, mounts)
+    rows = sample(source.rows(source.own), dataset.max_samples, dataset.test.seed)
     shape = detect(rows, dataset.format, dataset.columns)
     check_objective(run.training.objective, shape.format)
     label = _label_column(shape, dataset)
+    held = {name: _alike(source.rows(place), shape, dataset) for name, place in source.held.items()}
+    if label is not None:
+        rows, held = _worded(rows, held, label, dataset)
     strata = shape.source("label") if shape.format is DatasetFormat.UNPAIRED_PREFERENCE else label
-
-    def checked(held: list[Row]) -> list[Row]:
-        detect(held, shape.format, dataset.columns)
-        return _worded(held, label, dataset)
-
-    made = {TRAIN: _worded(rows, label, dataset)}
+    made = {TRAIN: rows, TEST: held.get(TEST, []), VALIDATION: held.get(VALIDATION, [])}
     for name, split in ((TEST, dataset.test), (VALIDATION, dataset.validation)):
-        if split is None:
-            made[name] = []
-        elif split.split is not None:
-            choice = replace(own, field=f"spec.dataset.{name}.split", split=split.split)
-            made[name] = checked(rows_of(dataset.uri, choice.field, choice))
-        elif split.uri is None:
+        if split is not None and name not in held:
             made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or strata)
-        else:
-            field = f"spec.dataset.{name}.uri"
-            made[name] = checked(rows_of(split.uri, field, Choice(field, otherwise=name)))
     if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
     unused = shape.unused(row for name in made for row in made[name])
-    return Splits(made, shape, labels, digests.over(read), unused=unused)
+    return Splits(made, shape, labels, source.digest, tuple(source.notes), unused, source.left)
+
+
+def _alike(rows: list[Row], shape: Shape, dataset: Dataset) -> list[Row]:
+    """Held-out rows of their own with the columns named as in the rows to train on."""
+    own = detect(rows, shape.format, dataset.columns)
+    names = {own.source(name): shape.source(name) for name in shape.known if own.source(name) != shape.source(name)}
+    if not names:
+        return rows
+    return [replace(row, values={names.get(name, name): value for name, value in row.values.items()}) for row in rows]
+
+
+def _worded(
+    rows: list[Row], held: dict[str, list[Row]], label: str, dataset: Dataset
+) -> tuple[list[Row], dict[str, list[Row]]]:
+    """All rows with their labels as the words that are learned."""
+    if are_whole([*rows, *(row for found in held.values() for row in found)], label):
+        rows, held = numbered(rows, label), {name: numbered(found, label) for name, found in held.items()}
+    words = dataset.labels
+    return worded(rows, label, words), {name: worded(found, label, words) for name, found in held.items()}
 
 
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
@@ -116,15 +106,6 @@ def check_objective(objective: Objective, format: DatasetFormat) -> None:
         f"spec.training.objective {objective.value} learns from pairs of answers, but the rows are {format.value}: set it"
         f" to SFT, or take rows with the columns prompt, chosen and rejected{unpaired}",
     )
-
-
-def _narrowed(choice: Choice, paths: list[str], card: str) -> list[str]:
-    files = [path for path in paths if is_data_file(path)]
-    return choose(files, card, choice) if files else []
-
-
-def _worded(rows: list[Row], label: str | None, dataset: Dataset) -> list[Row]:
-    return rows if label is None else worded(rows, label, dataset.labels)
 
 
 def _stratify_by(name: str, split: Split, rows: Sequence[Row]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,19 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rows import Row
 from finetune_trainer.failures import StepFailed
 
+WHOLE, DECIMAL = re.compile(r"-?\d+(\.0+)?"), re.compile(r"(-?\d+)\.0+")
 SHOWN = 40  # characters of a label, and how many labels, that a message may quote
+
+
+def are_whole(rows: Sequence[Row], column: str) -> bool:
+    """Whether all labels are whole numbers, so that 1.0 is pandas' way to write 1 in a column with empty cells."""
+    return all(WHOLE.fullmatch(label) for row in rows if (label := stored(row.values.get(column))))
+
+
+def numbered(rows: Sequence[Row], column: str) -> list[Row]:
+    """The rows with 1.0 and "1.0" as 1."""
+    decimal = (DECIMAL.fullmatch(str(row.values.get(column)).strip()) for row in rows)
+    return [row if found is None else _with(row, column, int(found[1])) for row, found in zip(rows, decimal, strict=True)]
 
 
 def worded(rows: Sequence[Row], column: str, words: Mapping[str, str]) -> list[Row]:
@@ -28,7 +41,7 @@ def worded(rows: Sequence[Row], column: str, words: Mapping[str, str]) -> list[R
                 f"spec.dataset: {row.place} has the label {_quoted(label)}, which spec.dataset.labels does not name"
                 f" (it names {_listed(words)}); add it there"
             )
-        made.append(replace(row, values={**row.values, column: words[label]}) if label else row)
+        made.append(_with(row, column, words[label]) if label else row)
     return made
 
 
@@ -51,13 +64,17 @@ def check_seen(trained: Sequence[Row], held: Mapping[str, Sequence[Row]], column
 
 def stored(value: Any) -> str:
     """A label as spec.dataset.labels spells it: 1 for 1 and 1.0, true for True, "" for none."""
-    if value is None:
+    if value is None or value != value:  # pandas' NaN
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+def _with(row: Row, column: str, label: str | int) -> Row:
+    return replace(row, values={**row.values, column: label})
 
 
 def _unknown(message: str) -> StepFailed:

@@ -26,6 +26,7 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File, Manifest, ModelFacts, StepResult
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
+from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.vocabulary import check_vocabulary
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
@@ -209,7 +210,10 @@ def _check_same_rows(context: Context, known: Manifest) -> None:
     if any(mounted_path(uri, context.mounts) is None for uri in uris):
         return  # fetching all again would cost what the entry saves
     context.progress("checking the rows")
-    if dataset.load(context.run, context.scratch / "rows", context.mounts).source_digest != known.inputs["source"]:
+    files = SourceFiles(context.run, context.scratch / "rows", context.mounts)
+    for place in (files.own, *files.held.values()):
+        files.fetch(place)
+    if known.inputs["source"] not in (files.digest, files.earlier_digest):
         raise StepFailed(
             StepReason.RowsChanged,
             f"spec.dataset: the rows at {' or '.join(uris)} are not those that this store's results were made of; put those"
