@@ -38,6 +38,9 @@ house: setup ## Rules of the house: generated files fresh, examples valid, sizes
 coverage: setup ## Lines and branches of each package that the unit tests run
 	$(PYTHON) -m tests.coverage_table
 
+mutants: setup ## Small faults put into the pure modules: which does no test notice? SAMPLE=300 tries some, MINUTES=10 goes on later
+	$(PYTHON) -m tests.mutants $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
 test-trainer: setup ## Tests of the programs in the pods, on tiny models, the slow ones too
 	$(PYTHON) -m pytest tests/trainer -n 2
 
@@ -65,4 +68,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage test-trainer integration e2e crds docs format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration e2e crds docs format requirements images clean-cluster

@@ -1,0 +1,163 @@
+"""`make mutants`: does a test fail where the code is wrong? Each small change of the pure modules is tried, and what no test
+notices is listed in survivors.md, where each has its reason.
+
+    python -m tests.mutants [--sample N [--seed S]] [--minutes M] [PATH…]
+
+A tool of our own, because mutmut 3.8 changes nothing but the bodies of undecorated functions, where the contract is fields and
+tables, and cosmic-ray 8.7 starts pytest anew for each of four thousand mutants.
+
+What is found is kept in .mutants/ under the hash of the module, so that a run that was ended goes on where it was. A killed
+mutant stays so until its module changes, a survivor until a test does. Fails below 80 %, or where a survivor has no reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from tests.mutants.operators import Mutant, mutants
+from tests.mutants.suite import OPTIONS, SUITE, Suite, digest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (
+    "operator/finetune_operator/finetunejob",
+    "operator/finetune_operator/modelserve",
+    "operator/finetune_operator/api/rules",
+    "trainer_image/finetune_trainer/contract",
+    "trainer_image/finetune_trainer/memory",
+)
+KEPT, SURVIVORS = ROOT / ".mutants", Path(__file__).with_name("survivors.md")
+LEAST = 0.8
+KILLED, SURVIVED, NOT_RUN, ENDLESS = "killed", "survived", "not run", "endless"
+HEAD = """# Mutants that no test kills
+
+`make mutants` writes this table and keeps its reasons. What is mutated, and what is not: [operators.py](operators.py).
+The last run killed {share:.1f} % of {tried} mutants, of {all} that there are.
+
+| in | line | change | reason |
+|---|---|---|---|
+"""
+
+
+class Results:
+    """The outcomes so far, in a file that is written at each."""
+
+    def __init__(self) -> None:
+        KEPT.mkdir(exist_ok=True)
+        self.tests = digest(ROOT, "tests")
+        self.file = KEPT / "outcomes.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.outcomes = {name: (outcome, tests) for name, outcome, tests in map(json.loads, lines)}
+
+    def of(self, mutant: Mutant) -> str | None:
+        outcome, tests = self.outcomes.get(_name(mutant), (None, ""))
+        return outcome if outcome in (KILLED, ENDLESS) or tests == self.tests else None
+
+    def add(self, mutant: Mutant, outcome: str) -> None:
+        self.outcomes[_name(mutant)] = (outcome, self.tests)
+        with self.file.open("a") as file:
+            print(json.dumps([_name(mutant), outcome, self.tests]), file=file)
+
+
+def _modules(paths: Iterable[str]) -> list[Path]:
+    asked = [ROOT / path for path in paths]
+    return sorted({file for path in asked for file in (path.rglob("*.py") if path.is_dir() else [path])})
+
+
+def _name(mutant: Mutant) -> str:
+    module = sha256(mutant.path.read_bytes()).hexdigest()[:12]
+    return f"{mutant.path.relative_to(ROOT)} {module} {mutant.number} {mutant.change}"
+
+
+def try_all(suite: Suite, todo: list[Mutant], results: Results, until: float) -> None:
+    """Two processes at a time, or as many as JOBS says."""
+    suite.learn(_modules(PACKAGES), KEPT)
+    running: dict[int, Mutant] = {}
+    for number, mutant in enumerate([*todo, None], 1):
+        while running and (mutant is None or len(running) >= int(os.environ.get("JOBS", "2"))):
+            child, status = os.wait()
+            code = os.waitstatus_to_exitcode(status)
+            results.add(running.pop(child), SURVIVED if code == 0 else KILLED if code > 0 else ENDLESS)
+        if mutant is None or time.monotonic() > until:
+            continue
+        if child := suite.start(mutant):
+            running[child] = mutant
+        else:
+            results.add(mutant, NOT_RUN)
+        if number % 100 == 0:
+            print(f"{number} of {len(todo)}", flush=True)
+
+
+def report(tried: list[Mutant], results: Results) -> float:
+    """Prints a line for each package; the share that was killed."""
+    print(f"\n{'package':<45}{'mutants':>8}{KILLED:>8}{ENDLESS:>9}{SURVIVED:>10}{NOT_RUN:>9}{'killed %':>10}")
+    all_of = Counter[str]()
+    for package in (*PACKAGES, "all"):
+        count = Counter(str(results.of(m)) for m in tried if package in str(m.path))
+        all_of += count
+        count = all_of if package == "all" else count
+        caught, total = count[KILLED] + count[ENDLESS], count.total()
+        numbers = f"{total:>8}{count[KILLED]:>8}{count[ENDLESS]:>9}{count[SURVIVED]:>10}{count[NOT_RUN]:>9}"
+        print(f"{package:<45}{numbers}{100 * caught / max(1, total):>10.1f}")
+    return (all_of[KILLED] + all_of[ENDLESS]) / max(1, all_of.total())
+
+
+def survivors(results: Results) -> dict[tuple[str, ...], str]:
+    """What survived, and what did so in an earlier run and was not tried again: each mutant's cells with their reason."""
+    known: dict[tuple[str, ...], str] = {}
+    for line in SURVIVORS.read_text().splitlines() if SURVIVORS.exists() else []:
+        if line.startswith("| `"):
+            *cells, reason = line.removeprefix("| ").removesuffix(" |").split(" | ")
+            known[tuple(cells)] = reason.strip()
+    found = {}
+    for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
+        outcome, cells = results.of(mutant), _cells(mutant)
+        if outcome in (SURVIVED, NOT_RUN) or (outcome is None and cells in known):
+            found[cells] = known.get(cells, "")
+    return found
+
+
+def _cells(mutant: Mutant) -> tuple[str, str, str]:
+    where = f"{mutant.path.parent.name}/{mutant.path.name}" + (f" {mutant.function[0]}" if mutant.function else "")
+    line = mutant.path.read_text().splitlines()[mutant.line - 1].strip()
+    where, line, change = (f"`{text.replace('`', '')}`".replace("|", "\\|") for text in (where, line, mutant.change))
+    return where, line, change
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("paths", nargs="*", default=PACKAGES)
+    parser.add_argument("--sample", type=int)
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000))
+    parser.add_argument("--minutes", type=float, default=10_000)
+    asked = parser.parse_args()
+    tried = [mutant for path in _modules(asked.paths) for mutant in mutants(path)]
+    of_all = len(tried)
+    if asked.sample and asked.sample < of_all:
+        print(f"{asked.sample} of {of_all} mutants, by seed {asked.seed}", flush=True)
+        tried = random.Random(asked.seed).sample(tried, asked.sample)
+    results = Results()
+    todo = [mutant for mutant in tried if results.of(mutant) is None]
+    until = time.monotonic() + 60 * asked.minutes
+    if todo:
+        pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until))])
+    tried = [mutant for mutant in tried if results.of(mutant)]
+    share, table = report(tried, results), survivors(results)
+    table_text = "".join(f"| {' | '.join(cells)} | {reason} |\n" for cells, reason in table.items())
+    SURVIVORS.write_text(HEAD.format(share=100 * share, tried=len(tried), all=of_all) + table_text)
+    without = sum(not reason for reason in table.values())
+    print(f"\n{len(table)} survivors, {without} of them without a reason: {SURVIVORS}")
+    return 0 if share >= LEAST and (asked.sample or not without) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What a mutant is: one small change of a module's syntax tree, as a slip of the hand would make it.
+
+Left alone is what no program reads: docstrings, texts with a space in them, and the values of a plain Enum, of which only
+the names count. So are annotations and decorators, which mypy and the import of the module hold to what they are.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
+}  # fmt: skip
+NOT_MUTATED = {"annotation", "returns", "decorator_list", "type_comment", "bases"}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+Function = tuple[str, int] | None  # qualified name and first line, as a code object names it
+Place = tuple[Function, range]  # the outermost function whose body it is in, and the lines of its statement
+Site = tuple[ast.AST, str, int | None, ast.AST, ast.AST, Place]  # parent, field, index in the field, old node, new node
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """The `number`-th change of the module at `path`. `function` is the outermost one whose body it lies in; None where the
+    line runs when the module is imported. `statement` is the lines of which one runs where the changed one does."""
+
+    path: Path
+    number: int
+    line: int
+    function: Function
+    statement: range
+    change: str
+
+    def tree(self) -> ast.Module:
+        """The module with this change."""
+        tree = ast.parse(self.path.read_text())
+        node, name, index, old, new, _ = list(_sites(tree, "", (None, range(0))))[self.number]
+        ast.copy_location(new, old)
+        if index is None:
+            setattr(node, name, new)
+        else:
+            getattr(node, name)[index] = new
+        return ast.fix_missing_locations(tree)
+
+
+def mutants(path: Path) -> list[Mutant]:
+    """All of a module's, in the order of its lines."""
+    sites = enumerate(_sites(ast.parse(path.read_text()), "", (None, range(0))))
+    return [
+        Mutant(path, number, getattr(old, "lineno", statement.start), function, statement, f"{_said(old)} → {_said(new)}")
+        for number, (_, _, _, old, new, (function, statement)) in sites
+    ]
+
+
+def _sites(node: ast.AST, around: str, place: Place) -> Iterator[Site]:
+    if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
+        around = f"{around}{node.name}."
+    for name, value in ast.iter_fields(node):
+        if name in NOT_MUTATED or _is_enum(node):
+            continue
+        if isinstance(node, FUNCTIONS) and name == "body" and place[0] is None:
+            place = (around[:-1], min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])), place[1]
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(child, ast.AST) or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+                continue
+            at = (place[0], _lines(child)) if isinstance(child, ast.stmt | ast.match_case) else place
+            for new in _changed(name, child):
+                yield node, name, index, child, new, at
+            if not isinstance(child, ast.JoinedStr):
+                yield from _sites(child, around, at)
+
+
+def _is_enum(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["Enum"]
+
+
+def _lines(node: ast.stmt | ast.match_case) -> range:
+    """A statement's own, without those of the block below it."""
+    head = node.pattern if isinstance(node, ast.match_case) else node
+    last = head.end_lineno or head.lineno
+    if block := getattr(node, "body", None) or getattr(node, "cases", None):
+        below = block[0].pattern if isinstance(block[0], ast.match_case) else block[0]
+        last = max(head.lineno, below.lineno - 1)
+    return range(head.lineno, last + 1)
+
+
+def _changed(name: str, child: ast.AST) -> Iterator[ast.AST]:
+    if type(child) in SWAPPED:
+        yield SWAPPED[type(child)]()
+    elif name == "test" and isinstance(child, ast.Name | ast.Attribute | ast.Call):
+        yield ast.UnaryOp(ast.Not(), child)
+    elif isinstance(child, ast.UnaryOp) and isinstance(child.op, ast.Not):
+        yield child.operand
+    elif isinstance(child, ast.BinOp) and isinstance(child.op, ast.BitOr):
+        yield child.left
+    elif isinstance(child, ast.Return) and not (child.value is None or ast.unparse(child.value) == "None"):
+        yield ast.Return(ast.Constant(None))
+    elif isinstance(child, ast.JoinedStr) and not any(
+        isinstance(p, ast.Constant) and " " in str(p.value) for p in child.values
+    ):
+        yield ast.JoinedStr([*child.values, ast.Constant("xx")])
+    elif isinstance(child, ast.Constant):
+        yield from _other_constant(child.value)
+
+
+def _other_constant(value: object) -> Iterator[ast.Constant]:
+    if isinstance(value, bool):
+        yield ast.Constant(not value)
+    elif isinstance(value, int | float):
+        yield ast.Constant(value + 1)
+    elif isinstance(value, str) and " " not in value:
+        yield ast.Constant(value + "xx")
+
+
+def _said(node: ast.AST) -> str:
+    """As it is written; an operator has no text of its own."""
+    text = ast.unparse(node) or type(node).__name__
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,211 @@
+"""Tries mutants: each in a fork of one pytest process that has everything imported and collected.
+
+A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked, quickest
+first. One that runs at import (a field, a table, a default) is put in its module's place, and the fork imports all anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import hashlib
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
+
+import coverage
+import pytest
+from tests.mutants.operators import Function, Mutant
+
+CRDS = "tests/house/test_generated.py"
+SUITE = (CRDS, "tests/unit")
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster")
+OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
+ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
+CPU_SECONDS, WALL_SECONDS = 60, 600  # a mutant that takes more loops, or waits for what never comes
+FIRST_FILES = 3  # of the files that run most of a module: asked before all others
+
+
+@dataclass
+class Learnt:
+    """What the tests do without a mutant: the tests that run each line of each module, the lines that its import runs, and
+    each test's seconds."""
+
+    tests: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    imports: dict[str, list[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Suite:
+    """A plugin of pytest that collects as ever, and then does `work` in place of running the tests."""
+
+    def __init__(self, work: Callable[[Suite], None]) -> None:
+        self.work, self.learnt = work, Learnt()
+        self.items: list[pytest.Item] = []
+        self.functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
+        self.caches: list[functools._lru_cache_wrapper[object]] = []
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        self.items = session.items
+        for found in gc.get_objects():
+            if isinstance(found, FunctionType):
+                code = found.__code__
+                self.functions[code.co_filename, code.co_qualname, code.co_firstlineno].append(found)
+            elif isinstance(found, functools._lru_cache_wrapper):
+                self.caches.append(found)
+        gc.collect()
+        gc.freeze()  # so that forks share what is there
+        self.work(self)
+        return True
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            print(report.nodeid, report.longreprtext, file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def learn(self, modules: Sequence[Path], kept: Path) -> None:
+        """Reads what was learnt of the very same files before, or runs all tests; AssertionError where one fails."""
+        out = kept / f"learnt-{digest(Path(), 'operator', 'trainer_image', 'tests')}.json"
+        if not out.exists():
+            log, found = kept / "learn.log", kept / "learn.json"
+            log.unlink(missing_ok=True)
+            for child in [_forked(part, modules, found, said=log) for part in (self._tests, self._imports, self._anew)]:
+                assert os.waitpid(child, 0)[1] == 0, f"the tests fail without a mutant: {log}"
+            parts = [json.loads(found.with_suffix(suffix).read_text()) for suffix in (".tests", ".imports")]
+            out.write_text(json.dumps(parts[0] | parts[1]))
+        self.learnt = Learnt(**json.loads(out.read_text()))
+
+    def _tests(self, modules: Sequence[Path], out: Path) -> None:
+        with _measured(modules) as lines:
+            self._run(self.items, lambda item: lines.switch_context(item.nodeid))
+        tests = {str(path): lines.get_data().contexts_by_lineno(str(path)) for path in modules}
+        out.with_suffix(".tests").write_text(json.dumps({"tests": tests, "seconds": self.seconds}))
+
+    def _imports(self, modules: Sequence[Path], out: Path) -> None:
+        _forget_ours()
+        with _measured(modules) as lines:
+            assert pytest.main([*SUITE, *OPTIONS, "--collect-only"]) == 0
+        imports = {str(path): lines.get_data().lines(str(path)) or [] for path in modules}
+        out.with_suffix(".imports").write_text(json.dumps({"imports": imports}))
+
+    def _anew(self, *_: object) -> None:
+        """What a fork that imports anew finds without a mutant."""
+        _forget_ours()
+        assert pytest.main([*SUITE, *OPTIONS]) == 0
+
+    def start(self, mutant: Mutant) -> int | None:
+        """The process that tries it: it exits with 0 if all tests pass. None where nothing runs its lines."""
+        path = str(mutant.path)
+        tests = {test for line in mutant.statement for test in self.learnt.tests[path].get(str(line), ()) if test}
+        imported = mutant.function is None or not set(mutant.statement).isdisjoint(self.learnt.imports[path])
+        return _forked(self._try, mutant, tests if mutant.function else set(), imported) if tests or imported else None
+
+    def _try(self, mutant: Mutant, tests: set[str], imported: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        signal.alarm(WALL_SECONDS)
+        if tests:
+            self._replace(mutant)
+            self._run(sorted((i for i in self.items if i.nodeid in tests), key=lambda i: self.learnt.seconds.get(i.nodeid, 0)))
+        if imported:
+            _forget_ours()
+            sys.meta_path.insert(0, _Finder(mutant))
+            for files in self._files(str(mutant.path)):
+                if pytest.main([*files, *OPTIONS]) != 0:
+                    os._exit(1)
+
+    def _run(self, items: Sequence[pytest.Item], before: Callable[[pytest.Item], object] = id) -> None:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            before(item)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+
+    def _replace(self, mutant: Mutant) -> None:
+        assert mutant.function
+        (code,) = _codes(compile(mutant.tree(), str(mutant.path), "exec"), mutant.function)
+        for function in self.functions[str(mutant.path), *mutant.function]:
+            function.__code__ = code
+        for cache in self.caches:
+            cache.cache_clear()
+
+    def _files(self, path: str) -> list[list[str]]:
+        """The test files in groups: the CRDs', which hold all fields; those that run most of the module; the others."""
+        runs: dict[str, int] = defaultdict(int)
+        for tests in self.learnt.tests[path].values():
+            for file in {test.partition("::")[0] for test in tests}:
+                runs[file] += 1
+        files = sorted({item.nodeid.partition("::")[0] for item in self.items} - {CRDS}, key=lambda file: -runs[file])
+        first = [CRDS] if "/contract/" in path or "/api/" in path else []
+        return [group for group in (first, files[:FIRST_FILES], files[FIRST_FILES:]) if group]
+
+
+class _Finder:
+    """Finds the mutant in the place of its module."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.mutant = mutant
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        file = str(self.mutant.path)
+        if not file.removesuffix(".py").removesuffix("/__init__").endswith("/" + name.replace(".", "/")):
+            return None
+        return spec_from_file_location(name, file, loader=_Loader(name, file, self.mutant))
+
+
+class _Loader(SourceFileLoader):
+    def __init__(self, name: str, path: str, mutant: Mutant) -> None:
+        super().__init__(name, path)
+        self.mutant = mutant
+
+    def get_code(self, fullname: str) -> CodeType:
+        return compile(self.mutant.tree(), str(self.mutant.path), "exec")
+
+
+def _codes(code: CodeType, wanted: Function) -> list[CodeType]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    found = [constant for constant in inner if (constant.co_qualname, constant.co_firstlineno) == wanted]
+    return found or [code for constant in inner for code in _codes(constant, wanted)]
+
+
+def _forked(do: Callable[..., None], *arguments: object, said: Path = Path(os.devnull)) -> int:
+    if child := os.fork():
+        return child
+    out = os.open(said, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    for stream in (0, 1, 2):
+        os.dup2(out, stream)
+    try:
+        do(*arguments)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _measured(modules: Iterable[Path]) -> Iterator[coverage.Coverage]:
+    lines = coverage.Coverage(data_file=None, config_file=False, include=[str(path) for path in modules])
+    lines.start()
+    yield lines
+    lines.stop()
+
+
+def _forget_ours() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in OURS and name != ONCE]:
+        del sys.modules[name]
+
+
+def digest(root: Path, *folders: str) -> str:
+    """A hash of all Python files there."""
+    files = sorted(path for folder in folders for path in (root / folder).rglob("*.py"))
+    return hashlib.sha256(b"\0".join(str(path).encode() + b"\0" + path.read_bytes() for path in files)).hexdigest()[:16]
