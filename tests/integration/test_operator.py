@@ -191,13 +191,16 @@ def test_only_the_namespace_to_watch_is_looked_at(world: World, operators: Opera
     looked_at = space if watched else SYSTEM
     operator = operators(TINY, FINETUNE_NAMESPACE=looked_at).start()
     wait_until("it leads", lambda: '"leading"' in operator.log)
+
+    def lists() -> list[str]:
+        return [r.path for r in operator.proxy.requests if r.path.endswith(("/finetunejobs", "/jobs", "/pods", "/services"))]
+
+    wait_until("it has looked", lists)
     if watched:
         wait_until("there is a Job", lambda: jobs(world, space))
     quiet(operator)
     assert len(jobs(world, space)) == (1 if watched else 0)
-    lists = [r.path for r in operator.proxy.requests if r.path.endswith(("/finetunejobs", "/jobs", "/pods", "/services"))]
-    assert lists
-    assert all(f"/namespaces/{looked_at}/" in path for path in lists)
+    assert all(f"/namespaces/{looked_at}/" in path for path in lists())
     assert operator.refusals() == []
 
 

@@ -84,7 +84,7 @@ def fields_page() -> str:
 
 
 def _part(title: str, path: str, schema: Schema) -> str:
-    """Of spec or status: first what has no fields of its own, then a section for each field that has."""
+    """The lines of spec or status: first what has no fields of its own, then a section for each field that has."""
     head = ("field", "type", "default", "what it says")
     needed = schema.get("required", ())
     rows = {name: list(_rows(field, f"{path}.{name}", name in needed)) for name, field in schema["properties"].items()}
