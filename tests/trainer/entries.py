@@ -73,7 +73,7 @@ def prepare(
     from transformers import AutoTokenizer
 
     at = context(run, "prepare", tmp_path)
-    mounted = mounted_path(run.model.uri, at.mounts)
+    mounted = mounted_path(run.model.uri, at.pod.mounts)
     tokenizer = AutoTokenizer.from_pretrained(mounted)
     folder = at.scratch / "data"
     folder.mkdir()

@@ -61,7 +61,9 @@ def refused(run: RunConfig, tmp_path: Path) -> tuple[ExitCode, str, str]:
 
 
 def first_row(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
-    row: dict[str, Any] = json.loads((context(run, "train", tmp_path).data()[1] / "train.jsonl").read_text().splitlines()[0])
+    row: dict[str, Any] = json.loads(
+        (context(run, "train", tmp_path).inputs.data()[1] / "train.jsonl").read_text().splitlines()[0]
+    )
     return row
 
 
@@ -84,7 +86,7 @@ def test_a_wrong_template_is_replaced(job: Callable[..., RunConfig], tmp_path: P
 def test_what_the_template_says_decides_not_where_it_lies(job: Callable[..., RunConfig], tmp_path: Path) -> None:
     first, renamed, other = job(SHORT), job(SHORT, "renamed"), job(OTHER_END, "other")
     found = [prepared(run, tmp_path) for run in (first, renamed, other)]
-    steps = [context(run, "train", tmp_path).fingerprints() for run in (first, renamed, other)]
+    steps = [context(run, "train", tmp_path).inputs.fingerprints() for run in (first, renamed, other)]
     assert found[0].model == found[1].model
     assert steps[0] == steps[1]
     assert not set(steps[0].values()) & set(steps[2].values())
@@ -141,7 +143,7 @@ def test_all_that_is_made_carries_the_template_and_stops_where_it_ends_an_answer
     train.run(context(run, "train", tmp_path))
     merge.run(context(run, "merge", tmp_path))
     at = context(run, "evaluate", tmp_path)
-    adapter, merged, base = at.output("train")[1], at.output("merge")[1], at.model()[1]
+    adapter, merged, base = at.inputs.output("train")[1], at.inputs.output("merge")[1], at.inputs.model()[1]
     for folder in (adapter, merged, base):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         assert tokenizer.chat_template.strip() == OTHER_END.strip()

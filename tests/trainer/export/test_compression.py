@@ -64,7 +64,7 @@ def test_every_format_answers_as_the_merged_model(make_run: MakeRun, tmp_path: P
     quantize.run(context(run, "quantize-nf4", tmp_path))
     at = context(run, "evaluate", tmp_path)
     for name in ("fp8", "w4", "awq", "nf4"):
-        manifest, folder = at.output(f"quantize-{name}")
+        manifest, folder = at.inputs.output(f"quantize-{name}")
         notes[name] = {k: v for k, v in manifest.inputs.items() if k != "merge"}
         assert [check.name for check in manifest.checks] == PROOFS
         whole = {"README.md", "LICENSE", "chat_template.jinja", "config.json", "model.safetensors"}
@@ -85,7 +85,7 @@ def test_every_format_answers_as_the_merged_model(make_run: MakeRun, tmp_path: P
 def test_an_artifact_that_answers_otherwise_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
     run = merged(make_run, tmp_path, NF4)
     at = context(run, "quantize-nf4", tmp_path)
-    _, dense = at.output("merge")
+    _, dense = at.inputs.output("merge")
     assert (dense / "LICENSE").read_text() == "Apache License 2.0"
     assert "| licence | the base model's, in LICENSE |" in (dense / "README.md").read_text()
     folder = at.scratch / "made"

@@ -35,7 +35,7 @@ def merged_folder(run: RunConfig, tmp_path: Path) -> Path:
     result = merge.run(context(run, "merge", tmp_path))
     assert result.artifact is not None
     assert (result.artifact.name, result.artifact.format) == ("merged", "Safetensors")
-    return context(run, "evaluate", tmp_path).output("merge")[1]
+    return context(run, "evaluate", tmp_path).inputs.output("merge")[1]
 
 
 def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> float:
@@ -48,13 +48,13 @@ def divergence_from_trained(run: RunConfig, tmp_path: Path, merged: Path) -> flo
 
     at = context(run, "merge", tmp_path)
     cpu = Compute("cpu", torch.float32)
-    _, trained = at.output("train")
+    _, trained = at.inputs.output("train")
     if run.training.method is Method.FULL:
         reference = load_base(trained, Method.LORA, cpu)
     else:
-        base = load_base(at.model()[1], run.training.method, cpu, quantization=run.training.quantization)
+        base = load_base(at.inputs.model()[1], run.training.method, cpu, quantization=run.training.quantization)
         reference = PeftModel.from_pretrained(base, str(trained))
-    row = json.loads((at.data()[1] / "test.jsonl").read_text().splitlines()[0])
+    row = json.loads((at.inputs.data()[1] / "test.jsonl").read_text().splitlines()[0])
     tokens = torch.tensor([row["input_ids"]])
     with torch.no_grad():
         expected, found = (m.eval()(input_ids=tokens).logits[0] for m in (reference, load_base(merged, Method.LORA, cpu)))
@@ -108,7 +108,7 @@ def test_variants_of_lora_are_trained_and_merged_as_such(
     run = make_run(training=TRAINING | {"lora": lora, "quantization": {"bits": bits}})
     folder = merged_folder(run, tmp_path)
     assert 0 <= divergence_from_trained(run, tmp_path, folder) <= 1e-4
-    _, adapter = context(run, "merge", tmp_path).output("train")
+    _, adapter = context(run, "merge", tmp_path).inputs.output("train")
     config = json.loads((adapter / "adapter_config.json").read_text())
     assert (config["use_dora"], config["use_rslora"]) == ("dora" in lora, "rankStabilized" in lora)
     lengths = {n: t for n, t in load_file(adapter / "adapter_model.safetensors").items() if "magnitude" in n}
@@ -123,7 +123,7 @@ def test_pain_15_lengths_of_dora_move_and_stay_in_float32(make_run: MakeRun, tmp
     run = make_run(training=TRAINING | {"precision": "BF16", "lora": {"dora": True}})
     prepare(run, tmp_path)
     train.run(context(run, "train", tmp_path))
-    _, adapter = context(run, "merge", tmp_path).output("train")
+    _, adapter = context(run, "merge", tmp_path).inputs.output("train")
     weights = load_file(adapter / "adapter_model.safetensors")
     assert {t.dtype for n, t in weights.items() if "magnitude" in n} == {torch.float32}
     assert {t.dtype for n, t in weights.items() if "lora_A" in n} == {torch.bfloat16}

@@ -98,8 +98,8 @@ def test_each_proof_of_a_merge_is_in_its_manifest(make_run: MakeRun, tmp_path: P
     train.run(context(run, "train", tmp_path))
     merge.run(context(run, "merge", tmp_path))
     at = context(run, "evaluate", tmp_path)
-    manifest, _ = at.output("merge")
-    assert float(at.output("train")[0].inputs[FIRST_ROW_LOSS]) > 0
+    manifest, _ = at.inputs.output("merge")
+    assert float(at.inputs.output("train")[0].inputs[FIRST_ROW_LOSS]) > 0
     found = {check.name: check for check in manifest.checks}
     adapter = ["adapterTensors", "largestB", "reloadedLoss", "divergence", "topToken", "perplexityRatio", "stops"]
     assert list(found) == (["reloadedLoss", "stops"] if method == "Full" else adapter)
@@ -124,7 +124,7 @@ def test_pain_02_answers_are_asked_for_and_end_by_themselves(make_run: MakeRun, 
 
     run = make_run()
     prepare(run, tmp_path)
-    asked = proof.questions(context(run, "train", tmp_path).data()[1])
+    asked = proof.questions(context(run, "train", tmp_path).inputs.data()[1])
     assert len(asked) == proof.QUESTIONS
     assert [q.limit for q in asked] == sorted(q.limit for q in asked)
     network = load_base(tiny_model, Method.LORA, Compute("cpu", torch.float32))

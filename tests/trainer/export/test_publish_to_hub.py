@@ -56,7 +56,7 @@ def made(make_run: MakeRun, tmp_path: Path, seed: int = 1, weights: str = LARGE,
         (folder / "nested" / f"{seed}.json").write_text("{}")
         (folder / "README.md").write_text(f"---\ntags: [{artifact}]\n---\n# {seed}\n")
         facts = ArtifactFacts(name=artifact, format="Safetensors", path="", digest="", bytes=0)
-        at.commit(folder, StepResult(step=step, fingerprint=at.fingerprint(step), artifact=facts), {})
+        at.commit(folder, StepResult(step=step, fingerprint=at.inputs.fingerprint(step), artifact=facts), {})
     return run
 
 
@@ -76,8 +76,8 @@ def test_one_artifact_lies_at_the_root_of_a_private_repository(make_run: MakeRun
     assert (folder / WEIGHTS).read_text() == f"merged {LARGE}"
     assert (folder / local_hub.PRIVATE).exists()
     at = context(run, "publish-0", tmp_path)
-    assert (folder / "files.json").read_bytes() == files_json(describe(at.output("merge")[1]))
-    manifest = at.store.read("publish", at.fingerprint("publish-0"))
+    assert (folder / "files.json").read_bytes() == files_json(describe(at.inputs.output("merge")[1]))
+    manifest = at.store.read("publish", at.inputs.fingerprint("publish-0"))
     assert manifest is not None
     assert manifest.inputs["commit"] == local_hub.Repository("", folder).commit
 
@@ -99,7 +99,7 @@ def test_nothing_is_uploaded_twice_and_only_ours_is_replaced(make_run: MakeRun, 
     hub.uploads.clear()
     again = made(make_run, tmp_path, seed=1)
     at = context(again, "publish-0", tmp_path)
-    at.store.objects.delete(f"publish/{at.fingerprint('publish-0')}")
+    at.store.objects.delete(f"publish/{at.inputs.fingerprint('publish-0')}")
     assert published(again, tmp_path).published == ("hf://org/tuned",)
     assert hub.uploads == []
 

@@ -85,7 +85,7 @@ def logits(run: RunConfig, tmp_path: Path, file: Path) -> tuple[Any, Any]:
     from finetune_trainer.stages.evaluate import _rows
 
     at = context(run, "evaluate", tmp_path)
-    _, merged = at.output("merge")
+    _, merged = at.inputs.output("merge")
     rows = _rows(at)[:1]
     network = load_base(merged, Method.LORA, Compute("cpu", torch.float32)).eval()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
     for artifact in run.artifacts:
         result = quantize.run(context(run, f"quantize-{artifact.name}", tmp_path))
         assert result.artifact is not None
-        manifest, folder = context(run, f"evaluate-{artifact.name}", tmp_path).output(f"quantize-{artifact.name}")
+        manifest, folder = context(run, f"evaluate-{artifact.name}", tmp_path).inputs.output(f"quantize-{artifact.name}")
         assert {f.path for f in manifest.files} == {f"{artifact.name}.gguf", "Modelfile", "README.md"}
         assert "fallbackTensors" not in manifest.inputs
         proofs = ["tokenIds", "template", "endToken", "divergence", "topToken", "perplexityRatio"]
@@ -124,7 +124,7 @@ def test_pain_13_an_embedding_that_was_trained_is_in_the_file_and_once(run: RunC
     train.run(context(made, "train", tmp_path))
     merge.run(context(made, "merge", tmp_path))
     quantize.run(context(made, "quantize-f16", tmp_path))
-    _, folder = context(made, "evaluate-f16", tmp_path).output("quantize-f16")
+    _, folder = context(made, "evaluate-f16", tmp_path).inputs.output("quantize-f16")
     file = folder / "f16.gguf"
     assert 0 <= proof.divergence(*logits(made, tmp_path, file)) <= LIMITS["F16"]
     embedding = 2 * 49152 * 256
@@ -136,7 +136,7 @@ def test_training_rows_say_what_matters(run: RunConfig, tmp_path: Path) -> None:
     metadata = []
     for made in (run, weighed):
         quantize.run(context(made, "quantize-q4-k-m", tmp_path))
-        manifest, folder = context(made, "evaluate-q4-k-m", tmp_path).output("quantize-q4-k-m")
+        manifest, folder = context(made, "evaluate-q4-k-m", tmp_path).inputs.output("quantize-q4-k-m")
         metadata.append(llamacpp.open_model(folder / "q4-k-m.gguf", 64).metadata)
     plain, told = ({k: v for k, v in found.items() if "imatrix" in k} for found in metadata)
     assert plain == {}
@@ -148,14 +148,14 @@ def test_training_rows_say_what_matters(run: RunConfig, tmp_path: Path) -> None:
 
 def test_pain_02_the_modelfile_stops_where_the_model_does(run: RunConfig, tmp_path: Path) -> None:
     quantize.run(context(run, "quantize-f16", tmp_path))
-    _, folder = context(run, "evaluate-f16", tmp_path).output("quantize-f16")
+    _, folder = context(run, "evaluate-f16", tmp_path).inputs.output("quantize-f16")
     text = (folder / "Modelfile").read_text()
     assert text.startswith("FROM ./f16.gguf\nTEMPLATE")
     assert 'PARAMETER stop "<|im_end|>"' in text
 
 
 def test_a_model_that_the_converter_refuses(run: RunConfig, tmp_path: Path) -> None:
-    _, merged = context(run, "quantize-f16", tmp_path).output("merge")
+    _, merged = context(run, "quantize-f16", tmp_path).inputs.output("merge")
     config = json.loads((merged / "config.json").read_text())
     (merged / "config.json").write_text(json.dumps(config | {"architectures": ["UnheardOf"]}))
     at = context(run, "quantize-f16", tmp_path)
@@ -168,4 +168,4 @@ def test_missing_tool_is_named(run: RunConfig, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
     at = context(run, "quantize-f16", tmp_path)
     with pytest.raises(StepFailed, match=r"convert_hf_to_gguf\.py and llama-quantize not found: set LLAMA_CPP_DIR"):
-        gguf.make(at, run.artifacts[0], at.output("merge")[1], at.scratch)
+        gguf.make(at, run.artifacts[0], at.inputs.output("merge")[1], at.scratch)

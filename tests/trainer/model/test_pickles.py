@@ -76,7 +76,7 @@ def test_asked_for_by_name_they_become_the_same_safetensors(
     torch.save(tensors, folder / "pytorch_model.fp16.bin")  # a variant that nobody asked for
     result = prepared(run, tmp_path)
     shutil.rmtree(folder)  # later steps read the store's copy
-    facts, made = context(run, "train", tmp_path).model()
+    facts, made = context(run, "train", tmp_path).inputs.model()
     assert facts == result.model
     assert facts.parameters == sum(t.numel() for name, t in tensors.items() if name != HEAD)
     assert [p.name for p in made.iterdir() if p.suffix in (".bin", ".safetensors")] == ["model.safetensors"]
@@ -106,7 +106,7 @@ def test_shards_and_what_shares_memory_train_and_merge(
     shards(folder, {**tensors, EMBEDDING: whole[:rows], HEAD: whole[rows:], up: tensors[up].T.contiguous().T})
     run = make_run(model={"uri": "pvc://models/old", "weights": "Pickle"})
     prepared(run, tmp_path)
-    facts, made = context(run, "train", tmp_path).model()
+    facts, made = context(run, "train", tmp_path).inputs.model()
     index = json.loads((made / "model.safetensors.index.json").read_text())["weight_map"]
     assert index[HEAD] == "model-00001-of-00002.safetensors"
     assert index.keys() == tensors.keys()
@@ -124,7 +124,7 @@ def test_a_head_that_is_tied_in_memory_alone_is_kept(run: RunConfig, folder: Pat
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     torch.save(tensors, folder / "pytorch_model.bin")
     prepared(run, tmp_path)
-    found = load_file(context(run, "train", tmp_path).model()[1] / "model.safetensors")
+    found = load_file(context(run, "train", tmp_path).inputs.model()[1] / "model.safetensors")
     assert torch.equal(found[HEAD], tensors[EMBEDDING])
 
 

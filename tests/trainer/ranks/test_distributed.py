@@ -118,7 +118,7 @@ def alone(run: RunConfig, tmp_path: Path) -> list[float]:
 def weights(run: RunConfig, tmp_path: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    (file,) = context(run, "merge", tmp_path).output("train")[1].glob("*model.safetensors")
+    (file,) = context(run, "merge", tmp_path).inputs.output("train")[1].glob("*model.safetensors")
     return load_file(file)
 
 
@@ -190,7 +190,7 @@ def test_sharded_training_goes_on_where_it_was_told_to_stop(make_run: MakeRun, t
     (step, *_) = checkpoints(run, tmp_path)
 
     at = context(run, "train", tmp_path)
-    assert checkpoint.restore(at.store, at.fingerprint("train"), at.scratch) is None
+    assert checkpoint.restore(at.store, at.inputs.fingerprint("train"), at.scratch) is None
 
     again = Pods(run, tmp_path, attempt=2)
     losses = again.losses()
@@ -242,7 +242,7 @@ def test_a_lost_rank_ends_all_and_the_next_attempt_goes_on(make_run: MakeRun, tm
 
 def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
     at = context(run, "train", tmp_path)
-    return at.store.checkpoints(at.fingerprint("train"))
+    return at.store.checkpoints(at.inputs.fingerprint("train"))
 
 
 def test_ranks_get_the_gradients_of_the_fused_path() -> None:

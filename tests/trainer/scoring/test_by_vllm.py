@@ -45,7 +45,7 @@ def asking(run: RunConfig, engine: str) -> RunConfig:
 
 def scored(run: RunConfig, tmp_path: Path, subject: str, engine: str) -> tuple[Manifest, list[dict[str, object]]]:
     at = context(run, "evaluate", tmp_path)
-    manifest = at.store.read("evaluate", answered(at.fingerprint(f"evaluate/{subject}"), engine))
+    manifest = at.store.read("evaluate", answered(at.inputs.fingerprint(f"evaluate/{subject}"), engine))
     assert manifest is not None
     folder = at.store.fetch("evaluate", manifest, at.scratch / subject)
     return manifest, [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
@@ -61,7 +61,7 @@ def test_vllm_answers_as_transformers_does(make_run: MakeRun, tmp_path: Path, ev
     evaluate.run(context(other, "evaluate", tmp_path))
     in_a_pod(evaluator, run, ("evaluate",), tmp_path, seconds=SECONDS)
     at = context(run, "evaluate", tmp_path)
-    committed = at.store.read("evaluate", at.fingerprint("evaluate"))
+    committed = at.store.read("evaluate", at.inputs.fingerprint("evaluate"))
     assert committed is not None
     for told, subject in zip(committed.result.scores, ("base", "merged"), strict=True):
         manifest, rows = scored(run, tmp_path, subject, "VLLM")
@@ -84,14 +84,14 @@ def test_a_tokenizer_that_vllm_reads_otherwise_is_refused(make_run: MakeRun, tmp
     train.run(context(run, "train", tmp_path))
     merge.run(context(run, "merge", tmp_path))
     at = context(run, "evaluate", tmp_path)
-    base = at.fingerprint("evaluate/base")
+    base = at.inputs.fingerprint("evaluate/base")
     prepared = evaluate.run(context(asking(run, "Transformers"), "evaluate", tmp_path))
     empty = at.scratch / "base"
     empty.mkdir()
     (empty / "rows.jsonl").write_text("{}")
     scores = prepared.model_copy(update={"fingerprint": answered(base, "VLLM"), "scores": prepared.scores[:1]})
     at.keep("evaluate", empty, scores, {})
-    _, merged = at.output("merge")
+    _, merged = at.inputs.output("merge")
     file = merged / "tokenizer.json"
     exchanged = {'"e": ': '"o": ', '"o": ': '"e": '}  # the file keeps its length: the store finds nothing wrong
     text = re.sub("|".join(exchanged), lambda found: exchanged[found[0]], file.read_text())

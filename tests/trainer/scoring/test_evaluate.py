@@ -38,7 +38,7 @@ def evaluated(run: RunConfig, tmp_path: Path) -> dict[str, Scores]:
 
 def entry_of(run: RunConfig, tmp_path: Path, subject: str) -> Path:
     at = context(run, "evaluate", tmp_path)
-    manifest = at.store.read("evaluate", at.fingerprint(f"evaluate/{subject}"))
+    manifest = at.store.read("evaluate", at.inputs.fingerprint(f"evaluate/{subject}"))
     assert manifest is not None
     return at.store.fetch("evaluate", manifest, at.scratch / subject)
 
@@ -92,7 +92,7 @@ def test_base_is_scored_once_for_all_jobs(make_run: MakeRun, tmp_path: Path) -> 
     first = evaluated(run, tmp_path)
     assert {s.samples for s in first.values()} == {3}
     (kept,) = (tmp_path / "mounts/claims/store/job/evaluate").glob(
-        context(run, "evaluate", tmp_path).fingerprint("evaluate/base") + "/manifest.json"
+        context(run, "evaluate", tmp_path).inputs.fingerprint("evaluate/base") + "/manifest.json"
     )
     committed = kept.stat().st_mtime_ns
     other = run.model_copy(update={"training": run.training.model_copy(update={"seed": 7})})
@@ -132,10 +132,10 @@ def test_what_a_served_model_can_be_asked_again(make_run: MakeRun, tmp_path: Pat
     run = trained_and_merged(make_run, tmp_path, generation={"maxNewTokens": 5})
     scores = evaluated(run, tmp_path)
     at = context(run, "evaluate", tmp_path)
-    assert (scores["base"].answers, scores["merged"].answers) == (None, at.fingerprint("evaluate/merged"))
+    assert (scores["base"].answers, scores["merged"].answers) == (None, at.inputs.fingerprint("evaluate/merged"))
     folder = entry_of(run, tmp_path, "merged")
     asked = [AskedRow.model_validate_json(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
-    tokenizer = AutoTokenizer.from_pretrained(at.model()[1])
+    tokenizer = AutoTokenizer.from_pretrained(at.inputs.model()[1])
     saw = rows_of(run, tmp_path, "merged")
     assert [row.row for row in asked] == list(range(1, 9))
     assert [(row.prompt, row.answer) for row in asked] == [(row["prompt"], row["answer"]) for row in saw]

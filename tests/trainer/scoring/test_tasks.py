@@ -112,7 +112,7 @@ def scored(make_run: MakeRun, folder: Path, tmp_path: Path, tiny_model: Path) ->
         made(config, tmp_path)
         named = config.tasks.named if config.tasks else ()
         at = context(config, "evaluate", tmp_path)
-        loaded = task_scores.load(named, task_files.kept(at.tasks()), tmp_path / "cache")
+        loaded = task_scores.load(named, task_files.kept(at.inputs.tasks()), tmp_path / "cache")
         return task_scores.score(model, tokenizer, loaded, named, lambda _: None).values
 
     return run
@@ -209,7 +209,7 @@ def test_the_stage_scores_base_and_merged_and_says_which_way_is_better(make_run:
         assert scores.values["loss"] > 0, "beside the others"
     assert merged.values["sums/brier_score"] != base.values["sums/brier_score"]
     assert Scores.model_validate_json(base.model_dump_json(by_alias=True)) == base
-    manifest = at.store.read("evaluate", at.fingerprint("evaluate/merged"))
+    manifest = at.store.read("evaluate", at.inputs.fingerprint("evaluate/merged"))
     assert manifest is not None
     told = json.loads((at.store.fetch("evaluate", manifest, tmp_path / "out") / "tasks.json").read_text())
     assert told["known"]["n-samples"] == {"original": 10, "effective": 3}
@@ -224,11 +224,14 @@ def test_only_what_the_named_tasks_use_is_kept_and_counts(make_run: MakeRun, fol
     run = asking(make_run, "sums")
     made(run, tmp_path)
     at = context(run, "evaluate", tmp_path)
-    assert sorted(path.name for path in at.tasks().iterdir() if path.name != "files.json") == ["rows.jsonl", "tasks.json"]
-    digest = at.tasks_digest()
+    assert sorted(path.name for path in at.inputs.tasks().iterdir() if path.name != "files.json") == [
+        "rows.jsonl",
+        "tasks.json",
+    ]
+    digest = at.inputs.tasks_digest()
     (folder / "other.jsonl").write_text("{} ")
     made(run, tmp_path)
-    assert at.tasks_digest() == digest
+    assert at.inputs.tasks_digest() == digest
     assert str(digest).startswith("sha256:")
 
 
@@ -252,7 +255,7 @@ def test_includes_are_merged_as_lm_eval_does(make_run: MakeRun, folder: Path, tm
     (folder / "more.yaml").write_text("include: below/_shared\ntask: more\ndescription: Add.\n")
     run = asking(make_run, "more")
     made(run, tmp_path)
-    config = task_files.kept(context(run, "evaluate", tmp_path).tasks())["more"]
+    config = task_files.kept(context(run, "evaluate", tmp_path).inputs.tasks())["more"]
     assert (config["description"], config["output_type"]) == ("Add.", "multiple_choice")
     assert config["dataset_kwargs"]["data_files"]["test"].endswith("/below/rows.jsonl")
 
@@ -263,7 +266,7 @@ def test_choices_keep_the_order_that_answers_count_by(make_run: MakeRun, folder:
         file.write("doc_to_choice: {yes: Right, no: Wrong, maybe: Who knows}\n")
     run = asking(make_run, "sums")
     made(run, tmp_path)
-    config = task_files.kept(context(run, "evaluate", tmp_path).tasks())["sums"]
+    config = task_files.kept(context(run, "evaluate", tmp_path).inputs.tasks())["sums"]
     assert list(config["doc_to_choice"].values()) == ["Right", "Wrong", "Who knows"]
 
 
@@ -387,7 +390,7 @@ def test_the_files_digest_and_the_asked_limits_are_in_the_fingerprint(make_run: 
         run = asking(make_run, *names)
         prepare(run, tmp_path)
         made(run, tmp_path)
-        found[name] = context(run, "evaluate", tmp_path).fingerprints()
+        found[name] = context(run, "evaluate", tmp_path).inputs.fingerprints()
     assert found["all"]["evaluate/base"] != found["three"]["evaluate/base"]
     assert found["all"]["merge"] == found["three"]["merge"]
     assert pipeline.tasks_fingerprint(run.tasks) == pipeline.tasks_fingerprint(asking(make_run, "sums").tasks)

@@ -55,7 +55,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> tuple[s
     run = RunConfig.model_validate(fields)
     prepare(run, root, test=PAIRS)
     at = context(run, "evaluate", root)
-    at.keep("merge", smollm, StepResult(step="merge", fingerprint=at.fingerprint("merge")), {})
+    at.keep("merge", smollm, StepResult(step="merge", fingerprint=at.inputs.fingerprint("merge")), {})
     scores = {s.subject: s for s in evaluate.run(at).scores}
     return f"pvc://store/job/evaluate/{scores['merged'].answers}", root / "mounts"
 

@@ -36,7 +36,7 @@ def made(make_run: MakeRun, tmp_path: Path, weights: str = "weights", seed: int 
     (folder / "README.md").write_text("---\ntags: [lora]\n---\n# A model\n")
     (folder / "nested" / f"{weights}.json").write_text("{}")
     artifact = ArtifactFacts(name="merged", format="Safetensors", path="", digest="", bytes=0)
-    at.commit(folder, StepResult(step="merge", fingerprint=at.fingerprint("merge"), artifact=artifact), {})
+    at.commit(folder, StepResult(step="merge", fingerprint=at.inputs.fingerprint("merge"), artifact=artifact), {})
     return run
 
 
@@ -59,9 +59,11 @@ def test_the_card_gets_the_scores_and_all_else_stays_as_it_was_made(make_run: Ma
         Scores(subject=subject, samples=1200, values={Metric.LOSS: loss, Metric.ROUGE_L: 1 / 3})
         for subject, loss in (("base", 3.25), ("merged", 0.5))
     )
-    at.commit(at.scratch / "output", StepResult(step="evaluate", fingerprint=at.fingerprint("evaluate"), scores=scores), {})
+    at.commit(
+        at.scratch / "output", StepResult(step="evaluate", fingerprint=at.inputs.fingerprint("evaluate"), scores=scores), {}
+    )
     publish.run(context(run, "publish-0", tmp_path))
-    copied, (_, own) = tmp_path / PLACE / "merged", at.output("merge")
+    copied, (_, own) = tmp_path / PLACE / "merged", at.inputs.output("merge")
     told, before = (copied / "README.md").read_text(), ModelCard.load(own / "README.md")
     assert ModelCard(told).text.startswith(before.text)
     assert "On 1,200 held-out rows" in told
@@ -103,7 +105,7 @@ def test_nothing_is_copied_twice(make_run: MakeRun, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(DirectoryObjects, "write_file", lambda *_: pytest.fail("copied again"))
     assert publish.run(context(run, "publish-0", tmp_path)) == first
     at = context(run, "publish-0", tmp_path)
-    manifest, folder = at.output("merge")
+    manifest, folder = at.inputs.output("merge")
     publish.copy(publish.open_place(at, run.publish[0]), "merged", manifest, folder, at.scratch)  # not by its own entry
 
 

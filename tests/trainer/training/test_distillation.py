@@ -84,7 +84,7 @@ def test_the_student_comes_nearer_and_the_teacher_stays(
     kept = AutoModelForCausalLM.from_pretrained(teacher).state_dict()
     assert all(loaded[1].state_dict()[name].equal(kept[name]) for name in kept)
     merge.run(context(run, "merge", tmp_path))
-    folder = context(run, "evaluate", tmp_path).output("merge")[1]
+    folder = context(run, "evaluate", tmp_path).inputs.output("merge")[1]
     wanted = predictions(teacher, tiny_model)[0]
     before, after = (divergence(wanted, predictions(one, tiny_model)[0]) for one in (tiny_model, folder))
     assert after < 0.5 * before

@@ -95,7 +95,7 @@ def test_kto_learns_what_is_desirable_from_rows_that_come_apart(make_run: MakeRu
 
 
 def losses_of_rows(at: Context, subject: str) -> list[float]:
-    manifest = at.store.read("evaluate", at.fingerprint(f"evaluate/{subject}"))
+    manifest = at.store.read("evaluate", at.inputs.fingerprint(f"evaluate/{subject}"))
     assert manifest is not None
     rows = (at.store.fetch("evaluate", manifest, at.scratch / subject) / "rows.jsonl").read_text().splitlines()
     return [json.loads(row)["lossSum"] for row in rows]
@@ -226,7 +226,7 @@ def test_rows_keep_what_the_model_preferred(make_run: MakeRun, tmp_path: Path) -
     merge.run(context(run, "merge", tmp_path))
     at = context(run, "evaluate", tmp_path)
     evaluate.run(at)
-    manifest = at.store.read("evaluate", at.fingerprint("evaluate/base"))
+    manifest = at.store.read("evaluate", at.inputs.fingerprint("evaluate/base"))
     assert manifest is not None
     rows = (at.store.fetch("evaluate", manifest, at.scratch / "base") / "rows.jsonl").read_text().splitlines()
     assert [json.loads(row)["preferenceAccuracy"] for row in rows] == [0.0] * len(PREFERENCES)

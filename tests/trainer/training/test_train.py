@@ -69,12 +69,12 @@ def preempted(run: RunConfig, tmp_path: Path, after: int) -> Losses:
 
 
 def committed(run: RunConfig, tmp_path: Path) -> Path:
-    return context(run, "merge", tmp_path).output("train")[1]
+    return context(run, "merge", tmp_path).inputs.output("train")[1]
 
 
 def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
     at = context(run, "train", tmp_path)
-    return at.store.checkpoints(at.fingerprint("train"))
+    return at.store.checkpoints(at.inputs.fingerprint("train"))
 
 
 @pytest.mark.parametrize(

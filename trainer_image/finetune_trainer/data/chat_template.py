@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.context import MODEL, Context, lay_over
+from finetune_trainer.context import Context
 from finetune_trainer.contract.fields import ChatTemplate
 from finetune_trainer.contract.pipeline import templated_fingerprint
 from finetune_trainer.contract.places import mounted_path
@@ -25,6 +25,7 @@ from finetune_trainer.data.conversation import Example
 from finetune_trainer.data.rendering import Renderer, load_tokenizer
 from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed, first_line
+from finetune_trainer.inputs import MODEL, lay_over
 
 FILE = "chat_template.jinja"
 FIELD = "spec.model.chatTemplate"
@@ -52,13 +53,13 @@ def lay(context: Context, facts: ModelFacts) -> ModelFacts:
                 " or give the new one a name of its own",
             )
         return known.result.model
-    model = context.model_without_weights(context.run.model.model_copy(update={"chat_template": None}))
+    model = context.inputs.model_without_weights(context.run.model.model_copy(update={"chat_template": None}))
     folder = context.scratch / "template"
     folder.mkdir()
     (folder / FILE).write_text(text, encoding="utf-8")
     for name, content in _with_end(model, _end_token(model, given, text)).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    lay_over(model, folder, context.templated_folder())
+    lay_over(model, folder, context.inputs.templated_folder())
     return under
 
 
@@ -75,7 +76,7 @@ def keep(context: Context, facts: ModelFacts) -> None:
 def _read(context: Context, given: ChatTemplate) -> str:
     """The template's text. Raises StepFailed where the ConfigMap lacks it."""
     try:
-        text = Path(str(mounted_path(given.uri, context.mounts))).read_text(encoding="utf-8")
+        text = Path(str(mounted_path(given.uri, context.pod.mounts))).read_text(encoding="utf-8")
     except OSError as error:
         raise StepFailed(
             StepReason.ChatTemplateNotFound, f"{FIELD}: nothing lies at {given.uri}; correct its name and key"

@@ -83,7 +83,7 @@ def copy_licences(model: Path, folder: Path) -> None:
 
 def text(context: Context, train: TrainFacts, artifact: Artifact | None = None) -> str:
     """The card: what it is, from what it was made, how it was trained, and the digests of its inputs."""
-    run, prepared = context.run, context.prepared()
+    run, prepared = context.run, context.inputs.prepared()
     assert prepared.model is not None
     assert prepared.dataset is not None
     model, data, training = prepared.model, prepared.dataset, run.training

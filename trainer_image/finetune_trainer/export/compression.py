@@ -62,7 +62,7 @@ def _write_w4a16(context: Context, merged: Path, folder: Path) -> dict[str, str]
 
     network = _dense(merged)
     scheme, group = _in_groups("W4A16", network)
-    rows = calibration.rows(context.data()[1])
+    rows = calibration.rows(context.inputs.data()[1])
     _calibrate(network, GPTQModifier(config_groups={"group_0": scheme}, ignore=[HEAD]), rows)
     network.save_pretrained(folder, save_compressed=True)
     return {"scheme": "W4A16 by GPTQ", "groupSize": str(group), "calibrationRows": str(len(rows))}
@@ -75,7 +75,7 @@ def _write_awq(context: Context, merged: Path, folder: Path) -> dict[str, str]:
     network = _dense(merged)
     check_mapped(network)
     scheme, group = _in_groups("W4A16_ASYM", network)
-    rows = calibration.rows(context.data()[1], AWQ_ROWS)
+    rows = calibration.rows(context.inputs.data()[1], AWQ_ROWS)
     with unpinned():
         _calibrate(network, [AWQModifier(), QuantizationModifier(config_groups={"group_0": scheme}, ignore=[HEAD])], rows)
     network.save_pretrained(folder, save_compressed=True)
@@ -168,7 +168,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
     from transformers import AutoTokenizer
 
     context.progress("verifying")
-    rows = proof.fixed_rows(context.data()[1])
+    rows = proof.fixed_rows(context.inputs.data()[1])
     tokenizer: Any = AutoTokenizer.from_pretrained(merged)
     own: Any = AutoTokenizer.from_pretrained(folder)
     checks = proof.check_tokens(rows, tokenizer, "its tokenizer", lambda text: own(text, add_special_tokens=False).input_ids)

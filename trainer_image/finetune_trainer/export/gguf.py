@@ -67,7 +67,7 @@ def _weigh(context: Context, tools: Path, merged: Path, whole: Path, notes: dict
 
     context.progress("weighing by training rows")
     tokenizer: Any = AutoTokenizer.from_pretrained(merged)
-    rows = calibration.rows(context.data()[1])
+    rows = calibration.rows(context.inputs.data()[1])
     tokens = sum(map(len, rows))
     text, matrix = context.scratch / "rows.txt", context.scratch / "imatrix.gguf"
     text.write_text("\n".join(tokenizer.decode(row) for row in rows))
@@ -87,7 +87,7 @@ def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> t
     from finetune_trainer.model.loading import end_tokens, load_base
 
     context.progress("verifying")
-    rows = proof.fixed_rows(context.data()[1])
+    rows = proof.fixed_rows(context.inputs.data()[1])
     tokenizer: Any = AutoTokenizer.from_pretrained(merged)
     network = load_base(merged, Method.LORA, Compute("cpu", torch.float32))
     expected = [proof.logits(network, row) for row in rows]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from finetune_trainer.context import TASKS, Context
+from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.places import mounted_path
@@ -16,6 +16,7 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Scores, StepResult, Termination
 from finetune_trainer.contract.tasks import Tasks
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.inputs import TASKS
 from finetune_trainer.scoring import task_files, task_scores
 from finetune_trainer.scoring.task_files import Folder
 from finetune_trainer.sources.fetch import fetch
@@ -38,7 +39,7 @@ def make_entry(context: Context) -> None:
     context.progress("checking the tasks")
     fingerprint = pipeline.tasks_fingerprint(asked)
     known = context.store.read(TASKS, fingerprint)
-    mounted = mounted_path(asked.files.uri, context.mounts) is not None
+    mounted = mounted_path(asked.files.uri, context.pod.mounts) is not None
     if known is None or mounted:
         folder = _fetched(context, asked)
         if known is None:
@@ -52,14 +53,14 @@ def make_entry(context: Context) -> None:
                 f"spec.evaluation.taskFiles: the files at {asked.files.uri} are not those that this store's scores were made"
                 " of; put those back, or give the new ones a name of their own",
             )
-    _check(context, asked, context.tasks())
+    _check(context, asked, context.inputs.tasks())
 
 
 def _fetched(context: Context, asked: Tasks) -> Path:
     """A folder with what is kept of the files."""
     store = context.run.store
     source = Source(asked.files.uri, "TaskFiles", FIELD, ("*",))
-    found = fetch(source, context.scratch / "task-files", context.mounts, store.endpoint, store.region)
+    found = fetch(source, context.scratch / "task-files", context.pod.mounts, store.endpoint, store.region)
     folder = Folder(found.folder, found.files, asked.files.uri)
     into = context.scratch / "tasks"
     task_files.copy(folder, task_files.read(folder, [task.name for task in asked.named]), into)

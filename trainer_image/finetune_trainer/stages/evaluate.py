@@ -42,13 +42,13 @@ def run(context: Context) -> StepResult:
     folder = context.scratch / "output"
     folder.mkdir()
     (folder / "scores.json").write_text(json.dumps([s.model_dump(mode="json", by_alias=True) for s in made], indent=1))
-    result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), scores=made)
+    result = StepResult(step=context.step.name, fingerprint=context.inputs.fingerprint(context.step.name), scores=made)
     return context.commit(folder, result, {s.subject: _fingerprint(context, s.subject, engine) for s in made})
 
 
 def _rows(context: Context) -> list[Rendered]:
     """The first rows of the test split, as many as generation.samples says, tokens and mask as they were rendered."""
-    _, folder = context.data()
+    _, folder = context.inputs.data()
     rows = rendered.read(folder, TEST, context.run.generation.samples)
     if not rows:
         raise StepFailed(StepReason.NoTestRows, "dataset.test left no rows to score on: give it a larger fraction or a uri")
@@ -84,7 +84,7 @@ def _generated(rows: Sequence[Rendered]) -> bool:
 
 
 def _fingerprint(context: Context, subject: str, engine: str) -> str:
-    return answered(context.fingerprint(f"evaluate/{subject}"), engine)
+    return answered(context.inputs.fingerprint(f"evaluate/{subject}"), engine)
 
 
 def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: str) -> Scores:
@@ -99,7 +99,7 @@ def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: st
     for answer in scorer.score(rows):
         answers.append(answer)
         context.progress(f"scoring {subject}", len(answers), len(rows))
-    generated, labelled = _generated(rows), context.data()[0].format is DatasetFormat.CLASSIFICATION
+    generated, labelled = _generated(rows), context.inputs.data()[0].format is DatasetFormat.CLASSIFICATION
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
@@ -125,7 +125,7 @@ def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: st
 def _task_scores(context: Context, subject: str, scorer: Scorer) -> TaskScores:
     """The tasks' scores of the model of transformers that the scorer holds once it has scored."""
     tasks = tasks_for(context.run, subject)
-    loaded = task_scores.load(tasks, task_files.kept(context.tasks()), context.scratch / "task-rows")
+    loaded = task_scores.load(tasks, task_files.kept(context.inputs.tasks()), context.scratch / "task-rows")
 
     def report(task: str) -> None:
         context.progress(f"scoring {subject} on {task}")
@@ -139,13 +139,13 @@ def _scorer(context: Context, subject: str, rows: Sequence[Rendered], engine: st
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.model.loading import end_tokens, load_tokenizer
 
-    _, base = context.model()
+    _, base = context.inputs.model()
     tokenizer = load_tokenizer(base)
     new_tokens = context.run.generation.max_new_tokens
     if engine == LLAMA_CPP:
         from finetune_trainer.scoring.by_llamacpp import LlamaCppScorer
 
-        _, folder = context.output(f"quantize-{subject}")
+        _, folder = context.inputs.output(f"quantize-{subject}")
         (file,) = folder.glob("*.gguf")
         return LlamaCppScorer(file, tokenizer, end_tokens(tokenizer, base), new_tokens, rows)
     compute = compute_for(context.run.training.precision, context.run.devices)
@@ -160,7 +160,7 @@ def _scorer(context: Context, subject: str, rows: Sequence[Rendered], engine: st
 
 
 def _folder(context: Context, subject: str) -> Path:
-    _, folder = context.output(MERGE if subject == MERGED else f"quantize-{subject}")
+    _, folder = context.inputs.output(MERGE if subject == MERGED else f"quantize-{subject}")
     return folder
 
 
@@ -185,7 +185,7 @@ def _write_asked(context: Context, folder: Path, rows: Sequence[Rendered], answe
     """asked.jsonl: the first rows, as a served model will be asked them."""
     from finetune_trainer.model.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(context.model_without_weights())
+    tokenizer = load_tokenizer(context.inputs.model_without_weights())
     special, longest = not tokenizer.chat_template, min(served_rows.TOKENS, context.run.generation.max_new_tokens)
     with (folder / served_rows.FILE).open("w") as out:
         for number, row, answer in zip(range(1, served_rows.ROWS + 1), rows, answers, strict=False):

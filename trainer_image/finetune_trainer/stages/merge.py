@@ -45,9 +45,9 @@ def run(context: Context) -> StepResult:
     quieten()
     from finetune_trainer.export import card
 
-    trained, trained_folder = context.output(TRAIN)
+    trained, trained_folder = context.inputs.output(TRAIN)
     assert trained.result.train is not None
-    _, base_folder = context.model()
+    _, base_folder = context.inputs.model()
     folder = context.scratch / "output"
     if context.run.training.method is Method.FULL:
         shutil.copytree(trained_folder, folder)
@@ -61,7 +61,7 @@ def run(context: Context) -> StepResult:
     card.copy_licences(base_folder, folder)
     card.write(folder, context, trained.result.train)
     made = ArtifactFacts.made(MERGED, "Safetensors")
-    result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
+    result = StepResult(step=context.step.name, fingerprint=context.inputs.fingerprint(context.step.name), artifact=made)
     return context.commit(folder, result, {TRAIN: trained.fingerprint}, checks)
 
 
@@ -73,9 +73,9 @@ def _merge_and_prove(context: Context, trained: Manifest, adapter: Path, folder:
     from finetune_trainer.model import loading
 
     context.progress("merging")
-    _, base_folder = context.model()
+    _, base_folder = context.inputs.model()
     adapted = _load_adapted(context, base_folder, adapter)
-    rows = proof.fixed_rows(context.data()[1])
+    rows = proof.fixed_rows(context.inputs.data()[1])
     expected = [proof.logits(adapted, row) for row in rows]
     with adapted.disable_adapter():
         learned = proof.likeness(rows, expected, [proof.logits(adapted, row) for row in rows])
@@ -97,9 +97,11 @@ def _prove_full(context: Context, trained: Manifest, folder: Path) -> tuple[Chec
     from finetune_trainer.model import loading
 
     context.progress("verifying")
-    row = proof.fixed_rows(context.data()[1])[0]
+    row = proof.fixed_rows(context.inputs.data()[1])[0]
     saved = loading.load_base(folder, Method.LORA, _cpu())
-    return _check_reload(context, trained, row, proof.logits(saved, row)) + _check_stops(context, saved, context.model()[1])
+    return _check_reload(context, trained, row, proof.logits(saved, row)) + _check_stops(
+        context, saved, context.inputs.model()[1]
+    )
 
 
 def _check_reload(context: Context, trained: Manifest, row: FixedRow, logits: Any) -> tuple[Check, ...]:
@@ -120,7 +122,7 @@ def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...
     from finetune_trainer.export import proof
     from finetune_trainer.model import loading
 
-    asked = proof.questions(context.data()[1])
+    asked = proof.questions(context.inputs.data()[1])
     ends = loading.end_tokens(loading.load_tokenizer(base), base)
 
     def of_base() -> int:

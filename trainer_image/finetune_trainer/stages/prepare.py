@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import environment
-from finetune_trainer.context import DATA, MODEL, Context, kind_of
+from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.places import mounted_path
@@ -30,6 +30,7 @@ from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.vocabulary import check_vocabulary
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.inputs import DATA, MODEL, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
 from finetune_trainer.model import pickles, weights
 from finetune_trainer.scoring import tasks
@@ -61,13 +62,13 @@ def run(context: Context) -> StepResult:
     tasks.make_entry(context)
 
     context.progress("estimating memory")
-    fit = fit_for(context.run, facts, result.dataset, context.model_without_weights(), teacher)
+    fit = fit_for(context.run, facts, result.dataset, context.inputs.model_without_weights(), teacher)
     done = _finished(context)
     if pipeline.TRAIN not in {result.step for result in done}:
         _check_formats(context)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
-    rows = result.dataset.model_copy(update={"tasks_digest": context.tasks_digest()})
+    rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
     return result.model_copy(update={"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done})
 
 
@@ -77,7 +78,7 @@ def _check_formats(context: Context) -> None:
         if name is not None:
             context.progress("asking whether the model can be converted")
             checked_by = importlib.import_module(f"finetune_trainer.export.{name}")
-            checked_by.check(context.model_without_weights(), context.scratch)
+            checked_by.check(context.inputs.model_without_weights(), context.scratch)
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,9 +96,9 @@ def _teacher(context: Context) -> Teacher | None:
         if not failure.message.startswith("spec.model:"):
             raise
         raise StepFailed(failure.reason, failure.message.replace("spec.model:", f"{field}:", 1)) from failure
-    teacher = context.teacher()
+    teacher = context.inputs.teacher()
     assert teacher is not None  # there is a distillation
-    check_vocabulary(context.model_without_weights(), teacher.folder)
+    check_vocabulary(context.inputs.model_without_weights(), teacher.folder)
     return teacher
 
 
@@ -105,7 +106,7 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
     """The committed model entry, made now where it is missing; a mounted model must still be what it was."""
     fingerprint = pipeline.model_fingerprint(model)
     known = context.store.read(MODEL, fingerprint)
-    mounted = mounted_path(model.uri, context.mounts)
+    mounted = mounted_path(model.uri, context.pod.mounts)
     if known is not None:
         if mounted is not None:
             _check_unchanged(context, known, Path(mounted), field)
@@ -117,7 +118,7 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
     download = context.scratch / fingerprint
     store = context.run.store
     with _watching(context, "fetching the model", download):
-        fetched = fetch(source, download, context.mounts, store.endpoint, store.region)
+        fetched = fetch(source, download, context.pod.mounts, store.endpoint, store.region)
     context.progress("checking the model")
     folder, files = fetched.folder, (found := _listed(fetched.folder, fetched.files))
     if pickled:
@@ -189,9 +190,9 @@ def _facts(manifest: Manifest) -> ModelFacts:
 
 def _render(context: Context, facts: ModelFacts, fingerprint: str) -> StepResult:
     """Fetch, split and render the rows; commit them; return the result that counts."""
-    model_folder = context.model_without_weights()
+    model_folder = context.inputs.model_without_weights()
     with _watching(context, "fetching the rows", context.scratch / "rows"):
-        splits = dataset.load(context.run, context.scratch / "rows", context.mounts)
+        splits = dataset.load(context.run, context.scratch / "rows", context.pod.mounts)
     context.progress("rendering")
     tokenizer: Any = load_tokenizer(model_folder)
     folder = context.scratch / "data"
@@ -207,10 +208,10 @@ def _check_same_rows(context: Context, known: Manifest) -> None:
     """Mounted rows can be changed under their uri. Raises StepFailed RowsChanged rather than train on those of before."""
     asked = context.run.dataset
     uris = [asked.uri, *(split.uri for split in (asked.test, asked.validation) if split is not None and split.uri)]
-    if any(mounted_path(uri, context.mounts) is None for uri in uris):
+    if any(mounted_path(uri, context.pod.mounts) is None for uri in uris):
         return  # fetching all again would cost what the entry saves
     context.progress("checking the rows")
-    files = SourceFiles(context.run, context.scratch / "rows", context.mounts)
+    files = SourceFiles(context.run, context.scratch / "rows", context.pod.mounts)
     for place in (files.own, *files.held.values()):
         files.fetch(place)
     if known.inputs["source"] not in (files.digest, files.earlier_digest):
@@ -231,7 +232,7 @@ def _finished(context: Context) -> tuple[StepResult, ...]:
     for step in pipeline.steps(context.run):
         if step.name == context.step.name:
             continue
-        manifest = context.store.read(kind_of(step), context.fingerprint(step.name))
+        manifest = context.store.read(kind_of(step), context.inputs.fingerprint(step.name))
         if manifest is not None:
             found.append(manifest.result.model_copy(update={"model": None, "dataset": None, "fit": None}))
     return tuple(found)

@@ -42,7 +42,7 @@ def run(context: Context) -> StepResult:
     folder = context.scratch / "output"
     folder.mkdir()
     (folder / "published.json").write_text(json.dumps(digests, indent=1))
-    fingerprint = context.fingerprint(context.step.name)
+    fingerprint = context.inputs.fingerprint(context.step.name)
     result = StepResult(step=context.step.name, fingerprint=fingerprint, published=tuple(digests))
     return context.commit(folder, result, digests | inputs)
 
@@ -77,7 +77,7 @@ def step_of(artifact: str) -> str:
 
 def outgoing(context: Context, name: str) -> tuple[Manifest, Path]:
     """The artifact as others get it: its own files, with the scores in its card once it was scored."""
-    manifest, folder = context.output(step_of(name))
+    manifest, folder = context.inputs.output(step_of(name))
     found, base = (_scores(context, subject) for subject in (MERGED if name == ADAPTER else name, BASE))
     listed = {file.path: file for file in manifest.files}
     if found is None or card.FILE not in listed:
@@ -96,13 +96,13 @@ def outgoing(context: Context, name: str) -> tuple[Manifest, Path]:
 def _scores(context: Context, subject: str) -> Scores | None:
     """What the evaluation found, None where it scored no such subject."""
     scored = next((s for s in steps(context.run) if s.stage == EVALUATE and subject in subjects(context.run, s)), None)
-    manifest = None if scored is None else context.store.read(EVALUATE, context.fingerprint(scored.name))
+    manifest = None if scored is None else context.store.read(EVALUATE, context.inputs.fingerprint(scored.name))
     return None if manifest is None else next(s for s in manifest.result.scores if s.subject == subject)
 
 
 def open_place(context: Context, target: Publish) -> Objects:
     """The folder or bucket to copy to. An S3 bucket is looked for where the artifact store's is."""
-    mounted = mounted_path(target.uri, context.mounts)
+    mounted = mounted_path(target.uri, context.pod.mounts)
     if mounted is not None:
         return DirectoryObjects(Path(mounted))
     return BucketObjects(target.uri, context.run.store.endpoint, context.run.store.region)

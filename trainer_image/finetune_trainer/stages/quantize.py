@@ -22,8 +22,8 @@ def run(context: Context) -> StepResult:
     from finetune_trainer.export import card
 
     artifact = next(a for a in context.run.artifacts if a.name == context.step.artifact)
-    merged, merged_folder = context.output(MERGE)
-    trained = context.store.read(TRAIN, context.fingerprint(TRAIN))
+    merged, merged_folder = context.inputs.output(MERGE)
+    trained = context.store.read(TRAIN, context.inputs.fingerprint(TRAIN))
     folder = context.scratch / "output"
     folder.mkdir()
     made_by = importlib.import_module(f"finetune_trainer.export.{artifact.of_format.made_by}")
@@ -35,5 +35,5 @@ def run(context: Context) -> StepResult:
     if trained is not None and trained.result.train is not None:
         card.write(folder, context, trained.result.train, artifact)
     made = ArtifactFacts.made(artifact.name, artifact.format, artifact.quantization)
-    result = StepResult(step=context.step.name, fingerprint=context.fingerprint(context.step.name), artifact=made)
+    result = StepResult(step=context.step.name, fingerprint=context.inputs.fingerprint(context.step.name), artifact=made)
     return context.commit(folder, result, {MERGE: merged.fingerprint} | notes, checks)

@@ -59,7 +59,7 @@ def _train(context: Context, preemption: Preemption) -> StepResult | None:
     from finetune_trainer.training import checkpoint, hang, moved
     from finetune_trainer.training.validation import StopEarly
 
-    training, fingerprint = context.run.training, context.fingerprint(context.step.name)
+    training, fingerprint = context.run.training, context.inputs.fingerprint(context.step.name)
     loaded = _load(context)
     saving = checkpoint.SaveCheckpoints(context.store, fingerprint, context.attempt, training, preemption)
     stopping = [StopEarly(training.early_stopping.patience)] if training.early_stopping else []
@@ -119,11 +119,11 @@ def _load(context: Context) -> Loaded:
 
     context.progress("loading the base model")
     with distributed.first_on_node():
-        _, model_folder = context.model()
-        _, rows = context.data()
+        _, model_folder = context.inputs.model()
+        _, rows = context.inputs.data()
     attention = acceleration.attention(model_folder, compute, packing=training.packing)
     teachers = [training.distillation.teacher] if training.distillation else []
-    read = [model_folder, *map(context.model_without_weights, teachers)]
+    read = [model_folder, *map(context.inputs.model_without_weights, teachers)]
     padded = None in [acceleration.attention(folder, compute, packing=training.packing) for folder in read]
     # With ZeRO these say how the model is loaded.
     asked = arguments(context.run, fit, compute, context.scratch / "train", padded=padded)
@@ -154,7 +154,7 @@ def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
 
     context.progress("loading the teacher")
     with distributed.first_on_node():
-        _, folder = context.model(which)
+        _, folder = context.inputs.model(which)
     training = context.run.training
     method = Method.LORA if training.method is Method.FULL else training.method
     attention = acceleration.attention(folder, compute, packing=training.packing)
@@ -207,7 +207,7 @@ def _fit(context: Context) -> FitFacts:
 
     After the GPU's memory did not hold that, the operator names a smaller micro-batch; more of them make the same step.
     """
-    fit = context.prepared().fit
+    fit = context.inputs.prepared().fit
     if fit is None:
         message = "the prepared rows come without a memory estimate: remove their entry, so that they are prepared again"
         raise StepFailed(StepReason.EntryIncomplete, message)
@@ -244,12 +244,12 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
     """Keep what was trained and drop the checkpoints, on the first rank; None on the others."""
     from finetune_trainer.export import card
 
-    noted = {PREPARE: context.fingerprint(PREPARE)} | loop.first_row(loaded.rows)
+    noted = {PREPARE: context.inputs.fingerprint(PREPARE)} | loop.first_row(loaded.rows)
     folder = _save(loop, loaded, context)
     if not distributed.is_first():
         return None
     card.write(folder, context, facts)
-    fingerprint = context.fingerprint(context.step.name)
+    fingerprint = context.inputs.fingerprint(context.step.name)
     made = _made(context.run.training)
     fit = loaded.fit.model_copy(update={"measured_bytes": facts.peak_memory_bytes})
     result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=made)

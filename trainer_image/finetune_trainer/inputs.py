@@ -1,0 +1,181 @@
+"""What a step reads: model, rows and tasks as prepare made them, and the outputs of earlier steps, in local folders."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from finetune_trainer.contract import pipeline
+from finetune_trainer.contract.fields import Model, TrainedModel
+from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import DatasetFacts, FitFacts, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.memory.fit import Teacher, fit_for
+from finetune_trainer.store.entries import Store
+from finetune_trainer.store.files import folder_digest
+
+T = TypeVar("T")
+
+MODEL, DATA, TASKS = "model", "data", "tasks"  # the entries that prepare makes
+KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
+OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The store's entries of one run. What is downloaded lies below `folder`, a mounted model where it is mounted."""
+
+    run: RunConfig
+    store: Store
+    folder: Path
+    mounts: str
+
+    def model(self, which: Model | None = None) -> tuple[ModelFacts, Path]:
+        """The base model, or another one, as prepare checked it, and the local folder with its files."""
+        which = which or self.run.model
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
+        mounted = pipeline.model_path(which, self.mounts)
+        folder = Path(mounted) if mounted is not None else self._fetch(MODEL, manifest)
+        return self._facts(which), self._templated(which, folder, "model")
+
+    def model_without_weights(self, which: Model | None = None) -> Path:
+        """A local folder with the model's configuration, tokenizer and chat template, weights or not."""
+        which = which or self.run.model
+        mounted = pipeline.model_path(which, self.mounts)
+        if mounted is not None:
+            return self._templated(which, Path(mounted), "config")
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(which))
+        small = [file for file in manifest.files if not file.path.endswith(".safetensors")]
+        folder = self.folder / "config" / manifest.fingerprint
+        return self._templated(which, self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder), "config")
+
+    def templated_folder(self, name: str = "config") -> Path:
+        """Where the base model's files lie under the job's own chat template: `config` without its weights, else `model`."""
+        return self.folder / "templated" / name
+
+    def teacher(self) -> Teacher | None:
+        """What the memory estimate needs of a distillation's teacher."""
+        distillation, facts = self.run.training.distillation, self._teacher_facts()
+        if distillation is None or facts is None:
+            return None
+        return Teacher(facts, self.model_without_weights(distillation.teacher))
+
+    def data(self) -> tuple[DatasetFacts, Path]:
+        """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
+        manifest = self._data()
+        return _required(manifest.result.dataset), self._fetch(DATA, manifest)
+
+    def prepared(self) -> StepResult:
+        """What prepare reports for this run: facts of model and data, and the fit as of now.
+
+        Rows are shared by runs that train on them differently, so the estimate is made anew; prepare alone refuses.
+        """
+        result = self._data().result
+        try:
+            folder = self.model_without_weights()
+            facts = _required(result.model)
+            fit: FitFacts | None = fit_for(self.run, facts, _required(result.dataset), folder, self.teacher())
+        except StepFailed:
+            fit = result.fit
+        return result.model_copy(update={"fit": fit})
+
+    def fingerprint(self, name: str) -> str:
+        """Fingerprint of a step of this run by name, or of evaluate/<subject>."""
+        return self.fingerprints()[name]
+
+    def fingerprints(self) -> dict[str, str]:
+        """All of them."""
+        result, teacher = self._data().result, self._teacher_facts()
+        model = _required(result.model).model_copy(update={"teacher_digest": teacher.digest if teacher else None})
+        dataset = _required(result.dataset).model_copy(update={"tasks_digest": self.tasks_digest()})
+        return pipeline.fingerprints(self.run, model, dataset)
+
+    def tasks(self) -> Path:
+        """The folder with the files of the run's tasks (scoring/task_files.py), which must have some."""
+        return self._fetch(TASKS, self._entry(TASKS, pipeline.tasks_fingerprint(_required(self.run.tasks))))
+
+    def tasks_digest(self) -> str | None:
+        """Digest of those files; None where the run has no tasks."""
+        if self.run.tasks is None:
+            return None
+        return folder_digest(self._entry(TASKS, pipeline.tasks_fingerprint(self.run.tasks)).files)
+
+    def output(self, name: str) -> tuple[Manifest, Path]:
+        """Manifest and local folder of a finished step that this one needs. Raises StepFailed where it isn't there."""
+        kind = kind_of(next(s for s in pipeline.steps(self.run) if s.name == name))
+        manifest = self._entry(kind, self.fingerprint(name))
+        return manifest, self._fetch(kind, manifest)
+
+    def _teacher_facts(self) -> ModelFacts | None:
+        distillation = self.run.training.distillation
+        if distillation is None:
+            return None
+        return self._facts(distillation.teacher)
+
+    def _data(self) -> Manifest:
+        return self._entry(DATA, pipeline.data_fingerprint(self.run, self._facts(self.run.model)))
+
+    def _facts(self, which: Model) -> ModelFacts:
+        """A model's facts as prepare checked it, under the chat template that the job gives it."""
+        given = _given_template(which)
+        fingerprint = pipeline.model_fingerprint(which) if given is None else pipeline.templated_fingerprint(given)
+        return _required(self._entry(MODEL, fingerprint).result.model)
+
+    def _templated(self, which: Model, folder: Path, name: str) -> Path:
+        """A model's folder; where the job gives it a chat template, another one of links to both."""
+        given, whole = _given_template(which), self.templated_folder(name)
+        if given is None or whole.is_dir():
+            return folder if given is None else whole
+        over = self._fetch(MODEL, self._entry(MODEL, pipeline.templated_fingerprint(given)))
+        return lay_over(folder, over, whole)
+
+    def _entry(self, kind: str, fingerprint: str) -> Manifest:
+        manifest = self.store.read(kind, fingerprint)
+        if manifest is None:
+            raise StepFailed(
+                StepReason.InputMissing,
+                f"{self.store.uri}/{kind}/{fingerprint} is not in the artifact store, or files of it are missing",
+            )
+        return manifest
+
+    def _fetch(self, kind: str, manifest: Manifest) -> Path:
+        """A download appears under its name only when it is whole, so a second call finds it."""
+        whole = self.folder / kind / f"{manifest.fingerprint}-{manifest.prefix}"
+        if whole.is_dir():
+            return whole
+        part = whole.with_name(whole.name + ".part")
+        found = self.store.fetch(kind, manifest, part)
+        return found if found != part else part.rename(whole)
+
+
+def kind_of(step: Step) -> str:
+    """The kind of store entry that a step commits."""
+    return KINDS.get(step.stage, step.stage)
+
+
+def lay_over(folder: Path, over: Path, into: Path) -> Path:
+    """A folder `into` of links to the entries of `folder`, but for those that `over` has as well and for older templates."""
+    part = into.with_name(f"{into.name}.{os.getpid()}.part")
+    part.mkdir(parents=True)
+    entries = {path.name: path for path in folder.iterdir() if path.name not in OTHER_TEMPLATES}
+    for name, path in (entries | {path.name: path for path in over.iterdir()}).items():
+        (part / name).symlink_to(path.absolute())
+    return part.rename(into)
+
+
+def _given_template(model: Model) -> TrainedModel | None:
+    """The model where it comes with a chat template of the job's own."""
+    return model if isinstance(model, TrainedModel) and model.chat_template is not None else None
+
+
+def _required(value: T | None) -> T:
+    if value is None:
+        raise StepFailed(
+            StepReason.EntryIncomplete,
+            "an entry in the artifact store lacks the facts that prepare writes: remove it, so that it is made again",
+        )
+    return value
