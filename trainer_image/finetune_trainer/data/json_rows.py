@@ -62,7 +62,7 @@ class Rows:
             raise unreadable(f"{self.name} line {number}", f"not JSON: {error.msg} at column {error.colno}") from error
 
     def _whole(self, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Of a value that takes many lines, or several of them."""
+        """The rows of a value that takes many lines, or of several of them."""
         decoder, values, at = json.JSONDecoder(), [], 0
         try:
             while at < len(text.rstrip()):
