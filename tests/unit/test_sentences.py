@@ -91,7 +91,7 @@ ROWS = [
         "  evaluation: {tasks: [{name: arc}, {name: arc}], taskFiles: {uri: 'configmap://arc'}}\n  training:",
         "spec.evaluation.tasks[].name arc is there twice; give each its own",
     ),
-    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3|gs)://.+"),
+    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3|gs|az)://.+"),
     ('  model: {uri: "hf://org/model"}\n', "", "spec.model is required; add it"),
     ("name: q4", "name: Q4", "spec.artifacts[0].name is Q4; it must match"),
     ("training: {method: LoRA, learningRate: 0.001}", "training: LoRA", "spec.training is LoRA; it takes a mapping"),
