@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from finetune_operator.cli import local, show
+from finetune_operator.cli import local, pythons, show
 from finetune_operator.cli.document import Document, FileError, read_document
 from finetune_operator.cli.render import children, manifests
 from finetune_operator.finetunejob.runs import current_run
@@ -40,6 +40,10 @@ def run(
     claim: Annotated[
         list[str] | None, typer.Option(help="NAME=DIRECTORY: the folder that stands for a claim of the file.")
     ] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="quantizer=PROGRAM, evaluator=PROGRAM: the Python that stands for that image of a cluster."),
+    ] = None,
     cpu: Cpu = False,
 ) -> None:
     """Run a FineTuneJob. Exit status 0: all steps done and the gates passed; 1: not; 2: the file can't be used."""
@@ -51,7 +55,7 @@ def run(
         document = read_document(file, cpu=cpu)
         config, _ = current_run(document.job)
         root = workdir or Path(".finetune") / document.job.metadata.name
-        folders = local.prepare_workdir(document, config, root, _claims(claim or []))
+        folders = local.prepare_workdir(document, config, root, _claims(claim or []), pythons.given(python or []))
     except FileError as error:
         raise typer.Exit(_refuse(errors, error)) from None
     raise typer.Exit(_run(console, errors, document, folders, file))

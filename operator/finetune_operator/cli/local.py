@@ -3,6 +3,8 @@
 WORKDIR/mounts/claims/<claim>/…           what are volumes in a cluster; the default claim keeps results between runs
 WORKDIR/mounts/configmaps/<name>/<key>    the ConfigMaps of the file
 WORKDIR/run.json  WORKDIR/logs/<step>.log  WORKDIR/scratch
+
+Where the operator would take another image than the trainer's, another Python may stand for it (pythons.py).
 """
 
 from __future__ import annotations
@@ -12,10 +14,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -26,9 +27,10 @@ import finetune_trainer
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli import environment
 from finetune_operator.cli.document import Document, FileError
+from finetune_operator.cli.pythons import Pythons, check
 from finetune_operator.finetunejob import fit, gates
-from finetune_operator.finetunejob.failures import BY_CODE
-from finetune_operator.finetunejob.record import DONE, step_record, with_facts, with_step
+from finetune_operator.finetunejob.failures import BY_CODE, Retry
+from finetune_operator.finetunejob.record import DONE, smaller_micro_batch, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
@@ -43,9 +45,9 @@ GRACE_SECONDS = 120
 class StepStopped(Exception):
     """A step did not succeed: reason and message as the operator would put them into the job's status."""
 
-    def __init__(self, step: str, reason: str, message: str, log: Path) -> None:
+    def __init__(self, step: str, reason: str, message: str, log: Path, retry: Retry = Retry.NEVER) -> None:
         super().__init__(f"{step}: {message}")
-        self.step, self.reason, self.message, self.log = step, reason, message, log
+        self.step, self.reason, self.message, self.log, self.retry = step, reason, message, log, retry
 
 
 class Interrupted(Exception):
@@ -59,6 +61,7 @@ class Interrupted(Exception):
 @dataclass(frozen=True)
 class Workdir:
     root: Path
+    pythons: Pythons = field(default_factory=Pythons)
 
     @property
     def mounts(self) -> Path:
@@ -77,6 +80,7 @@ class Watcher:
 
     started: Callable[[Step], None]
     progress: Callable[[Progress], None]
+    again: Callable[[Step, str], None]  # what stood in the way, and how it goes on
     ended: Callable[[Step, StepState], None]
 
 
@@ -91,12 +95,13 @@ class Ending:
         return not gates.blocking(self.verdicts)
 
 
-def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path]) -> Workdir:
+def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path], pythons: Pythons) -> Workdir:
     """Lay out the folders that a pod would find mounted. Raises FileError where the file or the machine lacks one."""
+    workdir = Workdir(root.resolve(), pythons)
     _need_llama_cpp(run)
+    check(run, pythons)
     if run.config.devices.nodes > 1:
         raise FileError("spec.parallelism.numNodes above 1 needs a cluster; set it to 1 for a run on this machine")
-    workdir = Workdir(root.resolve())
     for name in config_maps(run.config):
         _write_config_map(document, name, workdir.mounts / "configmaps" / name, source_uris(run.config))
     made = artifacts_claim(document.job.metadata.name)
@@ -125,7 +130,8 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
         if step.stage == "publish" and gates.blocking(_verdicts(document, status)):
             break
         watcher.started(step)
-        status = _absorb(status, run, step, _run_step(step, workdir, watcher.progress), workdir)
+        status, result = _run_to_end(Attempts(run, workdir, document.job.spec.retry.on_out_of_memory), status, step, watcher)
+        status = _absorb(status, run, step, result, workdir)
         watcher.ended(step, StepState.SUCCEEDED)
     return Ending(run, status, _verdicts(document, status))
 
@@ -147,34 +153,63 @@ def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult,
     return status
 
 
-def _run_step(step: Step, workdir: Workdir, report: Callable[[Progress], None]) -> StepResult:
+@dataclass(frozen=True)
+class Attempts:
+    """Of one run on this machine."""
+
+    run: Run
+    workdir: Workdir
+    on_out_of_memory: str  # spec.retry.onOutOfMemory
+
+
+def _run_to_end(
+    attempts: Attempts, status: FineTuneJobStatus, step: Step, watcher: Watcher
+) -> tuple[FineTuneJobStatus, StepResult]:
+    """A step, and again with a smaller micro-batch where the GPU's memory did not hold the last one, as the operator does."""
+    while True:
+        size = step_record(status, step.name).micro_batch_size
+        try:
+            return status, _run_step(attempts, step, size, watcher.progress)
+        except StepStopped as stop:
+            smaller = smaller_micro_batch(status, step, attempts.on_out_of_memory)
+            if smaller is None or stop.retry is not Retry.SMALLER:
+                raise
+            watcher.again(step, f"{stop.message}; it goes on with micro-batches of {smaller}")
+            status = with_step(status, step.name, micro_batch_size=smaller)
+
+
+def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: Callable[[Progress], None]) -> StepResult:
+    workdir = attempts.workdir
     scratch, log = workdir.root / "scratch", workdir.log(step.name)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     termination = workdir.root / "termination.json"
     termination.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "finetune_trainer", step.name]
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
+    command = [workdir.pythons.of(attempts.run, step), "-m", "finetune_trainer", step.name]
+    told = {} if micro_batch is None else {pod.ENV_MICRO_BATCH_SIZE: str(micro_batch)}
+    with (
+        log.open("w", encoding="utf-8") as out,
+        subprocess.Popen(
             command,
-            env=_environment(workdir, scratch, termination),
+            env=_environment(workdir, scratch, termination) | told,
             stdout=subprocess.PIPE,
             stderr=out,
             text=True,
             start_new_session=True,  # a Ctrl-C reaches us alone, and we pass it on as a pod would be told
-        )
-        with _passed_on(process) as signals:
-            _follow(process, out, report)
-            code = process.wait()
+        ) as process,
+        _passed_on(process) as signals,
+    ):
+        _follow(process, out, report)
+        code = process.wait()
     shutil.rmtree(scratch, ignore_errors=True)
     if signals:
         raise Interrupted(signals[0])
-    told = _termination(termination)
-    if code == 0 and told.result is not None:
-        return told.result
+    said = _termination(termination)
+    if code == 0 and said.result is not None:
+        return said.result
     known = BY_CODE.get(code, StepReason.UnexpectedError)
-    failure = told.failure or Failure(reason=known, message=known.text)
-    raise StepStopped(step.name, failure.reason, failure.message, log)
+    failure = said.failure or Failure(reason=known, message=known.text)
+    raise StepStopped(step.name, failure.reason, failure.message, log, known.exit_code.retry)
 
 
 def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str, str]:

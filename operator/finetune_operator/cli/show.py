@@ -31,7 +31,7 @@ class Lines:
         self._activity = ""
 
     def watcher(self) -> Watcher:
-        return Watcher(self._started, self._progress, self._ended)
+        return Watcher(self._started, self._progress, self._again, self._ended)
 
     def _started(self, step: Step) -> None:
         self._began, self._shown_at, self._activity = time.monotonic(), 0.0, ""
@@ -43,6 +43,9 @@ class Lines:
             return
         self._activity, self._shown_at = progress.activity, now
         self._console.print(f"{progress.step_name}: {describe(progress)}")
+
+    def _again(self, step: Step, why: str) -> None:
+        self._console.print(f"{step.name}: {why}", soft_wrap=True, highlight=False, markup=False)
 
     def _ended(self, step: Step, state: StepState) -> None:
         seconds = "" if state is StepState.REUSED else f" in {duration(time.monotonic() - self._began)}"
@@ -60,7 +63,7 @@ class LiveBars:
         self._began = 0.0
 
     def watcher(self) -> Watcher:
-        return Watcher(self._started, self._progress, self._ended)
+        return Watcher(self._started, self._progress, self._again, self._ended)
 
     def _started(self, step: Step) -> None:
         self._began = time.monotonic()
@@ -68,6 +71,9 @@ class LiveBars:
 
     def _progress(self, progress: Progress) -> None:
         self.bars.update(self._task, total=progress.total or None, completed=progress.step, description=describe(progress))
+
+    def _again(self, step: Step, why: str) -> None:
+        self.bars.print(f"{step.name}: {why}", soft_wrap=True, highlight=False, markup=False)
 
     def _ended(self, step: Step, state: StepState) -> None:
         if state is StepState.REUSED:

@@ -180,7 +180,9 @@ def _lost(status: FineTuneJobStatus, step: Step, budget: Budget, ended: str) -> 
 def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budget, ended: str) -> FineTuneJobStatus:
     record = step_record(status, step.name)
     retries = record.retries + (failure.retry is Retry.COUNTED)
-    smaller = _smaller_micro_batch(status, step, budget) if failure.retry is Retry.SMALLER else record.micro_batch_size
+    smaller = record.micro_batch_size
+    if failure.retry is Retry.SMALLER:
+        smaller = smaller_micro_batch(status, step, budget.on_out_of_memory)
     hopeless = failure.retry is Retry.NEVER or (failure.retry is Retry.SMALLER and smaller is None)
     final = hopeless or retries > budget.max_retries or record.attempt >= MOST_ATTEMPTS
     message = failure.message
@@ -215,11 +217,11 @@ def fail(status: FineTuneJobStatus, step: str, failure: Failure, now: datetime) 
     return status.model_copy(update={"last_failure": last})
 
 
-def _smaller_micro_batch(status: FineTuneJobStatus, step: Step, budget: Budget) -> int | None:
+def smaller_micro_batch(status: FineTuneJobStatus, step: Step, on_out_of_memory: str) -> int | None:
     """The largest part of the micro-batch that is at most its half, so that the global batch stays what it is."""
     estimated = status.fit.micro_batch_size if status.fit else 1
     now = step_record(status, step.name).micro_batch_size or estimated
-    if step.stage != TRAIN or budget.on_out_of_memory == "Fail":
+    if step.stage != TRAIN or on_out_of_memory == "Fail":
         return None
     return max((part for part in range(1, now // 2 + 1) if now % part == 0), default=None)
 

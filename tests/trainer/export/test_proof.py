@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +113,32 @@ def test_each_proof_of_a_merge_is_in_its_manifest(make_run: MakeRun, tmp_path: P
 
 def test_pain_02_a_model_that_never_stops_any_more_is_refused() -> None:
     with pytest.raises(StepFailed, match="never stops: none of 3 answers to training prompts ended, of the base model's 2 did"):
-        proof.check_stops(3, 0, lambda: 2)
-    assert proof.check_stops(3, 0, lambda: 0)[0].value == 0  # nor did the base: scores show what it is worth
-    assert proof.check_stops(3, 1, lambda: pytest.fail("the base is not asked"))[0].value == pytest.approx(1 / 3)
-    assert proof.check_stops(0, 0, lambda: 2) == ()  # plain text asks nothing
+        proof.check_stops(3, 0, lambda: 0, lambda: 2)
+    assert proof.check_stops(3, 0, lambda: 0, lambda: 0)[0].value == 0  # nor did the base: scores show what it is worth
+    unasked = partial(pytest.fail, "nobody is asked")
+    assert proof.check_stops(3, 0, lambda: 1, unasked)[0].value == 0  # it goes round in circles, and knows how a row ends
+    assert proof.check_stops(3, 1, unasked, unasked)[0].value == pytest.approx(1 / 3)
+    assert proof.check_stops(0, 0, lambda: 0, lambda: 2) == ()  # plain text asks nothing
+
+
+def test_pain_02_the_end_of_a_row_is_expected_where_it_was_learned(tiny_model: Path) -> None:
+    from finetune_trainer.contract.training import Method
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
+
+    network = load_base(tiny_model, Method.LORA, Compute("cpu", torch.float32))
+    told = (5, 6, 7, 8)
+    end = int(network(torch.tensor([told])).logits[0, -1].argmax())
+    row = proof.FixedRow((*told, end), (False, True, True, True, True), "", True)
+    assert proof.expecting(network, [row], (end,)) == 1
+    unlike = next(token for token in range(4, 400) if token != end)
+    rows = {
+        "cut": replace(row, whole=False),
+        "its end was masked": replace(row, counted=(False, True, True, True, False)),
+        "it ends with another token": replace(row, tokens=(*told, unlike)),
+    }
+    assert {why: proof.expecting(network, [other], (end,)) for why, other in rows.items()} == dict.fromkeys(rows, 0)
+    assert proof.expecting(network, [replace(row, tokens=(*told, unlike))], (unlike,)) == 0  # the model expects another one
 
 
 def test_pain_02_answers_are_asked_for_and_end_by_themselves(make_run: MakeRun, tmp_path: Path, tiny_model: Path) -> None:

@@ -14,6 +14,10 @@ from finetune_operator.cli.show import describe, duration
 from finetune_trainer.contract.reports import Progress
 
 MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")
+FP8 = GOOD.replace(
+    "{name: q4, format: GGUF, quantization: Q4_K_M}", "{name: fp8, format: CompressedTensors, quantization: FP8}"
+)
+VLLM = GOOD + "  evaluation: {engine: VLLM}\n"
 SPREAD = "  parallelism: {gpusPerNode: 0, numNodes: 2}\n  storage: {artifacts: {storageClassName: shared}}\n"
 
 
@@ -43,6 +47,11 @@ def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
         (MODEL + DATA, ["--local"], "the claim models has no folder on this machine; add --claim models=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models"], "--claim models has no directory; write NAME=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models=/none"], "/none is not a directory"),
+        (GOOD + DATA, ["--local", "--python", "quantise=python3"], "--python quantise=python3: write IMAGE=PROGRAM, and of"),
+        (FP8 + DATA, ["--local"], "spec.artifacts fp8: CompressedTensors needs llm-compressor, which"),
+        (FP8 + DATA, ["--local", "--python", "quantizer=/none"], "--python: /none can't be started: No such file"),
+        (FP8 + DATA, ["--local", "--python", "quantizer=/bin/false"], "--python: /bin/false is no Python"),
+        (VLLM + DATA, ["--local"], "spec.evaluation.engine VLLM needs vLLM, which"),
     ],
 )
 def test_a_file_that_can_not_run_here_is_refused(

@@ -112,6 +112,12 @@ def stopping(network: Any, asked: Sequence[Question], ends: Sequence[int]) -> in
     return count
 
 
+def expecting(network: Any, rows: Sequence[FixedRow], ends: Sequence[int]) -> int:
+    """Of how many rows that were learned to their end token the model finds an end token likeliest there."""
+    learned = [row for row in rows if row.whole and row.counted[-1] and row.tokens[-1] in ends]
+    return sum(int(logits(network, row)[-2].argmax()) in ends for row in learned)
+
+
 def row_loss(values: torch.Tensor, row: FixedRow) -> float:
     """Mean loss in nats over the row's counted tokens; not a number where it counts none."""
     counted = torch.tensor(row.counted[1:])
@@ -216,14 +222,15 @@ def check_end_token(ends: Sequence[int], carried: str | None) -> tuple[Check, ..
     return (Check(name="endToken", value=0, limit=0),)
 
 
-def check_stops(asked: int, stopped: int, base: Callable[[], int]) -> tuple[Check, ...]:
-    """Fails where no answer ends any more, though the base model's do. `base` counts those, and is asked only then.
+def check_stops(asked: int, stopped: int, expecting: Callable[[], int], base: Callable[[], int]) -> tuple[Check, ...]:
+    """Fails where no answer ends any more, though the base model's do, and no training row's end is expected either.
 
-    A base model that never stops either, trained for a few steps, is no broken one: its scores show it.
+    A small model may go round in circles with what it was asked, and yet end what it says as it was taught. A base model that
+    never stops either, trained for a few steps, is no broken one: its scores show it. Both are asked only where they must be.
     """
     if asked == 0:
         return ()
-    before = 0 if stopped else base()
+    before = 0 if stopped or expecting() else base()
     if before:
         raise _failed(
             f"the trained model never stops: none of {asked} answers to training prompts ended, of the base model's {before}"

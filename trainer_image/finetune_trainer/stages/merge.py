@@ -122,13 +122,17 @@ def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...
     from finetune_trainer.export import proof
     from finetune_trainer.model import loading
 
-    asked = proof.questions(context.inputs.data()[1])
+    rows = context.inputs.data()[1]
+    asked = proof.questions(rows)
     ends = loading.end_tokens(loading.load_tokenizer(base), base)
 
     def of_base() -> int:
         return proof.stopping(loading.load_base(base, Method.LORA, _cpu()), asked, ends)
 
-    return proof.check_stops(len(asked), proof.stopping(network, asked, ends) if ends else 0, of_base)
+    def expecting() -> int:
+        return proof.expecting(network, proof.fixed_rows(rows), ends)
+
+    return proof.check_stops(len(asked), proof.stopping(network, asked, ends) if ends else 0, expecting, of_base)
 
 
 def _cpu() -> Any:

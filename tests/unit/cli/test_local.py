@@ -1,0 +1,91 @@
+"""`finetune run --local` goes on with a smaller micro-batch where a GPU's memory did not hold the estimated one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.test_sentences import DATA, GOOD, write
+
+from finetune_operator.cli import local
+from finetune_operator.cli.document import read_document
+from finetune_operator.cli.pythons import Pythons
+from finetune_operator.finetunejob.failures import Retry
+from finetune_operator.finetunejob.runs import current_run
+from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract.reports import FitFacts, Progress, StepResult
+
+FIT = FitFacts(predicted_bytes=1, available_bytes=2, micro_batch_size=16, gradient_checkpointing="Off", terms={})
+
+
+def holding(rows: int, asked: list[int | None]) -> Callable[..., StepResult]:
+    """Steps on a GPU whose memory holds so many rows; `asked` notes the micro-batch that each training was told."""
+
+    def run(attempts: local.Attempts, step: Step, size: int | None, _report: Callable[[Progress], None]) -> StepResult:
+        if step.stage == "train":
+            asked.append(size)
+            if (size or FIT.micro_batch_size) > rows:
+                raise local.StepStopped(step.name, "OutOfGpuMemory", "too small", attempts.workdir.log("train"), Retry.SMALLER)
+        return StepResult(step=step.name, fingerprint="f", fit=FIT if step.stage == "prepare" else None)
+
+    return run
+
+
+def ran(tmp_path: Path, text: str) -> list[str]:
+    """What was told on the way through all steps."""
+    told: list[str] = []
+    document = read_document(write(tmp_path, text + DATA))
+    watcher = local.Watcher(lambda _: None, lambda _: None, lambda _, why: told.append(why), lambda *_: None)
+    local.run_locally(document, local.Workdir(tmp_path), watcher)
+    return told
+
+
+def test_the_micro_batch_halves_until_the_memory_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(local, "_run_step", holding(4, asked))
+    told = ran(tmp_path, GOOD)
+    assert asked == [None, 8, 4]
+    assert told == [f"too small; it goes on with micro-batches of {size}" for size in (8, 4)]
+
+
+@pytest.mark.parametrize(("rows", "retry", "trainings"), [(0, "", 5), (4, "  retry: {onOutOfMemory: Fail}\n", 1)])
+def test_it_ends_where_one_row_does_not_fit_or_the_job_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, retry: str, trainings: int
+) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(local, "_run_step", holding(rows, asked))
+    with pytest.raises(local.StepStopped, match="too small"):
+        ran(tmp_path, GOOD + retry)
+    assert len(asked) == trainings
+
+
+def test_a_step_runs_under_the_python_that_stands_for_its_image(tmp_path: Path) -> None:
+    fp8, nf4 = (
+        "{name: fp8, format: CompressedTensors, quantization: FP8}",
+        "{name: nf4, format: BitsAndBytes, quantization: NF4}",
+    )
+    text = GOOD.replace("{name: q4, format: GGUF, quantization: Q4_K_M}", f"{fp8}, {nf4}")
+    document = read_document(write(tmp_path, text + "  evaluation: {engine: VLLM}\n" + DATA))
+    run, _ = current_run(document.job)
+    found = {step.name: Pythons("/q/python", "/e/python").of(run, step) for step in run.steps}
+    assert found == dict.fromkeys(("prepare", "train", "merge", "quantize-nf4"), sys.executable) | {
+        "quantize-fp8": "/q/python",
+        "evaluate": "/e/python",
+    }
+    assert {Pythons().of(run, step) for step in run.steps} == {sys.executable}
+
+
+def test_that_python_is_what_is_started(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$0 $*" >&2; exit 2\n')
+    python.chmod(0o755)
+    document = read_document(write(tmp_path, GOOD + "  evaluation: {engine: VLLM}\n" + DATA))
+    run, _ = current_run(document.job)
+    workdir = local.Workdir(tmp_path, Pythons(evaluator=str(python)))
+    (tmp_path / "logs").mkdir()
+    step = next(step for step in run.steps if step.name == "evaluate")
+    with pytest.raises(local.StepStopped):
+        local._run_step(local.Attempts(run, workdir, "Fail"), step, None, lambda _: None)
+    assert workdir.log("evaluate").read_text() == f"{python} -m finetune_trainer evaluate\n"
