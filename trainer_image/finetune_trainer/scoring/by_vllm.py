@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork would inherit this process's GPU context and threads
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",  # greedy answers sample nothing; FlashInfer may be absent, and compiles its sampler
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; its default on CPUs is half of the node's memory
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # it would take every core of the node, whatever the pod's limit
     "USER": "finetune",  # torch asks for the user's name, and the image need not know the pod's uid
