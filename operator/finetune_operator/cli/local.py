@@ -29,11 +29,12 @@ from finetune_operator.cli import environment
 from finetune_operator.cli.document import Document, FileError
 from finetune_operator.cli.pythons import Pythons, check
 from finetune_operator.finetunejob import fit, gates
-from finetune_operator.finetunejob.failures import BY_CODE, Retry
+from finetune_operator.finetunejob.failures import BY_CODE
 from finetune_operator.finetunejob.record import DONE, smaller_micro_batch, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
+from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
 from finetune_trainer.contract.places import CONFIG_MAP
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -155,8 +156,6 @@ def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult,
 
 @dataclass(frozen=True)
 class Attempts:
-    """Of one run on this machine."""
-
     run: Run
     workdir: Workdir
     on_out_of_memory: str  # spec.retry.onOutOfMemory

@@ -12,8 +12,8 @@ from tests.unit.test_sentences import DATA, GOOD, write
 from finetune_operator.cli import local
 from finetune_operator.cli.document import read_document
 from finetune_operator.cli.pythons import Pythons
-from finetune_operator.finetunejob.failures import Retry
 from finetune_operator.finetunejob.runs import current_run
+from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import Step
 from finetune_trainer.contract.reports import FitFacts, Progress, StepResult
 
