@@ -237,7 +237,7 @@ def _beside(unbroken: Told, other: Told) -> dict[str, Any]:
 
 
 def _trained(folder: Path, *names: str) -> dict[str, Any]:
-    """Of each training its mean loss over the last tenth of its steps, the first row's loss after them, and where it began."""
+    """By training: its mean loss over the last tenth of its steps, the first row's loss after them, and where it began."""
     found: dict[str, Any] = {}
     for name in names:
         (file,) = (folder / name).glob(f"mounts/claims/{name}-artifacts/{name}/train/*/manifest.json")

@@ -113,7 +113,7 @@ def stopping(network: Any, asked: Sequence[Question], ends: Sequence[int]) -> in
 
 
 def expecting(network: Any, rows: Sequence[FixedRow], ends: Sequence[int]) -> int:
-    """Of how many rows that were learned to their end token the model finds an end token likeliest there."""
+    """How many of the rows that were learned to their end token have an end token as the likeliest there."""
     learned = [row for row in rows if row.whole and row.counted[-1] and row.tokens[-1] in ends]
     return sum(int(logits(network, row)[-2].argmax()) in ends for row in learned)
 
