@@ -109,7 +109,7 @@ def test_a_held_object_is_left_alone_until_it_is_let_go(world: World, operators:
     operators(TINY, FINETUNE_NAMESPACE=space).start()
     wait_until("the other object has its Job", lambda: jobs(world, space))
     assert [j["metadata"]["name"] for j in jobs(world, space)] == ["free-1"]
-    assert world.get(path)["status"] == {"observedGeneration": -1}
+    wait_until("it says that it is held", lambda: condition(world, path, "Held") == "True")
     body = {"metadata": {"annotations": {"finetune.dev/hold": None}}}
     world.api.request("PATCH", path, body, "application/merge-patch+json")
     wait_until("the object that was let go has its Job", lambda: len(jobs(world, space)) == 2)
