@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from finetune_operator.cache import KINDS, Children, Own, key_of
 from finetune_operator.decision import Event
 from finetune_operator.errors import AlreadyExists, Conflict, NotFound
-from finetune_operator.meta import Object
+from finetune_operator.meta import Key, Object
+from finetune_operator.trimmed import SHAPES
 
 
 class FakeCluster:
@@ -35,6 +37,18 @@ class FakeCluster:
             if k == kind and namespace in ("", space) and wanted <= body["metadata"].get("labels", {}).items()
         )
 
+    async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
+        found = await self.list(kind, namespace)
+        return {key_of(b): int(b["metadata"]["resourceVersion"]) for b in found}, self._version
+
+    def caches(self) -> tuple[Own, Children]:
+        """What watches would have told by now."""
+        own, children = Own(), Children()
+        for body in self.objects.values():
+            if body["kind"] in SHAPES:
+                (own if body["kind"] in KINDS else children).keep(body)
+        return own, children
+
     async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
         if pod not in self.logs:
             raise NotFound(pod)
@@ -56,6 +70,11 @@ class FakeCluster:
     async def apply(self, body: Object) -> Object:
         self._write("apply", body)
         return self._store({**self.objects.get(self._key(body), {}), **body})
+
+    async def merge(self, read: Object, patch: Object) -> Object:
+        self._write("merge", read)
+        have = self.objects[self._key(read)]
+        return self._store({**have, "spec": {**have["spec"], **patch["spec"]}})
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         self._write("status", read)

@@ -19,6 +19,7 @@ import kopf
 import structlog
 
 from finetune_operator import handlers, logs, metrics, probes
+from finetune_operator.cache import Children, Own
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
 from finetune_operator.errors import ClusterError
@@ -28,8 +29,10 @@ from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings, read_settings
+from finetune_operator.watches import WATCHED, Watches
 from finetune_operator.workqueue import WorkQueue
 
+BURST_SECONDS = 0.2  # in which a child's events are one reason for a pass
 DRAIN_SECONDS = 10.0  # what running passes get after SIGTERM
 
 log = structlog.get_logger("operator")
@@ -77,17 +80,21 @@ async def lead(
     log.info("leading", identity=settings.identity, namespace=settings.namespace or "all")
     queue: WorkQueue[Key] = WorkQueue()
     progress = ProgressReader(cluster)
-    seen = handlers.Seen()
-    metrics.ConditionCounts(seen.counts)
+    own, children = Own(), Children()
+    metrics.ConditionCounts(own.counts)
     metrics.MAX_WORKERS.set(settings.workers)
-    controller = Controller(kinds, cluster, queue, progress, seen, settings)
+    controller = Controller(kinds, cluster, queue, progress, own, children, settings)
+    events = handlers.Events(queue.add, lambda key: queue.add_after(key, BURST_SECONDS), own, progress)
+    watches = Watches(cluster, settings.namespace, children, events.child)
     # Kopf cancels, when it ends, what was started after it: so these come first.
+    others = [_vital(elector.hold(), stop) for elector in electors]
+    others += [_vital(watches.follow(kind), stop) for kind in WATCHED]
+    await _until(watches.all_listed(), stop)
     workers = [_vital(controller.work(), stop) for _ in range(settings.workers)]
-    others = [_vital(part, stop) for part in (controller.read_progress(), controller.resync())]
-    others += [_vital(elector.hold(), stop) for elector in electors]
+    others += [_vital(part, stop) for part in (controller.read_progress(), controller.resync())]
     gc.collect()
     gc.freeze()  # what start-up made lives as long as the process
-    await _watch(handlers.registry(handlers.Events(queue.add, seen, progress)), settings, stop)
+    await _watch(handlers.registry(events), settings, stop)
     queue.shut_down()
     await asyncio.wait(workers, timeout=DRAIN_SECONDS)
     for part in (*workers, *others):

@@ -50,6 +50,17 @@ def contains(found: Any, wanted: Any, *, amounts: bool = False) -> bool:
     return bool(found == wanted) or (amounts and quantity_of(wanted) == quantity_of(found) is not None)
 
 
+def replacing(found: Any, wanted: Any) -> Any:
+    """A merge patch that makes what was found as wanted, others' items of lists and words of selectors included."""
+    if not isinstance(wanted, dict) or not isinstance(found, dict):
+        return wanted
+    patch = {k: replacing(found.get(k), v) for k, v in wanted.items()}
+    for name in WHOLE:
+        if isinstance(patch.get(name), dict) and isinstance(found.get(name), dict):
+            patch[name] = dict.fromkeys(found[name]) | wanted[name]
+    return patch
+
+
 def _shape(body: Object) -> Object:
     """What we may want of an object: not its status, nor the notes that other controllers make on it."""
     meta = body["metadata"]

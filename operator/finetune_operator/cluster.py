@@ -1,13 +1,12 @@
 """The only Kubernetes client: plain dicts in and out, one field manager, errors by what follows from them.
 
-Every read goes to the API server, so a pass never decides on an old view. `fence` is called before every write but the
+`fence` is called before every write but the
 Lease's and raises where this replica may not act any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +14,20 @@ import aiohttp
 
 from finetune_operator import metrics
 from finetune_operator.decision import Event
-from finetune_operator.decoding import decode_objects
+from finetune_operator.decoding import decode_objects, lines
 from finetune_operator.errors import (
     AlreadyExists,
     ClusterError,
     Conflict,
     Forbidden,
+    Gone,
     Invalid,
     NotFound,
     Unavailable,
 )
-from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.meta import Key, Object
 from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
+from finetune_operator.resources import RESOURCES
 from finetune_operator.settings import has_service_account
 
 if TYPE_CHECKING:
@@ -35,36 +36,9 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 30.0
 LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
 LOG_BYTES = 65536
-
-
-@dataclass(frozen=True)
-class Resource:
-    """Where objects of a kind live in the API."""
-
-    api_version: str
-    plural: str
-
-    def path(self, namespace: str, name: str = "", subresource: str = "") -> str:
-        """Path of the collection, of one object, or of its subresource; an empty namespace is all of them."""
-        root = "/api/v1" if self.api_version == "v1" else f"/apis/{self.api_version}"
-        parts = (f"namespaces/{namespace}" if namespace else "", self.plural, name, subresource)
-        return "/".join((root, *(p for p in parts if p)))
-
-
-RESOURCES = {
-    "ConfigMap": Resource("v1", "configmaps"),
-    "PersistentVolumeClaim": Resource("v1", "persistentvolumeclaims"),
-    "Pod": Resource("v1", "pods"),
-    "Secret": Resource("v1", "secrets"),
-    "Service": Resource("v1", "services"),
-    "Job": Resource("batch/v1", "jobs"),
-    "Deployment": Resource("apps/v1", "deployments"),
-    "ControllerRevision": Resource("apps/v1", "controllerrevisions"),
-    "Lease": Resource("coordination.k8s.io/v1", "leases"),
-    "Event": Resource("events.k8s.io/v1", "events"),
-    "FineTuneJob": Resource(API_VERSION, "finetunejobs"),
-    "ModelServe": Resource(API_VERSION, "modelserves"),
-}
+PAGE = 500  # objects of one answer
+WATCH_SECONDS = 600
+SILENT_SECONDS = 150.0  # a bookmark comes each minute
 
 
 class Cluster:
@@ -107,9 +81,44 @@ class Cluster:
     async def list(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> tuple[Object, ...]:
         """All objects of a kind with these labels. An empty namespace is all of them."""
         resource = RESOURCES[kind]
-        query = {"labelSelector": ",".join(f"{k}={v}" for k, v in labels.items())} if labels else {}
+        query = {"labelSelector": _selector(labels)} if labels else {}
         found = await self._json("GET", resource.path(namespace), query)
         return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
+
+    async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
+        """All objects of a kind with these labels, page by page, each with the version from which a watch goes on."""
+        resource, query = RESOURCES[kind], {"labelSelector": _selector(labels), "limit": str(PAGE)}
+        while True:
+            found = await self._json("GET", resource.path(namespace), query)
+            page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
+            yield page, found["metadata"]["resourceVersion"]
+            if not (going_on := found["metadata"].get("continue")):
+                return
+            query = {**query, "continue": going_on}
+
+    async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
+        """Version of each object of a kind, and of the list: names and versions alone are sent."""
+        accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+        found = await self._json("GET", RESOURCES[kind].path(namespace), accept=accept)
+        metas = [item["metadata"] for item in found["items"]]
+        versions = {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
+        return versions, int(found["metadata"]["resourceVersion"])
+
+    async def watch(self, kind: str, namespace: str, labels: dict[str, str], version: str) -> AsyncIterator[Object]:
+        """Events after this version, until the server ends the watch. One that is silent without bookmarks is Unavailable."""
+        query = {"watch": "true", "allowWatchBookmarks": "true", "labelSelector": _selector(labels)}
+        query |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
+        path = RESOURCES[kind].path(namespace)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS, sock_read=SILENT_SECONDS)
+        call = await self._serialized("GET", path, query)
+        try:
+            async with (await self._client.call_api(*call, _request_timeout=timeout)).response as response:
+                if response.status >= 300:
+                    raise _error(response.status, await response.text(), response.headers.get("Retry-After"))
+                async for line in lines(response.content):
+                    yield decode_objects(line)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unavailable(f"watch {path}: {error or type(error).__name__}") from error
 
     async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
         """The last lines that our container of a step's pod printed."""
@@ -138,6 +147,15 @@ class Cluster:
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+
+    async def merge(self, read: Object, patch: Object) -> Object:
+        """A merge patch of just this object: it replaces lists whole, which an apply can't where others have items in them."""
+        self._fence()
+        metadata = read["metadata"]
+        path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"])
+        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._json("PATCH", path, query, body, content_type="application/merge-patch+json")
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         """Write the whole status of an object as it was read; raises Conflict if anybody wrote to it since.
@@ -211,9 +229,10 @@ class Cluster:
         body: Object | None = None,
         *,
         content_type: str = "application/json",
+        accept: str = "application/json, */*",
         timeout: float = TIMEOUT_SECONDS,
     ) -> Object:
-        text = await self._request(method, path, query, body, content_type=content_type, timeout=timeout)
+        text = await self._request(method, path, query, body, content_type=content_type, accept=accept, timeout=timeout)
         found: Object = decode_objects(text)
         return found
 
@@ -225,16 +244,10 @@ class Cluster:
         body: Object | None = None,
         *,
         content_type: str = "application/json",
+        accept: str = "application/json, */*",
         timeout: float = TIMEOUT_SECONDS,
     ) -> str:
-        call = await self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json, */*", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
+        call = await self._serialized(method, path, query, body, content_type=content_type, accept=accept)
         try:
             response = await self._client.call_api(*call, _request_timeout=timeout)
             content: bytes = await response.read()
@@ -247,6 +260,29 @@ class Cluster:
             raise _error(response.status, text, response.getheader("Retry-After"))
         return text
 
+    async def _serialized(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str] | None = None,
+        body: Object | None = None,
+        *,
+        content_type: str = "application/json",
+        accept: str = "application/json, */*",
+    ) -> Any:
+        return await self._client.param_serialize(
+            method,
+            path,
+            query_params=list((query or {}).items()),
+            header_params={"Accept": accept, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+
+
+def _selector(labels: dict[str, str]) -> str:
+    return ",".join(f"{k}={v}" for k, v in labels.items())
+
 
 def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
     """The error for an answer that is none of ours to read further: the server's own sentence, typed."""
@@ -257,7 +293,7 @@ def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
         message, reason = text[:300] or f"HTTP {code}", None
     if reason == "AlreadyExists":
         return AlreadyExists(message)
-    kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 422: Invalid}
+    kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid}
     if (kind := kinds.get(code)) is not None:
         return kind(message)
     return Unavailable(message, float(retry_after) if retry_after and retry_after.isdigit() else None)

@@ -3,7 +3,7 @@
 events ─► queue ─► work (N workers) ─► reconcile ─┬─► done: again after requeue_after
              ▲                                    └─► failed: again after a backoff
              ├── read_progress, every few seconds
-             └── resync, every few minutes: all objects listed anew
+             └── resync, every few minutes: all objects looked for anew
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import structlog
 
 from finetune_operator import metrics
 from finetune_operator.applied import Applied
+from finetune_operator.cache import KINDS, Children, Own
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
-from finetune_operator.handlers import KINDS, Seen
 from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind, Means, Outcome, reconcile
@@ -43,14 +43,15 @@ class Controller:
     cluster: Cluster
     queue: WorkQueue[Key]
     progress: ProgressReader
-    seen: Seen
+    own: Own
+    children: Children
     settings: Settings
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     @cached_property
     def _means(self) -> Means:
-        return Means(self.cluster, self.progress.of, Applied(), self.settings)
+        return Means(self.cluster, self.own, self.children, Applied(), self.progress.of, self.settings)
 
     async def work(self) -> None:
         """One worker, until the queue is shut down. Raises NotLeader, after which nothing may be written."""
@@ -66,7 +67,7 @@ class Controller:
                 self.queue.done(key)
 
     async def _one_pass(self, key: Key) -> None:
-        begin = time.monotonic()
+        begin, version = time.monotonic(), self.own.version(key)
         try:
             outcome = await reconcile(key, self.kinds[key.kind], self._means, self.now())
         except NotLeader:
@@ -78,6 +79,9 @@ class Controller:
             self._failed(key, error, begin, fault=True)
         else:
             self._passed(key, outcome, begin)
+        body = self.own.get(key) if self.own.version(key) != version else None
+        for related in () if body is None else self.own.related(key, body):
+            self.queue.add(related)
 
     def _passed(self, key: Key, outcome: Outcome, begin: float) -> None:
         self.queue.forget(key)
@@ -115,28 +119,30 @@ class Controller:
             await self.sleep(self.settings.progress_seconds)
 
     async def resync(self) -> None:
-        """List everything anew and wake all of it, for ever. Raises WatchDied where the events have stopped."""
+        """Look whether the events tell of all objects, and wake all of them, for ever. Raises WatchDied where they don't."""
         before: dict[Key, int] = {}
         while True:
             await self.sleep(self.settings.resync_seconds)
             try:
-                listed = await self._list()
+                listed = await self._versions()
             except ClusterError as error:
                 log.warning("resync put off", error=str(error))
                 continue
-            missed = [k for k in before if k in listed and self.seen.versions.get(k, 0) < before[k]]
+            missed = [k for k in before if k in listed and self.own.version(k) < before[k]]
             if missed:
                 raise WatchDied(f"no event told of {missed[0]} since the last resync")
-            for key in set(self.seen.versions) - set(listed):
-                self.seen.drop(key)
             for key in listed:
                 self.queue.add(key)
             before = listed
 
-    async def _list(self) -> dict[Key, int]:
+    async def _versions(self) -> dict[Key, int]:
+        """Each object's version. Objects of which no event told that they are gone are dropped."""
         found: dict[Key, int] = {}
         for kind in KINDS:
-            for body in await self.cluster.list(kind, self.settings.namespace):
-                metadata = body["metadata"]
-                found[Key(kind, metadata["namespace"], metadata["name"])] = int(metadata["resourceVersion"])
+            versions, of_list = await self.cluster.versions(kind, self.settings.namespace)
+            for key in self.own.keys(kind):
+                body = self.own.get(key)
+                if key not in versions and body is not None and self.own.version(key) <= of_list:
+                    self.own.drop(key, body["metadata"]["uid"])
+            found |= versions
         return found

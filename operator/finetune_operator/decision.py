@@ -8,7 +8,7 @@ what a decision causes is seen in the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -44,12 +44,35 @@ class Reads:
     named: tuple[Ref, ...] = ()
 
 
+class Unread(Exception):
+    """A policy looked at what is read only when somebody looks: read it, and decide again."""
+
+
+class Named(Mapping[Ref, Object | None]):
+    """What the spec refers to. Most passes look at none of it, and then it costs no request."""
+
+    def __init__(self, known: Mapping[Ref, Object | None], unread: Iterable[Ref] = ()) -> None:
+        self._known = known
+        self._unread = frozenset(unread)
+
+    def __getitem__(self, ref: Ref) -> Object | None:
+        if ref in self._unread:
+            raise Unread(ref)
+        return self._known[ref]
+
+    def __iter__(self) -> Iterator[Ref]:
+        return iter((*self._known, *self._unread))
+
+    def __len__(self) -> int:
+        return len(self._known) + len(self._unread)
+
+
 @dataclass(frozen=True)
 class Observed:
     """The world as one pass saw it. `progress` holds the last line that each running pod printed, by pod name."""
 
     children: dict[str, tuple[Object, ...]] = field(default_factory=dict)
-    named: dict[Ref, Object | None] = field(default_factory=dict)
+    named: Mapping[Ref, Object | None] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 

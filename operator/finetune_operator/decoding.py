@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Protocol
 
 from finetune_operator.meta import Object
 
@@ -25,6 +25,12 @@ UNREADABLE = "finetune.dev/unreadable"  # at an object's root, where no API has 
 
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}:,]', re.DOTALL)
 _SHOWN = 3  # names of a path that a sentence tells
+
+
+class Body(Protocol):
+    """A response's body, as aiohttp has it."""
+
+    def iter_chunked(self, n: int) -> AsyncIterator[bytes]: ...
 
 
 def decode_objects(text: str | bytes) -> Any:
@@ -59,6 +65,19 @@ def decode_line(text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and not _is_deeper(value, LINE_DEEPEST) else None
+
+
+async def lines(body: Body, size: int = 2**20) -> AsyncIterator[bytes]:
+    """The lines of a body, however long: StreamReader's own iteration fails at 128 KiB. A last line may be cut off."""
+    parts: list[bytes] = []
+    async for chunk in body.iter_chunked(size):
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            if joined := b"".join((*parts, line)):
+                yield joined
+            parts.clear()
+        if rest:
+            parts.append(rest)
 
 
 def _number(text: str) -> int | float:

@@ -2,6 +2,7 @@
 
 ClusterError
 ├── NotFound       the object, or the kind, is not there
+├── Gone           a watch can't go on from its version: list anew (410)
 ├── Conflict       somebody else was faster, or the name belongs to another owner: look again
 │   └── AlreadyExists
 ├── Refused        the server says no and will go on saying no: the user or an administrator must change something
@@ -21,6 +22,10 @@ class ClusterError(Exception):
 
 class NotFound(ClusterError):
     """404."""
+
+
+class Gone(ClusterError):
+    """410."""
 
 
 class Conflict(ClusterError):

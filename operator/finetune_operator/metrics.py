@@ -17,6 +17,7 @@ QUEUE_DEPTH = Gauge("workqueue_depth", "Keys that wait for a worker.")
 QUEUE_ADDS = Counter("workqueue_adds_total", "Keys that were put into the queue.")
 QUEUE_RETRIES = Counter("workqueue_retries_total", "Keys that came back after a failed pass.")
 API_REQUESTS = Counter("rest_client_requests_total", "Requests to the API server, watches not counted.", ["method", "code"])
+WATCH_EVENTS = Counter("finetune_watch_events_total", "Events of the children's watches, bookmarks included.", ["kind"])
 LEADER = Gauge("leader_election_master_status", "1 where this replica acts.", ["name"])
 
 

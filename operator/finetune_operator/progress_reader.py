@@ -35,21 +35,34 @@ class ProgressReader:
     def __init__(self, logs: Logs) -> None:
         self._logs = logs
         self._owners: dict[tuple[str, str], Key] = {}
+        self._pods: dict[Key, set[str]] = {}
         self._lines: dict[tuple[str, str], dict[str, Any]] = {}
 
     def watch(self, namespace: str, pod: str, owner: Key) -> None:
         """This pod runs a step of that owner."""
+        self._disown(namespace, pod, but=owner)
         self._owners[namespace, pod] = owner
+        self._pods.setdefault(owner, set()).add(pod)
 
     def forget(self, namespace: str, pod: str) -> None:
         """This pod runs no more."""
-        self._owners.pop((namespace, pod), None)
+        self._disown(namespace, pod)
         self._lines.pop((namespace, pod), None)
+
+    def _disown(self, namespace: str, pod: str, but: Key | None = None) -> None:
+        """This pod belongs to nobody, or to another."""
+        owner = self._owners.get((namespace, pod))
+        if owner is None or owner == but:
+            return
+        del self._owners[namespace, pod]
+        self._pods[owner].discard(pod)
+        if not self._pods[owner]:
+            del self._pods[owner]
 
     def of(self, owner: Key) -> dict[str, dict[str, Any]]:
         """The last progress line of each running pod of this owner, by the pod's name."""
-        pods = [pod for pod, key in self._owners.items() if key == owner]
-        return {name: self._lines[namespace, name] for namespace, name in pods if (namespace, name) in self._lines}
+        pods = self._pods.get(owner, ())
+        return {pod: self._lines[owner.namespace, pod] for pod in pods if (owner.namespace, pod) in self._lines}
 
     async def read_all(self) -> set[Key]:
         """Read each running pod's tail once. Returns the owners that have something new."""

@@ -1,10 +1,10 @@
-"""One pass over one object: read it and its children, decide, apply, write status once and only if it changed, tell.
+"""One pass over one object: what is known of it and its children, decide, apply, write status only if it changed, tell.
 
-    get ─► reads ─► observe ─► decide ─► act … ─► write status ─► events ─► requeue
-           └────── policy ──────┘└ policy ┘ └ the other way round where the status names what is about to be started
+    cache ─► reads ─► observe ─► decide ─► act … ─► write status ─► events ─► requeue
+             └────── policy ──────┘└ policy ┘ └ the other way round where the status names what is about to be started
 
-It knows neither kind: a policy decides (decision.py). Nothing is remembered between passes, and what a pass causes is
-seen in the next one.
+It knows neither kind: a policy decides (decision.py). A pass over an unchanged object makes no request. What it writes
+rests on a version that the API server compares, or on the object as it was read again just before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -20,8 +20,9 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator import problems
-from finetune_operator.applied import Applied
+from finetune_operator.applied import Applied, replacing
 from finetune_operator.bounds import bounded, status_schema
+from finetune_operator.cache import KINDS, OWNER_LABELS, Children, Own, key_of
 from finetune_operator.cluster import Cluster
 from finetune_operator.decision import (
     Action,
@@ -30,21 +31,27 @@ from finetune_operator.decision import (
     Decision,
     Delete,
     Event,
+    Named,
     Observed,
     Policy,
     Reads,
+    Ref,
     SuspendJob,
+    Unread,
 )
 from finetune_operator.decoding import UNREADABLE
-from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, InvalidSpec, NotLeader, Refused
+from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Invalid, InvalidSpec, NotLeader, Refused
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
 from finetune_operator.settings import Settings
+from finetune_operator.trimmed import SHAPES
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
 
 log = structlog.get_logger("reconcile")
+
+UNTRIMMED = ("Service",)  # children of which a pass may read all by name
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,16 @@ class Means:
     """What every pass works with."""
 
     cluster: Cluster
-    progress: Progress
+    own: Own
+    children: Children
     applied: Applied
+    progress: Progress
     settings: Settings
 
 
 async def reconcile(key: Key, kind: Kind, means: Means, now: datetime) -> Outcome:
     """One pass. Raises ClusterError where it must be repeated; what a Refused error says is in the status by then."""
-    body = await means.cluster.get(key.kind, key.namespace, key.name)
+    body = means.own.get(key)
     if body is None or body["metadata"].get("deletionTimestamp"):
         return Outcome("gone")  # what it owns is collected by its owner references
     return await _Pass(key, kind, means, now, body).run()
@@ -92,8 +101,9 @@ class _Pass:
     kind: Kind
     means: Means
     now: datetime
-    body: Object  # as it was read, or as the last write of its status left it
+    body: Object  # as a watch told of it, or as it was read or written since
     writes: int = 0
+    acted: bool = False
     told: bool = False  # whether the status was written
 
     async def run(self) -> Outcome:
@@ -101,30 +111,32 @@ class _Pass:
         if self.body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
             await self._tell(problems.held(self.body, self.now))
             return Outcome("held", generation, self.writes)
-        read = bounded(self.body.get("status", {}), status_schema(self.kind.model))
         try:
-            known = without_unknown(self.kind.model, {**self.body, "status": read})
+            decision = await self._decide_and_act()
         except InvalidSpec as error:
             event = Event(StepReason.InvalidSpec, str(error), warning=True)
             await self._tell(problems.stalled(self.body, str(error), self.now), event)
             return Outcome("stalled", generation, self.writes)
-        decision = await self._decide_and_act(known)
-        return Outcome("changed" if self.writes else "unchanged", generation, self.writes, decision.requeue_after)
+        result = "changed" if self.writes else "unchanged"
+        return Outcome(result, generation, self.writes, 0.0 if self.acted else decision.requeue_after)
 
-    async def _decide_and_act(self, known: Object) -> Decision:
-        decision = Decision(status=known["status"])
+    async def _decide_and_act(self) -> Decision:
+        decision = Decision(status=self.body.get("status", {}))
         try:
-            observed = await observe(self.means, self.key, self.kind.policy.reads(known))
-            decision = self.kind.policy.decide(known, observed, self.means.settings, self.now)
+            decision, observed = await self._decide()
+            if self._acts(decision, observed) and not decision.intent and await self._is_old():
+                decision, observed = await self._decide()
             if decision.intent:
                 await self._tell(decision.status)
-            for action in decision.actions:
-                self.writes += await act(self.means, observed, self.key.namespace, action)
+            for action in self._acts(decision, observed):
+                self.acted = True
+                self.writes += 1
+                await act(self.means, self.key.namespace, action)
         except Refused as error:
             event = Event(OperatorReason.Refused, str(error), warning=True)
             await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
             raise
-        except (ClusterError, NotLeader):
+        except (ClusterError, NotLeader, InvalidSpec):
             raise
         except Exception as error:  # the fault is ours, but the object is its only victim: who looks at it must see it
             text = f"the operator failed at this object ({type(error).__name__}) and tries again; its log tells more"
@@ -136,12 +148,40 @@ class _Pass:
             await self._post(decision.events)
         return decision
 
+    async def _decide(self) -> tuple[Decision, Observed]:
+        """What the policy makes of what is known; what it looks at besides is read."""
+        read = bounded(self.body.get("status", {}), status_schema(self.kind.model))
+        known = without_unknown(self.kind.model, {**self.body, "status": read})
+        policy, means = self.kind.policy, self.means
+        reads = policy.reads(known)
+        observed = observe(means, self.key, reads)
+        try:
+            return policy.decide(known, observed, means.settings, self.now), observed
+        except Unread:
+            found = await asyncio.gather(*(means.cluster.get(r.kind, self.key.namespace, r.name) for r in reads.named))
+            observed = replace(observed, named=dict(zip(reads.named, found, strict=True)))
+            return policy.decide(known, observed, means.settings, self.now), observed
+
+    def _acts(self, decision: Decision, observed: Observed) -> list[Action]:
+        """The actions without those that would change nothing."""
+        return [a for a in decision.actions if not (isinstance(a, Apply) and _stands(self.means.applied, a.body, observed))]
+
+    async def _is_old(self) -> bool:
+        """Read the object itself before anything is done that no version guards. Whether it was another by now."""
+        live = await self.means.cluster.get(self.key.kind, self.key.namespace, self.key.name)
+        if live is None or live["metadata"].get("deletionTimestamp"):
+            raise Conflict(f"{self.key} is being deleted")
+        before, self.body = self.body, live
+        self.means.own.keep(live)
+        return bool(live["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"])
+
     async def _tell(self, status: dict[str, Any], *events: Event) -> None:
         """Write the status if it differs, then tell what happened."""
-        told = pruned(bounded(status, status_schema(self.kind.model)))
-        if told == pruned(self.body.get("status", {})):
+        before = pruned(self.body.get("status", {}))
+        if pruned(status) == before or (told := pruned(bounded(status, status_schema(self.kind.model)))) == before:
             return
         self.body = await self.means.cluster.replace_status(self.body, told)
+        self.means.own.keep(self.body)
         self.writes += 1
         self.told = True
         await self._post(events)
@@ -154,37 +194,61 @@ class _Pass:
                 log.warning("event lost", reason=event.reason, error=str(error))
 
 
-async def observe(means: Means, key: Key, reads: Reads) -> Observed:
-    """All that the policy asked for, read side by side."""
-    lists = [means.cluster.list(kind, key.namespace, reads.labels) for kind in reads.kinds]
-    gets = [means.cluster.get(ref.kind, key.namespace, ref.name) for ref in reads.named]
-    children, named = await asyncio.gather(asyncio.gather(*lists), asyncio.gather(*gets))
-    return Observed(
-        dict(zip(reads.kinds, children, strict=True)), dict(zip(reads.named, named, strict=True)), means.progress(key)
-    )
+def observe(means: Means, key: Key, reads: Reads) -> Observed:
+    """What is known without a request; the rest of what the spec names is read when the policy looks at it."""
+    known: dict[Ref, Object | None] = {}
+    for ref in reads.named:
+        place = Key(ref.kind, key.namespace, ref.name)
+        if ref.kind in KINDS:
+            known[ref] = means.own.get(place)
+        elif (child := means.children.get(place)) is not None and ref.kind in UNTRIMMED:
+            known[ref] = child
+    children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
+    return Observed(children, Named(known, [r for r in reads.named if r not in known]), means.progress(key))
 
 
-async def act(means: Means, observed: Observed, namespace: str, action: Action) -> int:
-    """Carry out one action; doing it a second time changes nothing. Returns the number of writes."""
+def _stands(applied: Applied, body: Object, observed: Observed) -> bool:
+    name = body["metadata"]["name"]
+    found = next((o for o in observed.children.get(body["kind"], ()) if o["metadata"]["name"] == name), None)
+    return found is not None and applied.stands(body, found)
+
+
+async def act(means: Means, namespace: str, action: Action) -> None:
+    """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once."""
     match action:
         case Create(body):
-            await _create(means.cluster, body)
+            _keep(means, await _create(means.cluster, body))
         case Apply(body):
-            name = body["metadata"]["name"]
-            found = next((o for o in observed.children.get(body["kind"], ()) if o["metadata"]["name"] == name), None)
-            if found is not None and means.applied.stands(body, found):
-                return 0
-            means.applied.keep(body, await means.cluster.apply(body))
+            answer = await _apply(means, body)
+            means.applied.keep(body, answer)
+            _keep(means, answer)
         case Delete(kind, name, uid):
             await means.cluster.delete(kind, namespace, name, uid)
+            (means.own if kind in KINDS else means.children).hide(Key(kind, namespace, name), uid)
         case SuspendJob(name, uid, suspend):
-            await means.cluster.suspend(namespace, name, uid, suspend)
-    return 1
+            _keep(means, await means.cluster.suspend(namespace, name, uid, suspend))
 
 
-async def _create(cluster: Cluster, body: Object) -> None:
+async def _apply(means: Means, body: Object) -> Object:
     try:
-        await cluster.create(body)
+        return await means.cluster.apply(body)
+    except Invalid:  # perhaps only beside what others wrote: another port of our port's name
+        found = means.children.get(key_of(body))
+        if found is None or not _owners(body) <= _owners(found):
+            raise
+        return await means.cluster.merge(found, replacing(found, body))
+
+
+def _keep(means: Means, body: Object) -> None:
+    if body["kind"] in KINDS:
+        means.own.keep(body)
+    elif body["kind"] in SHAPES and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS):
+        means.children.keep(body)
+
+
+async def _create(cluster: Cluster, body: Object) -> Object:
+    try:
+        return await cluster.create(body)
     except AlreadyExists:
         metadata = body["metadata"]
         found = await cluster.get(body["kind"], metadata["namespace"], metadata["name"])
@@ -192,6 +256,7 @@ async def _create(cluster: Cluster, body: Object) -> None:
             # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
             text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
             raise Conflict(text) from None
+        return found
 
 
 def _owners(body: Object) -> set[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import kopf
 
-from finetune_operator.decoding import decode_objects
+from finetune_operator.decoding import decode_objects, lines
 from finetune_operator.settings import has_service_account
 
 
@@ -66,16 +66,3 @@ class BoundedLines:
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
         async for line in lines(self._body, size):
             yield json.dumps(decode_objects(line)).encode() + b"\n"
-
-
-async def lines(body: aiohttp.StreamReader, size: int = 2**20) -> AsyncIterator[bytes]:
-    """The lines of a body, however long: StreamReader's own iteration fails at 128 KiB. A last line may be cut off."""
-    parts: list[bytes] = []
-    async for chunk in body.iter_chunked(size):
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            if joined := b"".join((*parts, line)):
-                yield joined
-            parts.clear()
-        if rest:
-            parts.append(rest)

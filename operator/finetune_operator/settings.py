@@ -27,6 +27,7 @@ class Settings:
     grace_seconds: int = 120  # what a train pod gets to save a checkpoint
     progress_seconds: float = 5.0  # how often a running pod's log tail is read
     resync_seconds: float = 300.0
+    ended_seconds: float = 300.0  # how long the Job and pods of a step stay after its end, for `kubectl logs`
     workers: int = 8
     http_port: int = 8080  # /healthz, /readyz, /metrics
     log_level: str = "info"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 import time
 from collections.abc import Callable, Hashable
@@ -31,6 +33,8 @@ class WorkQueue(Generic[K]):
         self._jitter = jitter
         self._ready: dict[K, None] = {}  # in the order in which they came
         self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []  # of _due, and of what was due before it was asked for otherwise
+        self._order = itertools.count()
         self._busy: set[K] = set()
         self._failures: dict[K, int] = {}
         self._closed = False
@@ -47,8 +51,11 @@ class WorkQueue(Generic[K]):
     def add_after(self, key: K, seconds: float) -> None:
         """Hand the key out after so many seconds, unless it is asked for earlier. The earliest time wins."""
         if key not in self._ready:
-            self._due[key] = min(self._clock() + seconds, self._due.get(key, float("inf")))
-            self._wake()
+            when = self._clock() + seconds
+            if when < self._due.get(key, float("inf")):
+                self._due[key] = when
+                heapq.heappush(self._heap, (when, next(self._order), key))
+                self._wake()
 
     def add_failed(self, key: K, at_least: float = 0.0) -> float:
         """Hand the key out again after a delay that doubles with each failure. Returns the delay in seconds."""
@@ -86,9 +93,8 @@ class WorkQueue(Generic[K]):
         self._wake()
 
     def _next(self) -> K | None:
-        now = self._clock()
-        for due in [k for k, when in self._due.items() if when <= now]:
-            self.add(due)
+        while (when := self._next_due()) is not None and when <= self._clock():
+            self.add(heapq.heappop(self._heap)[2])
         key = next((k for k in self._ready if k not in self._busy), None)
         if key is not None:
             del self._ready[key]
@@ -97,7 +103,14 @@ class WorkQueue(Generic[K]):
         return key
 
     def _until_due(self) -> float | None:
-        return max(0.0, min(self._due.values()) - self._clock()) if self._due else None
+        when = self._next_due()
+        return None if when is None else max(0.0, when - self._clock())
+
+    def _next_due(self) -> float | None:
+        """The earliest time at which a key is due; entries of the heap that were overtaken are thrown away."""
+        while self._heap and self._due.get(self._heap[0][2]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
 
     def _wake(self) -> None:
         self._changed.set()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,12 @@ class World:
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
+    with a_world() as made:
+        yield made
+
+
+@contextmanager
+def a_world() -> Iterator[World]:
     """etcd, API server, controller manager and scheduler; CRDs; the chart's service account and rights."""
     directory = Path(tempfile.mkdtemp(prefix="finetune-integration-"))
     plane = control_plane.start(directory)

@@ -14,7 +14,6 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.controller import Controller, WatchDied
 from finetune_operator.decision import Decision, Observed, Reads
 from finetune_operator.errors import NotLeader, Unavailable
-from finetune_operator.handlers import Seen
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
@@ -63,7 +62,7 @@ class Setup:
         self.now = 0.0
         self.cluster = FakeCluster(JOB)
         self.queue: WorkQueue[Key] = EndsWhenEmpty(clock=lambda: self.now, jitter=lambda: 0.0)
-        self.seen = Seen()
+        self.own, self.children = self.cluster.caches()
         self.rounds, self.last_round = 0, 0
         self.between: dict[int, Callable[[], None]] = {}
         kinds = {"FineTuneJob": Kind(FineTuneJob, Policy(*outcomes))}
@@ -72,7 +71,8 @@ class Setup:
             self.cluster,  # type: ignore[arg-type]
             self.queue,
             ProgressReader(self.cluster),
-            self.seen,
+            self.own,
+            self.children,
             Settings(),
             lambda: datetime(2026, 11, 23, tzinfo=UTC),
             self.sleep,
@@ -133,26 +133,37 @@ async def test_a_worker_ends_where_another_leads() -> None:
 
 async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
     setup = Setup()
-    gone = KEY._replace(name="gone")
-    setup.seen.versions[gone] = 1
+    gone, later = KEY._replace(name="gone"), KEY._replace(name="later")
+    for key, version in ((gone, "1"), (later, "99")):
+        meta = JOB["metadata"] | {"name": key.name, "uid": key.name, "resourceVersion": version}
+        setup.own.keep({**JOB, "metadata": meta})
     await setup.resync(1)
     assert await setup.queue.get() == KEY
-    assert gone not in setup.seen.versions
+    assert setup.own.get(gone) is None
+    assert setup.own.get(later) is not None, "it came after the list was made"
+
+
+async def changed(setup: Setup) -> Object:
+    """The object after a change of which no event has told."""
+    body = setup.cluster.objects[KEY]
+    return await setup.cluster.replace({**body, "spec": body["spec"] | {"suspend": True}})
 
 
 async def test_a_watch_that_missed_a_change_for_a_whole_resync_is_dead() -> None:
     setup = Setup()
-    setup.seen.keep(KEY, setup.cluster.objects[KEY])
-    await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed, and no event told of it"})
+    await changed(setup)
     with pytest.raises(WatchDied, match="FineTuneJob/default/facts"):
         await setup.resync(5)
 
 
 async def test_a_change_just_before_a_resync_is_no_alarm() -> None:
     setup = Setup()
-    setup.seen.keep(KEY, setup.cluster.objects[KEY])
-    await setup.cluster.replace_status(setup.cluster.objects[KEY], {"stage": "changed"})
-    setup.between[2] = lambda: setup.seen.keep(KEY, setup.cluster.objects[KEY])  # the event comes a little late
+    body = await changed(setup)
+
+    def event() -> None:  # it comes a little late
+        setup.own.keep(body)
+
+    setup.between[2] = event
     await setup.resync(6)
     assert setup.rounds > 6
 
@@ -160,9 +171,17 @@ async def test_a_change_just_before_a_resync_is_no_alarm() -> None:
 async def test_a_resync_waits_out_a_server_that_does_not_answer() -> None:
     setup = Setup()
 
-    async def fail(*_: Any) -> tuple[Object, ...]:
+    async def fail(*_: Any) -> tuple[dict[Key, int], int]:
         raise Unavailable("restarting")
 
-    setup.cluster.list = fail  # type: ignore[method-assign]
+    setup.cluster.versions = fail  # type: ignore[method-assign]
     await setup.resync(5)
     assert setup.rounds > 5
+
+
+async def test_a_written_status_wakes_whom_it_concerns() -> None:
+    setup = Setup(Decision(status={"stage": "Serving"}))
+    serve = {"kind": "ModelServe", "metadata": {"name": "bot", "namespace": "default", "uid": "b", "resourceVersion": "1"}}
+    setup.own.keep({**serve, "spec": {"model": {"jobRef": {"name": "facts"}}}})
+    await setup.controller._one_pass(KEY)
+    assert await setup.queue.get() == Key("ModelServe", "default", "bot")

@@ -7,7 +7,8 @@ from typing import Any
 
 from tests.fake_cluster import FakeCluster
 
-from finetune_operator.handlers import Backoffs, Events, Seen, kopf_settings, registry
+from finetune_operator.cache import Own
+from finetune_operator.handlers import Backoffs, Events, kopf_settings, registry
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import label_value
 from finetune_operator.progress_reader import ProgressReader
@@ -21,17 +22,22 @@ class Woken:
 
     def __init__(self) -> None:
         self.keys: list[Key] = []
-        self.seen = Seen()
+        self.own = Own()
         self.progress = ProgressReader(FakeCluster())
-        self.events = Events(self.keys.append, self.seen, self.progress)
+        self.events = Events(self.keys.append, self.keys.append, self.own, self.progress)
 
     def take(self) -> set[Key]:
         found, self.keys[:] = set(self.keys), []
         return found
 
 
-def make(kind: str, name: str, *, version: int = 1, **fields: Any) -> Object:
-    metadata = {"name": name, "namespace": "default", "resourceVersion": str(version), **fields.pop("metadata", {})}
+VERSIONS = itertools.count(1)
+
+
+def make(kind: str, name: str, **fields: Any) -> Object:
+    """Each is newer than the last."""
+    version = str(next(VERSIONS))
+    metadata = {"name": name, "namespace": "default", "uid": name, "resourceVersion": version, **fields.pop("metadata", {})}
     return {"kind": kind, "metadata": metadata, **fields}
 
 
@@ -41,19 +47,21 @@ def test_our_own_objects_wake_themselves() -> None:
     assert woken.take() == {JOB}
     woken.events.ours("DELETED", make("FineTuneJob", "facts"))
     assert woken.take() == {JOB}
-    assert woken.seen.versions == {}
+    assert woken.own.keys("FineTuneJob") == []
 
 
 def test_a_job_and_the_serve_that_takes_its_model_wake_each_other() -> None:
     woken = Woken()
     woken.events.ours(None, make("ModelServe", "bot", spec={"model": {"jobRef": {"name": "facts"}}}))
     assert woken.take() == {SERVE, JOB}
-    woken.events.ours("MODIFIED", make("FineTuneJob", "facts"))
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts", status={"stage": "Training"}))
     assert woken.take() == {SERVE, JOB}
     woken.events.ours("MODIFIED", make("ModelServe", "bot", spec={"model": {"uri": "pvc://c/m"}}))
     assert woken.take() == {SERVE}
-    woken.events.ours("MODIFIED", make("FineTuneJob", "facts"))
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts", status={"stage": "Merging"}))
     assert woken.take() == {JOB}
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts", status={"stage": "Merging"}))
+    assert woken.take() == set(), "nothing that we read has changed"
 
 
 def test_a_serve_that_a_job_has_made_wakes_the_job() -> None:
@@ -102,17 +110,16 @@ def test_conditions_are_counted_by_kind_and_status() -> None:
         woken.events.ours(None, make("FineTuneJob", name, status=ready))
     woken.events.ours(None, make("ModelServe", "c", status=ready))
     woken.events.ours("DELETED", make("FineTuneJob", "b"))
-    assert woken.seen.counts() == {("FineTuneJob", "Ready", "True"): 1, ("ModelServe", "Ready", "True"): 1}
+    assert woken.own.counts() == {("FineTuneJob", "Ready", "True"): 1, ("ModelServe", "Ready", "True"): 1}
 
 
 def test_kopf_watches_only_and_never_gives_up() -> None:
     handlers = registry(Woken().events)
     watched = {h.selector.any_name or h.selector.plural for h in handlers._watching.get_all_handlers() if h.selector}
-    assert watched == {"finetunejobs", "modelserves", "jobs", "pods", "deployments", "services"}
+    assert watched == {"finetunejobs", "modelserves"}, "children have watches of their own"
     for family in (handlers._changing, handlers._spawning, handlers._indexing, handlers._webhooks):
         assert list(family.get_all_handlers()) == [], "these write to objects, or worse"
     settings = kopf_settings()
     assert settings.scanning.disabled
     assert not settings.posting.enabled
-    assert len(settings.watching.label_selectors) == 4
     assert len(list(itertools.islice(Backoffs(), 1000))) == 1000

@@ -23,7 +23,7 @@ from finetune_operator.decision import (
     SuspendJob,
 )
 from finetune_operator.decoding import UNREADABLE
-from finetune_operator.errors import Conflict, Forbidden, InvalidSpec, NotLeader, Unavailable
+from finetune_operator.errors import Conflict, Forbidden, Invalid, InvalidSpec, NotLeader, Unavailable
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.reconcile import Kind, Means, Outcome, pruned, reconcile, without_unknown
 from finetune_operator.settings import Settings
@@ -32,9 +32,10 @@ NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 KEY = Key("FineTuneJob", "default", "facts")
 STATUS = {"observedGeneration": 1, "stage": "Training"}
 TOLD = Event("Started", "Training has started.")
+LABELS = {"finetune.dev/job": "facts"}
 CHILD = {
     "kind": "Job",
-    "metadata": {"name": "facts-1", "namespace": "default", "ownerReferences": [{"uid": "facts-uid"}]},
+    "metadata": {"name": "facts-1", "namespace": "default", "labels": LABELS, "ownerReferences": [{"uid": "facts-uid"}]},
 }
 
 
@@ -66,7 +67,8 @@ async def one_pass(
     cluster: FakeCluster, policy: Scripted, progress: dict[str, Any] | None = None, applied: Applied | None = None
 ) -> Outcome:
     kind = Kind(FineTuneJob, policy)
-    means = Means(cluster, lambda _: progress or {}, applied or Applied(), Settings())  # type: ignore[arg-type]
+    own, children = cluster.caches()
+    means = Means(cluster, own, children, applied or Applied(), lambda _: progress or {}, Settings())  # type: ignore[arg-type]
     return await reconcile(KEY, kind, means, NOW)
 
 
@@ -74,8 +76,10 @@ async def test_actions_then_status_then_events() -> None:
     cluster = FakeCluster(make_job())
     outcome = await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), requeue_after=30)))
     assert cluster.writes == ["create Job facts-1", "status FineTuneJob facts", "event FineTuneJob facts"]
-    assert outcome == Outcome("changed", generation=1, writes=2, requeue_after=30)
+    assert outcome == Outcome("changed", generation=1, writes=2, requeue_after=0), "what it caused is looked at at once"
     assert cluster.objects[KEY]["status"] == STATUS
+    told = await one_pass(cluster, Scripted(Decision(status=STATUS | {"stage": "Merging"}, requeue_after=30)))
+    assert told == Outcome("changed", generation=1, writes=1, requeue_after=30), "a status causes nothing more"
     assert cluster.events == [TOLD]
 
 
@@ -116,19 +120,38 @@ async def test_an_intent_that_the_server_refuses_is_told_as_refused() -> None:
 
 
 async def test_what_stands_as_applied_is_not_applied_again() -> None:
-    service = {"kind": "Service", "metadata": {"name": "s", "namespace": "default"}, "spec": {"ports": [{"port": 80}]}}
+    meta = {"name": "s", "namespace": "default", "labels": LABELS}
+    service = {"kind": "Service", "metadata": meta, "spec": {"ports": [{"port": 80}]}}
     cluster, applied = FakeCluster(make_job(), service), Applied()
-    policy = Scripted(Decision((Apply(service),), STATUS), Reads({}, ("Service",)))
+    policy = Scripted(Decision((Apply(service),), STATUS), Reads(LABELS, ("Service",)))
     await one_pass(cluster, policy, applied=applied)
     assert cluster.writes == ["status FineTuneJob facts"]
-    cluster.objects["Service", "default", "s"]["spec"]["ports"][0]["port"] = 81
+    await cluster.replace({**cluster.objects["Service", "default", "s"], "spec": {"ports": [{"port": 81}]}})
+    cluster.writes.clear()
     await one_pass(cluster, policy, applied=applied)
-    assert cluster.writes[1:] == ["apply Service s"]
+    assert cluster.writes == ["apply Service s"]
+
+
+async def test_what_can_not_be_applied_beside_what_others_wrote_is_replaced() -> None:
+    meta = {"name": "s", "namespace": "default", "labels": LABELS}
+    wanted = {"kind": "Service", "metadata": meta, "spec": {"selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}]}}
+    cluster = FakeCluster(make_job(), wanted | {"spec": {"selector": {"x": "y"}, "ports": [{"name": "http", "port": 1}]}})
+
+    def fail(write: str) -> None:
+        if write.startswith("apply"):
+            raise Invalid("spec.ports[1].name: Duplicate value")
+
+    cluster.fail = fail
+    await one_pass(cluster, Scripted(Decision((Apply(wanted),), STATUS), Reads(LABELS, ("Service",))))
+    assert cluster.objects["Service", "default", "s"]["spec"]["ports"] == [{"name": "http", "port": 80}]
+    assert cluster.objects["Service", "default", "s"]["spec"]["selector"] == {"x": None, "a": "b"}
 
 
 async def test_a_second_pass_with_the_same_decision_writes_nothing() -> None:
     cluster = FakeCluster(make_job())
-    policy = Scripted(lambda _, seen: Decision(() if seen.children["Job"] else (Create(CHILD),), STATUS), Reads({}, ("Job",)))
+    policy = Scripted(
+        lambda _, seen: Decision(() if seen.children["Job"] else (Create(CHILD),), STATUS), Reads(LABELS, ("Job",))
+    )
     await one_pass(cluster, policy)
     cluster.writes.clear()
     assert await one_pass(cluster, policy) == Outcome("unchanged", generation=1)
@@ -143,17 +166,72 @@ async def test_what_holds_nothing_is_no_difference() -> None:
 
 
 async def test_a_policy_sees_the_children_the_named_and_the_progress() -> None:
-    labelled = {"kind": "Pod", "metadata": {"name": "p", "namespace": "default", "labels": {"finetune.dev/job": "facts"}}}
+    labelled = {"kind": "Pod", "metadata": {"name": "p", "namespace": "default", "labels": LABELS}}
     stranger = {"kind": "Pod", "metadata": {"name": "q", "namespace": "default"}}
     claim = {"kind": "PersistentVolumeClaim", "metadata": {"name": "c", "namespace": "default"}}
     there, missing = Ref("PersistentVolumeClaim", "c"), Ref("Secret", "s")
-    policy = Scripted(Decision(status=STATUS), Reads({"finetune.dev/job": "facts"}, ("Pod",), (there, missing)))
+
+    def decide(_: Object, seen: Observed) -> Decision:
+        assert (seen.named[there] or {})["kind"] == "PersistentVolumeClaim"
+        assert seen.named[missing] is None
+        return Decision(status=STATUS)
+
+    policy = Scripted(decide, Reads(LABELS, ("Pod",), (there, missing)))
     await one_pass(FakeCluster(make_job(), labelled, stranger, claim), policy, {"p": {"step": 3}})
-    (seen,) = policy.observed
+    seen = policy.observed[-1]
     assert [p["metadata"]["name"] for p in seen.children["Pod"]] == ["p"]
-    assert seen.named[there] is not None
-    assert seen.named[missing] is None
     assert seen.progress == {"p": {"step": 3}}
+
+
+class Counting(FakeCluster):
+    """Counts what is read."""
+
+    reads = 0
+
+    async def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        self.reads += 1
+        return await super().get(kind, namespace, name)
+
+
+async def test_a_pass_over_an_unchanged_object_makes_no_request() -> None:
+    secret = Ref("Secret", "s")
+    cluster = Counting(make_job(status=STATUS), {"kind": "ModelServe", "metadata": {"name": "bot", "namespace": "default"}})
+
+    def decide(_: Object, seen: Observed) -> Decision:
+        assert seen.named[Ref("ModelServe", "bot")] is not None, "known from its own watch"
+        assert seen.named.get(Ref("ModelServe", "none")) is None
+        return Decision(status=STATUS)
+
+    policy = Scripted(decide, Reads(LABELS, ("Job", "Pod"), (secret, Ref("ModelServe", "bot"), Ref("ModelServe", "none"))))
+    assert await one_pass(cluster, policy) == Outcome("unchanged", generation=1)
+    assert (cluster.reads, cluster.writes) == (0, [])
+
+
+async def test_nothing_is_done_on_an_old_view_of_the_object() -> None:
+    cluster = FakeCluster(make_job())
+    own, children = cluster.caches()
+    await cluster.replace({**cluster.objects[KEY], "spec": make_job()["spec"] | {"suspend": True}})
+    cluster.writes.clear()
+
+    def decide(body: Object, _: Observed) -> Decision:
+        return Decision(() if body["spec"].get("suspend") else (Create(CHILD),), STATUS)
+
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    await reconcile(KEY, Kind(FineTuneJob, Scripted(decide)), means, NOW)
+    assert cluster.writes == ["status FineTuneJob facts"]
+
+
+async def test_what_was_written_is_known_before_its_event_comes() -> None:
+    cluster = FakeCluster(make_job())
+    own, children = cluster.caches()
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    policy = Scripted(
+        lambda _, seen: Decision(() if seen.children["Job"] else (Create(CHILD),), STATUS), Reads(LABELS, ("Job",))
+    )
+    for _ in range(2):
+        await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)
+    assert cluster.writes == ["create Job facts-1", "status FineTuneJob facts"]
+    assert not own.keep(cluster.objects[KEY]), "no news"
 
 
 async def test_a_deleted_object_is_left_alone() -> None:

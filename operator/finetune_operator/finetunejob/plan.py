@@ -7,7 +7,7 @@ run at all. At most one Job is at work at any time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -76,7 +76,7 @@ class Case:
     run: Run
     status: FineTuneJobStatus  # with all that has ended read into it
     world: World
-    named: dict[Ref, Object | None]
+    named: Mapping[Ref, Object | None]
     wanted: tuple[Reference, ...]
     verdicts: tuple[GateVerdict, ...]
     refusals: tuple[str, ...]  # what of the spec can't be run, a sentence each

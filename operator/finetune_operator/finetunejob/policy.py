@@ -14,6 +14,7 @@ from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepStat
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, gates, handover, image, objects
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
+from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import World, observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, refused, suspended, suspended_by_us
 from finetune_operator.finetunejob.record import absorb, step_record, with_step
@@ -31,7 +32,7 @@ def reads(body: Object) -> Reads:
     """Children by label, and by name all that the spec refers to."""
     job = FineTuneJob.model_validate(body)
     named = [r.ref for r in _references(job)]
-    if job.spec.storage.artifacts.uri is None:
+    if _makes_claim(job):
         named.append(_made_claim(job))
     if (serve := handover.serve_name(job)) is not None:
         named.append(Ref("ModelServe", serve))
@@ -57,7 +58,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     told = _with_suspensions(told, job.status, world, outlook)
     if is_to_be_removed(job, told, now):
         return Decision((Delete("FineTuneJob", job.metadata.name, job.metadata.uid),), rendered(told))
-    looks = (outlook.requeue_after, seconds_left(job, told, world, now))
+    looks = (outlook.requeue_after, seconds_left(job, told, world, now), next_removal(case, told, settings.ended_seconds))
     return Decision(
         actions=tuple(_actions(case, outlook, observed, settings)),
         status=rendered(told),
@@ -78,6 +79,12 @@ def _references(job: FineTuneJob) -> tuple[Reference, ...]:
     store = job.spec.storage.artifacts
     made = artifacts_claim(job.metadata.name) if store.uri is None else None
     return references(run_config(job), store.secret_ref, store.ca_secret_ref, made)
+
+
+def _makes_claim(job: FineTuneJob) -> bool:
+    """Whether the claim is ours to make and may be missing. Once a Job of the run was seen, it holds results or is in use."""
+    begun = not begins_another(job) and any(s.job_uid for s in job.status.steps)
+    return job.spec.storage.artifacts.uri is None and not begun
 
 
 def _made_claim(job: FineTuneJob) -> Ref:
@@ -128,6 +135,8 @@ def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJob
 
 def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Settings) -> Iterator[Action]:
     yield from _stops(outlook)
+    for attempt in overdue(case, settings.ended_seconds):
+        yield Delete("Job", attempt.job, attempt.uid)
     if outlook.start is not None:
         yield from _start(case, outlook.start, observed, settings)
     if outlook.resume is not None:
@@ -146,7 +155,7 @@ def _stops(outlook: Outlook) -> Iterator[Action]:
 def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:
     """What the pod mounts comes first."""
     job, run = case.job, case.run
-    if job.spec.storage.artifacts.uri is None and observed.named.get(_made_claim(job)) is None:
+    if _makes_claim(job) and observed.named.get(_made_claim(job)) is None:
         yield Create(objects.artifacts_volume_claim(job))
     have = {c["metadata"]["name"] for c in observed.children.get("ConfigMap", ())}
     if run.config_map not in have:

@@ -5,7 +5,7 @@ The job waits (Stalled, not Failed) and goes on by itself when the missing objec
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from finetune_operator.decision import NOT_FOUND, Ref
@@ -54,7 +54,7 @@ def _certificates(ca: CaSecretRef) -> Reference:
     return Reference(Ref("Secret", ca.name), "spec.storage.artifacts.caSecretRef", (ca.key,))
 
 
-def first_missing(wanted: tuple[Reference, ...], named: dict[Ref, Object | None]) -> Missing | None:
+def first_missing(wanted: tuple[Reference, ...], named: Mapping[Ref, Object | None]) -> Missing | None:
     """The first reference that can't be used as things are, or None."""
     return next((m for r in wanted if (m := _missing(r, named.get(r.ref))) is not None), None)
 

@@ -1,0 +1,169 @@
+"""What the watches have told: our own objects and their children, trimmed, as text, and found by whom they belong to.
+
+    Kopf's events ─► Own ───────┐
+    Watches ───────► Children ──┴─► passes        an answer to a write of ours is kept at once: its event is no news
+
+It is a cache only: a write rests on a version that the API server compares, or on an object that was read again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import NamedTuple
+
+from finetune_operator.meta import Key, Object
+from finetune_operator.names import LABEL_JOB, LABEL_SERVE, label_value
+from finetune_operator.trimmed import text_of, trimmed
+
+OWNER_LABELS = {LABEL_JOB: "FineTuneJob", LABEL_SERVE: "ModelServe"}
+KINDS = ("FineTuneJob", "ModelServe")
+REMEMBERED = 1000  # uids of deleted objects, of which a late answer may still tell
+
+
+def key_of(body: Object) -> Key:
+    return Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
+
+
+class Kept(NamedTuple):
+    version: int
+    uid: str
+    text: str
+
+
+class Store:
+    """Trimmed objects by key. What is older than what is kept, or was deleted, is passed over."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Key, Kept] = {}
+        self._gone: dict[str, None] = {}
+
+    def keep(self, body: Object) -> bool:
+        """An object as the API server sent it. Returns whether anything is new that we read."""
+        key, uid = key_of(body), body["metadata"].get("uid", "")
+        version, before = int(body["metadata"]["resourceVersion"]), self._kept.get(key)
+        if uid in self._gone or (before is not None and before.uid == uid and before.version >= version):
+            return False
+        text = text_of(trimmed(body))
+        self._kept[key] = Kept(version, uid, text)
+        self._added(key, body)
+        return before is None or before.text != text
+
+    def drop(self, key: Key, uid: str) -> None:
+        """The object with this uid is gone, and what is told of it later is old; another may have its name by now."""
+        self._gone[uid] = None
+        if len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
+        self.hide(key, uid)
+
+    def hide(self, key: Key, uid: str) -> None:
+        """Its deletion was asked for: to a pass it is gone, unless a watch tells of it once more."""
+        if key in self._kept and self._kept[key].uid == uid:
+            self._removed(key, json.loads(self._kept.pop(key).text))
+
+    def get(self, key: Key) -> Object | None:
+        """The object, with the version at which it was seen."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        body: Object = json.loads(kept.text)
+        body["metadata"]["resourceVersion"] = str(kept.version)
+        return body
+
+    def version(self, key: Key) -> int:
+        """0 for what is not kept."""
+        kept = self._kept.get(key)
+        return 0 if kept is None else kept.version
+
+    def uid(self, key: Key) -> str | None:
+        """Whose name it is now."""
+        kept = self._kept.get(key)
+        return None if kept is None else kept.uid
+
+    def keys(self, kind: str) -> list[Key]:
+        return [key for key in self._kept if key.kind == kind]
+
+    def _added(self, key: Key, body: Object) -> None: ...
+
+    def _removed(self, key: Key, body: Object) -> None: ...
+
+
+class Children(Store):
+    """Jobs, Pods, Deployments, Services, ConfigMaps and ControllerRevisions that have our labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of: dict[tuple[str, str, str, str], dict[str, None]] = {}
+
+    def list(self, kind: str, namespace: str, labels: dict[str, str]) -> tuple[Object, ...]:
+        """Children of one owner, by its label in `labels`, which have all of them."""
+        label = next(label for label in OWNER_LABELS if label in labels)
+        names = self._of.get((kind, namespace, label, labels[label]), {})
+        found = (self.get(Key(kind, namespace, name)) for name in names)
+        return tuple(b for b in found if b is not None and labels.items() <= b["metadata"]["labels"].items())
+
+    def _added(self, key: Key, body: Object) -> None:
+        for place in _places(key, body):
+            self._of.setdefault(place, {})[key.name] = None
+
+    def _removed(self, key: Key, body: Object) -> None:
+        for place in _places(key, body):
+            names = self._of.get(place, {})
+            names.pop(key.name, None)
+            if not names:
+                self._of.pop(place, None)
+
+
+def _places(key: Key, body: Object) -> list[tuple[str, str, str, str]]:
+    labels = body["metadata"].get("labels") or {}
+    return [(key.kind, key.namespace, label, labels[label]) for label in OWNER_LABELS if label in labels]
+
+
+class Own(Store):
+    """FineTuneJobs and ModelServes, and which of them wake each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
+        self._jobs: dict[Key, str] = {}  # the job that a ModelServe takes its model from
+        self._labelled: dict[Key, Key] = {}  # by what a label can hold of a long name
+
+    def related(self, key: Key, body: Object) -> list[Key]:
+        """Whom a change of this object concerns besides itself."""
+        if key.kind == "ModelServe":
+            return [k for k in self.owners(body) if k != key]
+        return [k for k, name in self._jobs.items() if name == key.name and k.namespace == key.namespace]
+
+    def owners(self, body: Object) -> list[Key]:
+        """The objects of ours that this one belongs to: by its labels, and by its controller where that is ours."""
+        metadata = body["metadata"]
+        labels = metadata.get("labels") or {}
+        found = [(kind, labels.get(label)) for label, kind in OWNER_LABELS.items()]
+        found += [(o["kind"], o["name"]) for o in metadata.get("ownerReferences") or () if o["kind"] in KINDS]
+        if body["kind"] == "ModelServe":
+            found.append(("FineTuneJob", _job_of(body)))
+        keys = [Key(kind, metadata["namespace"], name) for kind, name in found if name]
+        return list(dict.fromkeys(self._labelled.get(key, key) for key in keys))
+
+    def counts(self) -> Counter[tuple[str, str, str]]:
+        """Number of objects by kind, condition and status."""
+        return Counter((key.kind, *condition) for key, found in self._conditions.items() for condition in found)
+
+    def _added(self, key: Key, body: Object) -> None:
+        self._labelled[key._replace(name=label_value(key.name))] = key
+        conditions = (body.get("status") or {}).get("conditions") or ()
+        self._conditions[key] = tuple((c["type"], c["status"]) for c in conditions)
+        if key.kind == "ModelServe" and (name := _job_of(body)):
+            self._jobs[key] = name
+        else:
+            self._jobs.pop(key, None)
+
+    def _removed(self, key: Key, body: Object) -> None:
+        self._conditions.pop(key, None)
+        self._jobs.pop(key, None)
+        self._labelled.pop(key._replace(name=label_value(key.name)), None)
+
+
+def _job_of(serve: Object) -> str | None:
+    found: str | None = (((serve.get("spec") or {}).get("model") or {}).get("jobRef") or {}).get("name")
+    return found

@@ -1,0 +1,136 @@
+"""The children's watches: what is told, what a relist finds out, and that no error ends them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from finetune_operator.cache import Children, key_of
+from finetune_operator.errors import Gone, Unavailable
+from finetune_operator.meta import Object
+from finetune_operator.watches import WATCHED, Watches
+
+LABELS = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "facts"}
+
+
+def pod(name: str, version: int, **status: Any) -> Object:
+    metadata = {"name": name, "namespace": "default", "uid": name, "resourceVersion": str(version), "labels": LABELS}
+    return {"kind": "Pod", "metadata": metadata, "status": status}
+
+
+def event(kind: str, body: Object) -> Object:
+    return {"type": kind, "object": {k: v for k, v in body.items() if k != "kind"}}
+
+
+BOOKMARK = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "50"}}}
+TOO_OLD = {"type": "ERROR", "object": {"code": 410, "message": "too old resource version"}}
+
+
+class Server:
+    """Answers lists and watches as a test scripts them; then it is silent for ever."""
+
+    def __init__(self, lists: list[Any], watches: list[Any]) -> None:
+        self.lists, self.watches = lists, watches
+        self.asked: list[str] = []
+        self.idle = asyncio.Event()
+
+    async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
+        self.asked.append("list")
+        answer = self.lists.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+    async def watch(self, kind: str, namespace: str, labels: dict[str, str], version: str) -> AsyncIterator[Object]:
+        self.asked.append(f"watch {version}")
+        if not self.watches:
+            self.idle.set()
+            await asyncio.Event().wait()
+        for one in self.watches.pop(0):
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+
+async def no_pause(_: float) -> None: ...
+
+
+async def follow(lists: list[Any], watches: list[Any], children: Children | None = None) -> tuple[Server, list[str], Children]:
+    """Everything that the script has to say; what was asked and told, and what is kept then."""
+    server, told, children = Server(lists, watches), [], children or Children()
+    made = Watches(
+        server,  # type: ignore[arg-type]
+        "default",
+        children,
+        lambda change, body: told.append(f"{change} {body['metadata']['name']}"),
+        no_pause,
+    )
+    task = asyncio.create_task(made.follow("Pod"))
+    await asyncio.wait_for(server.idle.wait(), 10)
+    assert not task.done()
+    task.cancel()
+    return server, told, children
+
+
+async def test_what_is_listed_then_what_changes_then_what_goes() -> None:
+    changes = [
+        event("ADDED", pod("b", 11)),
+        event("MODIFIED", pod("a", 12, phase="Running")),
+        event("MODIFIED", pod("a", 13, phase="Running", podIP="10.0.0.1")),
+        BOOKMARK,
+        event("DELETED", pod("b", 51)),
+    ]
+    server, told, children = await follow([((pod("a", 5),), "10")], [changes])
+    assert told == ["ADDED a", "ADDED b", "MODIFIED a", "DELETED b"]
+    assert server.asked == ["list", "watch 10", "watch 51"]
+    assert [p["metadata"]["name"] for p in children.list("Pod", "default", LABELS)] == ["a"]
+
+
+async def test_a_version_too_old_lists_anew_and_finds_what_went_in_between() -> None:
+    for too_old in ([TOO_OLD], [Gone("410")]):
+        lists = [((pod("a", 5), pod("b", 6)), "10"), ((pod("b", 6),), "60")]
+        server, told, children = await follow(lists, [too_old])
+        assert told == ["ADDED a", "ADDED b", "DELETED a"]
+        assert server.asked == ["list", "watch 10", "list", "watch 60"]
+        assert [p["metadata"]["name"] for p in children.list("Pod", "default", LABELS)] == ["b"]
+
+
+async def test_what_we_wrote_while_a_list_was_made_is_kept() -> None:
+    children = Children()
+    children.keep(pod("mine", 12))
+    _, told, children = await follow([((), "10")], [], children)
+    assert told == []
+    assert [key.name for key in children.keys("Pod")] == ["mine"]
+
+
+async def test_a_watch_that_breaks_goes_on_from_where_it_was() -> None:
+    watches = [[BOOKMARK, Unavailable("silent")], [{"type": "ERROR", "object": {"code": 500, "message": "x"}}]]
+    server, _, _ = await follow([Unavailable("not yet"), ((), "10")], watches)
+    assert server.asked == ["list", "list", "watch 10", "watch 50", "watch 50"]
+
+
+async def test_a_child_that_can_not_be_kept_hides_no_other() -> None:
+    broken = pod("broken", 11)
+    broken["metadata"]["namespace"] = {"no": "name"}
+    _, told, _ = await follow([((), "10")], [[event("ADDED", broken), event("ADDED", pod("b", 12))]])
+    assert told == ["ADDED b"]
+
+
+async def test_no_pass_begins_before_each_kind_was_listed() -> None:
+    server = Server([((), "10")] * len(WATCHED), [])
+    made = Watches(server, "", Children(), lambda *_: None, no_pause)  # type: ignore[arg-type]
+    listed = asyncio.create_task(made.all_listed())
+    following = []
+    for kind in WATCHED:
+        assert not listed.done()
+        following.append(asyncio.create_task(made.follow(kind)))
+        await asyncio.wait_for(server.idle.wait(), 10)
+        server.idle.clear()
+    await asyncio.wait_for(listed, 10)
+    for task in following:
+        task.cancel()
+
+
+def test_keys_are_of_their_kind() -> None:
+    assert key_of(pod("a", 1)) == ("Pod", "default", "a")
