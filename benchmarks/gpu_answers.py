@@ -32,10 +32,10 @@ SHARE, PORT, READY_SECONDS = 0.12, 8100, 200  # of the card for each of the engi
 
 def rate(folder: Path) -> dict[str, Any]:
     """Seconds that each engine takes to load the merged model and to answer the test rows, as an evaluation asks them."""
-    from finetune_trainer.scoring.row import Row
 
     from finetune_trainer.contract.devices import Devices
     from finetune_trainer.contract.training import Precision
+    from finetune_trainer.data import rendered
     from finetune_trainer.libraries import quieten
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.model.loading import end_tokens, load_tokenizer
@@ -46,8 +46,7 @@ def rate(folder: Path) -> dict[str, Any]:
     base, merged = folder / "bench/model", _artifact(folder, "merged")
     tokenizer: Any = load_tokenizer(base)
     (data,) = (folder / "path/mounts/claims/path-artifacts").glob("path/data/*/*/test.jsonl")
-    read = [json.loads(line) for line in data.open()]
-    rows = [Row(tuple(r["input_ids"]), (), r["prompt"], r["prompt_tokens"], r["completion"]) for r in read][:ROWS]
+    rows = rendered.read(data.parent, rendered.TEST, ROWS)
     arguments = (merged, tokenizer, end_tokens(tokenizer, base), 64, compute_for(Precision.AUTO, Devices(gpus=GPUS)))
     found: dict[str, Any] = {"rows": len(rows)}
     said: dict[str, list[str]] = {}
