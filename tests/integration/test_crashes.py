@@ -19,6 +19,7 @@ from finetune_trainer.contract.run import RunConfig
 PROGRAM = ("-m", "finetune_operator")
 STEPS = ["evaluate", "evaluate-q4", "merge", "prepare", "quantize-q4", "train"]
 VOLATILE = {
+    "activeSince",
     "startedAt",
     "finishedAt",
     "updatedAt",

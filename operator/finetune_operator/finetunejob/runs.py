@@ -75,7 +75,7 @@ def written_spec(job: FineTuneJob) -> str:
 
 
 def _written(job: FineTuneJob) -> str:
-    return digest(asked(job).model_dump(mode="json", exclude_defaults=True))
+    return digest(asked(job).model_dump(mode="json", exclude_defaults=True, exclude={"namespace", "name"}))
 
 
 def _digest(config: RunConfig) -> str:
