@@ -3,7 +3,7 @@
     PYTHONPATH=operator:trainer_image:. python benchmarks/operator_scale.py [JOBS] [OPERATOR]
 
 A real API server, with its Job controller and scheduler; pods are simulated: they run for a second and report success.
-OPERATOR is the folder of another release's `operator`, to be measured beside this one.
+OPERATOR is the folder `operator` of another checkout, to be measured beside this one.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def measure(world: World, jobs: int, code: Path) -> None:
     environment = {
         "FINETUNE_NAMESPACE": SPACE,
         "FINETUNE_ENDED_SECONDS": str(ENDED_SECONDS),
-        "PYTHONPATH": f"{code}:{ROOT / 'trainer_image'}:{ROOT}",
+        "PYTHONPATH": f"{code}:{code.parent / 'trainer_image'}:{ROOT}",
     }
     operator = Operator(world, Path(tempfile.mkdtemp(prefix="operator-scale-")), ("-m", "finetune_operator"), environment)
     operator.start()
