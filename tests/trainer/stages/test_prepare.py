@@ -218,12 +218,12 @@ def test_rows_from_a_config_map_and_test_rows_of_their_own(
     result = succeeded(prepare(make_run(dataset=dataset)))
     assert result.dataset is not None
     assert (result.dataset.train_rows, result.dataset.test_rows) == (30, 10)
-    whole = {"uri": "configmap://facts", "test": {"fraction": 0}}
+    whole = {"uri": "configmap://facts", "test": {"fraction": 0.2}}
     for dataset, counts in (
-        (whole, (30, 0)),  # test.jsonl is not trained on
+        (whole, (24, 6)),  # test.jsonl is not trained on
         (whole | {"test": {"split": "test"}}, (30, 10)),
-        (whole | {"files": ["*.jsonl"]}, (40, 0)),
-        (whole | {"split": "test"}, (10, 0)),
+        (whole | {"files": ["*.jsonl"]}, (32, 8)),
+        (whole | {"split": "test"}, (8, 2)),
     ):
         result = succeeded(prepare(make_run(dataset=dataset)))
         assert result.dataset is not None
@@ -450,6 +450,15 @@ def test_what_does_not_go_together_is_told_before_anything_is_fetched(
     run = make_run(training=best, devices={"gpus": 2, "strategy": "FSDP"}, model={"uri": "pvc://nowhere/model"})
     message = refused(prepare(run), ExitCode.BAD_CONFIG, "InvalidSpec")
     assert message.startswith("spec.training.keepCheckpoint Best needs all of the model on each rank; set it to Last")
+
+
+@pytest.mark.parametrize(("rows", "test"), [(ROWS, {"fraction": 0}), (ROWS[:1], {"fraction": 0.1})])
+def test_a_job_that_nothing_could_be_scored_of_ends_before_training(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, rows: list[Any], test: dict[str, Any]
+) -> None:
+    put_rows(mounts, rows)
+    run = make_run(dataset={"uri": "pvc://data/rows.jsonl", "test": test})
+    assert "spec.dataset.test leaves no rows to score on" in refused(prepare(run), ExitCode.BAD_DATA, "NoTestRows")
 
 
 def test_missing_rows_and_models(make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path) -> None:

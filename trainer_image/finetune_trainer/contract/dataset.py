@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import SecretRef, Strict
@@ -21,6 +22,30 @@ class DatasetFormat(StrEnum):
     CLASSIFICATION = "Classification"
     PREFERENCE = "Preference"
     UNPAIRED_PREFERENCE = "UnpairedPreference"
+
+
+def as_written(labels: Any) -> Any:
+    """Labels and words as people write them in YAML: numbers and true stand for themselves, as they do in rows.
+
+    Raises ValueError for a word that YAML has read as a boolean, as whether it was no, off or false is lost.
+    """
+    if not isinstance(labels, dict):
+        return labels
+    lost = next((stored for stored, word in labels.items() if isinstance(word, bool)), None)
+    if lost is not None:
+        raise ValueError(
+            f"the word of {lost!r} is a boolean to YAML, as are no, yes, off and on without quotes; write it in quotes:"
+            ' {"0": "no", "1": "yes"}'
+        )
+    return {_spelled(stored): _spelled(word) for stored, word in labels.items()}
+
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else value
 
 
 class Split(Strict):
@@ -63,7 +88,7 @@ class Dataset(Strict):
     Auto looks at the columns; status.dataset.format says what it took them for."""
     columns: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
-    labels: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    labels: Annotated[dict[str, str], BeforeValidator(as_written)] = Field(default_factory=dict, max_length=1000)
     """Classification: the word that the model answers for each stored label: {"0": negative, "1": positive}. Every label
     must then have one. Empty: labels are the words."""
     system_prompt: str | None = Field(None, max_length=8192)

@@ -87,6 +87,16 @@ def _worded(
     return worded(rows, label, words), {name: worded(found, label, words) for name, found in held.items()}
 
 
+def check_test_rows(facts: DatasetFacts) -> None:
+    """Raises StepFailed NoTestRows where nothing could be scored once everything is trained."""
+    if not facts.test_rows:
+        raise StepFailed(
+            StepReason.NoTestRows,
+            "spec.dataset.test leaves no rows to score on, and a model is published and served by its scores: give it a"
+            " fraction above 0 (of two rows at least), a split or a uri",
+        )
+
+
 def check_objective(objective: Objective, format: DatasetFormat) -> None:
     """Raises StepFailed where the rows are not what the objective learns from."""
     learns_from = OBJECTIVES[objective].rows
@@ -135,7 +145,7 @@ def _label_column(shape: Shape, dataset: Dataset) -> str | None:
 def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report: Callable[[int, int], None]) -> DatasetFacts:
     """Write <split>.jsonl and samples.jsonl to `folder`, and count what was dropped or changed by its cause.
 
-    Raises StepFailed DatasetRowsTooLong, DatasetRowsDropped or DatasetEmpty where too much was dropped, and NoTestRows.
+    Raises StepFailed DatasetRowsTooLong, DatasetRowsDropped or DatasetEmpty where too much was dropped.
     """
     renderer = Renderer(tokenizer, run.training.completion_only_loss)
     total = sum(len(rows) for rows in splits.rows.values())

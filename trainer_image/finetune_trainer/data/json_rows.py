@@ -46,7 +46,9 @@ class Rows:
             return
         second = next(numbered, None)
         if second is None:
-            yield from self._values([value])
+            found = self._unwrapped(value)
+            at = f"line {first[0]}"
+            yield from (self._row(at if row is value else f"row {number}", row) for number, row in enumerate(found, start=1))
             return
         yield self._row(f"line {first[0]}", value)
         for number, line in (second, *numbered):

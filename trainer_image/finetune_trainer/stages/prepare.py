@@ -59,6 +59,7 @@ def run(context: Context) -> StepResult:
     chat_template.keep(context, facts)
     assert result.dataset is not None  # what _render commits has it
     dataset.check_objective(context.run.training.objective, result.dataset.format)  # the rows may be an earlier job's
+    dataset.check_test_rows(result.dataset)
     tasks.make_entry(context)
 
     context.progress("estimating memory")
