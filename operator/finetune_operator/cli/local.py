@@ -206,7 +206,8 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
     said = _termination(termination)
     if code == 0 and said.result is not None:
         return said.result
-    known = BY_CODE.get(code, StepReason.UnexpectedError)
+    # A machine that runs out of memory kills what takes most of it.
+    known = StepReason.OutOfMemory if code == -signal.SIGKILL else BY_CODE.get(code, StepReason.UnexpectedError)
     failure = said.failure or Failure(reason=known, message=known.text)
     raise StepStopped(step.name, failure.reason, failure.message, log, known.exit_code.retry)
 

@@ -138,7 +138,9 @@ def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> li
             commands.append(f"vllm serve {path}")
         elif artifact.format in list(ArtifactFormat):
             tried_by = FORMATS[ArtifactFormat(artifact.format)].tried_by
-            commands += [command.format(folder=path, name=artifact.name) for command in tried_by]
+            told = [command.format(folder=path, name=artifact.name) for command in tried_by]
+            # Where Ollama's template language can't say a model's chat template there is no Modelfile.
+            commands += [command for command in told if "Modelfile" not in command or (Path(path) / "Modelfile").is_file()]
     return [*commands, f"kubectl apply -f {file}"]
 
 

@@ -23,6 +23,12 @@ LLAMA_2 = (
     "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + ' ' + eos_token }}"
     "{% else %}{{ raise_exception('no system messages here') }}{% endif %}{% endfor %}"
 )
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
 COUNTING = "{% for m in messages %}{{ loop.index ~ m['role'] ~ m['content'] }}{% endfor %}"
 
 
@@ -60,11 +66,29 @@ def test_pain_01_the_modelfile_renders_as_the_chat_template(tokenizer: Any, temp
     assert go(parts.go_template(), shown) == expected
 
 
-@pytest.mark.parametrize("template", [LLAMA_2, COUNTING, None], ids=["refuses system", "counts turns", "none"])
-def test_no_template_rather_than_a_wrong_one(tokenizer: Any, template: str | None) -> None:
-    tokenizer.chat_template = template
+def test_no_modelfile_rather_than_one_that_asks_in_another_form(tokenizer: Any) -> None:
+    tokenizer.chat_template = COUNTING
     assert chat_parts(tokenizer) is None
-    assert "TEMPLATE" not in write_modelfile("q4.gguf", tokenizer, ["</s>"])
+    assert write_modelfile("q4.gguf", tokenizer, ["</s>"]) is None
+
+
+def test_a_model_without_a_chat_template_is_asked_as_it_is(tokenizer: Any) -> None:
+    tokenizer.chat_template = None
+    written = write_modelfile("q4.gguf", tokenizer, ["</s>"])
+    assert written is not None
+    assert "TEMPLATE" not in written
+
+
+@pytest.mark.parametrize("template", [GEMMA, LLAMA_2], ids=["gemma", "llama 2"])
+@pytest.mark.parametrize("roles", [["user"], ["user", "assistant", "user"]], ids=["question", "conversation"])
+def test_a_template_that_takes_no_system_message_is_said_without_one(tokenizer: Any, template: str, roles: list[str]) -> None:
+    tokenizer.chat_template = template
+    messages = conversation(roles)
+    parts = chat_parts(tokenizer)
+    assert parts is not None
+    assert go(parts.go_template(), messages) == tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
 
 
 def test_modelfile(tokenizer: Any) -> None:

@@ -35,7 +35,7 @@ LIMITS = {
 
 
 def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
-    """Write <artifact>.gguf and Modelfile; returns what the manifest should note.
+    """Write <artifact>.gguf and, where it can be said, Modelfile; returns what the manifest should note.
 
     K-quants need rows of a multiple of 256 values; llama.cpp takes another type for tensors that have none, and the
     manifest says for how many.
@@ -57,7 +57,8 @@ def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> di
         fallback = FALLBACK.search(log)
         if fallback is not None:
             notes["fallbackTensors"] = f"{fallback[1]} of {fallback[2]}"
-    (folder / "Modelfile").write_text(_modelfile(file.name, merged))
+    if (text := _modelfile(file.name, merged)) is not None:
+        (folder / "Modelfile").write_text(text)
     return notes
 
 
@@ -126,7 +127,7 @@ def _tool(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def _modelfile(gguf: str, merged: Path) -> str:
+def _modelfile(gguf: str, merged: Path) -> str | None:
     from transformers import AutoTokenizer
 
     from finetune_trainer.export.modelfile import write_modelfile

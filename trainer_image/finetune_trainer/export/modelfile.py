@@ -1,13 +1,14 @@
 """Ollama's Modelfile for a GGUF file: prompt template, default system message and stop tokens.
 
 Ollama reads Go templates, models carry Jinja templates. The chat template is rendered with marked messages and cut at
-the marks into what stands before and after a message of each role; from these parts the Go template is written. A chat
-template that can't be put together again from its parts gets no TEMPLATE.
+the marks into what stands before and after a message of each role; from these parts the Go template is written. One that takes
+no system messages, as Gemma's, is cut without them. A chat template that can't be put together again from its parts gets no
+Modelfile: without TEMPLATE, Ollama would ask the model in another form than it was trained in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +36,18 @@ class ChatParts:
     def go_template(self) -> str:
         """The same in Go's template language."""
         cases = [
-            f'{{{{ if eq .Role "{role}" }}}}{self.before[role]}{{{{ .Content }}}}{self.after[role]}{{{{ end }}}}'
-            for role in ROLES
+            f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{self.after[role]}{{{{ end }}}}'
+            for role, before in self.before.items()
         ]
         return "{{ range .Messages }}" + "".join(cases) + "{{ end }}" + self.generation
 
 
-def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str:
-    """Text of a Modelfile that serves the file `gguf` beside it."""
+def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str | None:
+    """Text of a Modelfile that serves the file `gguf` beside it; None where Go's language can't say the chat template."""
     lines = [f"FROM ./{gguf}"]
     parts = chat_parts(tokenizer)
+    if parts is None and tokenizer.chat_template:
+        return None
     if parts is not None:
         lines.append(f'TEMPLATE """{parts.go_template()}"""')
         if parts.default_system is not None:
@@ -56,17 +59,23 @@ def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str:
 
 def chat_parts(tokenizer: Any) -> ChatParts | None:
     """The parts of a tokenizer's chat template; None where there is none or more than roles decides about it."""
-    from jinja2 import TemplateError
-
     if not tokenizer.chat_template:
         return None
+    with_system = [_turns("user"), _turns("system", "user"), _turns("system", "user", "assistant", "user")]
+    without = [_turns("user"), _turns("user", "assistant", "user")]
+    return _faithful(tokenizer, _parts, with_system) or _faithful(tokenizer, _parts_without_system, without)
+
+
+def _faithful(tokenizer: Any, cut: Callable[[Any], ChatParts], samples: Sequence[list[dict[str, str]]]) -> ChatParts | None:
+    """The parts that `cut` finds, if the samples can be put together of them."""
+    from jinja2 import TemplateError
+
     try:
-        parts = _parts(tokenizer)
-        samples = [_turns("user"), _turns("system", "user"), _turns("system", "user", "assistant", "user")]
-        faithful = all(parts.render(s) == _rendered(tokenizer, s, generation=True) for s in samples)
-    except (ValueError, TemplateError):  # a mark is missing, or the template refuses a role
+        parts = cut(tokenizer)
+        same = all(parts.render(sample) == _rendered(tokenizer, sample, generation=True) for sample in samples)
+    except (ValueError, IndexError, TemplateError):  # a mark is missing, or the template refuses a role
         return None
-    return parts if faithful else None
+    return parts if same else None
 
 
 def _parts(tokenizer: Any) -> ChatParts:
@@ -89,6 +98,19 @@ def _parts(tokenizer: Any) -> ChatParts:
     opening = _rendered(tokenizer, _turns("user"), generation=False).split(MARKS["user"])[0]
     default = opening.removesuffix(before_user).removeprefix(before_system).removesuffix(after["system"])
     return ChatParts(before, after, generation, default if opening != before_user else None)
+
+
+def _parts_without_system(tokenizer: Any) -> ChatParts:
+    """Of a template that takes none: cut at a question, its answer and another question. Raises ValueError as above."""
+    question = _rendered(tokenizer, _turns("user"), generation=False)
+    before_user, after_user = question.split(MARKS["user"])
+    asked = _rendered(tokenizer, _turns("user"), generation=True).split(MARKS["user"])[1]
+    whole = _rendered(tokenizer, [*_turns("user", "assistant"), {"role": "user", "content": AGAIN}], generation=False)
+    user_to_assistant, rest = whole.split(MARKS["user"])[1].split(MARKS["assistant"])
+    after_assistant = rest.split(AGAIN)[0].removesuffix(before_user)
+    before = {"user": before_user, "assistant": user_to_assistant.removeprefix(after_user)}
+    after = {"user": after_user, "assistant": after_assistant}
+    return ChatParts(before, after, asked.removeprefix(after_user), None)
 
 
 def _turns(*roles: str) -> list[dict[str, str]]:

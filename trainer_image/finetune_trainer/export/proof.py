@@ -208,11 +208,16 @@ def check_tokens(
     return (Check(name="tokenIds", value=0, limit=0),)
 
 
-def check_template(tokenizer: Any, carried: str | None) -> tuple[Check, ...]:
+def check_template(tokenizer: Any, carried: str | dict[str, str] | None) -> tuple[Check, ...]:
     """Fails where an artifact carries another chat template than the model was trained with."""
-    if (tokenizer.chat_template or "").strip() != (carried or "").strip():
+    if _default(tokenizer.chat_template) != _default(carried):
         raise _failed("the artifact carries another chat template than the model was trained with")
     return (Check(name="template", value=0, limit=0),)
+
+
+def _default(template: str | dict[str, str] | None) -> str:
+    """The template that conversations are rendered by; some models have others beside it, for tools or documents."""
+    return ((template.get("default") if isinstance(template, dict) else template) or "").strip()
 
 
 def check_end_token(ends: Sequence[int], carried: str | None) -> tuple[Check, ...]:

@@ -237,7 +237,7 @@ def _weights(shape: Shape, training: Training, width: int, on_gpu: bool, eight_b
             # The Trainer gives embeddings 32-bit states whatever the optimizer.
             "optimizer": 2 * shape.parameters + 6 * embedding if eight_bit else 8 * shape.parameters,
             # Autocast keeps them until the step ends.
-            "castWeights": width * (shape.linear + embedding) if width < 4 else 0,
+            "castWeights": width * (shape.linear + shape.experts + embedding) if width < 4 else 0,
         } | copy
     adapter = shape.adapter(training.lora.rank)
     whole = _trained_whole(shape, training) - ({"lm_head"} if shape.tied else set())

@@ -22,6 +22,7 @@ class Shape:
     vocabulary: int
     tied: bool
     parameters: int
+    experts: int = 0  # parameters of routed experts: tensors of three dimensions, which no method quantizes
 
     @property
     def embedding(self) -> int:
@@ -32,7 +33,7 @@ class Shape:
     def linear(self) -> int:
         """Parameters of the layers' linear modules, those that QLoRA quantizes."""
         norms = (2 * self.layers + 1) * self.hidden
-        return max(0, self.parameters - self.embedding - norms)
+        return max(0, self.parameters - self.embedding - norms - self.experts)
 
     def module(self, name: str) -> int:
         """Parameters of all modules of this name, in Llama's words; what is none of these is taken for an embedding."""
@@ -49,19 +50,55 @@ class Shape:
         return self.layers * rank * (query_output + key_value + 3 * (self.hidden + self.feed_forward))
 
 
+# What configurations call the same thing, the customary name first.
+HIDDEN = ("hidden_size", "n_embd", "d_model")
+HEADS = ("num_attention_heads", "n_head", "n_heads")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
 def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
     """Shape from a model's config.json and its count of parameters. Raises KeyError for a field that isn't there."""
     text = config.get("text_config", config)
-    hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+    hidden, heads, layers = int(_required(text, HIDDEN)), int(_required(text, HEADS)), int(_required(text, LAYERS))
     head = int(text.get("head_dim") or hidden // heads)
+    feed_forward = int(_found(text, FEED_FORWARD) or 4 * hidden)
     return Shape(
-        layers=int(text["num_hidden_layers"]),
+        layers=layers,
         hidden=hidden,
-        feed_forward=int(text.get("intermediate_size") or 4 * hidden),
+        feed_forward=feed_forward,
         heads=heads,
         key_value=int(text.get("num_key_value_heads") or heads) * head,
         query=heads * head,
         vocabulary=int(text["vocab_size"]),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         parameters=parameters,
+        experts=min(_experts(text, layers, hidden, feed_forward), parameters),
     )
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model's configuration says that it reads at once; None where it doesn't say."""
+    found = _found(config.get("text_config", config), POSITIONS)
+    return None if found is None else int(found)
+
+
+def _experts(text: Mapping[str, Any], layers: int, hidden: int, feed_forward: int) -> int:
+    """Parameters of all routed experts: gate, up and down of each, in the layers that have some."""
+    count = int(_found(text, EXPERTS) or 0)
+    width = int(text.get("moe_intermediate_size") or feed_forward)
+    dense = int(text.get("first_k_dense_replace") or 0) + len(text.get("mlp_only_layers") or ())
+    return max(0, layers - dense) // int(text.get("decoder_sparse_step") or 1) * count * 3 * hidden * width
+
+
+def _found(text: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((text[name] for name in names if text.get(name) is not None), None)
+
+
+def _required(text: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    found = _found(text, names)
+    if found is None:
+        raise KeyError(names[0])
+    return found

@@ -22,6 +22,8 @@ from finetune_trainer.contract.training import Method
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.ranks.zero import STAGES
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
 
 def load_tokenizer(folder: Path) -> Any:
     """The model's tokenizer with a pad token that isn't its end token, where its vocabulary has one to spare.
@@ -72,10 +74,20 @@ def load_base(
         storage = compute.dtype if strategy in SHARES_WEIGHTS else torch.uint8
         options["quantization_config"] = quantized(quantization, compute.dtype, storage)
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+    _mend_generation(model)
     _keep_layout(model)
     if method is Method.QLORA and compute.device == "cpu":  # the quantizer image, which loads others, has no bitsandbytes
         _mend_8_bit_layers(model)
     return model
+
+
+def _mend_generation(model: Any) -> None:
+    """Let greedy settings say nothing of sampling: transformers saves no model whose settings contradict themselves, as many
+    published ones do (do_sample false beside a temperature).
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is not None and not settings.do_sample:
+        settings.update(**dict.fromkeys(SAMPLING))
 
 
 def _keep_layout(model: Any) -> None:

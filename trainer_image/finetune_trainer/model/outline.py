@@ -5,10 +5,13 @@ What can be asked of it is asked before a GPU is taken, and of the model class i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+TOKENS = 8
 
 
 def outline(folder: Path, attention: str | None = None) -> Any:
@@ -21,15 +24,42 @@ def outline(folder: Path, attention: str | None = None) -> Any:
     config = AutoConfig.from_pretrained(folder)
     with torch.device("meta"):
         # Grouped products of experts have 16-bit shapes only.
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
+    network.train()
+    return network
 
 
-def pass_through(network: Any, **more: Any) -> None:
-    """One forward pass of an outline over 8 tokens, as training has them, with what else is given to it.
+def pass_through(network: Any, **more: Any) -> torch.Tensor:
+    """Logits of a forward pass of an outline as training has them, with what else is given to it.
 
     Raises RuntimeError where what happens next depends on more than shapes.
     """
-    ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
-    network.train()
-    with torch.no_grad():
-        network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+    ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
+    answer: Any = network(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **more)
+    return torch.as_tensor(answer.logits)
+
+
+@lru_cache
+def unreached(folder: Path) -> frozenset[str]:
+    """Names of the weights that no loss over text depends on, as a vision tower's; none where that can't be seen."""
+    network = outline(folder)
+    try:
+        pass_through(network).float().sum().backward()
+    except (RuntimeError, NotImplementedError):
+        return frozenset()
+    return frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
+
+
+def freeze_unreached(network: Any, folder: Path) -> None:
+    """Have all of a loaded model trained but what text never reaches, and say so."""
+    idle = unreached(folder)
+    for name, weight in network.named_parameters():
+        if name in idle:
+            weight.requires_grad_(False)
+    if idle:
+        print(f"{len(idle)} weights that text never reaches stay as they are, such as {min(idle)}", flush=True)
+
+
+def unreached_modules(folder: Path) -> frozenset[str]:
+    """Names of the modules that hold such weights."""
+    return frozenset(name.rpartition(".")[0] for name in unreached(folder))

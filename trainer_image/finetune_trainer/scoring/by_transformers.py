@@ -35,7 +35,9 @@ class TransformersScorer:
     @torch.no_grad()
     def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
         """One Answer for each row; batches hold neighbours, so that results come in the rows' order."""
-        for batch in _batches(rows, self._new_tokens):
+        # A class that has but attention of its own may not know padding on the left from a prompt (BLOOM's).
+        most = BATCH_ROWS if self.model._supports_sdpa or self.model._supports_flash_attn else 1
+        for batch in _batches(rows, self._new_tokens, most):
             yield from self.judge(batch, self._answers(batch))
 
     @torch.no_grad()
@@ -85,12 +87,12 @@ def _until(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
-def _batches(rows: Sequence[Rendered], new_tokens: int) -> Iterator[list[Rendered]]:
-    """Neighbouring rows, as many as BATCH_ROWS and BATCH_TOKENS allow."""
+def _batches(rows: Sequence[Rendered], new_tokens: int, most: int) -> Iterator[list[Rendered]]:
+    """Neighbouring rows, as many as `most` and BATCH_TOKENS allow."""
     batch: list[Rendered] = []
     for row in rows:
         longest = max(len(r.input_ids) for r in (*batch, row)) + new_tokens
-        if batch and (len(batch) == BATCH_ROWS or longest * (len(batch) + 1) > BATCH_TOKENS):
+        if batch and (len(batch) == most or longest * (len(batch) + 1) > BATCH_TOKENS):
             yield batch
             batch = []
         batch.append(row)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from finetune_trainer.model.outline import outline, pass_through
+from finetune_trainer.model.outline import TOKENS, outline, pass_through
 
 PACKED, WITNESS = "finetune_packed", "finetune_witness"  # names to give as attn_implementation
 WIDEST_HEAD = 256  # of flash attention
@@ -88,7 +88,8 @@ def asked_by(folder: Path) -> Asked | None:
     AttentionMaskInterface.register(WITNESS, lambda *_, **__: None)
     try:
         network = outline(folder, WITNESS)
-        pass_through(network, cu_seq_lens_q=torch.tensor([0, 8], dtype=torch.int32))
+        with torch.no_grad():
+            pass_through(network, cu_seq_lens_q=torch.tensor([0, TOKENS], dtype=torch.int32))
     except (RuntimeError, KeyError, NotImplementedError):  # its way depends on numbers, or it knows no other attention
         return None
     # Masks of other shapes than documents and windows (chunks) are in no argument; such classes take no flash attention.

@@ -167,7 +167,10 @@ def _load_adapted(context: Context, base: Path, adapter: Path) -> Any:
 
 
 def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
-    """A dense BF16 model: each weight summed in float32 and rounded once, as are modules that were trained whole."""
+    """A dense BF16 model: each weight summed in float32 and rounded once, as are modules that were trained whole.
+
+    An adapter over a parameter (the experts of a layer in one tensor) wraps the module that holds it, one around the other.
+    """
     import torch
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from peft.tuners.lora import LoraLayer
@@ -185,7 +188,9 @@ def _merge(context: Context, adapted: Any, base_folder: Path) -> Any:
         expanded = dequantized and isinstance(layer, Linear4bit | Linear8bitLt)
         if not adapts and not (expanded and not path.endswith("base_layer")):
             continue
-        target = merged.get_submodule(path).weight
+        target = merged.get_submodule(path.replace(".base_layer", "")).get_parameter(
+            getattr(module, "parameter_name", "weight")
+        )
         weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)) if expanded else target.data
         total = weight.float()
         target.data = (_with_adapter(module, total) if adapts else total).to(torch.bfloat16)

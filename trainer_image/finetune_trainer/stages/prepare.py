@@ -2,7 +2,8 @@
 
     model entry ─► data entry ─► tasks entry ─► fit ─► manifests of all later steps
 
-Needs no GPU and, but for weights in pickles, no torch: whatever is wrong with a job is known before a GPU is taken.
+Needs no GPU: whatever is wrong with a job is known before one is taken. Torch is loaded only where there is something to
+train, for the shapes of the model's layers, and for weights in pickles.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from finetune_trainer.scoring import tasks
 from finetune_trainer.sources.fetch import fetch
 from finetune_trainer.sources.source import Fetched, Source
 from finetune_trainer.store.files import files_json, folder_digest, parse_files
+from finetune_trainer.training.trainable import check_trainable
 
 SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
 WATCH_SECONDS = 5.0
@@ -66,6 +68,8 @@ def run(context: Context) -> StepResult:
     fit = fit_for(context.run, facts, result.dataset, context.inputs.model_without_weights(), teacher)
     done = _finished(context)
     if pipeline.TRAIN not in {result.step for result in done}:
+        context.progress("looking at the model's layers")
+        check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
         _check_formats(context)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})

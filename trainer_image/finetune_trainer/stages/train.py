@@ -106,6 +106,7 @@ def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed InvalidSpec before weights are read."""
     from finetune_trainer.model import adapters, loading
     from finetune_trainer.model.compute import compute_for
+    from finetune_trainer.model.outline import freeze_unreached, unreached_modules
     from finetune_trainer.speed import acceleration, activations
     from finetune_trainer.training.arguments import arguments
 
@@ -131,10 +132,12 @@ def _load(context: Context) -> Loaded:
     network = loading.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
     reference = initial = None
     if training.method is not Method.FULL:
-        network = adapters.add_adapters(network, training)
+        network = adapters.add_adapters(network, training, unreached_modules(model_folder))
         initial = split_init.keep(network, training, context.scratch / "initial")
-    elif training.learning.with_reference:
-        reference = loading.load_base(model_folder, training.method, compute, attention)
+    else:
+        freeze_unreached(network, model_folder)
+        if training.learning.with_reference:
+            reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
     selective = fit.gradient_checkpointing == "Selective"
@@ -259,24 +262,22 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
 
 
 def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
-    """Adapter or model as it will be committed, gathered from all ranks and written by the first.
-
-    The base is named by its uri, not by a path of this pod.
-    """
+    """Adapter or model as it will be committed, gathered from all ranks and written by the first."""
     import torch
+
+    from finetune_trainer.model import adapters
 
     context.progress("saving", loop.state.global_step, loop.state.global_step)
     folder, network, dtype = context.scratch / "output", loop.model, torch.float32
     if context.run.training.method is Method.FULL:
         dtype = torch.bfloat16
         network.to(dtype)
-    else:
-        for config in network.peft_config.values():
-            config.base_model_name_or_path = context.run.model.uri
     weights = sharding.gathered(loop, dtype, keep=distributed.is_first())
     if distributed.is_first():
         converted = {} if loaded.initial is None else {"path_initial_model_for_weight_conversion": str(loaded.initial)}
         network.save_pretrained(folder, state_dict=weights, **converted)
+        if context.run.training.method is not Method.FULL:
+            adapters.name_base(folder, context.run.model.uri, context.inputs.model()[0].revision)
         loaded.tokenizer.save_pretrained(folder)
     return folder
 

@@ -38,6 +38,9 @@ class Loop(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        told = self.model.config.get_text_config()
+        if hasattr(told, "output_router_logits"):  # TRL switches it on for a share of the loss that is not taken here
+            told.output_router_logits = False
         self.model.train()  # PEFT's wrapper says that it trains while the model inside it was loaded to evaluate
         self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
 
@@ -83,7 +86,9 @@ class Loop(Trainer):
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.model(**self._prepare_inputs(batch), use_cache=False).loss
+            # Some mixtures of experts add a share for the balance between them.
+            plain = {"output_router_logits": False} if hasattr(self.model.config, "output_router_logits") else {}
+            loss = self.model(**self._prepare_inputs(batch), use_cache=False, **plain).loss
         self.model.train(was_training)
         return float(loss)
 

@@ -1,0 +1,100 @@
+"""Whether a model can be trained and merged as a job asks, told by its outline and its configuration before a GPU is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import DatasetFacts
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Method, Training
+from finetune_trainer.failures import StepFailed, bad_config, first_line
+from finetune_trainer.memory.shape import positions_of
+
+
+def check_trainable(run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
+    """Raises StepFailed ModelUnsupported or InvalidSpec. `folder` holds the model's configuration and tokenizer."""
+    network = _outline(folder)
+    _check_vocabulary(network, folder)
+    _check_positions(network, run, rows, folder)
+    training = run.training
+    if training.packing:
+        _check_packing(folder)
+    if training.method is not Method.FULL:
+        _check_adapters(network, training, folder)
+
+
+def _outline(folder: Path) -> Any:
+    """Raises StepFailed where transformers makes no causal language model of the configuration."""
+    from finetune_trainer.model.outline import outline
+
+    try:
+        return outline(folder)
+    except Exception as error:  # of its configuration classes, which raise what they like
+        raise _unsupported(f"transformers can't make a language model of its config.json: {first_line(error)}") from error
+
+
+def _check_vocabulary(network: Any, folder: Path) -> None:
+    """Each token needs its row in the embedding."""
+    from finetune_trainer.model.loading import load_tokenizer
+
+    held, largest = network.get_input_embeddings().weight.shape[0], max(load_tokenizer(folder).get_vocab().values())
+    if largest >= held:
+        raise _unsupported(
+            f"its tokenizer has tokens up to number {largest}, its embedding only {held} rows: resize the embedding with"
+            " resize_token_embeddings and save the model again, or take the tokenizer that belongs to it"
+        )
+
+
+def _check_positions(network: Any, run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
+    """Learned positions end; beyond them there is nothing to read. (Rotary ones go on, if worse.)"""
+    positions = positions_of(json.loads((folder / "config.json").read_bytes()))
+    if positions is None or not _learns_positions(network, positions):
+        return
+    if rows.longest_row_tokens > positions:
+        raise bad_config(
+            f"spec.training.maxLength: the longest row has {rows.longest_row_tokens} tokens, the model has learned {positions}"
+            f" positions: set maxLength to {positions} or less"
+        )
+    asked = rows.format is not DatasetFormat.TEXT
+    if asked and rows.longest_row_tokens + run.generation.max_new_tokens > positions:
+        raise bad_config(
+            f"spec.evaluation.generation.maxNewTokens: a row of {rows.longest_row_tokens} tokens and an answer of"
+            f" {run.generation.max_new_tokens} are more than the {positions} positions that the model has learned: lower"
+            " it, or spec.training.maxLength"
+        )
+
+
+def _learns_positions(network: Any, positions: int) -> bool:
+    """Whether it has an embedding of positions beside that of tokens; OPT's has two rows more than it says."""
+    from torch.nn import Embedding
+
+    tokens = network.get_input_embeddings()
+    tables = [m for m in network.modules() if isinstance(m, Embedding) and m is not tokens]
+    return any(positions <= table.num_embeddings <= positions + 2 for table in tables)
+
+
+def _check_packing(folder: Path) -> None:
+    from finetune_trainer.speed.attention import implementation
+
+    if implementation(folder, on_gpu=False) is None:
+        raise bad_config("spec.training.packing: this model's layers can't keep rows apart that share a line; set it to false")
+
+
+def _check_adapters(network: Any, training: Training, folder: Path) -> None:
+    """PEFT's word on the targets, on modules that are trained whole, and on what can't go together for this model."""
+    from finetune_trainer.model.adapters import add_adapters
+    from finetune_trainer.model.outline import unreached_modules
+
+    begun = training.lora.model_copy(update={"init": "Default"})  # others begin with numbers, and an outline has none
+    try:
+        add_adapters(network, training.model_copy(update={"lora": begun}), unreached_modules(folder))
+    except NotImplementedError:
+        return  # it asks for numbers, and will be seen in training
+
+
+def _unsupported(why: str) -> StepFailed:
+    return StepFailed(StepReason.ModelUnsupported, f"spec.model: {why}")
