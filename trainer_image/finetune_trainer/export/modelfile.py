@@ -101,7 +101,7 @@ def _parts(tokenizer: Any) -> ChatParts:
 
 
 def _parts_without_system(tokenizer: Any) -> ChatParts:
-    """Of a template that takes none: cut at a question, its answer and another question. Raises ValueError as above."""
+    """The parts of a template that takes none: a question, its answer and another question are cut. Raises ValueError, too."""
     question = _rendered(tokenizer, _turns("user"), generation=False)
     before_user, after_user = question.split(MARKS["user"])
     asked = _rendered(tokenizer, _turns("user"), generation=True).split(MARKS["user"])[1]

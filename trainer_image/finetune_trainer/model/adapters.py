@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.contract import places
 from finetune_trainer.contract.training import Training
 from finetune_trainer.failures import bad_config, first_line
 from finetune_trainer.model import saved_modules
@@ -71,8 +72,8 @@ def name_base(folder: Path, uri: str, revision: str) -> None:
     pod. What PEFT can't fetch is named by its uri, for people.
     """
     settings = json.loads((folder / SETTINGS).read_bytes())
-    at_hub = uri.startswith("hf://")
-    settings["base_model_name_or_path"] = uri.removeprefix("hf://").partition("@")[0] if at_hub else uri
+    at_hub = places.of(uri) is places.HF
+    settings["base_model_name_or_path"] = uri.removeprefix(places.HF.prefix).partition("@")[0] if at_hub else uri
     settings["revision"] = revision if at_hub else None
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True))
 
