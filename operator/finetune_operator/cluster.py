@@ -83,14 +83,14 @@ class Cluster:
         resource = RESOURCES[kind]
         query = {"labelSelector": _selector(labels)} if labels else {}
         found = await self._json("GET", resource.path(namespace), query)
-        return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
+        return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
 
     async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
         """All objects of a kind with these labels, page by page, each with the version from which a watch goes on."""
         resource, query = RESOURCES[kind], {"labelSelector": _selector(labels), "limit": str(PAGE)}
         while True:
             found = await self._json("GET", resource.path(namespace), query)
-            page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in found["items"])
+            page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
             yield page, found["metadata"]["resourceVersion"]
             if not (going_on := found["metadata"].get("continue")):
                 return
@@ -100,7 +100,7 @@ class Cluster:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
         found = await self._json("GET", RESOURCES[kind].path(namespace), accept=accept)
-        metas = [item["metadata"] for item in found["items"]]
+        metas = [item["metadata"] for item in _items(found)]
         versions = {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
         return versions, int(found["metadata"]["resourceVersion"])
 
@@ -278,6 +278,11 @@ class Cluster:
             body=body,
             auth_settings=["BearerToken"],
         )
+
+
+def _items(found: Object) -> list[Object]:
+    """A list's objects. One of metadata alone that holds none says null."""
+    return found["items"] or []
 
 
 def _selector(labels: dict[str, str]) -> str:
