@@ -23,6 +23,8 @@ def check_trainable(run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
     training = run.training
     if training.packing:
         _check_packing(folder)
+    if training.method is Method.QLORA:
+        _check_quantizable(network)
     if training.method is not Method.FULL:
         _check_adapters(network, training, folder)
 
@@ -82,6 +84,14 @@ def _check_packing(folder: Path) -> None:
 
     if implementation(folder, on_gpu=False) is None:
         raise bad_config("spec.training.packing: this model's layers can't keep rows apart that share a line; set it to false")
+
+
+def _check_quantizable(network: Any) -> None:
+    """GPT-2's layers hold their weights the other way round: what bitsandbytes makes of them can't be merged again."""
+    from transformers.pytorch_utils import Conv1D
+
+    if any(isinstance(module, Conv1D) for module in network.modules()):
+        raise bad_config("spec.training.method: QLoRA can't quantize this model's layers, which are Conv1D; set LoRA or Full")
 
 
 def _check_adapters(network: Any, training: Training, folder: Path) -> None:
