@@ -15,16 +15,7 @@ import aiohttp
 from finetune_operator import metrics
 from finetune_operator.decision import Event
 from finetune_operator.decoding import decode_objects, lines
-from finetune_operator.errors import (
-    AlreadyExists,
-    ClusterError,
-    Conflict,
-    Forbidden,
-    Gone,
-    Invalid,
-    NotFound,
-    Unavailable,
-)
+from finetune_operator.errors import ClusterError, Conflict, NotFound, Unavailable, of_answer
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
 from finetune_operator.resources import RESOURCES
@@ -296,9 +287,4 @@ def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
         message, reason = str(answer["message"]), answer.get("reason")
     except (ValueError, KeyError, TypeError):
         message, reason = text[:300] or f"HTTP {code}", None
-    if reason == "AlreadyExists":
-        return AlreadyExists(message)
-    kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid}
-    if (kind := kinds.get(code)) is not None:
-        return kind(message)
-    return Unavailable(message, float(retry_after) if retry_after and retry_after.isdigit() else None)
+    return of_answer(code, reason, message, float(retry_after) if retry_after and retry_after.isdigit() else None)

@@ -62,3 +62,12 @@ class InvalidSpec(Exception):
 
 class NotLeader(Exception):
     """The lease ran out: nothing may be written any more."""
+
+
+def of_answer(code: int, reason: str | None, message: str, retry_after: float | None) -> ClusterError:
+    """The error that an HTTP status and the server's own reason stand for."""
+    if reason == "AlreadyExists":
+        return AlreadyExists(message)
+    kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid}
+    kind = kinds.get(code)
+    return Unavailable(message, retry_after) if kind is None else kind(message)
