@@ -60,12 +60,14 @@ class Space:
         return stalled
 
     def jobs_by_step(self, owner: Object) -> dict[str, int]:
-        """How many Jobs there are of each step of a FineTuneJob."""
-        uid, counts = owner["metadata"]["uid"], dict[str, int]()
-        for job in self.items("job", f"finetune.dev/job={owner['metadata']['name']}"):
-            if any(o["uid"] == uid for o in job["metadata"].get("ownerReferences", [])):
-                step = job["metadata"]["labels"]["finetune.dev/step"]
-                counts[step] = counts.get(step, 0) + 1
+        """How many Jobs each step of a FineTuneJob's run has had: by its status, as Jobs that have ended are removed."""
+        uid, counts = owner["metadata"]["uid"], {s["name"]: s["attempt"] for s in owner["status"]["steps"] if s.get("attempt")}
+        there = [
+            job["metadata"]["labels"]["finetune.dev/step"]
+            for job in self.items("job", f"finetune.dev/job={owner['metadata']['name']}")
+            if any(o["uid"] == uid for o in job["metadata"].get("ownerReferences", []))
+        ]
+        assert all(there.count(step) <= counts.get(step, 0) for step in there), (there, counts)
         return counts
 
     def diagnosis(self) -> str:

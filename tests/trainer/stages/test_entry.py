@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.contract import pod
+from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Progress, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.progress import Reporter, serve_metrics
@@ -45,14 +46,15 @@ def test_help_lists_the_steps() -> None:
         assert f"\n  {step} " in done.stdout
 
 
-def test_prepare_never_imports_torch(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "mounts/claims/data/rows.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n')
+def test_rows_that_are_refused_cost_no_import_of_torch(environment: dict[str, str], tmp_path: Path) -> None:
+    """It is there to look at a model that is still to be trained, once all else is right."""
+    (tmp_path / "mounts/claims/data/rows.jsonl").write_text('{"q": "a"}\n{"q": "b"}\n')
     code = (
         "import sys; from finetune_trainer.__main__ import main; status = main(['prepare'])\n"
-        "sys.exit(status or ('torch was imported' if 'torch' in sys.modules else 0))"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else status)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == ExitCode.BAD_DATA, done.stderr
 
 
 def test_sigterm_ends_a_step_with_143_and_a_message(environment: dict[str, str], tmp_path: Path) -> None:
