@@ -240,9 +240,12 @@ async def _apply(means: Means, body: Object) -> Object:
 
 
 def _keep(means: Means, body: Object) -> None:
-    if body["kind"] in KINDS:
-        means.own.keep(body)
-    elif body["kind"] in SHAPES and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS):
+    """A ModelServe that a job hands over to is left to its event, which wakes it: what is kept already is no news."""
+    if (
+        body["kind"] not in KINDS
+        and body["kind"] in SHAPES
+        and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS)
+    ):
         means.children.keep(body)
 
 
