@@ -422,3 +422,13 @@ def test_an_unknown_field_does_not_hide_a_wrong_one() -> None:
 def test_pruned_keeps_what_means_something() -> None:
     value = {"a": None, "b": [], "c": {}, "d": 0, "e": False, "f": "", "g": [{"x": None, "y": 1}], "h": {"z": {}}}
     assert pruned(value) == {"d": 0, "e": False, "f": "", "g": [{"y": 1}]}
+
+
+async def test_a_model_serve_that_a_job_hands_over_to_is_news_to_its_own_policy() -> None:
+    cluster = FakeCluster(make_job())
+    own, children = cluster.caches()
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    serve = {"kind": "ModelServe", "metadata": {"name": "facts", "namespace": "default", "labels": {}}, "spec": {}}
+    await reconcile(KEY, Kind(FineTuneJob, Scripted(Decision((Apply(serve),), STATUS))), means, NOW)
+    assert "apply ModelServe facts" in cluster.writes
+    assert own.keep(cluster.objects["ModelServe", "default", "facts"]), "its event wakes it: nothing has kept it before"
