@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
-from finetune_operator.meta import Condition, Object
+from finetune_operator.meta import Condition, Object, seconds_since
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -136,7 +136,7 @@ def look_again(conditions: Iterable[Condition], now: datetime) -> float:
     little work for many objects that nobody mends.
     """
     since = [c.last_transition_time for c in conditions if c.type in ("Stalled", "Reconciling") and c.last_transition_time]
-    waited = (now - datetime.fromisoformat(max(since))).total_seconds() if since else 0.0
+    waited = seconds_since(max(since), now) if since else 0.0
     return min(LONGEST_LOOK_AGAIN, max(SHORTEST_LOOK_AGAIN, waited / 4))
 
 

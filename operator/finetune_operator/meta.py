@@ -54,6 +54,11 @@ def quantity_of(value: object) -> Decimal | None:
     return quantity_value(text) if _QUANTITY.fullmatch(text) else None
 
 
+def seconds_since(start: str, now: datetime) -> float:
+    """Seconds from a time as the API writes it."""
+    return (now - datetime.fromisoformat(start)).total_seconds()
+
+
 def stamp(at: datetime) -> str:
     """A time as the API writes it, in UTC."""
     return at.strftime("%Y-%m-%dT%H:%M:%SZ")

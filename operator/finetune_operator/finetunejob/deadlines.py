@@ -9,6 +9,7 @@ from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepStat
 from finetune_operator.finetunejob.failures import Failure
 from finetune_operator.finetunejob.observed import Attempt, World
 from finetune_operator.finetunejob.record import DONE, fail
+from finetune_operator.meta import seconds_since
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -31,21 +32,21 @@ def seconds_left(job: FineTuneJob, status: FineTuneJobStatus, world: World, now:
         (job.spec.active_deadline_seconds, status.active_since),
         (job.spec.ttl_seconds_after_finished, _finished_at(status)),
     ]
-    left = [limit - _since(start, now) for limit, start in ends if limit is not None and start is not None]
+    left = [limit - seconds_since(start, now) for limit, start in ends if limit is not None and start is not None]
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def is_to_be_removed(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> bool:
     """Whether the job has been at its end for spec.ttlSecondsAfterFinished."""
     ttl, ended = job.spec.ttl_seconds_after_finished, _finished_at(status)
-    return ttl is not None and ended is not None and _since(ended, now) >= ttl
+    return ttl is not None and ended is not None and seconds_since(ended, now) >= ttl
 
 
 def _pending(job: FineTuneJob, attempt: Attempt | None, now: datetime) -> Failure | None:
     limit = job.spec.pending_deadline_seconds
     if limit is None or attempt is None or not attempt.pending or attempt.admitted_at is None:
         return None
-    if _since(attempt.admitted_at, now) < limit:
+    if seconds_since(attempt.admitted_at, now) < limit:
         return None
     waiting = attempt.pod.waiting if attempt.pod else None
     why = f": {waiting.reason}: {waiting.message}" if waiting else ""
@@ -58,7 +59,7 @@ def _pending(job: FineTuneJob, attempt: Attempt | None, now: datetime) -> Failur
 
 def _active(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> Failure | None:
     limit = job.spec.active_deadline_seconds
-    if limit is None or status.active_since is None or _since(status.active_since, now) < limit:
+    if limit is None or status.active_since is None or seconds_since(status.active_since, now) < limit:
         return None
     return Failure(
         Retry.NEVER,
@@ -70,7 +71,3 @@ def _active(job: FineTuneJob, status: FineTuneJobStatus, now: datetime) -> Failu
 def _finished_at(status: FineTuneJobStatus) -> str | None:
     ended = (c.last_transition_time for c in status.conditions if c.type in ("Succeeded", "Failed") and c.status == "True")
     return next(ended, None)
-
-
-def _since(start: str, now: datetime) -> float:
-    return (now - datetime.fromisoformat(start)).total_seconds()

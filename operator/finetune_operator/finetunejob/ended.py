@@ -7,11 +7,11 @@ its log is what a person looks for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
 
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
 from finetune_operator.finetunejob.observed import Attempt, State
 from finetune_operator.finetunejob.plan import Case
+from finetune_operator.meta import seconds_since
 
 SOON = 1.0  # seconds; after the pass that writes the status
 
@@ -32,7 +32,7 @@ def _ended(case: Case, told: FineTuneJobStatus, seconds: float) -> Iterator[tupl
         if attempt.run != case.run.id or attempt.state is State.ACTIVE or attempt.deleting or attempt.finished_at is None:
             continue
         if _is_told(case, told, attempt) and not _is_evidence(told, attempt):
-            yield attempt, seconds - (case.now - datetime.fromisoformat(attempt.finished_at)).total_seconds()
+            yield attempt, seconds - seconds_since(attempt.finished_at, case.now)
 
 
 def _is_told(case: Case, told: FineTuneJobStatus, attempt: Attempt) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, seconds_since
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.exits import CONSEQUENCES
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -222,13 +222,13 @@ def _is_over(pod: Pod, now: datetime) -> bool:
     """Whether nothing of ours is at work in a pod any more: it is lost, or only a container that was injected keeps it."""
     if pod.removed == OperatorReason.NodeLost:
         return True
-    return pod.finished_at is not None and (now - datetime.fromisoformat(pod.finished_at)).total_seconds() > LOST_SECONDS
+    return pod.finished_at is not None and seconds_since(pod.finished_at, now) > LOST_SECONDS
 
 
 def _is_lost(meta: Object, now: datetime) -> bool:
     """Whether a pod that is to go has not gone, though its grace is over for a while."""
     until = meta.get("deletionTimestamp")  # the API server sets it to the end of the grace
-    return until is not None and (now - datetime.fromisoformat(until)).total_seconds() > LOST_SECONDS
+    return until is not None and seconds_since(until, now) > LOST_SECONDS
 
 
 def _removed(meta: Object, status: Object) -> str | None:

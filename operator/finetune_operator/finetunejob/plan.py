@@ -20,7 +20,7 @@ from finetune_operator.finetunejob.observed import Attempt, State, Waiting, Worl
 from finetune_operator.finetunejob.record import DONE, step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, seconds_since
 from finetune_trainer.contract.pipeline import Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -186,7 +186,7 @@ def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
         return None
     if pod.waiting is not None or pod.pending_since is None:
         return pod.waiting
-    if (now - datetime.fromisoformat(pod.pending_since)).total_seconds() < LONG_START_SECONDS:
+    if seconds_since(pod.pending_since, now) < LONG_START_SECONDS:
         return None
     look = f"kubectl describe pod {pod.name}"
     return Waiting(OperatorReason.ContainerCreating, f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
@@ -197,7 +197,7 @@ def _no_pod(attempt: Attempt, now: datetime) -> Waiting | None:
     since = attempt.started_at
     if attempt.pod is not None or since is None:
         return None
-    if (now - datetime.fromisoformat(since)).total_seconds() < LONG_START_SECONDS:
+    if seconds_since(since, now) < LONG_START_SECONDS:
         return None
     look = f"`kubectl describe job {attempt.job}`"
     return Waiting(
@@ -250,7 +250,7 @@ def _pause_left(record: StepStatus, now: datetime) -> float:
     if record.finished_at is None or record.attempt == 0 or (record.retries == 0 and record.attempt == 1):
         return 0.0
     pause = min(LONGEST_PAUSE, 10.0 * 2.0 ** min(record.attempt - 1, 10))
-    return pause - (now - datetime.fromisoformat(record.finished_at)).total_seconds()
+    return pause - seconds_since(record.finished_at, now)
 
 
 def _hand_over(case: Case) -> Outlook | None:

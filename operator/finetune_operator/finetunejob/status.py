@@ -24,7 +24,7 @@ from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.finetunejob.runs import written_spec
-from finetune_operator.meta import Object, stamp
+from finetune_operator.meta import Object, seconds_since, stamp
 from finetune_trainer.contract.pipeline import TRAIN
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -132,7 +132,7 @@ def _told(step: str, said: Progress, last: ProgressStatus | None, now: datetime)
 
 
 def _is_stale(updated_at: str | None, now: datetime) -> bool:
-    return updated_at is not None and (now - datetime.fromisoformat(updated_at)).total_seconds() > STALE_SECONDS
+    return updated_at is not None and seconds_since(updated_at, now) > STALE_SECONDS
 
 
 def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatus | None:

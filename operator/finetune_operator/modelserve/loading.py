@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from finetune_operator.meta import seconds_since
 from finetune_operator.modelserve.observed import Container, Deployed, Pod
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -55,7 +56,7 @@ def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator
             continue
         if pod.unschedulable:
             yield Trouble(OperatorReason.Unschedulable, f"pod {pod.name}: {pod.unschedulable}")
-        patient = (now - datetime.fromisoformat(pod.placed_at)).total_seconds() < PATIENCE_SECONDS
+        patient = seconds_since(pod.placed_at, now) < PATIENCE_SECONDS
         for container in pod.containers:
             yield from _of_container(pod, container, start_seconds, patient)
         if pod.mounting and not patient:

@@ -136,10 +136,6 @@ def revision_of(child: Object) -> str:
     return str(child["metadata"].get("labels", {}).get(LABEL_REVISION, ""))
 
 
-def _is_mine(child: Object, uid: str) -> bool:
-    return _owner(child) == uid and "deletionTimestamp" not in child["metadata"]
-
-
 def _owner(child: Object) -> str:
     owners = child["metadata"].get("ownerReferences") or []
     return next((str(o["uid"]) for o in owners if o["kind"] == "ModelServe"), "")
