@@ -1,7 +1,7 @@
-"""Start: settings, logs, probes and metrics; then wait to be the leader; then Kopf, workers, progress and resync.
+"""Start: settings, logs, probes, metrics; wait for the CRDs, then to be the leader; then Kopf, workers, progress and resync.
 
-standby (probes answer) ──► leader ──► SIGTERM: no new keys, running passes end, lease released, exit 0
-                               └─────► lease lost, a watch or a loop dead: exit at once, a fresh process repairs it
+no CRDs (not ready) ──► standby (ready) ──► leader ──► SIGTERM: no new keys, running passes end, lease released, exit 0
+                                               └─────► lease lost, a watch or a loop dead: exit, a fresh process repairs it
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import kopf
 import structlog
 
-from finetune_operator import handlers, logs, metrics, probes
+from finetune_operator import crds, handlers, logs, metrics, probes
 from finetune_operator.cache import Children, Own
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
@@ -56,8 +56,10 @@ async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
             elector.check()
 
     cluster = await Cluster.connect(fence, settings.identity)
-    server = await probes.serve(settings.http_port)
+    readiness = probes.Readiness()
+    server = await probes.serve(settings.http_port, readiness)
     try:
+        await _until(crds.wait_for([plural for _, _, plural in handlers.OURS], cluster, readiness), stop)
         if settings.leader_election:
             electors.append(Elector(cluster, Key("Lease", settings.own_namespace, settings.lease), settings.identity, die))
             log.info("standing by", identity=settings.identity)

@@ -1,7 +1,6 @@
 """The only Kubernetes client: plain dicts in and out, one field manager, errors by what follows from them.
 
-`fence` is called before every write but the
-Lease's and raises where this replica may not act any more.
+`fence` is called before every write but the Lease's and raises where this replica may not act any more.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from finetune_operator import metrics
 from finetune_operator.decision import Event
 from finetune_operator.decoding import decode_objects, lines
 from finetune_operator.errors import ClusterError, Conflict, NotFound, Unavailable, of_answer
-from finetune_operator.meta import Key, Object
+from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
 from finetune_operator.resources import RESOURCES
 from finetune_operator.settings import has_service_account
@@ -86,6 +85,14 @@ class Cluster:
             if not (going_on := found["metadata"].get("continue")):
                 return
             query = {**query, "continue": going_on}
+
+    async def own_resources(self) -> frozenset[str]:
+        """Plural names of what the API server serves of our group; none before the CRDs are there."""
+        try:
+            found = await self._json("GET", f"/apis/{API_VERSION}")
+        except NotFound:
+            return frozenset()
+        return frozenset(resource["name"] for resource in found.get("resources") or [])
 
     async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""

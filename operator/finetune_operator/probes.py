@@ -7,11 +7,22 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 
-async def serve(port: int) -> web.AppRunner:
+class Readiness:
+    """What keeps this process from its work, in a sentence; nothing while it works or stands by."""
+
+    def __init__(self) -> None:
+        self.waits_for = ""
+
+    async def answer(self, _: web.Request) -> web.Response:
+        """503 with the sentence while there is one."""
+        return web.Response(text=f"{self.waits_for or 'ok'}\n", status=503 if self.waits_for else 200)
+
+
+async def serve(port: int, readiness: Readiness) -> web.AppRunner:
     """Start to answer on all addresses; the caller ends it by `cleanup`. Port 0 serves nothing."""
     app = web.Application()
     app.router.add_get("/healthz", _ok)
-    app.router.add_get("/readyz", _ok)
+    app.router.add_get("/readyz", readiness.answer)
     app.router.add_get("/metrics", _metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()

@@ -104,8 +104,9 @@ class Retry(Strict):
     """New attempts of a step after failures that count (a crash, a store or source that did not answer). A preempted or
     deleted pod is replaced without counting."""
     on_out_of_memory: Literal["ShrinkMicroBatch", "Fail"] = "ShrinkMicroBatch"
-    """What to do when the GPU's memory does not hold the training after all. ShrinkMicroBatch: go on from the last
-    checkpoint with half the rows per forward pass and the same globalBatchSize; it does not count against maxRetries."""
+    """What to do when the memory of the GPU, or of the pod on CPUs, does not hold the training after all. ShrinkMicroBatch:
+    go on from the last checkpoint with half the rows per forward pass and the same globalBatchSize; it does not count against
+    maxRetries."""
     hang_after_median_steps: int = Field(HANG_AFTER_MEDIAN_STEPS, ge=2, le=100000)
     """Training that makes no step for this many times the median time of its steps, and for five minutes, is ended and goes
     on from its last checkpoint, which counts against maxRetries. The pod's log then shows where each thread stood."""

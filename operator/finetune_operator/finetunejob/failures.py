@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from finetune_operator.finetunejob.observed import Attempt, Pod
 from finetune_operator.meta import quantity_of
 from finetune_trainer.contract.exits import ExitCode, Retry
+from finetune_trainer.contract.pipeline import TRAIN, Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
 
@@ -59,28 +60,29 @@ POD_DELETED = Failure(Retry.FREE, OperatorReason.PodDeleted, OperatorReason.PodD
 POD_LOST = Failure(Retry.FREE, OperatorReason.PodLost, OperatorReason.PodLost.text)
 
 
-def failure_of(attempt: Attempt, stage: str) -> Failure:
-    """Why a failed attempt failed. `stage` is named in remedies: spec.stages.<stage>."""
+def failure_of(attempt: Attempt, step: Step) -> Failure:
+    """Why a failed attempt at a step failed. Its stage is named in remedies: spec.stages.<stage>."""
     pod = attempt.pod
     if pod is None:
         return POD_DELETED
-    found = _from_outside(pod, stage) or _from_code(pod.exit_code)
+    found = _from_outside(pod, step) or _from_code(pod.exit_code)
     told = pod.termination.failure if pod.termination else None
     if told is not None:
         found = replace(found, reason=told.reason, message=told.message)
     return replace(found, exit_code=pod.exit_code, node=pod.node)
 
 
-def _from_outside(pod: Pod, stage: str) -> Failure | None:
+def _from_outside(pod: Pod, step: Step) -> Failure | None:
     """What was done to the pod outweighs its exit code, unless it explained a failure of its own."""
     if pod.oom_killed:
-        text = f"the pod used more memory than it may; raise spec.stages.{stage}.resources"
-        return Failure(Retry.COUNTED, StepReason.OutOfMemory, text)
+        text = f"the pod used more memory than it may; raise spec.stages.{step.stage}.resources"
+        on_cpu = step.stage == TRAIN and not step.needs_gpu  # a micro-batch has to fit into the pod's memory then
+        return Failure(Retry.SMALLER if on_cpu else Retry.COUNTED, StepReason.OutOfMemory, text)
     if pod.removed == "Evicted" and "exceed" in pod.removal.lower():  # a limit of its own on disk
         text = f"the pod was evicted: {pod.removal}; raise spec.storage.scratch.size or its ephemeral-storage"
         return Failure(Retry.COUNTED, StepReason.ScratchFull, text)
     if pod.removed == "Evicted" and _used_more_than_asked(pod.removal):
-        text = f"the pod was evicted: {pod.removal}; raise the requests of spec.stages.{stage}.resources"
+        text = f"the pod was evicted: {pod.removal}; raise the requests of spec.stages.{step.stage}.resources"
         return Failure(Retry.COUNTED, pod.removed, text)
     explained = pod.termination is not None and pod.termination.failure is not None
     if pod.removed is None or (explained and pod.exit_code not in (ExitCode.PREEMPTED, ExitCode.TERMINATED)):

@@ -88,7 +88,7 @@ def _read(
     ended = min(attempt.finished_at or stamp(now), stamp(now))  # a node's clock may be ahead, and no pause to wait for
     status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
     if attempt.state is State.FAILED:
-        return _fail(status, step, failure_of(attempt, step.stage), budget, ended)
+        return _fail(status, step, failure_of(attempt, step), budget, ended)
     result = attempt.pod.termination.result if attempt.pod and attempt.pod.termination else None
     if result is None:
         return _lost(status, step, budget, ended)

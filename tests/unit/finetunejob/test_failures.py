@@ -13,6 +13,7 @@ from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
 from finetune_operator.finetunejob.observed import State, observe
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.pipeline import TRAIN, Step
 from finetune_trainer.contract.reports import Termination
 
 JOB: Object = {
@@ -88,14 +89,24 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
 ]
 
 
+ON_GPU, ON_CPU = (Step(TRAIN, TRAIN, (), needs_gpu=gpu) for gpu in (True, False))
+
+
 @pytest.mark.parametrize(("what", "pod", "retry", "reason"), ROWS, ids=[r[0] for r in ROWS])
 def test_failures(what: str, pod: Object | None, retry: Retry, reason: str) -> None:
     children = {"Job": (finish(JOB, code=1),), "Pod": () if pod is None else (pod,)}
     (attempt,) = observe(Observed(children), UID, NOW).attempts
     assert attempt.state is State.FAILED, what
-    failure = failure_of(attempt, "train")
+    failure = failure_of(attempt, ON_GPU)
     assert (failure.retry, failure.reason) == (retry, reason)
     assert failure.message
+
+
+def test_a_micro_batch_on_cpus_has_to_fit_into_the_memory_of_the_pod() -> None:
+    children = {"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, 137, None, reason="OOMKilled"),)}
+    (attempt,) = observe(Observed(children), UID, NOW).attempts
+    retries = {step.stage: failure_of(attempt, step).retry for step in (ON_CPU, Step("merge", "merge", ()))}
+    assert retries == {"train": Retry.SMALLER, "merge": Retry.COUNTED}
 
 
 def test_every_exit_code_but_success_has_a_rule() -> None:
@@ -105,7 +116,7 @@ def test_every_exit_code_but_success_has_a_rule() -> None:
 def test_what_the_pod_reported_outweighs_the_table() -> None:
     code, said = reported_failure(ExitCode.SOURCE_DENIED, "GatedModel", "accept the licence at the hub")
     (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, code, said),)}), UID, NOW).attempts
-    failure = failure_of(attempt, "prepare")
+    failure = failure_of(attempt, Step("prepare", "prepare", ()))
     assert (failure.reason, failure.message, failure.node) == ("GatedModel", "accept the licence at the hub", "node-1")
 
 
@@ -192,7 +203,7 @@ def test_of_several_pods_the_first_cause_is_told(pods: list[Object], reason: str
     for index, pod in enumerate(reversed(pods) if turned else pods):
         pod["metadata"] |= {"name": f"p{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
     (attempt,) = observe(Observed({"Job": (finish(JOB, code=1),), "Pod": tuple(pods)}), UID, NOW).attempts
-    assert failure_of(attempt, "train").reason == reason
+    assert failure_of(attempt, ON_GPU).reason == reason
 
 
 def test_an_attempt_of_several_pods_goes_on_until_the_last_has_ended() -> None:
@@ -229,5 +240,5 @@ def test_a_pod_on_a_node_that_does_not_answer_counts_as_gone() -> None:
     (attempt,) = gone.attempts
     assert gone.live_pods == ()
     assert (attempt.state, attempt.left_behind) == (State.FAILED, True)
-    failure = failure_of(attempt, "train")
+    failure = failure_of(attempt, ON_GPU)
     assert (failure.retry, failure.reason) == (Retry.FREE, "NodeLost")
