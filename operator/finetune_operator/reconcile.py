@@ -286,7 +286,7 @@ def without_unknown(model: type[BaseModel], body: Object) -> Object:
     except ValidationError as error:
         unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
         if len(unknown) < error.error_count():
-            raise InvalidSpec("; ".join(sentences(error, ""))) from None
+            raise InvalidSpec("; ".join(sentences(error, model, ""))) from None
         body = copy.deepcopy(body)
         for *parents, last in unknown:
             node = body

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+
+from finetune_operator.neighbours import remedy
 
 
-def sentences(error: ValidationError, at: str) -> list[str]:
-    """One sentence for each wrong field. `at` is the path of the value that was validated, such as spec."""
-    found = [_sentence(dict(e), at) for e in error.errors(include_url=False)]
+def sentences(error: ValidationError, model: type[BaseModel], at: str) -> list[str]:
+    """One sentence for each wrong field. `at` is the path of the value that was validated as a `model`, such as spec."""
+    found = [_sentence(dict(e), model, at) for e in error.errors(include_url=False)]
     return list(dict.fromkeys(found))
 
 
@@ -20,7 +22,7 @@ def either(names: Sequence[str]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _sentence(error: dict[str, Any], at: str) -> str:
+def _sentence(error: dict[str, Any], model: type[BaseModel], at: str) -> str:
     path = at
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
@@ -30,7 +32,7 @@ def _sentence(error: dict[str, Any], at: str) -> str:
         case "missing":
             return f"{path} is required; add it"
         case "extra_forbidden":
-            return f"{path} is not a field; remove it or correct its name"
+            return f"{path} is not a field; {remedy(model, error['loc'], at)}"
         case "enum" | "literal_error":
             return f"{path} is {given}; it takes {context['expected']}"
         case "string_pattern_mismatch":

@@ -80,7 +80,8 @@ ROWS = [
     ("learningRate: 0.001", "learningRate: 5", "spec.training.learningRate is 5; it must be at most 1"),
     ("learningRate: 0.001", "learningRate: 0", "spec.training.learningRate is 0; it must be above 0"),
     ("learningRate: 0.001", "learningRate: fast", "spec.training.learningRate is fast; input should be a valid number"),
-    ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; remove it or correct its name"),
+    ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; write spec.training.learningRate"),
+    ("  training:", "  training: {seed: 1}\n  training:", "is not YAML: the key training comes twice; remove one of them"),
     (
         "  training:",
         "  evaluation: {gates: [{name: g, metric: rougeX, min: 0.5}]}\n  training:",
@@ -98,6 +99,11 @@ ROWS = [
     ("v1alpha1", "v1", "apiVersion is finetune.dev/v1; write finetune.dev/v1alpha1"),
     ("kind: FineTuneJob", "kind: FinetuneJob", "holds 0 FineTuneJobs; write exactly one into the file"),
     ("spec:\n", "spec: [\n", "is not YAML"),
+    (
+        "  training:",
+        "  serving: {template: {engine: {type: LlamaCpp}, served_name: x}}\n  training:",
+        "spec.serving.template.served_name is not a field; write spec.serving.template.servedName",
+    ),
     ("[{name: q4,", "[{name: q4, format: GGUF, quantization: F16}, {name: q4,", "spec.artifacts[].name q4 is there twice"),
 ]
 

@@ -24,6 +24,21 @@ class FileError(Exception):
         self.problems = problems
 
 
+class _OnceOnly(yaml.SafeLoader):
+    """YAML in which a key comes once in a mapping, as kubectl wants it: of two, PyYAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises ConstructorError, which says where both stand."""
+        first: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            name = str(key.value)
+            if isinstance(key, yaml.ScalarNode) and name != "<<" and first.setdefault(name, key) is not key:
+                raise yaml.constructor.ConstructorError(
+                    f"the key {name} comes twice; remove one of them", first[name].start_mark, "again", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 @dataclass(frozen=True)
 class Document:
     job: FineTuneJob
@@ -33,7 +48,7 @@ class Document:
 def read_document(path: Path, *, cpu: bool = False) -> Document:
     """The file's job and ConfigMaps. `cpu` overrides spec.parallelism.gpusPerNode with 0. Raises FileError."""
     try:
-        objects = [o for o in yaml.safe_load_all(path.read_text(encoding="utf-8")) if o is not None]
+        objects = [o for o in yaml.load_all(path.read_text(encoding="utf-8"), _OnceOnly) if o is not None]
     except OSError as error:
         raise FileError(f"{path} can't be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -56,9 +71,10 @@ def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
     if cpu and isinstance(spec, dict):
         spec = {**spec, "parallelism": {**(spec.get("parallelism") or {}), "gpusPerNode": 0}}
     try:
-        job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec})
+        # Names as the API server takes them: learningRate, not learning_rate.
+        job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec}, by_name=False)
     except ValidationError as error:
-        raise FileError(*sentences(error, "")) from None
+        raise FileError(*sentences(error, FineTuneJob, "")) from None
     if wrong := dict.fromkeys([*rules.broken(job.spec), *admission.problems(job.spec)]):
         raise FileError(*wrong)
     return job

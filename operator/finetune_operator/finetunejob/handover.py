@@ -68,9 +68,10 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     if empty := list(_nulls(spec.serving.template, at)):
         return [f"{path} is null; remove it, or give it a value" for path in empty]
     try:
-        template = ModelServeSpec.model_validate({**spec.serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}})
+        body = {**spec.serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}}
+        template = ModelServeSpec.model_validate(body, by_name=False)  # names as the API server will take them
     except ValidationError as error:
-        return sentences(error, at)
+        return sentences(error, ModelServeSpec, at)
     if broken := broken_by(template):
         return [f"{at}: {sentence}" for sentence in broken]
     return _unsuited(spec, template, serving_artifact(spec))
