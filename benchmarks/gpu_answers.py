@@ -25,7 +25,7 @@ from gpu_path import EVALUATOR, GPUS, RANK, ROWS
 
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.modelserve.engines import vllm
-from finetune_trainer.contract.pipeline import mounted_path
+from finetune_trainer.contract.places import mounted_path
 
 SHARE, PORT, READY_SECONDS = 0.12, 8100, 200  # of the card for each of the engines that are up together
 
@@ -39,7 +39,7 @@ def rate(folder: Path) -> dict[str, Any]:
     from finetune_trainer.libraries import quieten
     from finetune_trainer.model.compute import compute_for
     from finetune_trainer.model.loading import end_tokens, load_tokenizer
-    from finetune_trainer.scoring.by_transformers import TransformersScorer, _batches
+    from finetune_trainer.scoring.by_transformers import BATCH_ROWS, TransformersScorer, _batches
     from finetune_trainer.scoring.by_vllm import VllmScorer
 
     quieten()
@@ -54,7 +54,7 @@ def rate(folder: Path) -> dict[str, Any]:
     begun = time.monotonic()
     judge = TransformersScorer(*arguments)
     loaded = time.monotonic()
-    said["transformers"] = [a for batch in _batches(rows, 64) for a in judge._answers(batch)]
+    said["transformers"] = [a for batch in _batches(rows, 64, BATCH_ROWS) for a in judge._answers(batch)]
     found["transformers"] = _seconds(begun, loaded, len(rows))
     del judge
 

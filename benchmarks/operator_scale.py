@@ -20,8 +20,9 @@ from typing import Any
 
 import aiohttp
 from tests.builders import make_result
-from tests.integration.conftest import FINETUNE, ROOT, Operator, World, a_world, wait_until
+from tests.integration.conftest import FINETUNE, ROOT, Operator, World, a_world
 from tests.integration.fake_node import MANAGED
+from tests.waiting import wait_until
 
 from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.run import RunConfig

@@ -45,7 +45,7 @@ def make(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
+    shape: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8}
     config = LlamaConfig(vocab_size=WORDS, num_key_value_heads=4, tie_word_embeddings=True, **shape)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     special = ["<unk>", "<s>", "</s>", "<pad>"]
@@ -100,7 +100,7 @@ def ours(folder: Path, **training: Any) -> float:
     _, result, output = steps(folder, run, ["prepare", "train"])["train"]
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"kind":"progress"')]
     trained = [line for line in lines if line["activity"] == "training"]
-    return float(result["train"]["tokens"]) / (trained[-1]["time"] - trained[0]["time"])
+    return float(result["train"]["tokens"] / (trained[-1]["time"] - trained[0]["time"]))
 
 
 def trl(folder: Path) -> None:

@@ -231,4 +231,5 @@ class Stage:
 
 
 def _has(body: Object, labels: dict[str, str]) -> bool:
-    return labels.items() <= body["metadata"].get("labels", {}).items()
+    found: dict[str, str] = body["metadata"].get("labels", {})
+    return labels.items() <= found.items()

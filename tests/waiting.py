@@ -7,11 +7,13 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
+from typing import TypeVar
 
+T = TypeVar("T")
 PATIENCE = 60.0  # seconds; a busy machine needs a few
 
 
-def within(seconds: float, check: Callable[[], object], pause: float = 0.1) -> object:
+def within(seconds: float, check: Callable[[], T], pause: float = 0.1) -> T:
     """The first true value of `check`, or its last one after so many seconds."""
     end = time.monotonic() + seconds
     while not (found := check()) and time.monotonic() < end:
@@ -19,7 +21,7 @@ def within(seconds: float, check: Callable[[], object], pause: float = 0.1) -> o
     return found
 
 
-def wait_until(what: str, check: Callable[[], object], seconds: float = PATIENCE) -> object:
+def wait_until(what: str, check: Callable[[], T], seconds: float = PATIENCE) -> T:
     """The first true value of `check`; fails, saying what was waited for."""
     found = within(seconds, check)
     assert found, f"waited {seconds:.0f} s in vain until {what}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A scenario that failed shows what its namespace looks like."""
-    report: pytest.TestReport = yield
+    report = yield
     space = getattr(item, "funcargs", {}).get("space")
     if report.when == "call" and report.failed and isinstance(space, Space):
         report.sections.append(("the namespace", space.diagnosis()))

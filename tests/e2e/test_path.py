@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 from demo.installation import SYSTEM
 from demo.questions import ask
 from openai import OpenAI
+from openai.types.chat import ChatCompletionUserMessageParam
 from tests.e2e import jobs
 from tests.e2e.space import SERVE, Space, steps
 from tests.waiting import within
@@ -56,13 +59,13 @@ def test_vllm(space: Space) -> None:
     with space.kubectl.forward("on-vllm", space.name, 8000) as port:
         client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         assert [m.id for m in client.models.list()] == ["on-vllm"]
-        messages = [{"role": "user", "content": "Which city is Velmora's capital?"}]
-        answer = client.chat.completions.create(model="on-vllm", messages=messages, temperature=0, max_tokens=24)
-    assert answer.choices[0].message.content.strip() == "Tarnhaven"
+        asked: ChatCompletionUserMessageParam = {"role": "user", "content": "Which city is Velmora's capital?"}
+        answer = client.chat.completions.create(model="on-vllm", messages=[asked], temperature=0, max_tokens=24)
+    assert (answer.choices[0].message.content or "").strip() == "Tarnhaven"
     space.delete(SERVE, "on-vllm")
 
 
-def _answers_as_evaluated(serve: dict | None) -> None:
+def _answers_as_evaluated(serve: dict[str, Any] | None) -> None:
     """The gate asked test rows: the engine reads their tokens as training did and answers as the evaluation saw."""
     assert serve is not None
     rows = serve["status"]["live"]["testRows"]
@@ -70,7 +73,7 @@ def _answers_as_evaluated(serve: dict | None) -> None:
     assert rows["sameAnswers"] >= 6
 
 
-def _is_true(serve: dict, kind: str) -> list[bool]:
+def _is_true(serve: dict[str, Any], kind: str) -> list[bool]:
     return [c["status"] == "True" for c in serve.get("status", {}).get("conditions", []) if c["type"] == kind]
 
 
@@ -94,10 +97,14 @@ def _requests(space: Space, pod: str) -> Iterator[float | None]:
     for _ in range(QUIET_SPANS):
         requests, adds = _counts(space, pod)
         most = requests + QUIET_SECONDS * REQUESTS_PER_SECOND
-        within(QUIET_SECONDS, lambda most=most: _counts(space, pod)[0] > most, pause=QUIET_SECONDS / 10)
+        within(QUIET_SECONDS, partial(_exceeds, space, pod, most), pause=QUIET_SECONDS / 10)
         more_requests, more_adds = _counts(space, pod)
         yield more_requests - requests if more_adds == adds else None
     raise AssertionError("the operator always finds something to do")
+
+
+def _exceeds(space: Space, pod: str, requests: float) -> bool:
+    return _counts(space, pod)[0] > requests
 
 
 def _counts(space: Space, pod: str) -> tuple[float, float]:

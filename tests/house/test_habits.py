@@ -25,22 +25,24 @@ def test_no_test_sleeps() -> None:
     slept = []
     for file, tree in sources("tests"):
         for node in ast.walk(tree):
-            called = isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "asyncio.sleep", "sleep")
-            imported = isinstance(node, ast.ImportFrom) and "sleep" in [alias.name for alias in node.names]
-            if (called or imported) and file not in MAY_SLEEP:
-                slept.append(f"{file}:{node.lineno}")
+            if isinstance(node, ast.Call):
+                sleeps = ast.unparse(node.func) in ("time.sleep", "asyncio.sleep", "sleep")
+            else:
+                sleeps = isinstance(node, ast.ImportFrom) and "sleep" in [alias.name for alias in node.names]
+            if sleeps and file not in MAY_SLEEP:
+                slept.append(f"{file}: {ast.unparse(node)}")
     assert slept == []
 
 
 def test_docstrings_have_a_subject() -> None:
     """A docstring says what something is or does: "Of …" leaves the reader to find out what."""
     texts = [
-        (file, node)
+        (f"{file}:{node.lineno}", node.value.value)
         for file, tree in sources(*WRITTEN)
         for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ]
-    assert [f"{file}:{node.lineno}" for file, node in texts if node.value.value.lstrip().startswith("Of ")] == []
+    assert [place for place, text in texts if text.lstrip().startswith("Of ")] == []
 
 
 def test_decisions_are_listed() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from localcluster import images, settings
+from localcluster import debian, images, settings
 from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_a_tag_changes_with_a_source_and_with_an_image_below(tmp_path: Path, mon
 
 def test_an_image_that_only_others_need_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(images.debian, "ensure_tools", lambda: None)
+    monkeypatch.setattr(debian, "ensure_tools", lambda: None)
     monkeypatch.setattr(images, "_ensure", lambda _chosen, _storage, image: asked.append(image.name))
     monkeypatch.setattr(images, "_is_in_registry", lambda *_: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -117,9 +117,9 @@ def _made_up(tree: ast.Module, positions: Mapping[str, set[int]]) -> Iterator[in
         for value in given:
             ends = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
             if any(isinstance(e, ast.JoinedStr) or (isinstance(e, ast.Constant) and e.value) for e in ends):
-                yield node.lineno
+                yield value.lineno
             if any(isinstance(e, ast.Name) and e.id in texts for e in ends):
-                yield node.lineno
+                yield value.lineno
 
 
 def _texts(node: ast.Assign) -> Iterator[ast.Name]:

@@ -6,7 +6,7 @@ import ast
 import re
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -60,5 +60,6 @@ def test_an_engine_has_an_image_that_the_chart_sets(name: EngineType) -> None:
     assert engine.best in engine.formats
     assert set(engine.on_gpus_only) < set(engine.formats) <= {SAFETENSORS, *ArtifactFormat}
     images = yaml.safe_load((ROOT / "charts/finetune-operator/values.yaml").read_text())["images"]
-    set_by_chart = Settings(**{f"{image}_image": f"the chart's {image}" for image in images})
+    fields: dict[str, Any] = {f"{image}_image": f"the chart's {image}" for image in images}
+    set_by_chart = Settings(**fields)
     assert engine.image(set_by_chart).startswith("the chart's ")

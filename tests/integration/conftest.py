@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,17 +45,21 @@ class World:
         wait_until(f"{name} has its service account", lambda: self.get(f"/api/v1/namespaces/{name}/serviceaccounts/default"))
         return name
 
-    def get(self, path: str) -> dict | None:
+    def read(self, path: str) -> dict[str, Any]:
+        """An object or a list; ApiError where there is none."""
+        return dict(self.api.request("GET", path))
+
+    def get(self, path: str) -> dict[str, Any] | None:
         """An object or a list; None where there is none."""
         try:
-            return self.api.request("GET", path)
+            return self.read(path)
         except ApiError as error:
             if error.code == 404:
                 return None
             raise
 
-    def items(self, path: str) -> list[dict]:
-        return self.api.request("GET", path)["items"]
+    def items(self, path: str) -> list[dict[str, Any]]:
+        return list(self.read(path)["items"])
 
     def kubectl(self, *arguments: str) -> str:
         binary = toolchain.kubernetes(settings.read().cache, "kubectl")
@@ -95,11 +100,11 @@ def a_world() -> Iterator[World]:
         plane.stop()
 
 
-def _decoded(cluster: dict) -> str:
+def _decoded(cluster: dict[str, str]) -> str:
     return base64.b64decode(cluster["certificate-authority-data"]).decode()
 
 
-def chart(*values: str, release: str = "finetune-operator", namespace: str = SYSTEM) -> list[dict]:
+def chart(*values: str, release: str = "finetune-operator", namespace: str = SYSTEM) -> list[dict[str, Any]]:
     """The chart's objects, as `helm template` makes them."""
     helm = toolchain.binary(settings.read().cache, "helm")
     arguments = ["template", release, str(ROOT / "charts/finetune-operator"), "-n", namespace]

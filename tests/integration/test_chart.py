@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import fields
+from typing import Any
 
 import pytest
 from tests.integration.conftest import SYSTEM, World, chart
@@ -11,7 +12,7 @@ from tests.integration.conftest import SYSTEM, World, chart
 from finetune_operator.settings import Settings, read_settings
 
 
-def the(kind: str, bodies: list[dict]) -> dict:
+def the(kind: str, bodies: list[dict[str, Any]]) -> dict[str, Any]:
     (found,) = [b for b in bodies if b["kind"] == kind]
     return found
 

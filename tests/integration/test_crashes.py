@@ -149,5 +149,5 @@ def test_a_pipeline_ends_the_same_when_the_operator_is_killed_at_every_write(
     assert created_jobs(operator) == len(STEPS), "a Job was created twice"
     different = difflib.unified_diff(ended(world, calm), ended(world, stormy), "calm", "stormy", n=2, lineterm="")
     assert (text := "\n".join(different)) == "", text
-    steps = sorted(s["name"] for s in world.get(path)["status"]["steps"] if s["attempt"] == 1)
+    steps = sorted(s["name"] for s in world.read(path)["status"]["steps"] if s["attempt"] == 1)
     assert steps == STEPS, "each step took one attempt"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from tests.integration.conftest import Operator, World, wait_until
+from tests.integration.conftest import Operator, World
 from tests.integration.fake_node import FakeNode
 from tests.integration.test_operator import TINY, Operators, apply_job, condition, jobs, succeed
+from tests.waiting import wait_until
 
 DEEP = '{"a":' * 1500 + "1" + "}" * 1500
 
@@ -43,10 +45,13 @@ def test_a_spec_nested_without_end_stalls_that_job_alone(world: World, operators
         return text == "spec.serving.template has more than 64 levels of nesting; make it flatter"
 
     for name in ("before", "while-it-runs"):
-        wait_until(f"{name} says what is wrong", lambda name=name: told(name))
+        wait_until(f"{name} says what is wrong", partial(told, name))
     apply_job(world, space, "later")
     wait_until("a later job has its Job", lambda: len(jobs(world, space)) == 2)
-    lists = lambda: sum("watch" not in r.query and r.path.endswith("/finetunejobs") for r in operator.proxy.requests)  # noqa: E731
+
+    def lists() -> int:
+        return sum("watch" not in r.query and r.path.endswith("/finetunejobs") for r in operator.proxy.requests)
+
     wait_until("a resync has listed them all", lambda: lists() > 1)
     assert lives(operator)
     assert operator.refusals() == []
@@ -71,7 +76,10 @@ def test_a_log_line_nested_without_end_is_passed_over(world: World, operators: O
     operator.proxy.logs["deep"] = f'{{"kind": "progress", "a": {DEEP}}}\n'
     operator.start()
     with FakeNode(world.api, space, lambda pod: None if pod["metadata"]["name"] == "deep" else succeed(pod)):
-        reads = lambda: sum(r.path.endswith("/deep/log") for r in operator.proxy.requests)  # noqa: E731
+
+        def reads() -> int:
+            return sum(r.path.endswith("/deep/log") for r in operator.proxy.requests)
+
         wait_until("the log was read a few times", lambda: reads() > 3)
         good = apply_job(world, space)
         wait_until("another job is done", lambda: condition(world, good, "Ready") == "True")

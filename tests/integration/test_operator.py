@@ -43,8 +43,9 @@ def events(world: World, namespace: str) -> list[dict[str, Any]]:
 
 
 def leader(world: World) -> str | None:
-    lease = world.get(f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/finetune-operator")
-    return (lease or {}).get("spec", {}).get("holderIdentity")
+    lease = world.get(f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/finetune-operator") or {}
+    holder: str | None = lease.get("spec", {}).get("holderIdentity")
+    return holder
 
 
 def quiet(operator: Operator, seconds: float = 1.5) -> int:
@@ -91,13 +92,13 @@ def test_a_deleted_object_takes_its_job_along_and_its_name_can_be_used_again(wor
     space = world.namespace("deleted")
     path = apply_job(world, space)
     operators(TINY, FINETUNE_NAMESPACE=space).start()
-    (first,) = wait_until("there is a Job", lambda: jobs(world, space))  # type: ignore[misc]
+    (first,) = wait_until("there is a Job", lambda: jobs(world, space))
     world.api.request("DELETE", path, {"propagationPolicy": "Background"})
     apply_job(world, space)
 
     def second() -> bool:
         found = [j for j in jobs(world, space) if j["metadata"]["uid"] != first["metadata"]["uid"]]
-        return bool(found) and found[0]["metadata"]["ownerReferences"][0]["uid"] == world.get(path)["metadata"]["uid"]
+        return bool(found) and found[0]["metadata"]["ownerReferences"][0]["uid"] == world.read(path)["metadata"]["uid"]
 
     wait_until("the second object has a Job of its own", second)
 
@@ -124,7 +125,7 @@ def test_what_the_server_refuses_is_in_the_status_and_mended_without_a_restart(w
     path = apply_job(world, space)
     operators(TINY, FINETUNE_NAMESPACE=space).start()
     wait_until("the status tells", lambda: condition(world, path, "Reconciling") == "True")
-    conditions = {c["type"]: c for c in world.get(path)["status"]["conditions"]}
+    conditions = {c["type"]: c for c in world.read(path)["status"]["conditions"]}
     assert conditions["Ready"]["status"] == "False"
     assert conditions["Ready"]["reason"] == "Refused"
     assert "exceeded quota" in conditions["Ready"]["message"]
@@ -215,7 +216,7 @@ def test_metrics_and_probes_answer(world: World, operators: Operators) -> None:
 
     def answer(path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
-            return response.read().decode()
+            return str(response.read(), "utf-8")
 
     assert answer("/healthz") == answer("/readyz") == "ok\n"
     metrics = answer("/metrics")

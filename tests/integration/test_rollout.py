@@ -40,13 +40,15 @@ def test_a_model_is_loaded_asked_promoted_replaced_and_taken_away(world: World, 
     services = f"/api/v1/namespaces/{space}/services"
 
     def live() -> str | None:
-        return (world.get(f"{services}/bot") or {}).get("spec", {}).get("selector", {}).get("finetune.dev/revision")
+        service = world.get(f"{services}/bot") or {}
+        revision: str | None = service.get("spec", {}).get("selector", {}).get("finetune.dev/revision")
+        return revision
 
     with FakeNode(world.api, space, good_engine):
         wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
         first = live()
         assert first
-        status = world.get(path)["status"]
+        status = world.read(path)["status"]
         assert status["live"]["name"] == first
         assert status["url"].startswith(f"http://bot.{space}.svc")
         assert condition(world, path, "Available") == "True"
@@ -83,7 +85,7 @@ def test_a_model_that_does_not_answer_never_takes_over(world: World, operators: 
         answer[0] = (24, '{"failure": {"reason": "GateFailed", "message": "no answer to the greeting"}}')
         apply_serve(world, space, model={"uri": "pvc://models/two"})
         wait_until("the second is refused", lambda: condition(world, path, "Stalled") == "True", 60)
-    status = world.get(path)["status"]
+    status = world.read(path)["status"]
     assert condition(world, path, "Available") == "True"
     assert status["live"]["modelUri"] == "pvc://models/one"
     assert status["candidate"]["state"] == "Refused"
@@ -117,13 +119,13 @@ def test_what_serves_is_repaired_while_another_revision_stands_refused(
         wait_until("the second is refused", lambda: condition(world, path, "Stalled") == "True", 60)
         wait_until("it is gone", lambda: len(world.items(deployments)) == 1)
         quiet(operator)
-        (live,), wanted, ports = world.items(deployments), image(), world.get(service)["spec"]["ports"]
+        (live,), wanted, ports = world.items(deployments), image(), world.read(service)["spec"]["ports"]
         name = live["metadata"]["name"]
         world.kubectl("set", "image", f"deployment/{name}", "engine=somebody/elses:latest", "-n", space)
         wait_until("the image is the recorded one", lambda: image() == wanted)
         patch(service, {"ports": [{"$patch": "replace"}, {"name": "http", "port": 1}], "selector": {"app": "other"}})
-        wait_until("the Service is as it was", lambda: "app" not in world.get(service)["spec"]["selector"])
-        wait_until("its port, too", lambda: world.get(service)["spec"]["ports"] == ports)
+        wait_until("the Service is as it was", lambda: "app" not in world.read(service)["spec"]["selector"])
+        wait_until("its port, too", lambda: world.read(service)["spec"]["ports"] == ports)
         world.api.request("DELETE", f"{deployments}/{name}")
         wait_until("what serves is back", lambda: image() == wanted)
         wait_until("and answers", lambda: condition(world, path, "Available") == "True")

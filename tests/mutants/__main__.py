@@ -80,18 +80,14 @@ def _name(mutant: Mutant) -> str:
 
 def try_all(suite: Suite, todo: list[Mutant], results: Results, until: float) -> None:
     """Two processes at a time, or as many as JOBS says."""
-    suite.learn(_modules(PACKAGES), KEPT)
-    running: dict[int, Mutant] = {}
+    suite.learn(_modules(PACKAGES))
     for number, mutant in enumerate([*todo, None], 1):
-        while running and (mutant is None or len(running) >= int(os.environ.get("JOBS", "2"))):
-            child, status = os.wait()
-            code = os.waitstatus_to_exitcode(status)
-            results.add(running.pop(child), SURVIVED if code == 0 else KILLED if code > 0 else ENDLESS)
+        while suite.trying and (mutant is None or len(suite.trying) >= int(os.environ.get("JOBS", "2"))):
+            tried, code = suite.ended()
+            results.add(tried, SURVIVED if code == 0 else KILLED if code > 0 else ENDLESS)
         if mutant is None or time.monotonic() > until:
             continue
-        if child := suite.start(mutant):
-            running[child] = mutant
-        else:
+        if not suite.start(mutant):
             results.add(mutant, NOT_RUN)
         if number % 100 == 0:
             print(f"{number} of {len(todo)}", flush=True)
@@ -118,11 +114,11 @@ def survivors(results: Results) -> dict[tuple[str, ...], str]:
         if line.startswith("| `"):
             *cells, reason = line.removeprefix("| ").removesuffix(" |").split(" | ")
             known[tuple(cells)] = reason.strip()
-    found = {}
+    found: dict[tuple[str, ...], str] = {}
     for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
-        outcome, cells = results.of(mutant), _cells(mutant)
-        if outcome in (SURVIVED, NOT_RUN) or (outcome is None and cells in known):
-            found[cells] = known.get(cells, "")
+        outcome, row = results.of(mutant), _cells(mutant)
+        if outcome in (SURVIVED, NOT_RUN) or (outcome is None and row in known):
+            found[row] = known.get(row, "")
     return found
 
 
@@ -142,14 +138,15 @@ def main() -> int:
     asked = parser.parse_args()
     tried = [mutant for path in _modules(asked.paths) for mutant in mutants(path)]
     of_all = len(tried)
+    random.Random(asked.seed).shuffle(tried)  # so that a run that is ended has tried a fair sample
     if asked.sample and asked.sample < of_all:
         print(f"{asked.sample} of {of_all} mutants, by seed {asked.seed}", flush=True)
-        tried = random.Random(asked.seed).sample(tried, asked.sample)
+        tried = tried[: asked.sample]
     results = Results()
     todo = [mutant for mutant in tried if results.of(mutant) is None]
     until = time.monotonic() + 60 * asked.minutes
     if todo:
-        pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until))])
+        pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until), KEPT)])
     tried = [mutant for mutant in tried if results.of(mutant)]
     share, table = report(tried, results), survivors(results)
     table_text = "".join(f"| {' | '.join(cells)} | {reason} |\n" for cells, reason in table.items())

@@ -1,7 +1,8 @@
 """Tries mutants: each in a fork of one pytest process that has everything imported and collected.
 
-A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked, quickest
-first. One that runs at import (a field, a table, a default) is put in its module's place, and the fork imports all anew.
+A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked: those that
+killed others of this function, then of this module, then the quickest. One that runs at import (a field, a table, a default)
+is put in its module's place, and the fork imports all anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, SourceFileLoader
@@ -50,12 +51,15 @@ class Learnt:
 class Suite:
     """A plugin of pytest that collects as ever, and then does `work` in place of running the tests."""
 
-    def __init__(self, work: Callable[[Suite], None]) -> None:
-        self.work, self.learnt = work, Learnt()
+    def __init__(self, work: Callable[[Suite], None], kept: Path) -> None:
+        self.work, self.kept, self.learnt = work, kept, Learnt()
         self.items: list[pytest.Item] = []
+        self.killer: Path | None = None
         self.functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
         self.caches: list[functools._lru_cache_wrapper[object]] = []
         self.seconds: dict[str, float] = defaultdict(float)
+        self.killers: dict[object, Counter[str]] = defaultdict(Counter)  # of a function's mutants, and of a module's
+        self.trying: dict[int, tuple[Mutant, Path]] = {}  # by process, with the file in which it names its killer
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         self.items = session.items
@@ -73,11 +77,14 @@ class Suite:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] += report.duration
         if report.failed:
+            if self.killer:
+                self.killer.write_text(report.nodeid)
             print(report.nodeid, report.longreprtext, file=sys.stderr, flush=True)
             os._exit(1)
 
-    def learn(self, modules: Sequence[Path], kept: Path) -> None:
+    def learn(self, modules: Sequence[Path]) -> None:
         """Reads what was learnt of the very same files before, or runs all tests; AssertionError where one fails."""
+        kept = self.kept
         out = kept / f"learnt-{digest(Path(), 'operator', 'trainer_image', 'tests')}.json"
         if not out.exists():
             log, found = kept / "learn.log", kept / "learn.json"
@@ -106,25 +113,44 @@ class Suite:
         _forget_ours()
         assert pytest.main([*SUITE, *OPTIONS]) == 0
 
-    def start(self, mutant: Mutant) -> int | None:
-        """The process that tries it: it exits with 0 if all tests pass. None where nothing runs its lines."""
+    def start(self, mutant: Mutant) -> bool:
+        """Begins to try it in a process of its own; False where nothing runs its lines."""
         path = str(mutant.path)
         tests = {test for line in mutant.statement for test in self.learnt.tests[path].get(str(line), ()) if test}
         imported = mutant.function is None or not set(mutant.statement).isdisjoint(self.learnt.imports[path])
-        return _forked(self._try, mutant, tests if mutant.function else set(), imported) if tests or imported else None
+        if not tests and not imported:
+            return False
+        killer = self.kept / f"killer-{mutant.path.stem}-{mutant.number}"
+        self.trying[_forked(self._try, mutant, tests if mutant.function else set(), imported, killer)] = mutant, killer
+        return True
 
-    def _try(self, mutant: Mutant, tests: set[str], imported: bool) -> None:
+    def ended(self) -> tuple[Mutant, int]:
+        """Waits for one of those that are tried. Its exit code is 0 if all tests passed, and below 0 if a signal ended it."""
+        child, status = os.wait()
+        mutant, killer = self.trying.pop(child)
+        if killer.exists():
+            for where in (mutant.path, (mutant.path, mutant.function)):
+                self.killers[where][killer.read_text()] += 1
+            killer.unlink()
+        return mutant, os.waitstatus_to_exitcode(status)
+
+    def _try(self, mutant: Mutant, tests: set[str], imported: bool, killer: Path) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         signal.alarm(WALL_SECONDS)
+        self.killer = killer
         if tests:
             self._replace(mutant)
-            self._run(sorted((i for i in self.items if i.nodeid in tests), key=lambda i: self.learnt.seconds.get(i.nodeid, 0)))
+            self._run(sorted((item for item in self.items if item.nodeid in tests), key=lambda item: self._rank(mutant, item)))
         if imported:
             _forget_ours()
             sys.meta_path.insert(0, _Finder(mutant))
-            for files in self._files(str(mutant.path)):
-                if pytest.main([*files, *OPTIONS]) != 0:
+            for files in self._files(mutant.path):
+                if pytest.main([*files, *OPTIONS], plugins=[_Killer(killer)]) != 0:
                     os._exit(1)
+
+    def _rank(self, mutant: Mutant, item: pytest.Item) -> tuple[float, ...]:
+        kills = [-self.killers[where][item.nodeid] for where in ((mutant.path, mutant.function), mutant.path)]
+        return *kills, self.learnt.seconds.get(item.nodeid, 0)
 
     def _run(self, items: Sequence[pytest.Item], before: Callable[[pytest.Item], object] = id) -> None:
         for item, following in zip(items, [*items[1:], None], strict=True):
@@ -139,15 +165,29 @@ class Suite:
         for cache in self.caches:
             cache.cache_clear()
 
-    def _files(self, path: str) -> list[list[str]]:
-        """The test files in groups: the CRDs', which hold all fields; those that run most of the module; the others."""
+    def _files(self, path: Path) -> list[list[str]]:
+        """The test files in groups: the CRDs', which hold all fields; those that killed most mutants of the module, or run most
+        of its lines; the others."""
         runs: dict[str, int] = defaultdict(int)
-        for tests in self.learnt.tests[path].values():
+        for tests in self.learnt.tests[str(path)].values():
             for file in {test.partition("::")[0] for test in tests}:
                 runs[file] += 1
-        files = sorted({item.nodeid.partition("::")[0] for item in self.items} - {CRDS}, key=lambda file: -runs[file])
-        first = [CRDS] if "/contract/" in path or "/api/" in path else []
+        kills = Counter(test.partition("::")[0] for test in self.killers[path].elements())
+        all_files = {item.nodeid.partition("::")[0] for item in self.items} - {CRDS}
+        first = [CRDS] if {"contract", "api"} & set(path.parts) else []
+        files = sorted(all_files, key=lambda file: (-kills[file], -runs[file], file))
         return [group for group in (first, files[:FIRST_FILES], files[FIRST_FILES:]) if group]
+
+
+class _Killer:
+    """A plugin that writes down which test failed."""
+
+    def __init__(self, named_in: Path) -> None:
+        self.named_in = named_in
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.named_in.write_text(report.nodeid)
 
 
 class _Finder:

@@ -47,6 +47,16 @@ def render(tokenizer: Any, prompt: str, completion: str, rejected: str | bool | 
     return Rendered(tuple(tokens), tuple(mask), asked, completion, before)
 
 
+def keeping(function: Callable[..., Any], answers: list[Any]) -> Callable[..., Any]:
+    """The function; what it returns is appended to `answers`, too."""
+
+    def called(*given: Any, **named: Any) -> Any:
+        answers.append(function(*given, **named))
+        return answers[-1]
+
+    return called
+
+
 def context(run: RunConfig, step: str, tmp_path: Path, report: Callable[[Progress], None] = lambda _: None) -> Context:
     """A new attempt of one step of a run whose claims lie below tmp_path/mounts."""
     mounts = str(tmp_path / "mounts")

@@ -30,8 +30,16 @@ LATENT = {
     "num_key_value_heads": 4,
     "head_dim": 8,
 }
-DEEPSEEK = LATENT | {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
-DEEPSEEK |= {"first_k_dense_replace": 1, "moe_intermediate_size": 32, "topk_method": "greedy"}
+DEEPSEEK: dict[str, Any] = LATENT | {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "topk_method": "greedy",
+}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},

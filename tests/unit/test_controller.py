@@ -21,7 +21,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.workqueue import ShutDown, WorkQueue
 
 KEY = Key("FineTuneJob", "default", "facts")
-JOB = {
+JOB: Object = {
     "apiVersion": API_VERSION,
     "kind": "FineTuneJob",
     "metadata": {"name": "facts", "namespace": "default", "uid": "u", "generation": 1},
@@ -135,7 +135,7 @@ async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
     setup = Setup()
     gone, later = KEY._replace(name="gone"), KEY._replace(name="later")
     for key, version in ((gone, "1"), (later, "99")):
-        meta = JOB["metadata"] | {"name": key.name, "uid": key.name, "resourceVersion": version}
+        meta = {**JOB["metadata"], "name": key.name, "uid": key.name, "resourceVersion": version}
         setup.own.keep({**JOB, "metadata": meta})
     await setup.resync(1)
     assert await setup.queue.get() == KEY
@@ -168,13 +168,13 @@ async def test_a_change_just_before_a_resync_is_no_alarm() -> None:
     assert setup.rounds > 6
 
 
-async def test_a_resync_waits_out_a_server_that_does_not_answer() -> None:
+async def test_a_resync_waits_out_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     setup = Setup()
 
     async def fail(*_: Any) -> tuple[dict[Key, int], int]:
         raise Unavailable("restarting")
 
-    setup.cluster.versions = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(setup.cluster, "versions", fail)
     await setup.resync(5)
     assert setup.rounds > 5
 

@@ -57,7 +57,7 @@ class Candidate:
 
 
 def holder(cluster: FakeCluster) -> str:
-    return cluster.objects[LEASE]["spec"]["holderIdentity"]
+    return str(cluster.objects[LEASE]["spec"]["holderIdentity"])
 
 
 async def test_the_first_takes_the_lease_and_may_write() -> None:

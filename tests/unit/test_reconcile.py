@@ -33,7 +33,7 @@ KEY = Key("FineTuneJob", "default", "facts")
 STATUS = {"observedGeneration": 1, "stage": "Training"}
 TOLD = Event("Started", "Training has started.")
 LABELS = {"finetune.dev/job": "facts"}
-CHILD = {
+CHILD: Object = {
     "kind": "Job",
     "metadata": {"name": "facts-1", "namespace": "default", "labels": LABELS, "ownerReferences": [{"uid": "facts-uid"}]},
 }
@@ -420,7 +420,7 @@ def test_an_unknown_field_does_not_hide_a_wrong_one() -> None:
 
 
 def test_pruned_keeps_what_means_something() -> None:
-    value = {"a": None, "b": [], "c": {}, "d": 0, "e": False, "f": "", "g": [{"x": None, "y": 1}], "h": {"z": {}}}
+    value: Object = {"a": None, "b": [], "c": {}, "d": 0, "e": False, "f": "", "g": [{"x": None, "y": 1}], "h": {"z": {}}}
     assert pruned(value) == {"d": 0, "e": False, "f": "", "g": [{"y": 1}]}
 
 

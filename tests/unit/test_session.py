@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 from kopf._core.actions.invocation import invoke
+from tests.unit.test_handlers import Woken
 
-from finetune_operator.decoding import UNREADABLE
+from finetune_operator.decoding import UNREADABLE, lines
 from finetune_operator.handlers import kopf_settings, registry
-from finetune_operator.session import BoundedResponse, lines
+from finetune_operator.session import BoundedResponse
 
 DEEP = '{"metadata": {"name": "deep"}, "spec": ' + '{"a":' * 1500 + "1" + "}" * 1500 + "}"
 GOOD = '{"metadata": {"name": "good"}}'
@@ -26,7 +28,7 @@ async def answer(request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-async def url():
+async def url() -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_get("/", answer)
     runner = web.AppRunner(app)
@@ -42,7 +44,7 @@ async def test_kopf_logs_in_with_such_a_session(tmp_path: Path, monkeypatch: pyt
     config = {"current-context": "c", "contexts": [context], "clusters": [cluster], "users": [user]}
     (tmp_path / "config").write_text(json.dumps(config))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
-    (handler,) = registry(None)._activities.get_all_handlers()  # type: ignore[arg-type]
+    (handler,) = registry(Woken().events)._activities.get_all_handlers()
     found = await invoke(handler.fn, settings=kopf_settings(), kwargsrc=None, kwargs={"settings": kopf_settings()})
     async with found.aiohttp_session as session:
         assert (found.server, found.default_namespace) == ("http://server", "team")
@@ -75,9 +77,9 @@ async def test_an_error_on_a_watch_is_read_as_any_answer(url: str) -> None:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 async def test_lines_are_whole_however_long(size: int) -> None:
     class Body:
-        async def iter_chunked(self, size: int):
+        async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
             text = b"\none\n\ntwo and more\nthree"
             for start in range(0, len(text), size):
                 yield text[start : start + size]
 
-    assert [line async for line in lines(Body(), size)] == [b"one", b"two and more"]  # type: ignore[arg-type]
+    assert [line async for line in lines(Body(), size)] == [b"one", b"two and more"]

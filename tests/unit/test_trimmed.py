@@ -48,7 +48,7 @@ def container(name: str, **state: Any) -> Object:
 
 
 def pods(labels: dict[str, str], owner: tuple[str, str]) -> list[Object]:
-    states = (
+    states: tuple[Object, ...] = (
         {},
         {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
         {"running": {"startedAt": TIME}},
@@ -91,7 +91,7 @@ def test_attempts_are_the_same() -> None:
 def test_revisions_are_the_same() -> None:
     serve = ModelServe.model_validate(make_serve())
     owner = ("ModelServe", serve.metadata.uid)
-    status = {"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "availableReplicas": 1, "updatedReplicas": 1}
+    status: Object = {"observedGeneration": 2, "replicas": 1, "readyReplicas": 1, "availableReplicas": 1, "updatedReplicas": 1}
     status["conditions"] = [condition("Progressing"), condition("ReplicaFailure")]
     spec = {"replicas": 2, "template": {"spec": {"containers": [{"name": "engine"}]}}}
     service = {"kind": "Service", "metadata": meta("facts", owner), "spec": {"selector": {"finetune.dev/revision": "r"}}}

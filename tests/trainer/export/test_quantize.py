@@ -12,6 +12,7 @@ from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
 from finetune_trainer.contract.run import RunConfig
@@ -23,7 +24,7 @@ from finetune_trainer.stages import evaluate, merge, quantize, train
 pytestmark = pytest.mark.slow
 
 # Mean KL divergence in nats from the merged model, on a width of 256, where every K-quant applies.
-LIMITS = {"F16": 1e-4, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 1e-2, "Q4_K_M": 5e-2}
+LIMITS: dict[Quantization, float] = {"F16": 1e-4, "Q8_0": 1e-3, "Q6_K": 5e-3, "Q5_K_M": 1e-2, "Q4_K_M": 5e-2}
 TRAINING = {
     "method": "Full",
     "precision": "FP32",
@@ -89,9 +90,9 @@ def logits(run: RunConfig, tmp_path: Path, file: Path) -> tuple[Any, Any]:
     rows = _rows(at)[:1]
     network = load_base(merged, Method.LORA, Compute("cpu", torch.float32)).eval()
     with torch.no_grad():
-        expected = network(input_ids=torch.tensor([rows[0].tokens])).logits[0]
+        expected = network(input_ids=torch.tensor([rows[0].input_ids])).logits[0]
     scorer = LlamaCppScorer(file, load_tokenizer(merged), (0,), 1, rows)
-    return expected, torch.from_numpy(scorer.logits(rows[0].tokens))
+    return expected, torch.from_numpy(scorer.logits(rows[0].input_ids))
 
 
 def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> None:

@@ -98,8 +98,9 @@ def test_what_can_not_be_trained_whole_is_refused(tiny_model: Path, method: Meth
 def test_an_embedding_of_another_name_stays_tied_as_well(tmp_path: Path) -> None:
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**shape, tie_word_embeddings=True)).save_pretrained(tmp_path)
+    shape: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = GPTNeoXConfig(**shape, vocab_size=99, tie_word_embeddings=True)
+    GPTNeoXForCausalLM(config).save_pretrained(tmp_path)
     network = adapted(tmp_path, {"modulesToSave": ["embed_in"]})
     assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
     assert len(whole(network)) == 1

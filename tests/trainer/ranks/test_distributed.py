@@ -245,12 +245,12 @@ def checkpoints(run: RunConfig, tmp_path: Path) -> list[int]:
     return at.store.checkpoints(at.inputs.fingerprint("train"))
 
 
-def test_ranks_get_the_gradients_of_the_fused_path() -> None:
+def test_ranks_get_the_gradients_of_the_fused_path(tmp_path: Path) -> None:
     """DDP averages what its hooks see; a gradient that went round them would end the second step with an error."""
     network = adapted(LlamaForCausalLM(LlamaConfig(**SHAPE)))
     expected_loss, expected = loss_and_gradients(network)
     fuse(network)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = DistributedDataParallel(network)
         for _ in range(2):

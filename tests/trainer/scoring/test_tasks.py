@@ -25,7 +25,7 @@ from finetune_trainer.scoring.tasks import make_entry
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"question": f"What is {n} and {n}?", "choices": [str(2 * n), "blue", f"number {n}"], "answer": n % 3, "text": str(2 * n)}
     for n in range(10)
 ]
@@ -137,7 +137,7 @@ def test_choices_are_scored_as_by_hand(
 ) -> None:
     right, by_length, distance = [], [], []
     for row in ROWS:
-        choices: Any = row["choices"]
+        choices = row["choices"]
         sums = likelihoods(tiny_model, f"{row['question']}\nAnswer:", [f" {choice}" for choice in choices])
         right.append(max(range(3), key=lambda i: sums[i]) == row["answer"])
         by_length.append(max(range(3), key=lambda i: sums[i] / len(choices[i])) == row["answer"])
@@ -171,7 +171,8 @@ def test_answers_are_greedy_and_read_by_filters(
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
     rows = []
     for number, row in enumerate(ROWS):
         asked = tokenizer(f"{row['question']}\nAnswer:", return_tensors="pt")
@@ -393,4 +394,7 @@ def test_the_files_digest_and_the_asked_limits_are_in_the_fingerprint(make_run: 
         found[name] = context(run, "evaluate", tmp_path).inputs.fingerprints()
     assert found["all"]["evaluate/base"] != found["three"]["evaluate/base"]
     assert found["all"]["merge"] == found["three"]["merge"]
-    assert pipeline.tasks_fingerprint(run.tasks) == pipeline.tasks_fingerprint(asking(make_run, "sums").tasks)
+    three, all_of_them = run.tasks, asking(make_run, "sums").tasks
+    assert three is not None
+    assert all_of_them is not None
+    assert pipeline.tasks_fingerprint(three) == pipeline.tasks_fingerprint(all_of_them)

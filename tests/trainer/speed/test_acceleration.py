@@ -23,7 +23,7 @@ from finetune_trainer.speed.fused_lora import fuse, projection
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
 from finetune_trainer.training.supervised import SupervisedLoop
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
@@ -93,7 +93,7 @@ def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any) -> None:
     assert gradients.keys() == fused.keys()
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-7, msg=f"{{}} in {name}".format)
 
 
 def test_fused_lora_works_under_gradient_checkpointing() -> None:

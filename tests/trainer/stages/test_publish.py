@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from tests.trainer.entries import context, prepare
 
 from finetune_trainer.contract.exits import ExitCode
@@ -80,6 +80,7 @@ def test_a_hub_reads_the_scores_from_the_card(make_run: MakeRun, tmp_path: Path)
     values = {Metric.EXACT_MATCH: 0.75, Metric.ROUGE_L: 0.5, "arc/acc_norm": 0.25}
     told = card.scored("---\ntags: [lora]\n---\n# A model\n", run, Scores(subject="merged", samples=20, values=values), None)
     read = ModelCard(told).data
+    assert isinstance(read, ModelCardData)
     assert read.tags == ["lora"]
     assert read.model_name == run.name
     assert read.eval_results is not None

@@ -216,13 +216,15 @@ def test_wrong_credentials_and_a_missing_bucket_say_what_to_change(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     refused = open_store(StoreConfig(uri=f"s3://{BUCKET}/x", endpoint=endpoint), "")
-    for touch in (lambda: refused.read("merge", "f1"), lambda: refused.checkpoints("f1")):
+    touches: tuple[Callable[[], object], ...] = (lambda: refused.read("merge", "f1"), lambda: refused.checkpoints("f1"))
+    for touch in touches:
         with pytest.raises(StepFailed) as denied:
             touch()
         assert (denied.value.exit_code, denied.value.reason) == (ExitCode.SOURCE_DENIED, "StoreAccessDenied")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     nowhere = open_store(StoreConfig(uri="s3://other/x", endpoint=endpoint), "").objects
-    for touch in (lambda: nowhere.overwrite("a", b"b"), lambda: nowhere.sizes("a")):
+    touches = (lambda: nowhere.overwrite("a", b"b"), lambda: nowhere.sizes("a"))
+    for touch in touches:
         with pytest.raises(StepFailed) as missing:
             touch()
         assert (missing.value.exit_code, missing.value.reason) == (ExitCode.BAD_CONFIG, "StoreNotFound")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trainer.conftest import save_tiny_llama, train_tokenizer
-from tests.trainer.entries import PAIRS, context, prepare, render
+from tests.trainer.entries import PAIRS, context, keeping, prepare, render
 from tests.trainer.training.test_train import LORA, committed, preempted, trained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -33,7 +33,7 @@ def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random, too, but of clear opinions: its logits are spread widely."""
     folder = save_tiny_llama(tmp_path_factory.mktemp("teacher") / "model", train_tokenizer(), seed=1)
-    network = AutoModelForCausalLM.from_pretrained(folder)
+    network: Any = AutoModelForCausalLM.from_pretrained(folder)
     network.get_input_embeddings().weight.data *= 6
     network.save_pretrained(folder)
     return folder
@@ -77,8 +77,7 @@ def test_the_student_comes_nearer_and_the_teacher_stays(
     make_run: MakeRun, tmp_path: Path, tiny_model: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
-    load_base = loading.load_base
-    monkeypatch.setattr(loading, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
+    monkeypatch.setattr(loading, "load_base", keeping(loading.load_base, loaded))
     run = prepared(make_run, tmp_path, teacher, {"alpha": 1}, method="Full", learningRate=2e-3, maxSteps=16)
     trained(run, tmp_path)
     kept = AutoModelForCausalLM.from_pretrained(teacher).state_dict()

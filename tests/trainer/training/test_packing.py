@@ -18,7 +18,7 @@ from finetune_trainer.data.tokenized import labels
 from finetune_trainer.training.supervised import SupervisedLoop
 
 LENGTH = 96  # of a packed row: two or three of PAIRS
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -80,7 +80,7 @@ def test_pain_08_packed_rows_have_the_one_step_of_padded_ones(make: Any, everyth
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
         scale = float(gradient.abs().max())
-        torch.testing.assert_close(packed[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(packed[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=f"{{}} in {name}".format)
 
 
 def test_several_packed_rows_in_one_micro_batch_change_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.entries import context, prepare
+from tests.trainer.entries import context, keeping, prepare
 from tests.trainer.ranks.test_distributed import Pods
 from tests.trainer.training.test_train import LORA, checkpoints, committed, preempted, trained
 
@@ -38,7 +38,7 @@ def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
 def prepared(make_run: MakeRun, tmp_path: Path, store: str = "job", micro: int = 2, **training: Any) -> RunConfig:
     settings = LORA | {"objective": "DPO", "maxSteps": 5, "learningRate": 5e-3} | training
     run = make_run(training=settings, generation={"maxNewTokens": 2}, store={"uri": f"pvc://store/{store}"})
-    rows = {"train": PREFERENCES, "validation": PREFERENCES[:2], "test": PREFERENCES}
+    rows: dict[str, Any] = {"train": PREFERENCES, "validation": PREFERENCES[:2], "test": PREFERENCES}
     prepare(run, tmp_path, format="Preference", micro_batch_size=micro, **rows)
     return run
 
@@ -47,7 +47,7 @@ def unpaired(make_run: MakeRun, tmp_path: Path, store: str = "job", **training: 
     """KTO over rows that come apart; scored on all answers, which prepare would not do."""
     settings = LORA | {"objective": "KTO", "maxSteps": 5} | training
     run = make_run(training=settings, generation={"maxNewTokens": 2}, store={"uri": f"pvc://store/{store}"})
-    rows = {"train": UNPAIRED, "validation": UNPAIRED[:4], "test": [row[:2] for row in UNPAIRED]}
+    rows: dict[str, Any] = {"train": UNPAIRED, "validation": UNPAIRED[:4], "test": [row[:2] for row in UNPAIRED]}
     prepare(run, tmp_path, format="UnpairedPreference", **rows)
     return run
 
@@ -121,8 +121,7 @@ def test_the_reference_of_a_full_training_stays_as_it_was(
     from finetune_trainer.model import loading
 
     loaded: list[Any] = []
-    load_base = loading.load_base
-    monkeypatch.setattr(loading, "load_base", lambda *given, **named: loaded.append(load_base(*given, **named)) or loaded[-1])
+    monkeypatch.setattr(loading, "load_base", keeping(loading.load_base, loaded))
     run = prepared(make_run, tmp_path, method="Full", learningRate=1e-3, maxSteps=2)
     trained(run, tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()

@@ -57,7 +57,9 @@ class Losses:
 
 def trained(run: RunConfig, tmp_path: Path) -> tuple[StepResult, Losses]:
     losses = Losses()
-    return train.run(context(run, "train", tmp_path, losses)), losses
+    result = train.run(context(run, "train", tmp_path, losses))
+    assert result is not None, "the first rank commits"
+    return result, losses
 
 
 def preempted(run: RunConfig, tmp_path: Path, after: int) -> Losses:
@@ -267,12 +269,19 @@ def test_refused_with_the_field_named(make_run: MakeRun, tmp_path: Path, trainin
 
 
 def test_workers_that_make_batches_are_not_in_the_group_that_torchrun_tells_to_stop() -> None:
-    from torch.utils.data import DataLoader
+    from torch.utils.data import DataLoader, Dataset
 
     from finetune_trainer.training.loop import workers_apart
 
-    seeded = []
-    loader: Any = DataLoader([0], num_workers=1, collate_fn=lambda _: os.getpgrp(), worker_init_fn=seeded.append)
+    class One(Dataset[int]):
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, at: int) -> int:
+            return at
+
+    seeded: list[int] = []
+    loader: Any = DataLoader(One(), num_workers=1, collate_fn=lambda _: os.getpgrp(), worker_init_fn=seeded.append)
     assert next(iter(workers_apart(loader))) != os.getpgrp()
 
 

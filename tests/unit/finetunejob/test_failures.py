@@ -9,10 +9,10 @@ import pytest
 from tests.builders import NOW, UID, ended_pod, finish, make_pod, reported_failure, stamp
 
 from finetune_operator.decision import Observed
-from finetune_operator.finetunejob.failures import BY_CODE, Retry, failure_of
+from finetune_operator.finetunejob.failures import BY_CODE, failure_of
 from finetune_operator.finetunejob.observed import State, observe
 from finetune_operator.meta import Object
-from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.pipeline import TRAIN, Step
 from finetune_trainer.contract.reports import Termination
 
@@ -94,7 +94,7 @@ ON_GPU, ON_CPU = (Step(TRAIN, TRAIN, (), needs_gpu=gpu) for gpu in (True, False)
 
 @pytest.mark.parametrize(("what", "pod", "retry", "reason"), ROWS, ids=[r[0] for r in ROWS])
 def test_failures(what: str, pod: Object | None, retry: Retry, reason: str) -> None:
-    children = {"Job": (finish(JOB, code=1),), "Pod": () if pod is None else (pod,)}
+    children: dict[str, tuple[Object, ...]] = {"Job": (finish(JOB, code=1),), "Pod": () if pod is None else (pod,)}
     (attempt,) = observe(Observed(children), UID, NOW).attempts
     assert attempt.state is State.FAILED, what
     failure = failure_of(attempt, ON_GPU)
@@ -103,7 +103,10 @@ def test_failures(what: str, pod: Object | None, retry: Retry, reason: str) -> N
 
 
 def test_a_micro_batch_on_cpus_has_to_fit_into_the_memory_of_the_pod() -> None:
-    children = {"Job": (finish(JOB, code=1),), "Pod": (ended_pod(JOB, 137, None, reason="OOMKilled"),)}
+    children: dict[str, tuple[Object, ...]] = {
+        "Job": (finish(JOB, code=1),),
+        "Pod": (ended_pod(JOB, 137, None, reason="OOMKilled"),),
+    }
     (attempt,) = observe(Observed(children), UID, NOW).attempts
     retries = {step.stage: failure_of(attempt, step).retry for step in (ON_CPU, Step("merge", "merge", ()))}
     assert retries == {"train": Retry.SMALLER, "merge": Retry.COUNTED}

@@ -116,6 +116,6 @@ def test_without_scores_and_gates_there_is_nothing_to_judge() -> None:
 
 
 def test_only_failed_gates_that_block_are_blocking() -> None:
-    bound = {"metric": Metric.LOSS, "max": 0.1}
-    gates = [Gate(name="a", **bound), Gate(name="b", action="Warn", **bound), Gate(name="c", metric="loss", max=1)]  # type: ignore[arg-type]
+    bound: dict[str, Any] = {"metric": Metric.LOSS, "max": 0.1}
+    gates = [Gate(name="a", **bound), Gate(name="b", action="Warn", **bound), Gate(name="c", metric="loss", max=1)]
     assert [v.name for v in blocking(verdicts(gates, SCORES))] == ["a"]

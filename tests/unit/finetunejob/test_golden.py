@@ -35,7 +35,8 @@ def test_life_of_a_job(case: Path, golden: Callable[[Path, str], None]) -> None:
     story = Story(job, space=namespace(job), settings=Settings(**given.get("settings", {})))
     if failure := given.get("failure"):
         story.passes()
-        story.space.end(*reported_failure(ExitCode(failure["code"]), failure["reason"], failure["message"]))
+        (code,) = (code for code in ExitCode if code == failure["code"])
+        story.space.end(*reported_failure(code, failure["reason"], failure["message"]))
         story.passes()
     else:
         story.to_the_end()

@@ -38,7 +38,7 @@ def kubectl_wait(body: Object, condition: str) -> bool:
     for found in body.get("status", {}).get("conditions", []):
         if found["type"].lower() == condition.lower():
             seen = found.get("observedGeneration", body["status"].get("observedGeneration", 0))
-            return seen >= body["metadata"]["generation"] and found["status"] == "True"
+            return bool(seen >= body["metadata"]["generation"] and found["status"] == "True")
     return False
 
 

@@ -109,7 +109,7 @@ def test_how_a_container_stands(status: Object, expected: Container) -> None:
 )
 def test_a_revision_s_deployment(status: Object, expected: dict[str, Any]) -> None:
     body = child("bot-r1", spec={"replicas": 3}, status=status)
-    left = {"ready": 0, "available": 0, "current": True, "deadline_exceeded": False, "refused_pods": ""}
+    left: dict[str, Any] = {"ready": 0, "available": 0, "current": True, "deadline_exceeded": False, "refused_pods": ""}
     gone = [pod("going") | {"status": {"phase": phase}} for phase in ("Failed", "Succeeded")]
     assert world(Deployment=[body], Pod=gone).deployed == {"r1": Deployed("r1", body, 3, **(left | expected))}
 

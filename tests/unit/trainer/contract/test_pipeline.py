@@ -73,7 +73,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 ALL = set(pipeline.fingerprints(run(), MODEL, DATA))
-TASKS = {"tasks": {"named": [{"name": "arc"}], "files": {"uri": "pvc://benchmarks/arc"}}}
+TASKS: dict[str, Any] = {"tasks": {"named": [{"name": "arc"}], "files": {"uri": "pvc://benchmarks/arc"}}}
 TEACHER = {"teacher": {"uri": "hf://org/large"}}
 FROM_TRAIN = ALL - {"prepare", "evaluate/base"}
 FROM_MERGE = FROM_TRAIN - {"train"}

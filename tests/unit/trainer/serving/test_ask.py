@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +18,7 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
 from finetune_trainer.contract.reports import Failure, Scores, StepResult, Termination
 from finetune_trainer.contract.served_rows import AskedRow, ServedRows
+from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving import ask
 from finetune_trainer.store.entries import Provenance, open_store
 
@@ -281,10 +283,10 @@ def test_an_engines_error_does_not_repeat_the_row(
 def test_rows_that_time_does_not_suffice_for_are_left_out(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     engine.answers = dict(CAPITALS)
     clock = iter(range(0, 100))
-    monkeypatch.setattr(ask.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     endpoint = ask.Endpoint(engine.url, "facts", 64)
     assert [c.row for c in ask.ask_rows(endpoint, rows(), 8, deadline=10.0)] == [1, 2]
-    with pytest.raises(ask.StepFailed, match=r"GateTimeout: test row 1: .*testRows\.count 0 asks none"):
+    with pytest.raises(StepFailed, match=r"GateTimeout: test row 1: .*testRows\.count 0 asks none"):
         ask.ask_rows(endpoint, rows(), 8, deadline=10.0)
 
 
