@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,20 @@ LOG_BYTES = 65536
 PAGE = 500  # objects of one answer
 WATCH_SECONDS = 600
 SILENT_SECONDS = 150.0  # a bookmark comes each minute
+APPLY_PATCH, MERGE_PATCH = "application/apply-patch+yaml", "application/merge-patch+json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request to the API server; `timeout` in seconds."""
+
+    method: str
+    path: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    body: Object | None = None
+    content_type: str = "application/json"
+    accept: str = "application/json, */*"
+    timeout: float = TIMEOUT_SECONDS
 
 
 class Cluster:
@@ -63,7 +78,7 @@ class Cluster:
         """One object, or None where there is none."""
         timeout = LEASE_TIMEOUT_SECONDS if kind == "Lease" else TIMEOUT_SECONDS
         try:
-            found: Object = await self._json("GET", RESOURCES[kind].path(namespace, name), timeout=timeout)
+            found: Object = await self._json(Request("GET", RESOURCES[kind].path(namespace, name), timeout=timeout))
         except NotFound:
             return None
         return found
@@ -72,14 +87,14 @@ class Cluster:
         """All objects of a kind with these labels. An empty namespace is all of them."""
         resource = RESOURCES[kind]
         query = {"labelSelector": _selector(labels)} if labels else {}
-        found = await self._json("GET", resource.path(namespace), query)
+        found = await self._json(Request("GET", resource.path(namespace), query))
         return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
 
     async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
         """All objects of a kind with these labels, page by page, each with the version from which a watch goes on."""
         resource, query = RESOURCES[kind], {"labelSelector": _selector(labels), "limit": str(PAGE)}
         while True:
-            found = await self._json("GET", resource.path(namespace), query)
+            found = await self._json(Request("GET", resource.path(namespace), query))
             page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
             yield page, found["metadata"]["resourceVersion"]
             if not (going_on := found["metadata"].get("continue")):
@@ -89,7 +104,7 @@ class Cluster:
     async def own_resources(self) -> frozenset[str]:
         """Plural names of what the API server serves of our group; none before the CRDs are there."""
         try:
-            found = await self._json("GET", f"/apis/{API_VERSION}")
+            found = await self._json(Request("GET", f"/apis/{API_VERSION}"))
         except NotFound:
             return frozenset()
         return frozenset(resource["name"] for resource in found.get("resources") or [])
@@ -97,7 +112,7 @@ class Cluster:
     async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-        found = await self._json("GET", RESOURCES[kind].path(namespace), accept=accept)
+        found = await self._json(Request("GET", RESOURCES[kind].path(namespace), accept=accept))
         metas = [item["metadata"] for item in _items(found)]
         versions = {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
         return versions, int(found["metadata"]["resourceVersion"])
@@ -108,7 +123,7 @@ class Cluster:
         query |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
         path = RESOURCES[kind].path(namespace)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS, sock_read=SILENT_SECONDS)
-        call = await self._serialized("GET", path, query)
+        call = await self._serialized(Request("GET", path, query))
         try:
             async with (await self._client.call_api(*call, _request_timeout=timeout)).response as response:
                 if response.status >= 300:
@@ -121,7 +136,7 @@ class Cluster:
     async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
         """The last lines that our container of a step's pod printed."""
         query = {"container": STEP_CONTAINER, "tailLines": str(lines), "limitBytes": str(LOG_BYTES)}
-        return await self._request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query)
+        return await self._text(Request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query))
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,14 +144,16 @@ class Cluster:
         """POST. Raises AlreadyExists."""
         metadata = body["metadata"]
         timeout = self._fenced(body)
-        return await self._json("POST", RESOURCES[body["kind"]].path(metadata["namespace"]), body=body, timeout=timeout)
+        return await self._json(
+            Request("POST", RESOURCES[body["kind"]].path(metadata["namespace"]), body=body, timeout=timeout)
+        )
 
     async def replace(self, body: Object) -> Object:
         """PUT of what was read; raises Conflict where somebody wrote in between."""
         metadata = body["metadata"]
         timeout = self._fenced(body)
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
-        return await self._json("PUT", path, body=body, timeout=timeout)
+        return await self._json(Request("PUT", path, body=body, timeout=timeout))
 
     async def apply(self, body: Object) -> Object:
         """Server-side apply by force: the fields in the body become ours and as the body says."""
@@ -144,7 +161,7 @@ class Cluster:
         metadata = body["metadata"]
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._json("PATCH", path, query, body, content_type="application/apply-patch+yaml")
+        return await self._json(Request("PATCH", path, query, body, content_type=APPLY_PATCH))
 
     async def merge(self, read: Object, patch: Object) -> Object:
         """A merge patch of just this object: it replaces lists whole, which an apply can't where others have items in them."""
@@ -153,7 +170,7 @@ class Cluster:
         path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"])
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._json("PATCH", path, query, body, content_type="application/merge-patch+json")
+        return await self._json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         """Write the whole status of an object as it was read; raises Conflict if anybody wrote to it since.
@@ -167,14 +184,14 @@ class Cluster:
         query = {"fieldManager": FIELD_MANAGER}
         identity = {k: metadata[k] for k in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": read["apiVersion"], "kind": read["kind"], "metadata": identity, "status": status}
-        return await self._json("PUT", path, query, body)
+        return await self._json(Request("PUT", path, query, body))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
         self._fence()
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._json("DELETE", RESOURCES[kind].path(namespace, name), body=body)
+            await self._json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
         except (NotFound, Conflict):
             return
 
@@ -184,7 +201,7 @@ class Cluster:
         body = {"metadata": {"uid": uid}, "spec": {"suspend": suspend}}
         path = RESOURCES["Job"].path(namespace, name)
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._json("PATCH", path, query, body, content_type="application/merge-patch+json")
+        return await self._json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         """An events.k8s.io/v1 Event that `kubectl describe` shows."""
@@ -207,7 +224,7 @@ class Cluster:
                 **{k: metadata[k] for k in ("name", "namespace", "uid")},
             },
         }
-        await self._json("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body)
+        await self._json(Request("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body))
 
     def _fenced(self, body: Object) -> float:
         """Seconds that a write of this body may take. Raises NotLeader where this replica may not write. The Lease alone is
@@ -219,61 +236,32 @@ class Cluster:
 
     # ── one request ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _json(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Object | None = None,
-        *,
-        content_type: str = "application/json",
-        accept: str = "application/json, */*",
-        timeout: float = TIMEOUT_SECONDS,
-    ) -> Object:
-        text = await self._request(method, path, query, body, content_type=content_type, accept=accept, timeout=timeout)
-        found: Object = decode_objects(text)
+    async def _json(self, request: Request) -> Object:
+        found: Object = decode_objects(await self._text(request))
         return found
 
-    async def _request(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Object | None = None,
-        *,
-        content_type: str = "application/json",
-        accept: str = "application/json, */*",
-        timeout: float = TIMEOUT_SECONDS,
-    ) -> str:
-        call = await self._serialized(method, path, query, body, content_type=content_type, accept=accept)
+    async def _text(self, request: Request) -> str:
+        call = await self._serialized(request)
         try:
-            response = await self._client.call_api(*call, _request_timeout=timeout)
+            response = await self._client.call_api(*call, _request_timeout=request.timeout)
             content: bytes = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            metrics.API_REQUESTS.labels(method, "none").inc()
-            raise Unavailable(f"{method} {path}: {error or type(error).__name__}") from error
-        metrics.API_REQUESTS.labels(method, str(response.status)).inc()
+            metrics.API_REQUESTS.labels(request.method, "none").inc()
+            raise Unavailable(f"{request.method} {request.path}: {error or type(error).__name__}") from error
+        metrics.API_REQUESTS.labels(request.method, str(response.status)).inc()
         text = content.decode(errors="replace")
         if response.status >= 300:
             raise _error(response.status, text, response.getheader("Retry-After"))
         return text
 
-    async def _serialized(
-        self,
-        method: str,
-        path: str,
-        query: dict[str, str] | None = None,
-        body: Object | None = None,
-        *,
-        content_type: str = "application/json",
-        accept: str = "application/json, */*",
-    ) -> Any:
+    async def _serialized(self, request: Request) -> Any:
+        """What the client's call_api takes."""
         return await self._client.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": accept, "Content-Type": content_type},
-            body=body,
+            request.method,
+            request.path,
+            query_params=list(request.query.items()),
+            header_params={"Accept": request.accept, "Content-Type": request.content_type},
+            body=request.body,
             auth_settings=["BearerToken"],
         )
 

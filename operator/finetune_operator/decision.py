@@ -129,6 +129,11 @@ class Decision:
     intent: bool = False  # the status names what the actions are about to start, and so is written before them
 
 
+def pause_after(failures: int) -> float:
+    """Seconds until something that failed so many times is tried again: 10, 20, 40, … to five minutes."""
+    return min(300.0, 10.0 * 2.0 ** min(failures - 1, 10))
+
+
 def look_again(conditions: Iterable[Condition], now: datetime) -> float:
     """Seconds until what sends no event (a claim or Secret that is missing) is looked at again.
 

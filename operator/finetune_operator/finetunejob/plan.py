@@ -14,7 +14,7 @@ from enum import Enum
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState, StepStatus
-from finetune_operator.decision import Ref, look_again
+from finetune_operator.decision import Ref, look_again, pause_after
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.observed import Attempt, State, Waiting, World
 from finetune_operator.finetunejob.record import DONE, step_record
@@ -35,7 +35,6 @@ DOING = {
 }
 LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
-LONGEST_PAUSE = 300.0
 LONG_START_SECONDS = 120.0
 
 
@@ -246,11 +245,10 @@ def _next_step(case: Case) -> Outlook | None:
 
 
 def _pause_left(record: StepStatus, now: datetime) -> float:
-    """Seconds until the next attempt. The first loss of a pod costs none; then 10, 20, 40, … to five minutes."""
+    """Seconds until the next attempt. The first loss of a pod costs none."""
     if record.finished_at is None or record.attempt == 0 or (record.retries == 0 and record.attempt == 1):
         return 0.0
-    pause = min(LONGEST_PAUSE, 10.0 * 2.0 ** min(record.attempt - 1, 10))
-    return pause - seconds_since(record.finished_at, now)
+    return pause_after(record.attempt) - seconds_since(record.finished_at, now)
 
 
 def _hand_over(case: Case) -> Outlook | None:

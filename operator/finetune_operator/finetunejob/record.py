@@ -8,6 +8,7 @@ Running ─ Job complete, report read ─► Succeeded          prepare's report
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.api.finetunejob import Retry as Budget
@@ -192,28 +193,29 @@ def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budge
         message += f" (attempt {record.attempt}; {budget.max_retries} retries used up)"
     elif failure.retry is Retry.SMALLER and not final:
         message += f"; it goes on with micro-batches of {smaller}"
-    last = LastFailure(
-        step=step.name,
-        attempt=record.attempt,
-        node=failure.node,
-        exit_code=failure.exit_code,
-        reason=failure.reason,
-        message=message,
-        time=ended,
-    )
     state = StepState.FAILED if final else StepState.PENDING
     changes = {"state": state, "retries": min(retries, budget.max_retries), "finished_at": ended}
     status = with_step(status, step.name, **changes, micro_batch_size=smaller or record.micro_batch_size)
-    return status.model_copy(update={"last_failure": last})
+    return _with_failure(status, record, replace(failure, message=message), ended)
 
 
 def fail(status: FineTuneJobStatus, step: str, failure: Failure, now: datetime) -> FineTuneJobStatus:
     """The status with a step that no attempt will take up again."""
     record = step_record(status, step)
-    last = LastFailure(
-        step=step, attempt=record.attempt, node=failure.node, reason=failure.reason, message=failure.message, time=stamp(now)
-    )
     status = with_step(status, step, state=StepState.FAILED, finished_at=stamp(now))
+    return _with_failure(status, record, failure, stamp(now))
+
+
+def _with_failure(status: FineTuneJobStatus, record: StepStatus, failure: Failure, ended: str) -> FineTuneJobStatus:
+    last = LastFailure(
+        step=record.name,
+        attempt=record.attempt,
+        node=failure.node,
+        exit_code=failure.exit_code,
+        reason=failure.reason,
+        message=failure.message,
+        time=ended,
+    )
     return status.model_copy(update={"last_failure": last})
 
 

@@ -14,8 +14,8 @@ from datetime import datetime
 from enum import Enum
 
 from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState
-from finetune_operator.decision import look_again
-from finetune_operator.meta import stamp
+from finetune_operator.decision import look_again, pause_after
+from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
 from finetune_operator.modelserve.model import Resolution
 from finetune_operator.modelserve.observed import Deployed, Gate, Verdict, World
@@ -24,7 +24,6 @@ from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import object_name
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
-LONGEST_PAUSE = 300.0  # seconds between two gates that came to no verdict
 GATES_LOST_UNSEEN = 2  # after which somebody should look
 
 
@@ -192,11 +191,10 @@ def _candidate(case: Case, target: Target, live: Revision | None) -> Rollout:
 
 
 def _ask_again(step: Rollout, candidate: Revision, gate: Gate, now: datetime) -> Rollout:
-    """The gate came to no verdict: it is asked once more, after 10, 20, 40 s, … to five minutes."""
+    """The gate came to no verdict: it is asked once more, after a pause."""
     lost = candidate.gates_lost or 0
     reason, why = _gate_failure(gate)
-    since = datetime.fromisoformat(gate.ended_at) if gate.ended_at else now
-    left = min(LONGEST_PAUSE, 10.0 * 2.0 ** min(lost, 10)) - (now - since).total_seconds()
+    left = pause_after(lost + 1) - (seconds_since(gate.ended_at, now) if gate.ended_at else 0)
     text = f"revision {candidate.name} could not be asked the prompts of spec.rollout.gate, and will be asked again: {why}"
     standing = Standing.STALLED if lost >= GATES_LOST_UNSEEN else Standing.WORKING
     step = replace(step, standing=standing, reason=reason, message=text)
