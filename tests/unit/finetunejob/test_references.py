@@ -162,7 +162,7 @@ SERVING_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"engine": {"type": "LlamaCpp"}, "model": {}}, "spec.serving.template.model is set by the job; remove it"),
     ({}, "spec.serving.template.engine is required; add it"),
     ({"engine": {"type": "TGI"}}, "spec.serving.template.engine.type is TGI; it takes 'VLLM' or 'LlamaCpp'"),
-    ({"engine": {"type": "VLLM"}, "replica": 2}, "spec.serving.template.replica is not a field; remove it"),
+    ({"engine": {"type": "VLLM"}, "replica": 2}, "spec.serving.template.replica is not a field; write spec.serving.template.replicas"),
 ]
 
 
