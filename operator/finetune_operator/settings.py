@@ -20,6 +20,8 @@ class Settings:
     llamacpp_image: str = "ghcr.io/ggml-org/llama.cpp:server"
     image_pull_policy: str = "IfNotPresent"
     hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub
+    network_policies: bool = True  # around the pods of each ModelServe
+    monitoring_namespace: str = ""  # whose pods may read the engines' metrics
     namespace: str = ""  # watch this namespace only; empty watches all
     own_namespace: str = "finetune-system"  # where the Lease lives
     lease: str = "finetune-operator"  # its name: each release has its own

@@ -51,6 +51,9 @@ SHAPES: dict[str, Shape] = {
         },
     },
     "Service": {"spec": ALL},
+    "NetworkPolicy": {"spec": ALL},
+    "HorizontalPodAutoscaler": {"spec": ALL},
+    "PodDisruptionBudget": {"spec": ALL},
     "ControllerRevision": {"data": ALL},
     "ConfigMap": {},
     # Who else sets the replicas is told by the managed fields alone.

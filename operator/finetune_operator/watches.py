@@ -18,7 +18,10 @@ from finetune_operator.errors import ClusterError, Gone, Unavailable
 from finetune_operator.meta import Object
 from finetune_operator.names import FIELD_MANAGER, LABEL_MANAGED_BY
 
-WATCHED = ("Job", "Pod", "Deployment", "Service", "ConfigMap", "ControllerRevision")
+WATCHED = (
+    *("Job", "Pod", "Deployment", "Service", "ConfigMap", "ControllerRevision"),
+    *("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
+)
 MANAGED = {LABEL_MANAGED_BY: FIELD_MANAGER}
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries
 

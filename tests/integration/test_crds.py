@@ -220,6 +220,8 @@ REFUSED_JOBS = [
         for stage in ("prepare", "train", "merge", "quantize", "evaluate", "publish")
     ),
 ]
+LLAMA: dict[str, Any] = {"engine": {"type": "LlamaCpp"}}
+ASKS_CPU: dict[str, Any] = {"resources": {"requests": {"cpu": "2"}}}
 REFUSED_SERVES = [
     ({"model": {}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
@@ -240,6 +242,13 @@ REFUSED_SERVES = [
     ({"parallelism": {"tensor": 2, "gpus": False}}, "spec.parallelism.tensor counts GPUs"),
     ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),
     ({"replicas": -1}, "spec.replicas"),
+    ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "spec.autoscaling.minReplicas must be at most maxReplicas"),
+    (LLAMA | {"autoscaling": {"maxReplicas": 2, "metric": "CacheUsage"}}, "metric CacheUsage is measured by VLLM only"),
+    (LLAMA | {"autoscaling": {"maxReplicas": 2, "metric": "CPU"}}, "set spec.resources.requests.cpu"),
+    (
+        ASKS_CPU | {"autoscaling": {"maxReplicas": 2, "metric": "CPU", "target": "0.8"}},
+        "spec.autoscaling.target of the metric CPU is a whole number of percent",
+    ),
 ]
 
 

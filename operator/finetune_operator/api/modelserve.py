@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from finetune_operator.api.access import Autoscaling, Network
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.meta import Condition, ObjectMeta
 from finetune_operator.modelserve.engines import ENGINES, EngineType
@@ -141,13 +142,18 @@ class ModelServeSpec(Strict):
     parallelism: ServeParallelism = Field(default_factory=lambda: ServeParallelism())
     """The GPUs to serve it on."""
     replicas: int = Field(1, ge=0, le=1000)
-    """Pods of the live revision. 0 serves nothing and keeps everything."""
+    """Pods of the live revision. 0 serves nothing and keeps everything. With spec.autoscaling it is the autoscaler's: leave
+    it out."""
+    autoscaling: Autoscaling | None = None
+    """A HorizontalPodAutoscaler sets the replicas. Unset: nobody but you does."""
     resources: Resources = Field(default_factory=lambda: Resources())
     """CPU and memory of one replica."""
     rollout: Rollout = Field(default_factory=lambda: Rollout())
     """How a new revision takes over."""
     auth: Auth | None = None
     """Who may ask. Unset: whoever reaches the Service."""
+    network: Network = Field(default_factory=lambda: Network())
+    """Who reaches the pods, where the cluster's network plugin enforces NetworkPolicies."""
     drain: Drain = Field(default_factory=lambda: Drain())
     """How an old pod stops."""
     suspend: bool = False

@@ -42,7 +42,7 @@ def deployment(serve: ModelServe, target: Target) -> Object:
     annotations = {ANNOTATION_MODEL_URI: target.model.uri}
     if target.model.digest is not None:
         annotations[ANNOTATION_MODEL_DIGEST] = target.model.digest
-    meta = _owned(serve, revision_name(serve, target.revision), labels)
+    meta = owned(serve, revision_name(serve, target.revision), labels)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -76,7 +76,7 @@ def record(serve: ModelServe, revision: str, manifest: Object) -> Object:
     return {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
-        "metadata": _owned(serve, revision_name(serve, revision), {LABEL_REVISION: revision}),
+        "metadata": owned(serve, revision_name(serve, revision), {LABEL_REVISION: revision}),
         "revision": 1,
         "data": manifest,
     }
@@ -112,7 +112,7 @@ def gate_prompts(serve: ModelServe) -> Object:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _owned(serve, _prompts_name(serve), {}),
+        "metadata": owned(serve, _prompts_name(serve), {}),
         "immutable": True,
         "data": {"prompts.json": body},
     }
@@ -129,7 +129,7 @@ def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": _owned(serve, name, {LABEL_REVISION: target.revision}),
+        "metadata": owned(serve, name, {LABEL_REVISION: target.revision}),
         "spec": {
             "backoffLimit": GATE_RETRIES,
             "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
@@ -207,7 +207,7 @@ def _service(serve: ModelServe, name: str, revision: str, labels: dict[str, str]
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _owned(serve, name, labels),
+        "metadata": owned(serve, name, labels),
         "spec": {
             "selector": revision_labels(serve, revision),
             "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
@@ -215,7 +215,7 @@ def _service(serve: ModelServe, name: str, revision: str, labels: dict[str, str]
     }
 
 
-def _owned(serve: ModelServe, name: str, labels: dict[str, str]) -> Object:
+def owned(serve: ModelServe, name: str, labels: dict[str, str]) -> Object:
     owner = {
         "apiVersion": API_VERSION,
         "kind": "ModelServe",

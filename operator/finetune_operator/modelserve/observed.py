@@ -30,6 +30,7 @@ from finetune_trainer.contract.served_rows import ServedRows
 
 USUAL_WAITING = frozenset({OperatorReason.ContainerCreating, "PodInitializing", ""})
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
+AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 SAME_WAITING = {"ErrImagePull": "ImagePullBackOff"}  # the kubelet goes to and fro between the two
 
 
@@ -110,6 +111,7 @@ class World:
     gates: dict[str, Gate] = field(default_factory=dict)  # by the Job's name
     records: dict[str, Object] = field(default_factory=dict)  # the Deployment of each revision, as it was first rendered
     children: tuple[Object, ...] = ()  # all of ours that a revision may have
+    around: tuple[Object, ...] = ()  # all of ours that belong to no revision: around.py
 
 
 def observe(serve: ModelServe, observed: Observed) -> World:
@@ -128,6 +130,7 @@ def observe(serve: ModelServe, observed: Observed) -> World:
         gates={o["metadata"]["name"]: _gate(o, pods) for o in mine.get("Job", [])},
         records={revision_of(o): o["data"] for o in mine.get("ControllerRevision", [])},
         children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),
+        around=tuple(o for kind in AROUND for o in mine.get(kind, [])),
     )
 
 

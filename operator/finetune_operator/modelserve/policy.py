@@ -11,16 +11,16 @@ from datetime import datetime
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import objects
+from finetune_operator.modelserve import around, objects
 from finetune_operator.modelserve.model import refs, resolve
-from finetune_operator.modelserve.observed import OF_A_REVISION, observe, revision_of
+from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe, revision_of
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import Case, Rollout, gate_of, next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
 from finetune_operator.names import object_name, serve_labels
 from finetune_operator.settings import Settings
 
-KINDS = (*OF_A_REVISION, "Pod")
+KINDS = (*OF_A_REVISION, *AROUND, "Pod")
 
 
 def reads(body: Object) -> Reads:
@@ -57,7 +57,20 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))
         yield Create(objects.gate(serve, wanted, settings, again=(rollout.candidate and rollout.candidate.gates_lost) or 0))
+    yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
+
+
+def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
+    """What belongs to no revision, as the spec asks for it now, once there is one."""
+    live = None if rollout.live is None else rollout.live.name
+    wanted: dict[str, Object] = {}
+    if live or rollout.loading:
+        wanted = {body["kind"]: body for body in around.wanted(case.serve, case.resolution.model, live, settings)}
+    yield from map(Apply, wanted.values())
+    for child in case.world.around:
+        if child["kind"] not in wanted:
+            yield Delete(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
 
 
 def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:

@@ -10,6 +10,7 @@ import pytest
 from tests.serving import Stage, make_serve
 
 from finetune_operator.modelserve import policy
+from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION, LABEL_SERVE
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
@@ -373,7 +374,7 @@ def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector
 
 def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
     reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
-    assert reads.kinds == ("Deployment", "Service", "Job", "ControllerRevision", "Pod")
+    assert reads.kinds == (*OF_A_REVISION, *AROUND, "Pod")
     assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from finetune_operator.api.access import Load
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
-from finetune_operator.modelserve.engines import ENGINES
+from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import S3, Reach, Use
 
@@ -14,11 +15,38 @@ _NO_SPLIT = f"spec.parallelism.tensor above 1 needs spec.engine.type {' or '.joi
 _NO_GPUS = "spec.parallelism.tensor counts GPUs; set it to 1 where spec.parallelism.gpus is false"
 
 
+_MEASURED: dict[Load, list[EngineType]] = {
+    load: [name for name, engine in ENGINES.items() if load in engine.loads] for load in Load if load is not Load.CPU
+}
+_MEASURING = {load: engines for load, engines in _MEASURED.items() if len(engines) < len(ENGINES)}  # not by all
+_NO_LOAD = {
+    load: f"spec.autoscaling.metric {load} is measured by {' and '.join(engines)} only; write another metric"
+    for load, engines in _MEASURING.items()
+}
+_NO_RANGE = "spec.autoscaling.minReplicas must be at most maxReplicas"
+_NO_SHARE = "spec.autoscaling.metric CPU is a share of what is asked for: set spec.resources.requests.cpu"
+_NO_PERCENT = "spec.autoscaling.target of the metric CPU is a whole number of percent, such as 80"
+
+
 def broken_by(spec: ModelServeSpec) -> list[str]:
     """The rules below between fields other than the model's, for a template that a FineTuneJob will hand over."""
     split = spec.parallelism.tensor > 1
     engines = [_NO_SPLIT] if split and not ENGINES[spec.engine.type].splits_tensors else []
-    return engines + ([_NO_GPUS] if split and not spec.parallelism.gpus else [])
+    return [*engines, *([_NO_GPUS] if split and not spec.parallelism.gpus else []), *_scaling_broken_by(spec)]
+
+
+def _scaling_broken_by(spec: ModelServeSpec) -> list[str]:
+    wanted = spec.autoscaling
+    if wanted is None:
+        return []
+    on_cpu = wanted.metric is Load.CPU
+    found = {
+        _NO_RANGE: wanted.min_replicas > wanted.max_replicas,
+        _NO_LOAD.get(wanted.metric, ""): spec.engine.type not in _MEASURING.get(wanted.metric, [*ENGINES]),
+        _NO_SHARE: on_cpu and "cpu" not in spec.resources.requests,
+        _NO_PERCENT: on_cpu and wanted.target is not None and not wanted.target.isdigit(),
+    }
+    return [sentence for sentence, broken in found.items() if broken]
 
 
 _ALIKE = " && ".join(
@@ -59,6 +87,26 @@ RULES = (
         "spec",
         "self.parallelism.gpus || self.parallelism.tensor == 1",
         _NO_GPUS,
+    ),
+    Rule("spec.autoscaling", "self.minReplicas <= self.maxReplicas", _NO_RANGE),
+    Rule(
+        "spec.autoscaling",
+        f"self.metric != '{Load.CPU}' || !has(self.target) || string(self.target).matches('^[0-9]+$')",
+        _NO_PERCENT,
+    ),
+    Rule(
+        "spec",
+        f"!has(self.autoscaling) || self.autoscaling.metric != '{Load.CPU}'"
+        " || (has(self.resources.requests) && 'cpu' in self.resources.requests)",
+        _NO_SHARE,
+    ),
+    *(
+        Rule(
+            "spec",
+            f"!has(self.autoscaling) || self.autoscaling.metric != '{load}' || self.engine.type in {[str(e) for e in engines]}",
+            _NO_LOAD[load],
+        )
+        for load, engines in _MEASURING.items()
     ),
     compute_only("spec.resources"),
 )

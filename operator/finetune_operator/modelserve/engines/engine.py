@@ -5,10 +5,11 @@ All speak the OpenAI API, answer /health with 200 once they can work, and list t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from finetune_operator.api.access import Load
 from finetune_trainer.contract.formats import ArtifactFormat
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Engine:
     launch: Callable[[ModelServeSpec, str], Launch]
     image: Callable[[Settings], str]
     api_key_variable: str  # of its environment: requests must bring its value
+    loads: Mapping[Load, str]  # names of its metrics, as a metrics adapter serves them: a colon is an underscore there
     on_gpus_only: tuple[str, ...] = ()  # of the formats
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs

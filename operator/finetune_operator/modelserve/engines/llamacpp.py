@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from finetune_operator.api.access import Load
 from finetune_operator.meta import quantity_value
 from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch
 from finetune_trainer.contract.formats import ArtifactFormat
@@ -42,5 +43,6 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.llamacpp_image,
     api_key_variable="LLAMA_API_KEY",
+    loads={Load.WAITING_REQUESTS: "llamacpp_requests_deferred"},
     takes_file=True,
 )

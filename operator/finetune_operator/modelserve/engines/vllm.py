@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from finetune_operator.api.access import Load
 from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
 from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
 
@@ -49,6 +50,7 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.vllm_image,
     api_key_variable="VLLM_API_KEY",
+    loads={Load.WAITING_REQUESTS: "vllm_num_requests_waiting", Load.CACHE_USAGE: "vllm_kv_cache_usage_perc"},
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
     splits_tensors=True,
 )

@@ -1,0 +1,44 @@
+"""Who reaches a ModelServe, and how many pods answer: the parts of its spec beside model, engine and rollout."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from finetune_operator.meta import Quantity
+from finetune_trainer.contract.fields import Strict
+
+
+class Load(StrEnum):
+    """What an autoscaler looks at."""
+
+    WAITING_REQUESTS = "WaitingRequests"
+    CACHE_USAGE = "CacheUsage"
+    CPU = "CPU"
+
+
+# Averages over the pods that suit most: requests that wait, share of the KV cache, percent of the CPUs that were asked for.
+USUAL = {Load.WAITING_REQUESTS: "5", Load.CACHE_USAGE: "800m", Load.CPU: "80"}
+
+
+class Autoscaling(Strict):
+    min_replicas: int = Field(1, ge=1, le=1000)
+    """Fewest pods."""
+    max_replicas: int = Field(ge=1, le=1000)
+    """Most pods."""
+    metric: Load = Load.WAITING_REQUESTS
+    """What is kept at the target. WaitingRequests and CacheUsage are the engine's own metrics and need a metrics adapter (see
+    docs/serving.md), CPU needs the metrics server."""
+    target: Quantity | None = None
+    """Average over the pods: requests that wait, share of the KV cache that is in use (800m is 80 %), or percent of the CPUs
+    that spec.resources asks for. Unset: 5, 800m, 80."""
+
+
+class Network(Strict):
+    policy: bool = True
+    """False makes no NetworkPolicy: whoever reaches the pods may ask. So does the chart's value networkPolicies."""
+    allow_from: list[dict[str, Any]] = Field(default_factory=list, max_length=16, json_schema_extra={"x-preserve": True})
+    """Who may ask besides the pods of this namespace: namespaceSelector, podSelector or ipBlock, as in `ingress.from` of a
+    NetworkPolicy."""
