@@ -50,8 +50,9 @@ integration: setup ## Tests against a real API server; needs no root
 e2e: setup ## Scenarios on a whole cluster (root): make e2e K=quickstart
 	$(PYTHON) -m pytest tests/e2e -s $(if $(K),-k '$(K)')
 
-crds: setup ## Generate crds/ and the chart's copy from the types
+crds: setup ## Generate crds/, the chart's copy, and the images in the chart's schema
 	$(PYTHON) -m finetune_operator.api.crdgen crds charts/finetune-operator/crds
+	$(PYTHON) -m finetune_operator.api.valuesgen charts/finetune-operator
 
 docs: setup ## Generate the pages of docs/ that are made from the code
 	$(PYTHON) -m finetune_operator.api.docgen docs

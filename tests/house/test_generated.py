@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune_operator.api import docgen
+from finetune_operator.api import docgen, valuesgen
 from finetune_operator.api.crdgen import render
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,17 @@ def test_crds_are_fresh(folder: str) -> None:
     for name, text in rendered.items():
         assert (ROOT / folder / name).read_text() == text, f"{folder}/{name} is stale: run `make crds`"
         assert len(json.dumps(yaml.safe_load(text), separators=(",", ":"))) <= LONGEST_CRD
+
+
+def test_the_charts_schema_takes_the_images_of_its_values() -> None:
+    values, schema = (ROOT / "charts/finetune-operator" / name for name in ("values.yaml", "values.schema.json"))
+    assert valuesgen.render(values.read_text(), schema.read_text()) == schema.read_text(), "it is stale: run `make crds`"
+    with_one_more = "images: {operator: a, trainer: a, evaluator: '', sglang: b}"
+    images = json.loads(valuesgen.render(with_one_more, schema.read_text()))["properties"]["images"]
+    assert images["properties"].keys() == {"operator", "trainer", "evaluator", "sglang"}
+    assert images["properties"]["sglang"] == {"$ref": "#/definitions/image"}
+    assert images["properties"]["evaluator"] == {"type": "string"}, "none may be named"
+    assert images["additionalProperties"] is False, "a slip of the pen is refused by Helm"
 
 
 @pytest.mark.parametrize("name", sorted(render()))
