@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_operator.cli.document import FileError, read_document
+from finetune_trainer.contract import places
+from finetune_trainer.contract.places import Use
 
 GOOD = """
 apiVersion: finetune.dev/v1alpha1
@@ -92,7 +94,7 @@ ROWS = [
         "  evaluation: {tasks: [{name: arc}, {name: arc}], taskFiles: {uri: 'configmap://arc'}}\n  training:",
         "spec.evaluation.tasks[].name arc is there twice; give each its own",
     ),
-    ("hf://org/model", "org/model", "spec.model.uri is org/model; it must match ^(hf|pvc|s3|gs|az)://.+"),
+    ("hf://org/model", "org/model", f"spec.model.uri is org/model; it must match {places.pattern(Use.MODEL)}"),
     ('  model: {uri: "hf://org/model"}\n', "", "spec.model is required; add it"),
     ("name: q4", "name: Q4", "spec.artifacts[0].name is Q4; it must match"),
     ("training: {method: LoRA, learningRate: 0.001}", "training: LoRA", "spec.training is LoRA; it takes a mapping"),
