@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from finetune_trainer import environment
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import AZ, GS
+from finetune_trainer.environment import Access
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Config, S3Store
+    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
 
     Bucket = S3Store | GCSStore | AzureStore
 
 MIB = 1 << 20
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # codes of the servers' answers
+DECIDED = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_REGION")  # with what the spec says: Access has them
 NO_ACCOUNT = "Account must be specified"  # AZURE_STORAGE_ACCOUNT_NAME is unset
 
 
@@ -28,9 +30,10 @@ UNTRUSTED = (
 RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
-def open_bucket(uri: str, endpoint: str | None, region: str | None) -> Bucket:
+def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | None) -> Bucket:
     """A client for a bucket's uri; paths are relative to its prefix. Retries server errors for up to three minutes.
 
+    What the access's Secret says of the place counts before what the environment says.
     S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
     Google: GOOGLE_SERVICE_ACCOUNT_KEY or GOOGLE_BEARER_TOKEN, else the pod's own identity; GOOGLE_BASE_URL is another server.
     Azure: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or a SAS token, else the pod's own identity;
@@ -40,25 +43,41 @@ def open_bucket(uri: str, endpoint: str | None, region: str | None) -> Bucket:
 
     place = places.of(uri)
     bucket, _, prefix = uri.removeprefix(place.prefix).partition("/")
-    below, access = prefix.rstrip("/") or None, environment.access()
+    below = prefix.rstrip("/") or None
     if place is AZ:
-        return AzureStore(bucket, prefix=below, client_options=_client(access.azure_endpoint), retry_config=RETRIES)
+        config, client = _understood(AzureStore, access.secret), _client(access.azure_endpoint, access)
+        return AzureStore(bucket, prefix=below, config=config, client_options=client, retry_config=RETRIES)
     if place is GS:
-        return GCSStore(bucket, prefix=below, client_options=_client(access.google_endpoint), retry_config=RETRIES)
+        config, client = _understood(GCSStore, access.secret), _client(access.google_endpoint, access)
+        return GCSStore(bucket, prefix=below, config=config, client_options=client, retry_config=RETRIES)
     endpoint = endpoint or access.s3_endpoint
-    config: S3Config = {"region": region or access.s3_region or "us-east-1"}
-    if endpoint is not None:
-        config["endpoint"] = endpoint
-    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint), retry_config=RETRIES)
+    config = _understood(S3Store, {k: v for k, v in access.secret.items() if k not in DECIDED})
+    config |= {"region": region or access.s3_region or "us-east-1"} | ({"endpoint": endpoint} if endpoint else {})
+    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint, access), retry_config=RETRIES)
 
 
-def _client(endpoint: str | None) -> ClientConfig:
+def _understood(kind: Callable[..., Bucket], told: Mapping[str, str]) -> Any:
+    """Those of the variables that a client knows: a Secret may hold what others read as well."""
+    from obstore.exceptions import BaseError, UnknownConfigurationKeyError
+
+    def known(name: str) -> bool:
+        try:
+            kind("any", config={name: told[name]})
+        except UnknownConfigurationKeyError:
+            return False
+        except BaseError:
+            pass  # it misses the other variables
+        return True
+
+    return {name: told[name] for name in told if known(name)}
+
+
+def _client(endpoint: str | None, access: Access) -> ClientConfig:
     client: ClientConfig = {"timeout": timedelta(minutes=10), "connect_timeout": timedelta(seconds=10)}
     if endpoint is not None and endpoint.startswith("http://"):
         client["allow_http"] = True
-    bundle = environment.access().ca_bundle
-    if bundle is not None:
-        client["root_certificate"] = bundle.read_bytes()
+    if access.ca_bundle is not None:
+        client["root_certificate"] = access.ca_bundle.read_bytes()
     return client
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune_trainer.contract import pod
+from finetune_trainer.contract import places, pod
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS
 
 ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
@@ -109,6 +110,7 @@ def of_child(over: Mapping[str, str], under: Mapping[str, str] | None = None) ->
 class Access:
     """How hubs, buckets and servers are reached, as their own clients would read it; None where nothing is said."""
 
+    secret: Mapping[str, str]  # what the Secret of the place says, which is also in all that follows
     hub_endpoint: str | None
     hub_token: str | None
     https_authorization: str | None
@@ -119,10 +121,23 @@ class Access:
     s3_region: str | None
     ca_bundle: Path | None
 
+    @property
+    def own_s3_endpoint(self) -> str | None:
+        """The server that this Secret alone is for."""
+        return self.secret.get("AWS_ENDPOINT_URL")
 
-def access(variables: Mapping[str, str] = os.environ) -> Access:
+    @property
+    def own_s3_region(self) -> str | None:
+        return self.secret.get("AWS_REGION")
+
+
+def access(owner: Owner | None = None, place: places.Place | None = None, variables: Mapping[str, str] = os.environ) -> Access:
+    """How an owner comes to a place: by its Secret, and by the environment in all that this says nothing of."""
+    found = {} if owner is None or place is None else _credentials(owner, place, variables)
+    variables = {**variables, **found}
     bundle = variables.get("AWS_CA_BUNDLE")
     return Access(
+        secret=found,
         hub_endpoint=variables.get("HF_ENDPOINT"),
         hub_token=variables.get("HF_TOKEN"),
         https_authorization=variables.get("HTTPS_AUTHORIZATION"),
@@ -133,6 +148,21 @@ def access(variables: Mapping[str, str] = os.environ) -> Access:
         s3_region=variables.get("AWS_REGION"),
         ca_bundle=Path(bundle) if bundle else None,
     )
+
+
+def secret(owner: Owner, variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The owner's Secret as it is mounted; nothing where it has none."""
+    folder = Path(pod.secret_folder(variables.get(pod.ENV_MOUNTS, pod.MOUNTS), owner))
+    files = [] if not folder.is_dir() else [path for path in folder.iterdir() if path.is_file()]
+    return {path.name: path.read_text(errors="replace").rstrip("\n") for path in files}
+
+
+def _credentials(owner: Owner, place: places.Place, variables: Mapping[str, str]) -> dict[str, str]:
+    """What the owner's Secret says of a place; where that says nothing, what the store's does, and for a source another's."""
+    lenders = {Owner.STORE: (), Owner.PUBLISH: (Owner.STORE,)}.get(owner, (Owner.STORE, *pod.SOURCES))
+    secrets = (secret(each, variables) for each in (owner, *lenders))
+    said = ({k: v for k, v in keys.items() if place.keys and k.startswith(place.variables)} for keys in secrets)
+    return next(filter(None, said), {})
 
 
 def asked_threads() -> int | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from finetune_operator.cli import local, pythons, show
 from finetune_operator.cli.document import Document, FileError, read_document
 from finetune_operator.cli.render import children, manifests
+from finetune_operator.cli.workdir import Given, Workdir, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
 
 FAILED, BAD_FILE = 1, 2
@@ -40,6 +41,12 @@ def run(
     claim: Annotated[
         list[str] | None, typer.Option(help="NAME=DIRECTORY: the folder that stands for a claim of the file.")
     ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=DIRECTORY: the folder that stands for a Secret, a file for each key. Default: the environment."
+        ),
+    ] = None,
     python: Annotated[
         list[str] | None,
         typer.Option(help="quantizer=PROGRAM, evaluator=PROGRAM: the Python that stands for that image of a cluster."),
@@ -55,7 +62,8 @@ def run(
         document = read_document(file, cpu=cpu)
         config, _ = current_run(document.job)
         root = workdir or Path(".finetune") / document.job.metadata.name
-        folders = local.prepare_workdir(document, config, root, _claims(claim or []), pythons.given(python or []))
+        given = Given(_folders("--claim", claim), _folders("--secret", secret), pythons.given(python or []))
+        folders = prepare_workdir(document, config, root, given)
     except FileError as error:
         raise typer.Exit(_refuse(errors, error)) from None
     raise typer.Exit(_run(console, errors, document, folders, file))
@@ -71,7 +79,7 @@ def render(file: File, cpu: Cpu = False) -> None:
     print(manifests(children(document.job)), end="")
 
 
-def _run(console: Console, errors: Console, document: Document, workdir: local.Workdir, file: Path) -> int:
+def _run(console: Console, errors: Console, document: Document, workdir: Workdir, file: Path) -> int:
     try:
         if console.is_terminal:
             live = show.LiveBars(console)
@@ -90,10 +98,11 @@ def _run(console: Console, errors: Console, document: Document, workdir: local.W
     return 0 if ending.passed else FAILED
 
 
-def _claims(given: list[str]) -> dict[str, Path]:
-    if wrong := [g for g in given if "=" not in g]:
-        raise FileError(f"--claim {wrong[0]} has no directory; write NAME=DIRECTORY")
-    return {name: Path(folder).expanduser() for name, _, folder in (g.partition("=") for g in given)}
+def _folders(option: str, given: list[str] | None) -> dict[str, Path]:
+    """Folders by the name of what they stand for."""
+    if wrong := [g for g in given or () if "=" not in g]:
+        raise FileError(f"{option} {wrong[0]} has no directory; write NAME=DIRECTORY")
+    return {name: Path(folder).expanduser() for name, _, folder in (g.partition("=") for g in given or ())}
 
 
 def _refuse(errors: Console, error: FileError) -> int:

@@ -1,22 +1,19 @@
 """A FineTuneJob without a cluster: the same RunConfig, the same steps, each a process of its own on this machine.
 
-WORKDIR/mounts/claims/<claim>/…           what are volumes in a cluster; the default claim keeps results between runs
-WORKDIR/mounts/configmaps/<name>/<key>    the ConfigMaps of the file
-WORKDIR/run.json  WORKDIR/logs/<step>.log  WORKDIR/scratch
+They work in the folders of workdir.py.
 
 Where the operator would take another image than the trainer's, another Python may stand for it (pythons.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
@@ -24,19 +21,18 @@ from typing import TextIO
 from pydantic import ValidationError
 
 import finetune_trainer
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli import environment
-from finetune_operator.cli.document import Document, FileError
-from finetune_operator.cli.pythons import Pythons, check
+from finetune_operator.cli.document import Document
+from finetune_operator.cli.workdir import Workdir
 from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE
 from finetune_operator.finetunejob.record import DONE, smaller_micro_batch, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
-from finetune_operator.names import artifacts_claim
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import Retry
-from finetune_trainer.contract.pipeline import PREPARE, Step, claims, config_maps, source_uris
-from finetune_trainer.contract.places import CONFIG_MAP
+from finetune_trainer.contract.pipeline import PREPARE, Step
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Progress, StepResult, Termination
 
@@ -60,22 +56,6 @@ class Interrupted(Exception):
 
 
 @dataclass(frozen=True)
-class Workdir:
-    root: Path
-    pythons: Pythons = field(default_factory=Pythons)
-
-    @property
-    def mounts(self) -> Path:
-        return self.root / "mounts"
-
-    def claim(self, name: str) -> Path:
-        return self.mounts / "claims" / name
-
-    def log(self, step: str) -> Path:
-        return self.root / "logs" / f"{step}.log"
-
-
-@dataclass(frozen=True)
 class Watcher:
     """Whoever shows what goes on."""
 
@@ -96,31 +76,6 @@ class Ending:
         return not gates.blocking(self.verdicts)
 
 
-def prepare_workdir(document: Document, run: Run, root: Path, given_claims: dict[str, Path], pythons: Pythons) -> Workdir:
-    """Lay out the folders that a pod would find mounted. Raises FileError where the file or the machine lacks one."""
-    workdir = Workdir(root.resolve(), pythons)
-    _need_llama_cpp(run)
-    check(run, pythons)
-    if run.config.devices.nodes > 1:
-        raise FileError("spec.parallelism.numNodes above 1 needs a cluster; set it to 1 for a run on this machine")
-    for name in config_maps(run.config):
-        _write_config_map(document, name, workdir.mounts / "configmaps" / name, source_uris(run.config))
-    made = artifacts_claim(document.job.metadata.name)
-    for name in claims(run.config):
-        target = workdir.claim(name)
-        if name in given_claims:
-            _link(target, given_claims[name])
-        elif name == made or target.exists():
-            target.mkdir(parents=True, exist_ok=True)
-        else:
-            raise FileError(f"the claim {name} has no folder on this machine; add --claim {name}=DIRECTORY")
-    for folder in (workdir.root / "logs", workdir.mounts):
-        folder.mkdir(parents=True, exist_ok=True)
-    config = run.config.model_dump(mode="json", by_alias=True, exclude_none=True)
-    (workdir.root / "run.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    return workdir
-
-
 def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Ending:
     """Run every step that is not done already. Raises StepStopped and Interrupted."""
     run, status = current_run(document.job)
@@ -131,7 +86,7 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
         if step.stage == "publish" and gates.blocking(_verdicts(document, status)):
             break
         watcher.started(step)
-        status, result = _run_to_end(Attempts(run, workdir, document.job.spec.retry.on_out_of_memory), status, step, watcher)
+        status, result = _run_to_end(Attempts(document.job, run, workdir), status, step, watcher)
         status = _absorb(status, run, step, result, workdir)
         watcher.ended(step, StepState.SUCCEEDED)
     return Ending(run, status, _verdicts(document, status))
@@ -156,9 +111,9 @@ def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult,
 
 @dataclass(frozen=True)
 class Attempts:
+    job: FineTuneJob
     run: Run
     workdir: Workdir
-    on_out_of_memory: str  # spec.retry.onOutOfMemory
 
 
 def _run_to_end(
@@ -170,7 +125,7 @@ def _run_to_end(
         try:
             return status, _run_step(attempts, step, size, watcher.progress)
         except StepStopped as stop:
-            smaller = smaller_micro_batch(status, step, attempts.on_out_of_memory)
+            smaller = smaller_micro_batch(status, step, attempts.job.spec.retry.on_out_of_memory)
             if smaller is None or stop.retry is not Retry.SMALLER:
                 raise
             watcher.again(step, f"{stop.message}; it goes on with micro-batches of {smaller}")
@@ -184,6 +139,7 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
     scratch.mkdir()
     termination = workdir.root / "termination.json"
     termination.unlink(missing_ok=True)
+    workdir.mount_secrets(attempts.job, attempts.run, step)
     command = [workdir.pythons.of(attempts.run, step), "-m", "finetune_trainer", step.name]
     told = {} if micro_batch is None else {pod.ENV_MICRO_BATCH_SIZE: str(micro_batch)}
     with (
@@ -264,37 +220,3 @@ def _termination(path: Path) -> Termination:
         return Termination.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return Termination()  # killed before it could say why
-
-
-def _need_llama_cpp(run: Run) -> None:
-    """Told before an hour of training, not after."""
-    folder = environment.llama_cpp()
-    wanted = [a.name for a in run.config.artifacts if a.of_format.needs_llama_cpp]
-    if wanted and not (folder / "convert_hf_to_gguf.py").is_file():
-        raise FileError(
-            f"spec.artifacts {', '.join(wanted)}: GGUF needs llama.cpp, which is not in {folder}; set {pod.ENV_LLAMA_CPP}"
-            " to a folder with convert_hf_to_gguf.py and bin/llama-quantize, or take these artifacts out"
-        )
-
-
-def _write_config_map(document: Document, name: str, folder: Path, uris: tuple[str, ...]) -> None:
-    data = document.config_maps.get(name)
-    if data is None:
-        raise FileError(f"no ConfigMap {name} is in the file, but the job reads it; add it, or correct the uri")
-    for uri in uris:
-        key = uri.removeprefix(f"{CONFIG_MAP.prefix}{name}/")
-        if key != uri and key not in data:
-            raise FileError(f"the ConfigMap {name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for key, text in data.items():
-        (folder / key).write_text(text, encoding="utf-8")
-
-
-def _link(target: Path, folder: Path) -> None:
-    if not folder.is_dir():
-        raise FileError(f"{folder} is not a directory; --claim takes NAME=DIRECTORY")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_symlink():
-        target.unlink()
-    target.symlink_to(folder.resolve(), target_is_directory=True)

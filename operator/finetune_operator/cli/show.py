@@ -11,7 +11,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from finetune_operator.api.finetunejob_status import ArtifactStatus, GateVerdict, StepState
-from finetune_operator.cli.local import Ending, Watcher, Workdir
+from finetune_operator.cli.local import Ending, Watcher
+from finetune_operator.cli.workdir import Workdir
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import MERGED, Step

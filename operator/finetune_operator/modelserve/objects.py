@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
-from finetune_operator import pod_security
+from finetune_operator import credentials, pod_security
 from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.plan import Target, asked_rows
@@ -24,7 +24,7 @@ from finetune_operator.names import (
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.places import claim_of
-from finetune_trainer.contract.pod import ENV_API_KEY
+from finetune_trainer.contract.pod import ENV_API_KEY, Owner
 
 PORT = 8000  # of every Service, whatever the engine: a URL survives a change of engine
 GREETING = Prompt(prompt="Hello! Who are you?")
@@ -182,8 +182,9 @@ def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None
     for option, value in (("endpoint", model.endpoint), ("region", model.region)):
         if value is not None:
             container["command"] += [f"--{option}", value]
-    if model.secret is not None:
-        container["envFrom"] = [{"secretRef": {"name": model.secret}}]
+    secrets = {} if model.secret is None else {Owner.STORE: model.secret}
+    container["volumeMounts"] += credentials.mounts(secrets)
+    pod["volumes"] += credentials.volumes(secrets)
     if (claim := claim_of(rows)) is not None:
         volume, mount = mounted_claim(claim)
         pod["volumes"].append(volume)

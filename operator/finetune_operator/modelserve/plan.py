@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from finetune_operator import credentials
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.pod import pod_template
+from finetune_operator.modelserve.pod import pod_template, secrets
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
 
@@ -30,7 +31,7 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     Test rows are part of the trial where some are asked, so that whoever has none is tried as before there were any.
     """
     template = pod_template(serve, model, settings)
-    revision = short_hash(_identity(template), model.uri, model.digest or "", length=10)
+    revision = short_hash(_identity(template, model), model.uri, model.digest or "", length=10)
     gate = serve.spec.rollout.gate
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
     rows = asked_rows(serve, model)
@@ -44,11 +45,14 @@ def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:
     return model.evaluation if serve.spec.rollout.gate.test_rows.count else None
 
 
-def _identity(template: Object) -> str:
-    """The loader comes with the operator: neither its image nor its program's path may load every model of a cluster anew."""
-    spec = template["spec"]
-    loaders = [
-        {k: v for k, v in loader.items() if k != "image"} | {"command": [*LOADER_OF_OLD, *loader["command"][3:]]}
-        for loader in spec["initContainers"]
-    ]
-    return json.dumps({**template, "spec": {**spec, "initContainers": loaders}}, sort_keys=True)
+def _identity(template: Object, model: ResolvedModel) -> str:
+    """The loader comes with the operator: neither its image nor its program's path, nor the way in which it is given
+    credentials, may load every model of a cluster anew. They are hashed as the first release had them."""
+    spec, mounted = template["spec"], credentials.mounts(secrets(model))
+    (loader,) = spec["initContainers"]
+    loader = {k: v for k, v in loader.items() if k != "image"} | {"command": [*LOADER_OF_OLD, *loader["command"][3:]]}
+    loader["volumeMounts"] = [mount for mount in loader["volumeMounts"] if mount not in mounted]
+    if model.secret is not None:
+        loader["envFrom"] = [{"secretRef": {"name": model.secret}}]
+    volumes = [volume for volume in spec["volumes"] if volume not in credentials.volumes(secrets(model))]
+    return json.dumps({**template, "spec": {**spec, "initContainers": [loader], "volumes": volumes}}, sort_keys=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator import certificates, pod_security
+from finetune_operator import certificates, credentials, pod_security
 from finetune_operator.api.modelserve import Auth, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES
@@ -12,6 +12,7 @@ from finetune_operator.names import serve_labels, volume_name
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.places import PVC, claim_of, mounted_path
+from finetune_trainer.contract.pod import Owner
 
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
@@ -57,7 +58,12 @@ def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Ob
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     if model.ca_secret_ref is not None:
         volumes.append(certificates.volume(model.ca_secret_ref))
-    return volumes, mounts
+    return volumes + credentials.volumes(secrets(model)), mounts
+
+
+def secrets(model: ResolvedModel) -> dict[Owner, str]:
+    """Whose Secret the loader reads: the engine gets none of it."""
+    return {} if model.secret is None else {Owner.MODEL: model.secret}
 
 
 def mounted_claim(claim: str) -> tuple[Object, Object]:
@@ -86,8 +92,7 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
     }
     if model.ca_secret_ref is not None:
         container["volumeMounts"].append(certificates.mount())
-    if model.secret is not None:
-        container["envFrom"] = [{"secretRef": {"name": model.secret}}]
+    container["volumeMounts"] += credentials.mounts(secrets(model))
     return container
 
 

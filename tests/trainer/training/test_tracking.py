@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.trainer.entries import prepare
 from tests.trainer.training.test_train import LORA, MakeRun, committed, trained
 
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.pod import ENV_MOUNTS, Owner, secret_folder
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.training import tracking
 
@@ -56,12 +58,19 @@ def test_a_package_that_the_image_lacks_is_named(make_run: MakeRun, tmp_path: Pa
 def test_a_key_that_the_secret_lacks_is_named(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found: Any = object()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: found)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "")
+    monkeypatch.delenv("WANDB_API_KEY")
     run = make_run(training={"reportTo": ["wandb"]} | SECRET)
-    with pytest.raises(StepFailed, match=r"wandb needs WANDB_API_KEY in the environment; put it into the Secret"):
+    with pytest.raises(StepFailed, match=r"wandb needs WANDB_API_KEY; put it into the Secret"):
         tracking.arguments(run, tmp_path)
-    monkeypatch.setenv("WANDB_API_KEY", "key")
+    monkeypatch.setenv(ENV_MOUNTS, str(tmp_path))
+    monkeypatch.setenv("HOME", "kept")
+    folder = Path(secret_folder(str(tmp_path), Owner.REPORTS))
+    folder.mkdir(parents=True)
+    (folder / "WANDB_API_KEY").write_text("key")
+    (folder / "HOME").write_text("not for a Secret to say")
     assert tracking.arguments(run, tmp_path) == {"report_to": ["wandb"], "run_name": "team/job"}
+    assert (os.environ["WANDB_API_KEY"], os.environ["HOME"]) == ("key", "kept")
 
 
 def test_what_is_reported_changes_no_fingerprint(make_run: MakeRun, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from finetune_operator.cli.show import describe, duration
 from finetune_trainer.contract.reports import Progress
 
 MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")
+PRIVATE = GOOD.replace('"hf://org/model"', '"hf://org/model", secretRef: {name: hub}')
 FP8 = GOOD.replace(
     "{name: q4, format: GGUF, quantization: Q4_K_M}", "{name: fp8, format: CompressedTensors, quantization: FP8}"
 )
@@ -47,6 +48,13 @@ def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
         (MODEL + DATA, ["--local"], "the claim models has no folder on this machine; add --claim models=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models"], "--claim models has no directory; write NAME=DIRECTORY"),
         (MODEL + DATA, ["--local", "--claim", "models=/none"], "/none is not a directory"),
+        (PRIVATE + DATA, ["--local", "--secret", "hub"], "--secret hub has no directory; write NAME=DIRECTORY"),
+        (PRIVATE + DATA, ["--local", "--secret", "hub=/none"], "/none is not a directory; --secret takes NAME=DIRECTORY, with"),
+        (
+            PRIVATE + DATA,
+            ["--local", "--secret", "hob=/"],
+            "--secret hob: no secretRef of the file names it; those that are named: hub",
+        ),
         (GOOD + DATA, ["--local", "--python", "quantise=python3"], "--python quantise=python3: write IMAGE=PROGRAM, and of"),
         (FP8 + DATA, ["--local"], "spec.artifacts fp8: CompressedTensors needs llm-compressor, which"),
         (FP8 + DATA, ["--local", "--python", "quantizer=/none"], "--python: /none can't be started: No such file"),

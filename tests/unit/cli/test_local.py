@@ -12,6 +12,7 @@ from tests.unit.test_sentences import DATA, GOOD, write
 from finetune_operator.cli import local
 from finetune_operator.cli.document import read_document
 from finetune_operator.cli.pythons import Pythons
+from finetune_operator.cli.workdir import Workdir
 from finetune_operator.finetunejob.runs import current_run
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import Step
@@ -38,7 +39,7 @@ def ran(tmp_path: Path, text: str) -> list[str]:
     told: list[str] = []
     document = read_document(write(tmp_path, text + DATA))
     watcher = local.Watcher(lambda _: None, lambda _: None, lambda _, why: told.append(why), lambda *_: None)
-    local.run_locally(document, local.Workdir(tmp_path), watcher)
+    local.run_locally(document, Workdir(tmp_path), watcher)
     return told
 
 
@@ -77,15 +78,35 @@ def test_a_step_runs_under_the_python_that_stands_for_its_image(tmp_path: Path) 
     assert {Pythons().of(run, step) for step in run.steps} == {sys.executable}
 
 
+def test_each_step_finds_the_secrets_that_it_reads_and_no_others(tmp_path: Path) -> None:
+    named = GOOD.replace('"hf://org/model"', '"hf://org/model", secretRef: {name: hub}') + (
+        "  publish: [{uri: s3://b/p, secretRef: {name: mine}}, {uri: s3://b/q, secretRef: {name: theirs}}]\n"
+        "  storage: {artifacts: {uri: s3://b/store, secretRef: {name: mine}}}\n"
+    )
+    document = read_document(write(tmp_path, named + DATA))
+    run, _ = current_run(document.job)
+    folders = {name: tmp_path / name for name in ("mine", "theirs")}
+    for folder in folders.values():
+        folder.mkdir()
+    workdir, found = Workdir(tmp_path / "work", secrets=folders), {}
+    for step in run.steps:
+        workdir.mount_secrets(document.job, run, step)
+        links = (workdir.mounts / "secrets").iterdir()
+        found[step.name] = {link.name: link.resolve().name for link in links}
+    assert found["prepare"] == found["train"] == {"store": "mine"}, "hub was not given: the environment counts"
+    assert found["publish-0"] == {"store": "mine", "publish": "mine"}
+    assert found["publish-1"] == {"store": "mine", "publish": "theirs"}
+
+
 def test_that_python_is_what_is_started(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0 $*" >&2; exit 2\n')
     python.chmod(0o755)
     document = read_document(write(tmp_path, GOOD + "  evaluation: {engine: VLLM}\n" + DATA))
     run, _ = current_run(document.job)
-    workdir = local.Workdir(tmp_path, Pythons(evaluator=str(python)))
+    workdir = Workdir(tmp_path, Pythons(evaluator=str(python)))
     (tmp_path / "logs").mkdir()
     step = next(step for step in run.steps if step.name == "evaluate")
     with pytest.raises(local.StepStopped):
-        local._run_step(local.Attempts(run, workdir, "Fail"), step, None, lambda _: None)
+        local._run_step(local.Attempts(document.job, run, workdir), step, None, lambda _: None)
     assert workdir.log("evaluate").read_text() == f"{python} -m finetune_trainer evaluate\n"

@@ -11,6 +11,7 @@ from tests.story import Story
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import admission, policy
+from finetune_trainer.contract.places import S3_KEYS
 
 S3: dict[str, Any] = {"artifacts": {"uri": "s3://bucket/x", "secretRef": {"name": "store"}}}
 HUB = {"uri": "hf://a/b", "secretRef": {"name": "hub"}}
@@ -151,11 +152,24 @@ def test_the_claim_that_the_operator_makes_may_be_absent() -> None:
     assert story.passes(1) == ["create PersistentVolumeClaim", "create ConfigMap", "job prepare"]
 
 
-def test_two_secrets_for_one_source_in_one_pod_are_refused() -> None:
-    data = {"uri": "s3://data/rows", "secretRef": {"name": "mine"}}
-    job = FineTuneJob.model_validate(make_job(dataset=data, storage=S3))
-    (problem,) = admission.problems(job.spec)
-    assert problem.startswith("spec.dataset.secretRef and spec.storage.artifacts.secretRef")
+def test_secrets_with_the_same_keys_are_mounts_of_their_own_that_say_whose_they_are() -> None:
+    data = {"uri": "s3://data/rows", "secretRef": {"name": "mine"}, "test": {"fraction": 0.1}}
+    model = {"uri": "s3://models/tiny", "secretRef": {"name": "store"}}
+    job = make_job(dataset=data, storage=S3, model=model)
+    space = Namespace()
+    for name in ("mine", "store"):
+        space.named[Ref("Secret", name)] = {"metadata": {"name": name}, "data": dict.fromkeys(S3_KEYS, "")}
+    story = Story(job, space=space)
+    story.passes(2)
+    pod = next(body for body in story.created if body["kind"] == "Job")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    mounts = {m["mountPath"]: secrets[m["name"]] for m in container["volumeMounts"] if m["name"] in secrets}
+    folder = "/mnt/finetune/secrets"
+    assert mounts == {f"{folder}/model": "store", f"{folder}/dataset": "mine", f"{folder}/store": "store"}
+    assert len(secrets) == 2, "one volume a Secret, however many it opens"
+    assert "envFrom" not in container
+    assert not any("secretKeyRef" in str(variable) for variable in container["env"])
 
 
 SERVING_ROWS: list[tuple[dict[str, Any], str]] = [

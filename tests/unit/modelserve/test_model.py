@@ -86,11 +86,14 @@ def test_s3_artifact_takes_the_jobs_credentials() -> None:
     stage.step()
     pod = stage.deployment(stage.candidate())["spec"]["template"]["spec"]
     (loader,) = pod["initContainers"]
-    assert loader["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    (volume,) = (v for v in pod["volumes"] if "secret" in v)
+    mount = {"name": volume["name"], "mountPath": "/mnt/finetune/secrets/model", "readOnly": True}
+    assert volume["secret"]["secretName"] == "keys"
+    assert mount in loader["volumeMounts"]
     assert loader["command"][-2:] == ["--endpoint", "http://s3:7070"]
     assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
-    assert not any("secret" in v for v in pod["volumes"])
-    assert "envFrom" not in pod["containers"][0], "the engine needs no credentials"
+    assert mount not in pod["containers"][0]["volumeMounts"], "the engine needs no credentials"
+    assert not any("envFrom" in c for c in (*pod["initContainers"], *pod["containers"]))
 
 
 @pytest.mark.parametrize(

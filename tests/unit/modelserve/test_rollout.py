@@ -467,10 +467,11 @@ def test_the_gates_pod_reads_a_bucket_with_the_models_credentials() -> None:
     stage, _ = gated(model=model)
     pod = stage.of("Job")[0]["spec"]["template"]["spec"]
     (ask,) = pod["containers"]
-    assert ask["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    (mount,) = (m for m in ask["volumeMounts"] if m["mountPath"] == "/mnt/finetune/secrets/store")
+    assert {"name": mount["name"], "secret": {"secretName": "keys", "defaultMode": 0o440}} in pod["volumes"]
     assert ask["command"][-4:] == ["--endpoint", "http://s3:7070", "--region", "eu"]
     assert "affinity" not in pod
-    assert len(pod["volumes"]) == 2
+    assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
 
 
 def test_a_claim_of_the_evaluation_that_is_missing_is_told_before_a_pod_waits_for_it() -> None:

@@ -46,7 +46,7 @@ class Publish(Strict):
 
 
 class StoreConfig(Strict):
-    """The artifact store, a claim or a bucket (credentials by environment)."""
+    """The artifact store, a claim or a bucket."""
 
     uri: str
     endpoint: str | None = None

@@ -31,8 +31,8 @@ class SecretRef(Strict):
     name: str = Field(
         min_length=1,
         max_length=253,
-        description="Name of a Secret in the job's namespace. Its keys become environment variables of the pods that need it:"
-        f" {places.credentials(places.PLACES)} (sent as the header Authorization).",
+        description=f"Name of a Secret in the job's namespace, with the keys {places.credentials(places.PLACES)} (sent as the"
+        " header Authorization). It is mounted by the pods that need it, and counts for this place alone.",
     )
 
 

@@ -47,6 +47,11 @@ class Place:
     def prefix(self) -> str:
         return f"{self.scheme}://"
 
+    @property
+    def variables(self) -> str:
+        """How the names of all variables begin that its client reads, be they named in `keys` or not."""
+        return f"{self.keys[0].partition('_')[0]}_"
+
 
 REPOSITORY, BUCKET = "org/name[@revision]", "bucket/path"
 READ = (Use.MODEL, Use.ROWS, Use.TASKS)

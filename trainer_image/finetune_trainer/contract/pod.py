@@ -4,8 +4,10 @@ trainer reads.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 RUN_FILE = "/etc/finetune/run.json"
-MOUNTS = "/mnt/finetune"  # claims/<claim>/… and configmaps/<name>/<key> lie below it
+MOUNTS = "/mnt/finetune"  # claims/<claim>/…, configmaps/<name>/<key> and secrets/<owner>/<key> lie below it
 SCRATCH = "/scratch"
 TERMINATION_LOG = "/dev/termination-log"
 TERMINATION_LIMIT = 4096  # bytes; the kubelet cuts the rest
@@ -24,3 +26,22 @@ ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an In
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
 ENV_LLAMA_CPP = "LLAMA_CPP_DIR"
 LLAMA_CPP = "/opt/llama.cpp"  # in the trainer's image
+
+
+class Owner(StrEnum):
+    """Whose credentials a Secret holds. Each is a mount of its own, so that two may have keys of the same name."""
+
+    MODEL = "model"
+    TEACHER = "teacher"
+    DATASET = "dataset"  # rows and task files
+    STORE = "store"
+    PUBLISH = "publish"  # of the one place that a publish step writes to
+    REPORTS = "reports"  # of the trackers, whose libraries read the environment
+
+
+SOURCES = (Owner.MODEL, Owner.TEACHER, Owner.DATASET)
+
+
+def secret_folder(mounts: str, owner: Owner) -> str:
+    """Where the keys of an owner's Secret lie, a file each."""
+    return f"{mounts}/secrets/{owner}"

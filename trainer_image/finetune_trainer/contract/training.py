@@ -114,7 +114,7 @@ class Training(Strict):
     """Where loss, learning rate and gradient norm of each step go beside the pod's log. tensorboard: files in a folder of that
     name beside the adapter. mlflow, wandb: the server that reportSecretRef says; the image must have the package."""
     report_secret_ref: SecretRef | None = None
-    """Secret whose keys become the training pod's environment: MLFLOW_TRACKING_URI and MLflow's other variables, WANDB_API_KEY
+    """Secret whose keys become variables of the training process: MLFLOW_TRACKING_URI and MLflow's other ones, WANDB_API_KEY
     and W&B's."""
 
     @property

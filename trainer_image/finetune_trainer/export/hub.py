@@ -17,6 +17,7 @@ from typing import Any
 from finetune_trainer import environment
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.places import HF
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Manifest
 from finetune_trainer.digests import sha256
@@ -53,7 +54,7 @@ def publish(target: Publish, field: str, artifacts: Mapping[str, tuple[Manifest,
     disable_progress_bars()
     repository, _, branch = target.uri.removeprefix(HF.prefix).partition("@")
     place = Place(repository, branch or MAIN, target.private, field)
-    access = environment.access()
+    access = environment.access(Owner.PUBLISH, HF)
     api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)
     files = _laid_out(artifacts, scratch)
 

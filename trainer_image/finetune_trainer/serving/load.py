@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from finetune_trainer import environment
 from finetune_trainer.buckets import download, open_bucket
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import mounted_path
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
@@ -27,6 +29,9 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.bucket import BucketObjects
 from finetune_trainer.store.files import FILES, folder_digest, parse_files
 from finetune_trainer.termination import finish
+
+if TYPE_CHECKING:
+    from finetune_trainer.buckets import Bucket
 
 PARALLEL_FILES = 4
 
@@ -121,7 +126,8 @@ def fetch(uri: str, into: Path, digest: str | None, endpoint: str | None, region
     root, _, prefix = uri.rstrip("/").rpartition("/")
     if root.endswith(":/"):
         raise StepFailed(StepReason.InvalidSpec, f"{uri} names a bucket; spec.model.uri needs a path in it")
-    objects = BucketObjects(root, endpoint, region)
+    access = environment.access(Owner.MODEL, places.of(uri))
+    objects = BucketObjects(root, access, endpoint, region)
     try:
         content = objects.read(f"{prefix}/{FILES}")
         if content is not None:
@@ -132,13 +138,12 @@ def fetch(uri: str, into: Path, digest: str | None, endpoint: str | None, region
             raise _damaged(uri, f"it has no {FILES}; was the upload cut short?")
         if not (there := objects.sizes(prefix)):
             raise not_found(uri)
-        return _download(uri, there, into, endpoint, region)
+        return _download(open_bucket(uri, access, endpoint, region), there, into)
     except StepFailed as error:
         raise _of_the_spec(uri, error) from error
 
 
-def _download(uri: str, paths: Iterable[str], into: Path, endpoint: str | None, region: str | None) -> Path:
-    bucket = open_bucket(uri, endpoint, region)
+def _download(bucket: Bucket, paths: Iterable[str], into: Path) -> Path:
     for path in paths:
         (into / path).parent.mkdir(parents=True, exist_ok=True)
         download(bucket, path, into / path)

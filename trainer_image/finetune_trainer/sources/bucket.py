@@ -16,7 +16,9 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
 
     bucket, _, prefix = source.uri.removeprefix(source.place.prefix).rstrip("/").partition("/")
     meaning = partial(_meaning_at_bucket, source)
-    store = with_retries(lambda: open_bucket(f"{source.place.prefix}{bucket}", endpoint, region), meaning, source.unavailable)
+    access, root = source.access, f"{source.place.prefix}{bucket}"
+    endpoint, region = access.own_s3_endpoint or endpoint, access.own_s3_region or region
+    store = with_retries(lambda: open_bucket(root, access, endpoint, region), meaning, source.unavailable)
 
     def describe() -> dict[str, int]:
         found = {str(o["path"]): int(o["size"]) for o in store.list(prefix or None).collect()}
@@ -54,7 +56,8 @@ def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float |
     if is_not_found(error):
         return source.not_found(f"nothing lies at {source.uri}: check bucket and path")
     if "<Code>AuthorizationHeaderMalformed</Code>" in str(error):
-        return source.denied(f"{source.uri}: the bucket is in another region: set spec.storage.artifacts.region or AWS_REGION")
+        where = f"set spec.storage.artifacts.region, or the key AWS_REGION in {source.secret}"
+        return source.denied(f"{source.uri}: the bucket is in another region: {where}")
     if is_denied(error):
         return source.denied(f"{source.uri} was refused: check {' and '.join(source.place.keys)} in {source.secret}")
     return 0.0 if isinstance(error, BaseError | ConnectionError | TimeoutError) else None

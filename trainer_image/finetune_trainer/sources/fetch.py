@@ -21,7 +21,7 @@ from finetune_trainer.sources.source import Fetched, Source
 
 
 def fetch(source: Source, into: Path, mounts: str, endpoint: str | None = None, region: str | None = None) -> Fetched:
-    """The source's wanted files. `endpoint` and `region` are those of the S3 server."""
+    """The source's wanted files. `endpoint` and `region` are those of an S3 server, unless its Secret names others."""
     match source.place.reach:
         case Reach.HUB:
             return _fetch_from_hub(source, into)

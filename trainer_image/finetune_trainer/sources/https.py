@@ -2,7 +2,7 @@
 
     https://host/path/rows.jsonl#sha256=<64 hexadecimal digits>
 
-A bearer token or another credential comes from the environment variable HTTPS_AUTHORIZATION, which is sent as the header
+A bearer token or another credential is the key HTTPS_AUTHORIZATION of the source's Secret, which is sent as the header
 Authorization; SSL_CERT_FILE names the certificates to trust.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from finetune_trainer import environment
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
@@ -37,7 +36,7 @@ def fetch_file(source: Source, into: Path) -> str:
     source.check([name])
     into.mkdir(parents=True, exist_ok=True)
     target, part = into / name, into / f"{name}.part"
-    secret = environment.access().https_authorization
+    secret = source.access.https_authorization
     headers = {"Accept-Encoding": "identity"} | ({"Authorization": secret} if secret else {})
     with httpx2.Client(headers=headers, timeout=TIMEOUT, follow_redirects=True) as client:
         download = _Download(client, url, part)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from finetune_trainer import environment
 from finetune_trainer.contract.places import HF
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
@@ -18,7 +17,7 @@ def _fetch_from_hub(source: Source, into: Path) -> Fetched:
 
     repository, _, revision = source.uri.removeprefix(HF.prefix).partition("@")
     kind = "dataset" if source.subject == "Dataset" else "model"
-    access = environment.access()
+    access = source.access
     api = HfApi(endpoint=access.hub_endpoint, token=access.hub_token)
 
     def describe() -> tuple[str, list[str]]:
@@ -75,7 +74,7 @@ def _meaning_at_hub(source: Source, error: Exception) -> StepFailed | float | No
         status = error.response.status_code
         if status in TRANSIENT:
             return wait_asked_for(error.response.headers.get("Retry-After"))
-        if status in (401, 403) and (environment.access().hub_token or not isinstance(error, RepositoryNotFoundError)):
+        if status in (401, 403) and (source.access.hub_token or not isinstance(error, RepositoryNotFoundError)):
             return source.denied(f"the hub refused {place} (HTTP {status}): check that HF_TOKEN is valid and may read it")
         if isinstance(error, RepositoryNotFoundError):
             return source.not_found(f"the hub has no {place}, or it is private: check the name, or {secret}")

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from finetune_trainer import environment
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import Place
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.environment import Access
 from finetune_trainer.failures import StepFailed, first_line
 
 CARD = "README.md"
@@ -23,6 +26,7 @@ DENIED = {
     "Dataset": StepReason.DatasetAccessDenied,
     "TaskFiles": StepReason.TaskFilesAccessDenied,
 }
+OWNERS = {"spec.model.uri": Owner.MODEL, "spec.training.distillation.teacher.uri": Owner.TEACHER}  # by field; else of the rows
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Source:
     def secret(self) -> str:
         """The field that names the Secret with the credentials."""
         return f"{self.field.removesuffix('.uri')}.secretRef" if self.subject == "Model" else "spec.dataset.secretRef"
+
+    @property
+    def access(self) -> Access:
+        """How it is reached, with which credentials."""
+        return environment.access(OWNERS.get(self.field, Owner.DATASET), self.place)
 
     def not_found(self, detail: str) -> StepFailed:
         return StepFailed(NOT_FOUND[self.subject], f"{self.field}: {detail}")

@@ -12,10 +12,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from finetune_trainer import environment
 from finetune_trainer.context import Context
+from finetune_trainer.contract import places
 from finetune_trainer.contract.artifacts import Publish
 from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGE, MERGED, TRAIN, steps, subjects
 from finetune_trainer.contract.places import HF, mounted_path
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File, Manifest, Scores, StepResult
 from finetune_trainer.digests import sha256
@@ -101,11 +104,12 @@ def _scores(context: Context, subject: str) -> Scores | None:
 
 
 def open_place(context: Context, target: Publish) -> Objects:
-    """The folder or bucket to copy to. An S3 bucket is looked for where the artifact store's is."""
+    """The folder or bucket to copy to. An S3 bucket is looked for where its Secret says, else where the artifact store's is."""
     mounted = mounted_path(target.uri, context.pod.mounts)
     if mounted is not None:
         return DirectoryObjects(Path(mounted))
-    return BucketObjects(target.uri, context.run.store.endpoint, context.run.store.region)
+    access, store = environment.access(Owner.PUBLISH, places.of(target.uri)), context.run.store
+    return BucketObjects(target.uri, access, access.own_s3_endpoint or store.endpoint, access.own_s3_region or store.region)
 
 
 def copy(place: Objects, name: str, manifest: Manifest, folder: Path, scratch: Path) -> None:

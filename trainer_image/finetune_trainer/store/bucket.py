@@ -1,4 +1,4 @@
-"""The artifact store's objects in a bucket, by obstore. Credentials come from environment variables (contract/places)."""
+"""The artifact store's objects in a bucket, by obstore."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from finetune_trainer.contract import places
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File
 from finetune_trainer.digests import sha256
+from finetune_trainer.environment import Access
 from finetune_trainer.failures import StepFailed, store_unavailable
 
 PART_BYTES = 16 * MIB  # a part is held in memory; S3 allows 10 000 of them
@@ -22,10 +23,10 @@ PARALLEL_FILES = 4
 class BucketObjects:
     """Objects below the uri of a bucket. write_new is one conditional PUT (If-None-Match: *)."""
 
-    def __init__(self, uri: str, endpoint: str | None = None, region: str | None = None) -> None:
+    def __init__(self, uri: str, access: Access, endpoint: str | None = None, region: str | None = None) -> None:
         self._uri = uri.rstrip("/")
         with self._reported(""):
-            self._store = open_bucket(uri, endpoint, region)
+            self._store = open_bucket(uri, access, endpoint, region)
 
     def read(self, path: str) -> bytes | None:
         with self._reported(path):

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from finetune_trainer import environment
+from finetune_trainer.contract import places
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.places import mounted_path
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Check, File, Manifest, StepResult
 from finetune_trainer.digests import sha256
@@ -202,11 +205,12 @@ class Store:
 
 
 def open_store(config: StoreConfig, mounts: str) -> Store:
-    """The store of a run: a claim, mounted below `mounts`, or a bucket with credentials from the environment."""
+    """The store of a run: a claim, mounted below `mounts`, or a bucket with the credentials of its Secret."""
     directory = mounted_path(config.uri, mounts)
     if directory is not None:
         return Store(DirectoryObjects(Path(directory)), config.uri)
-    return Store(BucketObjects(config.uri, config.endpoint, config.region), config.uri)
+    access = environment.access(Owner.STORE, places.of(config.uri))
+    return Store(BucketObjects(config.uri, access, config.endpoint, config.region), config.uri)
 
 
 # ── files.json ────────────────────────────────────────────────────────────────────────────────────────────────────────

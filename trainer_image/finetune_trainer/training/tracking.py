@@ -1,6 +1,7 @@
 """Where the curves of a run go beside its own log: TensorBoard files with the adapter, MLflow, Weights & Biases.
 
-The callbacks are transformers' own. They read where to go, and with which credentials, from the environment.
+The callbacks are transformers' own. They read where to go, and with which credentials, from the environment of this process,
+which gets the keys of the Secret that spec.training.reportSecretRef names.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer import environment
+from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import TRACKERS
 from finetune_trainer.failures import bad_config
@@ -24,6 +26,8 @@ def arguments(run: RunConfig, output: Path) -> dict[str, Any]:
     Raises StepFailed InvalidSpec where the image lacks a package, or the environment what a tracker must know.
     """
     wanted = run.training.report_to
+    if run.training.report_secret_ref is not None:
+        environment.offer(environment.secret(Owner.REPORTS))
     for name in wanted:
         if not any(importlib.util.find_spec(package) for package in PACKAGES[name]):
             raise bad_config(
@@ -33,7 +37,7 @@ def arguments(run: RunConfig, output: Path) -> dict[str, Any]:
         missing = environment.missing(TRACKERS[name])
         if missing:
             raise bad_config(
-                f"spec.training.reportTo: {name} needs {' and '.join(missing)} in the environment; put it into the Secret that"
+                f"spec.training.reportTo: {name} needs {' and '.join(missing)}; put it into the Secret that"
                 " spec.training.reportSecretRef names"
             )
     if "tensorboard" in wanted:

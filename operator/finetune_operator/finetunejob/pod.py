@@ -1,0 +1,110 @@
+"""The pod of a step: its container, what that is told, and what it asks for.
+
+Pods meet Pod Security "restricted". GPUs are held only by steps that need one. The pods get no API token.
+"""
+
+from __future__ import annotations
+
+from finetune_operator import certificates, credentials, names, pod_security
+from finetune_operator.api.finetunejob import FineTuneJob, Resources, Stage
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.finetunejob.image import default_image
+from finetune_operator.finetunejob.placement import placement
+from finetune_operator.finetunejob.plan import Start
+from finetune_operator.finetunejob.record import step_record
+from finetune_operator.finetunejob.runs import Run
+from finetune_operator.finetunejob.volumes import secrets, volumes
+from finetune_operator.meta import Object
+from finetune_operator.names import STEP_CONTAINER, step_job
+from finetune_operator.settings import Settings
+from finetune_trainer.contract import pod, training
+from finetune_trainer.contract.pipeline import TRAIN, Step
+
+SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
+DEFAULT_CPU = "500m"
+RANKS_PORT = 29500  # torchrun's own
+_GIB = 1024**3
+# Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
+MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
+MEMORY_FACTOR_ON_GPU = 1.0
+
+
+def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
+    step = start.step
+    stage: Stage = getattr(job.spec.stages, step.stage)
+    grace = settings.grace_seconds if step.stage == "train" else SHORT_GRACE_SECONDS
+    mounted, secret = volumes(job, run, step), secrets(job, run, step)
+    container: Object = {
+        "name": STEP_CONTAINER,
+        "image": stage.image or default_image(run, step, settings),
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["python", "-m", "finetune_trainer", step.name],
+        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told(job, start.step, status)),
+        "resources": _resources(job, run, step, stage.resources, status),
+        "securityContext": pod_security.container(),
+        "volumeMounts": [*(v.mount for v in mounted), *credentials.mounts(secret)],
+    }
+    spec: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace,
+        "securityContext": pod_security.pod(),
+        "containers": [container],
+        "volumes": [*(v.source for v in mounted), *credentials.volumes(secret)],
+    }
+    if run.pods(step) > 1:
+        spec["subdomain"] = names.ranks_service(run.id)
+    return spec | placement(job, stage)
+
+
+def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
+    """Where the ranks of several pods meet; those of one pod need no name for it."""
+    if run.pods(start.step) == 1:
+        return {}
+    first = f"{step_job(job.metadata.name, start.step.name, run.id, start.attempt)}-0"
+    return {pod.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
+
+
+def _told(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:
+    """Whom to trust; a smaller micro-batch where the GPU's memory did not hold the estimated one; what the job calls a hang."""
+    size, medians = step_record(status, step.name).micro_batch_size, job.spec.retry.hang_after_median_steps
+    told = certificates.environment(job.spec.storage.artifacts.ca_secret_ref)
+    told |= {} if size is None else {pod.ENV_MICRO_BATCH_SIZE: str(size)}
+    if step.stage == TRAIN and medians != training.HANG_AFTER_MEDIAN_STEPS:
+        told[pod.ENV_HANG_AFTER] = str(medians)
+    return told
+
+
+def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:
+    values = {
+        pod.ENV_RUN_FILE: pod.RUN_FILE,
+        pod.ENV_MOUNTS: pod.MOUNTS,
+        pod.ENV_SCRATCH: pod.SCRATCH,
+        pod.ENV_TERMINATION_LOG: pod.TERMINATION_LOG,
+        pod.ENV_ATTEMPT: str(attempt),
+        pod.ENV_GRACE_SECONDS: str(grace),
+        "HOME": "/tmp",  # the root file system is read-only
+        "HF_HOME": f"{pod.SCRATCH}/huggingface",
+        "PYTHONUNBUFFERED": "1",  # progress lines are read while the pod runs
+        **more,
+    }
+    if settings.hub_endpoint:
+        values["HF_ENDPOINT"] = settings.hub_endpoint
+        values["HF_HUB_DISABLE_XET"] = "1"  # mirrors speak plain HTTP
+    env: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
+    env.append({"name": pod.ENV_POD_UID, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
+    return env
+
+
+def _resources(job: FineTuneJob, run: Run, step: Step, wanted: Resources, status: FineTuneJobStatus) -> Object:
+    gpus = run.gpus(step)
+    factor = MEMORY_FACTOR_ON_GPU if gpus else MEMORY_FACTOR[step.stage]
+    mebibytes = int((_GIB + factor * (status.model.bytes if status.model else 0)) / 1024**2)
+    requests: dict[str, str] = {"cpu": DEFAULT_CPU, "memory": f"{mebibytes}Mi"}
+    # A limit alone is also the request, as in any pod: a default above it would be refused.
+    requests = {k: v for k, v in requests.items() if k not in wanted.limits} | dict(wanted.requests)
+    limits = dict(wanted.limits)
+    if gpus:
+        limits[job.spec.parallelism.gpu.resource_name] = str(gpus)
+    return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
