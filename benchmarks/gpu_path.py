@@ -34,6 +34,7 @@ from typing import Any
 from finetune_operator.cli import local
 from finetune_operator.cli.document import read_document
 from finetune_operator.cli.pythons import Pythons
+from finetune_operator.cli.workdir import Given, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
 from finetune_trainer.contract.reports import Progress
 
@@ -115,7 +116,8 @@ def run(
     def again(_step: Any, why: str) -> None:
         told.again.append(why)
 
-    workdir = local.prepare_workdir(document, ran, folder / name, {"bench": folder / "bench"}, PYTHONS)
+    given = Given(claims={"bench": folder / "bench"}, secrets={}, pythons=PYTHONS)
+    workdir = prepare_workdir(document, ran, folder / name, given)
     watcher = local.Watcher(lambda step: print(f"{step.name}: started", flush=True), progress, again, ended)
     try:
         return told, local.run_locally(document, workdir, watcher).status
