@@ -128,7 +128,7 @@ class Stage:
         if old is None:
             new["metadata"] |= {"uid": f"uid-{next(self._uids)}", "generation": 1, "creationTimestamp": self.stamp()}
         else:
-            changed = old["spec"] != new["spec"]
+            changed = old.get("spec") != new.get("spec")
             same = key[0] != "Deployment" or old["spec"]["template"] == new["spec"]["template"]
             assert same or self.templates_may_change, "a template was changed"
             kept = {k: old["metadata"][k] for k in ("uid", "creationTimestamp")}
@@ -150,6 +150,13 @@ class Stage:
         """The Deployment controller: no progress within progressDeadlineSeconds."""
         overdue = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
         self.deployment(revision).setdefault("status", {})["conditions"] = [overdue]
+
+    def engine(self, revision: str, *, ready: bool = True, restarts: int = 0, **ended: Any) -> None:
+        """The revision's pod: its engine has started, is ready since now or not, and has perhaps ended before."""
+        last = {"terminated": {"finishedAt": self.stamp(), **ended}} if ended else {}
+        engine = {"name": "engine", "started": True, "restartCount": restarts, "state": {}, "lastState": last}
+        condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": self.stamp()}
+        self.pod(revision, phase="Running", conditions=[condition], containerStatuses=[engine])
 
     def pod(self, revision: str, **status: Any) -> None:
         """A pod of the revision that is not ready."""
@@ -199,6 +206,13 @@ class Stage:
         self.settle()
         assert self.live() == revision
         return revision
+
+    def promote_another(self, **model: Any) -> tuple[str, str]:
+        """Two revisions go live, one after the other; returns both, and nothing has happened since."""
+        old = self.roll_out()
+        self.later(3600)
+        self.edit(model=model or {"uri": "pvc://models/other"})
+        return old, self.roll_out()
 
     # ── what can be seen ──
 

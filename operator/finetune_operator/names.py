@@ -24,6 +24,7 @@ LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh budget
 ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
+ANNOTATION_HISTORY = f"{GROUP}/history"  # of the stable Service: which revisions took traffic, as JSON
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
 STEP_CONTAINER = "step"  # of an attempt's pod; whatever else is in there was injected

@@ -28,7 +28,7 @@ _STATE: Shape = {
     "running": {"startedAt": ALL},
     "terminated": dict.fromkeys(("exitCode", "reason", "message", "startedAt", "finishedAt"), ALL),
 }
-_CONTAINERS = [{"name": ALL, "ready": ALL, "restartCount": ALL, "state": _STATE, "lastState": _STATE}]
+_CONTAINERS = [{"name": ALL, "ready": ALL, "started": ALL, "restartCount": ALL, "state": _STATE, "lastState": _STATE}]
 SHAPES: dict[str, Shape] = {
     "Pod": {
         "spec": {"nodeName": ALL, "containers": [{"name": ALL, "resources": ALL}], "volumes": [{"name": ALL, "emptyDir": ALL}]},

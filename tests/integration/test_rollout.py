@@ -35,7 +35,8 @@ def good_engine(pod: Pod) -> Ending | None:
 
 def test_a_model_is_loaded_asked_promoted_replaced_and_taken_away(world: World, operators: Callable[..., Operator]) -> None:
     space = world.namespace("rollout")
-    path = apply_serve(world, space)
+    window = {"rollbackWindowSeconds": 3}
+    path = apply_serve(world, space, rollout=window)
     operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
     services = f"/api/v1/namespaces/{space}/services"
 
@@ -54,15 +55,16 @@ def test_a_model_is_loaded_asked_promoted_replaced_and_taken_away(world: World, 
         assert condition(world, path, "Available") == "True"
 
         writes = quiet(operator)
-        apply_serve(world, space)
+        apply_serve(world, space, rollout=window)
         assert quiet(operator) == writes, "the same again changes nothing"
 
-        apply_serve(world, space, model={"uri": "pvc://models/two"})
+        apply_serve(world, space, rollout=window, model={"uri": "pvc://models/two"})
         wait_until("the second revision is live", lambda: live() not in (first, None), 60)
         wait_until("it is ready", lambda: condition(world, path, "Ready") == "True")
+        deployments = f"/apis/apps/v1/namespaces/{space}/deployments"
+        wait_until("the first one's window has ended", lambda: len(world.items(deployments)) == 1)
+        assert [d["metadata"]["labels"]["finetune.dev/revision"] for d in world.items(deployments)] == [live()]
         quiet(operator)
-        deployments = world.items(f"/apis/apps/v1/namespaces/{space}/deployments")
-        assert [d["metadata"]["labels"]["finetune.dev/revision"] for d in deployments] == [live()]
 
         world.kubectl("scale", "mserve", "bot", "-n", space, "--replicas=2")
         wait_until("there are two pods", lambda: (world.get(path) or {})["status"].get("replicas") == 2)

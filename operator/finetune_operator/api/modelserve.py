@@ -107,9 +107,25 @@ class ServeGate(Strict):
     """Test rows that a new revision is asked again after the prompts."""
 
 
+class RollbackOn(Strict):
+    """What a new revision must not do within the rollback window."""
+
+    max_restarts: int = Field(0, ge=0, le=1000)
+    """Restarts of its engines that are borne. A pod that was deleted or evicted is none."""
+    not_ready_seconds: int = Field(30, ge=5, le=86400)
+    """How long a pod that had started may fail its readiness probe."""
+
+
 class Rollout(Strict):
     gate: ServeGate = Field(default_factory=lambda: ServeGate())
     """What a new revision must answer before it takes traffic."""
+    rollback_window_seconds: int = Field(300, ge=0, le=604800)
+    """How long the revision before stays warm once a new one takes traffic: its pods run on, and take traffic again if the
+    new one does what rollbackOn names. 0: they go at once."""
+    rollback_on: RollbackOn = Field(default_factory=lambda: RollbackOn())
+    """What makes traffic go back within that time, besides an engine that can't load or runs out of memory."""
+    revision_history_limit: int = Field(10, ge=0, le=100)
+    """Revisions without pods that are remembered, so that they can be gone back to."""
     startup_timeout_seconds: int | None = Field(None, ge=10, le=86400)
     """Time from pod start until the engine answers. Unset: computed from the artifact's bytes, at least 600."""
 
@@ -186,6 +202,25 @@ class Revision(Report):
     """How often its gate came to no verdict, as its pod or the engine was taken away, and was asked again."""
     test_rows: ServedRows | None = None
     """Test rows that it was asked, and how many it answered as in the evaluation."""
+    promoted_at: str | None = None
+    """When it took traffic."""
+    rolled_back_at: str | None = None
+    """When traffic was taken from it again."""
+
+
+class Signal(StrEnum):
+    """What says that a revision which takes traffic is bad."""
+
+    RESTARTS = "Restarts"
+    PROBES = "Probes"
+
+
+class RollbackWindow(Report):
+    revision: str
+    """The revision that stays warm and takes traffic again if the live one proves bad."""
+    until: str
+    signals: list[Signal]
+    """What is watched: where an engine has no metrics of errors and latency, its restarts and probes decide."""
 
 
 class ResolvedModel(Report):
@@ -213,6 +248,8 @@ class ModelServeStatus(Report):
     """The revision that the Service points at."""
     candidate: Revision | None = None
     """The revision that is loading, is asked its prompts, or was refused."""
+    rollback_window: RollbackWindow | None = None
+    """The way back, while it is open."""
     url: str | None = None
     """OpenAI API inside the cluster."""
     served_name: str | None = None

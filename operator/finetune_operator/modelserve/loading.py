@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from finetune_operator.meta import seconds_since
-from finetune_operator.modelserve.observed import Container, Deployed, Pod
+from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -87,6 +87,6 @@ def _of_container(pod: Pod, container: Container, start_seconds: int, patient: b
 
 def _ran_seconds(container: Container) -> float:
     """How long it ran before it ended: the startup probe ends what has used up its budget."""
-    if container.ran_from is None or container.ran_to is None or container.name != "engine":
+    if container.ran_from is None or container.ran_to is None or container.name != ENGINE:
         return 0
     return (datetime.fromisoformat(container.ran_to) - datetime.fromisoformat(container.ran_from)).total_seconds()

@@ -8,11 +8,13 @@ import json
 from finetune_operator import credentials, pod_security
 from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve.gating import gate_job
+from finetune_operator.modelserve.history import History, rendered
 from finetune_operator.modelserve.plan import Target, asked_rows
 from finetune_operator.modelserve.pod import api_key, mounted_claim, served_name
-from finetune_operator.modelserve.rollout import gate_job
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import (
+    ANNOTATION_HISTORY,
     ANNOTATION_MODEL_DIGEST,
     ANNOTATION_MODEL_URI,
     LABEL_GATE,
@@ -87,9 +89,11 @@ def revision_service(serve: ModelServe, revision: str) -> Object:
     return _service(serve, revision_name(serve, revision), revision, {LABEL_REVISION: revision})
 
 
-def stable_service(serve: ModelServe, revision: str) -> Object:
-    """The address that users have; it selects the live revision."""
-    return _service(serve, object_name(serve.metadata.name), revision, {})
+def stable_service(serve: ModelServe, revision: str, history: History) -> Object:
+    """The address that users have; it selects the live revision, and tells which were before."""
+    service = _service(serve, object_name(serve.metadata.name), revision, {})
+    service["metadata"]["annotations"] = {ANNOTATION_HISTORY: rendered(history)}
+    return service
 
 
 def revision_name(serve: ModelServe, revision: str) -> str:

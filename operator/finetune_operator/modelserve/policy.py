@@ -11,11 +11,14 @@ from datetime import datetime
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, objects
+from finetune_operator.modelserve import around, history, objects
+from finetune_operator.modelserve.case import Case, Rollout
+from finetune_operator.modelserve.deployed import revision_of
+from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.model import refs, resolve
-from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe, revision_of
+from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe
 from finetune_operator.modelserve.plan import target
-from finetune_operator.modelserve.rollout import Case, Rollout, gate_of, next_rollout
+from finetune_operator.modelserve.rollout import next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
 from finetune_operator.names import object_name, serve_labels
 from finetune_operator.settings import Settings
@@ -48,15 +51,18 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
 
 def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
     """First what serves, then what is on its way, each whole in each pass; then what nothing needs any more."""
-    serve, wanted, live = case.serve, case.target, rollout.live
+    serve, wanted, live, candidate = case.serve, case.target, rollout.live, rollout.candidate
     if live is not None:
         yield from _whole(case, live.name, rollout.replicas)
-        yield Apply(objects.stable_service(serve, live.name))
+        told = history.after(case.world.history, live, candidate, serve.spec.rollout.revision_history_limit)
+        yield Apply(objects.stable_service(serve, live.name, told))
+    if rollout.window is not None:
+        yield from _whole(case, rollout.window.revision, rollout.replicas)
     if wanted is not None and rollout.loading == wanted.revision:
         yield from _whole(case, wanted.revision, rollout.replicas)
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))
-        yield Create(objects.gate(serve, wanted, settings, again=(rollout.candidate and rollout.candidate.gates_lost) or 0))
+        yield Create(objects.gate(serve, wanted, settings, again=(candidate and candidate.gates_lost) or 0))
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
 
@@ -92,14 +98,17 @@ def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:
 def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
     """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay."""
     kept = rollout.kept | ({case.world.live} if case.world.live else set())
-    candidate = rollout.candidate
+    limit = case.serve.spec.rollout.revision_history_limit
+    remembered = kept | {p.revision for p in case.world.history[: limit + 1]}
     for child in case.world.children:
         meta, revision = child["metadata"], revision_of(child)
-        superseded = (
-            child["kind"] == "Job"
-            and candidate is not None
-            and revision == candidate.name
-            and meta["name"] != gate_of(case.serve, candidate)
-        )
-        if revision and (revision not in kept or superseded):
+        stays = remembered if child["kind"] == "ControllerRevision" else kept
+        if revision and (revision not in stays or _superseded(case, rollout, child)):
             yield Delete(child["kind"], meta["name"], meta["uid"])
+
+
+def _superseded(case: Case, rollout: Rollout, child: Object) -> bool:
+    """A gate's Job of the candidate that no longer counts."""
+    candidate = rollout.candidate
+    of_candidate = candidate is not None and child["kind"] == "Job" and revision_of(child) == candidate.name
+    return of_candidate and candidate is not None and child["metadata"]["name"] != gate_of(case.serve, candidate)

@@ -16,9 +16,9 @@ from typing import Any
 from finetune_operator.api.modelserve import ModelServeStatus, Revision, RevisionState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
+from finetune_operator.modelserve.case import Case, Rollout, Standing
 from finetune_operator.modelserve.objects import revision_labels, service_url
 from finetune_operator.modelserve.pod import served_name
-from finetune_operator.modelserve.rollout import Case, Rollout, Standing
 from finetune_operator.names import object_name
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -34,6 +34,7 @@ def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
         model=case.resolution.model,
         live=live,
         candidate=_told(rollout.candidate),
+        rollback_window=rollout.window,
         url=service_url(serve, object_name(serve.metadata.name)) if live else None,
         served_name=served_name(serve),
         replicas=deployed.ready if deployed else 0,
@@ -49,13 +50,12 @@ def rendered(status: ModelServeStatus) -> dict[str, Any]:
 def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]:
     """What is worth an event, from two statuses: a revision loads, is refused, takes over; something stalls."""
     old, new = before.candidate, after.candidate
-    if new is not None and (old is None or (old.name, old.trial) != (new.name, new.trial)):
-        yield Event(OperatorReason.RevisionLoading, f"revision {new.name} of {new.model_uri} is started")
     refused = new is not None and new.state is RevisionState.REFUSED
+    if new is not None and not refused and (old is None or (old.name, old.trial) != (new.name, new.trial)):
+        yield Event(OperatorReason.RevisionLoading, f"revision {new.name} of {new.model_uri} is started")
     if new is not None and refused and (old is None or (old.trial, old.state) != (new.trial, new.state)):
-        yield Event(
-            OperatorReason.RevisionRefused, f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True
-        )
+        reason = OperatorReason.RevisionRolledBack if new.rolled_back_at else OperatorReason.RevisionRefused
+        yield Event(reason, f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True)
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
         yield Event(OperatorReason.RevisionLive, f"revision {after.live.name} of {after.live.model_uri} serves now")
     stalled = next((c for c in after.conditions if c.type == "Stalled"), None)

@@ -9,7 +9,8 @@ import pytest
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.observed import Container, Deployed, Gate, Pod, Verdict, World, observe
+from finetune_operator.modelserve.deployed import Container, Deployed, Pod
+from finetune_operator.modelserve.observed import Gate, Verdict, World, observe
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Failure, Termination

@@ -83,6 +83,8 @@ def test_live_revision_serves_until_the_next_one_has_passed() -> None:
     # The pass that moves the Service leaves the old pods alone: they answer until the move is seen.
     assert (stage.live(), stage.revisions()) == (new, {old, new})
     stage.settle()
+    stage.later(300)  # its rollback window
+    stage.settle()
     assert (stage.revisions(), standing(stage)) == ({new}, SERVING)
     names = {s["metadata"]["name"] for s in stage.of("Service")}
     assert names == {"facts", f"facts-{new}"}
@@ -192,6 +194,8 @@ def test_revert_right_after_promotion_goes_straight_back() -> None:
     stage.edit(model=first)
     stage.step()
     assert (stage.live(), stage.revisions()) == (old, {old, new})
+    stage.settle()
+    stage.later(300)
     stage.settle()
     assert (stage.live(), stage.revisions(), standing(stage)) == (old, {old}, SERVING)
 

@@ -67,6 +67,8 @@ class OperatorReason(Reason):
     FailedCreate = means("no pod could be created: a quota or Pod Security is in the way")
     ContainerCreating = means("the pod's volumes or image take long; `kubectl describe pod` says which")
     CrashLoopBackOff = means("a container ends again and again; see the log that the message names")
+    EngineRestarted = means("an engine ended within the rollback window; the revision before serves again: see the message")
+    ProbesFailed = means("pods failed their readiness probe within the rollback window; the revision before serves again")
     # ── The condition Available ───────────────────────────────────────────────────────────────────────────────────────
     Answering = means("pods of the live revision answer")
     NoPods = means("no pod of the live revision is available")
@@ -77,4 +79,5 @@ class OperatorReason(Reason):
     StepReused = means("a step's output was in the artifact store already")
     RevisionLoading = means("a new revision is started")
     RevisionRefused = means("a revision failed to load or did not pass its gate; the live one goes on serving")
+    RevisionRolledBack = means("a revision proved bad within its rollback window; the one before serves again")
     RevisionLive = means("the Service selects this revision now")

@@ -1,0 +1,85 @@
+"""A revision that is on its way: started, loaded, asked, promoted or refused. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+
+from finetune_operator.api.modelserve import Revision, RevisionState
+from finetune_operator.meta import stamp
+from finetune_operator.modelserve import history
+from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
+from finetune_operator.modelserve.deployed import Deployed
+from finetune_operator.modelserve.gating import ask_again, failure_of, gate_of
+from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
+from finetune_operator.modelserve.observed import Gate, Verdict
+from finetune_operator.modelserve.plan import Target
+from finetune_operator.modelserve.startup import budget
+from finetune_trainer.contract.reasons.operator import OperatorReason
+
+
+def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
+    """Another revision than the live one is asked for: take it one step further."""
+    candidate, wanted = _known(case, target), case.serve.spec.replicas
+    deployed = case.world.deployed.get(target.revision)
+    if candidate.state is RevisionState.REFUSED:
+        return refusal(candidate, live, wanted)
+    gate = case.world.gates.get(gate_of(case.serve, candidate))
+    if gate is not None:
+        candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
+    step = Rollout(Standing.WORKING, OperatorReason.Loading, "", live, candidate, wanted)
+    if deployed is None or deployed.replicas != wanted:
+        return replace(step, message=f"starting revision {target.revision} of {target.model.uri}")
+    if gate is not None and gate.verdict is Verdict.FAILED:
+        return refusal(refused(candidate, *failure_of(gate)), live, wanted)
+    found = trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
+    if found is not None and found.bad:
+        return refusal(refused(candidate, found.reason, found.message), live, wanted)
+    if not deployed.current or deployed.available < wanted:
+        return _loads(step, deployed, found)
+    return _judged(case, step, candidate, gate)
+
+
+def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:
+    text = f"revision {deployed.revision} loads: {deployed.available} of {step.replicas} pods are available"
+    step = replace(step, message=text, requeue_after=PATIENCE_SECONDS)  # patience ends without an event
+    if found is None:
+        return step
+    standing = Standing.STALLED if found.stuck else Standing.WORKING
+    return replace(step, standing=standing, reason=found.reason, message=f"{text}; {found.message}")
+
+
+def _judged(case: Case, step: Rollout, candidate: Revision, gate: Gate | None) -> Rollout:
+    """All its pods are available: the gate has the word."""
+    if gate is not None and gate.verdict is Verdict.PASSED:
+        return _promoted(candidate, step.replicas, case.now)
+    gating = candidate.model_copy(update={"state": RevisionState.GATING})
+    if gate is not None and gate.verdict is Verdict.UNKNOWN:
+        return ask_again(replace(step, candidate=gating), gating, gate, case.now)
+    text = f"revision {candidate.name} is asked the prompts of spec.rollout.gate"
+    return replace(step, reason=OperatorReason.Gating, message=text, candidate=gating, ask=gate is None)
+
+
+def _promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
+    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now)})
+    text = f"revision {live.name} passed its gate and serves"
+    return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
+
+
+def _known(case: Case, target: Target) -> Revision:
+    """The candidate as it was, if it is still the one that is asked for; otherwise a new one, or one that was left before."""
+    before, told = case.serve.status.candidate, history.of(case.world.history, target.revision)
+    if before and before.name == target.revision and before.trial == target.trial:
+        return before
+    new = Revision(
+        name=target.revision,
+        state=RevisionState.LOADING,
+        model_uri=target.model.uri,
+        model_digest=target.model.digest,
+        created_at=stamp(case.now),
+        trial=target.trial,
+    )
+    left = told.rolled_back if told is not None else None
+    if left is None or left.trial != target.trial:
+        return new
+    return refused(new, left.reason, left.message).model_copy(update={"rolled_back_at": left.at})

@@ -1,0 +1,71 @@
+"""What the next step of a rollout depends on, and what that step is. Values only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState, RollbackWindow
+from finetune_operator.modelserve.model import Resolution
+from finetune_operator.modelserve.observed import World
+from finetune_operator.modelserve.plan import Target
+from finetune_trainer.contract.reasons.operator import OperatorReason
+
+
+class Standing(Enum):
+    WORKING = "Working"
+    STALLED = "Stalled"
+    SERVING = "Serving"
+    PAUSED = "Paused"
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that the next step depends on."""
+
+    serve: ModelServe
+    resolution: Resolution
+    target: Target | None
+    world: World
+    now: datetime
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """How it stands, and what to do: `replicas` of the live revision and of the one that loads, and perhaps ask the gate."""
+
+    standing: Standing
+    reason: str
+    message: str
+    live: Revision | None = None
+    candidate: Revision | None = None
+    replicas: int = 0
+    ask: bool = False  # start the gate
+    window: RollbackWindow | None = None  # its revision stays warm, with as many replicas
+    requeue_after: float | None = None
+
+    @property
+    def loading(self) -> str | None:
+        """The revision that is on its way."""
+        return self.candidate.name if self.candidate and self.candidate.state is not RevisionState.REFUSED else None
+
+    @property
+    def kept(self) -> set[str]:
+        """Revisions whose objects stay."""
+        live, warm = self.live.name if self.live else None, self.window.revision if self.window else None
+        return {name for name in (live, warm, self.loading) if name is not None}
+
+
+def refused(candidate: Revision, reason: str, message: str) -> Revision:
+    """The revision, given up for this."""
+    return candidate.model_copy(update={"state": RevisionState.REFUSED, "reason": reason, "message": message})
+
+
+def refusal(candidate: Revision, live: Revision | None, replicas: int) -> Rollout:
+    """A revision was given up, and what served before goes on."""
+    rest = f"revision {live.name} goes on serving" if live else "nothing serves"
+    text = f"revision {candidate.name} was refused and {rest}: {candidate.message}"
+    if candidate.rolled_back_at and live:
+        text = f"revision {candidate.name} was rolled back, and revision {live.name} serves again: {candidate.message}"
+    return Rollout(Standing.STALLED, candidate.reason or OperatorReason.RevisionRefused, text, live, candidate, replicas)

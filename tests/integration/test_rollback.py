@@ -1,0 +1,78 @@
+"""A revision that proves bad after its promotion, against a real API server: traffic goes back, and stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.integration.conftest import Operator, World
+from tests.integration.fake_node import FakeNode
+from tests.integration.test_crashes import PROGRAM
+from tests.integration.test_operator import condition, events, quiet
+from tests.integration.test_rollout import apply_serve, good_engine
+from tests.waiting import wait_until
+
+TWO = {"uri": "pvc://models/two"}
+
+
+def revision(body: dict[str, Any]) -> str:
+    return str(body["metadata"]["labels"]["finetune.dev/revision"])
+
+
+def live(world: World, space: str) -> str | None:
+    found = world.get(f"/api/v1/namespaces/{space}/services/bot") or {}
+    selected: str | None = found.get("spec", {}).get("selector", {}).get("finetune.dev/revision")
+    return selected
+
+
+def crash(world: World, space: str, bad: str) -> None:
+    """The kubelet tells of a restart of each engine of a revision, now."""
+    pods = f"/api/v1/namespaces/{space}/pods"
+    for pod in world.items(f"{pods}?labelSelector=finetune.dev%2Frevision%3D{bad}"):
+        (engine,) = pod["status"]["containerStatuses"]
+        ended = {"exitCode": 139, "reason": "Error", "startedAt": "2026-01-01T00:00:00Z", "finishedAt": "2099-01-01T00:00:00Z"}
+        engine |= {"restartCount": 1, "lastState": {"terminated": ended}}
+        status = {"status": {"containerStatuses": [engine]}}
+        world.api.request("PATCH", f"{pods}/{pod['metadata']['name']}/status", status, "application/merge-patch+json")
+
+
+def test_traffic_goes_back_from_a_revision_that_crashes(world: World, operators: Callable[..., Operator]) -> None:
+    space = world.namespace("rollback")
+    path = apply_serve(world, space)
+    operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
+    deployments = f"/apis/apps/v1/namespaces/{space}/deployments"
+    with FakeNode(world.api, space, good_engine):
+        wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
+        first = live(world, space)
+        pods = {
+            p["metadata"]["uid"] for p in world.items(f"/api/v1/namespaces/{space}/pods") if p["metadata"]["name"] != "gate"
+        }
+        apply_serve(world, space, model=TWO)
+        wait_until("the second is live", lambda: live(world, space) not in (first, None), 60)
+        second = live(world, space)
+        assert second
+        wait_until("its window is open", lambda: world.read(path)["status"].get("rollbackWindow", {}).get("revision") == first)
+        quiet(operator)
+        assert {revision(d) for d in world.items(deployments)} == {first, second}
+
+        operator.kill()
+        crash(world, space, second)
+        operator.start()
+        wait_until("the first serves again", lambda: live(world, space) == first)
+        wait_until("the second is gone", lambda: [revision(d) for d in world.items(deployments)] == [first])
+        status = world.read(path)["status"]
+        assert (condition(world, path, "Available"), condition(world, path, "Stalled")) == ("True", "True")
+        assert (status["candidate"]["name"], status["candidate"]["reason"]) == (second, "EngineRestarted")
+        assert "exit code 139 (Error), 1 restarts" in status["candidate"]["message"]
+        kept = {p["metadata"]["uid"] for p in world.items(f"/api/v1/namespaces/{space}/pods")}
+        assert pods & kept, "the pods that serve again are those of before"
+        wait_until("an event tells", lambda: "RevisionRolledBack" in {e["reason"] for e in events(world, space)})
+
+        writes = quiet(operator)
+        world.kubectl("patch", "mserve", "bot", "-n", space, "--subresource=status", "--type=json",
+                      "-p", '[{"op": "replace", "path": "/status", "value": {"observedGeneration": -1}}]')  # fmt: skip
+        wait_until("it is told again", lambda: condition(world, path, "Stalled") == "True")
+        quiet(operator)
+        assert (live(world, space), [revision(d) for d in world.items(deployments)]) == (first, [first])
+        assert writes
+    assert operator.refusals() == []
