@@ -5,7 +5,6 @@ else is never signalled. Each process also carries the cluster's identity in its
 whose record was never written, because `up` itself was killed.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from localcluster.errors import ProcessFailed
 
 MARKER = "FINETUNE_LOCALCLUSTER"
 POLL_SECONDS = 0.1
-_children: list[subprocess.Popen[bytes]] = []  # held, because Python warns when it forgets a child that still runs
+_children: dict[int, subprocess.Popen[bytes]] = {}  # by pid; held, as Python warns when it forgets a child that still runs
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Process:
                 stderr=log,
                 start_new_session=True,
             )
-        _children.append(child)
+        _children[child.pid] = child
         partial = run / f".{self.name}.json"
         record = Record(child.pid, start_time(child.pid), list(self.command), self._digest())
         partial.write_text(json.dumps(asdict(record)))
@@ -98,6 +97,7 @@ class Process:
         deadline = time.monotonic() + seconds
         while not ready():
             if not is_running(self.directory, self.name):
+                _reap()
                 raise ProcessFailed(f"{self.name} ended while it was starting; {self._tail()}")
             if time.monotonic() > deadline:
                 raise ProcessFailed(f"{self.name} is not ready after {seconds:.0f} s; {self._tail()}")
@@ -184,18 +184,18 @@ def end(pids: Sequence[int], seconds: float = 10) -> None:
                 continue
         deadline = time.monotonic() + patience
         while alive and time.monotonic() < deadline:
-            _reap(alive)
+            _reap()
             alive = {pid for pid in alive if start_time(pid) == born[pid]}
             time.sleep(POLL_SECONDS / 2)
     if alive:
         raise ProcessFailed(f"processes {sorted(alive)} do not end, not even by SIGKILL: a disk or mount hangs")
 
 
-def _reap(pids: Iterable[int]) -> None:
-    """Collect those of `pids` that are children of this very command and have ended, lest they stay zombies."""
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
+def _reap() -> None:
+    """Collect the children of this very command that have ended, lest they stay zombies."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            del _children[pid]
 
 
 def _read_record(directory: Path, name: str) -> Record | None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from localcluster.processes import Process
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
+def directory(tmp_path: Path) -> Iterator[Path]:
     ownership.claim(tmp_path / "cluster")
-    return tmp_path / "cluster"
+    yield tmp_path / "cluster"
+    assert processes._children == {}, "a child that has ended is a zombie until somebody asks how"
 
 
 def start_sleeper(directory: Path) -> Process:
