@@ -47,6 +47,24 @@ def render(tokenizer: Any, prompt: str, completion: str, rejected: str | bool | 
     return Rendered(tuple(tokens), tuple(mask), asked, completion, before)
 
 
+def run_of(model: Path, root: Path, **fields: Any) -> RunConfig:
+    """A run of a folder's model on the CPU. Its claims are made below root/mounts."""
+    claims = root / "mounts/claims"
+    for claim in ("models", "store"):
+        (claims / claim).mkdir(parents=True)
+    (claims / "models/base").symlink_to(model)
+    told = {
+        "namespace": "team",
+        "name": "job",
+        "model": {"uri": "pvc://models/base"},
+        "dataset": {"uri": "pvc://data/rows.jsonl"},
+        "generation": {"maxNewTokens": 24},
+        "devices": {"gpus": 0},
+        "store": {"uri": "pvc://store/job"},
+    }
+    return RunConfig.model_validate(told | fields)
+
+
 def keeping(function: Callable[..., Any], answers: list[Any]) -> Callable[..., Any]:
     """The function; what it returns is appended to `answers`, too."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.entries import PAIRS, context, prepare, run_of
 from tests.trainer.pods import need_llama_cpp
 
 from finetune_trainer.contract.exits import ExitCode
@@ -45,22 +45,7 @@ def _tools() -> None:
 def learned(tmp_path_factory: pytest.TempPathFactory, tiny_smollm: Path) -> tuple[RunConfig, Path]:
     """A merged model, which learned its rows by heart, with SmolLM2's tokenizer; and the folder of its claims."""
     root = tmp_path_factory.mktemp("learned")
-    claims = root / "mounts/claims"
-    for claim in ("models", "store"):
-        (claims / claim).mkdir(parents=True)
-    (claims / "models/smollm").symlink_to(tiny_smollm)
-    fields = {
-        "namespace": "team",
-        "name": "job",
-        "model": {"uri": "pvc://models/smollm"},
-        "dataset": {"uri": "pvc://data/rows.jsonl"},
-        "training": TRAINING,
-        "artifacts": ARTIFACTS,
-        "generation": {"maxNewTokens": 24},
-        "devices": {"gpus": 0},
-        "store": {"uri": "pvc://store/job"},
-    }
-    made = RunConfig.model_validate(fields)
+    made = run_of(tiny_smollm, root, training=TRAINING, artifacts=ARTIFACTS)
     prepare(made, root, test=PAIRS)
     train.run(context(made, "train", root))
     merge.run(context(made, "merge", root))

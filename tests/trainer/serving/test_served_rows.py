@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.trainer.entries import PAIRS, context, prepare
+from tests.trainer.entries import PAIRS, context, prepare, run_of
 from tests.trainer.pods import need_llama_cpp
 from tests.waiting import wait_for_server
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
 from finetune_trainer.contract.reports import StepResult, Termination
-from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.export import llamacpp
 from finetune_trainer.serving import ask
@@ -38,21 +37,7 @@ def _tools() -> None:
 def evaluated(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> tuple[str, Path]:
     """uri of an evaluation of SmolLM2, which takes the merged model's place, and the folder with the store's claim."""
     root = tmp_path_factory.mktemp("evaluated")
-    claims = root / "mounts/claims"
-    for claim in ("models", "store"):
-        (claims / claim).mkdir(parents=True)
-    (claims / "models/smollm").symlink_to(smollm)
-    fields = {
-        "namespace": "team",
-        "name": "job",
-        "model": {"uri": "pvc://models/smollm"},
-        "dataset": {"uri": "pvc://data/rows.jsonl"},
-        "training": {"method": "LoRA", "precision": "FP32", "maxLength": 128},
-        "devices": {"gpus": 0},
-        "generation": {"maxNewTokens": 24},
-        "store": {"uri": "pvc://store/job"},
-    }
-    run = RunConfig.model_validate(fields)
+    run = run_of(smollm, root, training={"method": "LoRA", "precision": "FP32", "maxLength": 128})
     prepare(run, root, test=PAIRS)
     at = context(run, "evaluate", root)
     at.keep("merge", smollm, StepResult(step="merge", fingerprint=at.inputs.fingerprint("merge")), {})
