@@ -11,11 +11,12 @@ import pytest
 
 from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reasons.steps import RETIRED, StepReason
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "trainer_image/finetune_trainer/contract/reasons"
-REASONS: list[Reason] = [*StepReason, *OperatorReason]
+REASONS: list[Reason] = [*StepReason, *OperatorReason, *RemarkReason]
 # Words of the API that are no reasons where they stand: types of conditions and members of enumerations.
 HOMONYMS = {"Gating", "Held", "Loading", "Refused", "Serving", "Succeeded"}
 

@@ -139,7 +139,7 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
 def test_the_file_holds_the_job_and_its_data(tmp_path: Path) -> None:
     document = read_document(write(tmp_path, GOOD + DATA))
     assert document.job.metadata.namespace == "default"
-    assert document.config_maps == {"facts": {"train.jsonl": "{}"}}
+    assert document.config_maps == {"facts": {"train.jsonl": b"{}"}}
     assert document.job.spec.parallelism.gpus_per_node == 1
     assert read_document(tmp_path / "job.yaml", cpu=True).job.spec.parallelism.gpus_per_node == 0
 

@@ -73,13 +73,13 @@ def message(termination: Termination) -> str:
     """The termination message, cut to what the kubelet keeps.
 
     The text of a failure is cut. A result loses the last steps of `done` first: a step that is started although it is done
-    only reports again.
+    only reports again. Then it loses its last warnings.
     """
     text = _json(termination)
-    while len(text.encode()) > pod.TERMINATION_LIMIT and termination.result and termination.result.done:
-        shorter = termination.result.model_copy(update={"done": termination.result.done[:-1]})
-        termination = Termination(result=shorter)
-        text = _json(termination)
+    for name in ("done", "warnings"):
+        while len(text.encode()) > pod.TERMINATION_LIMIT and (result := termination.result) and getattr(result, name):
+            termination = Termination(result=result.model_copy(update={name: getattr(result, name)[:-1]}))
+            text = _json(termination)
     if len(text.encode()) > pod.TERMINATION_LIMIT and termination.failure:
         cut = Failure(reason=termination.failure.reason, message=termination.failure.message[:1000] + "…")
         text = _json(Termination(failure=cut))

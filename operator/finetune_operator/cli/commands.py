@@ -13,6 +13,7 @@ from finetune_operator.cli.document import Document, FileError, read_document
 from finetune_operator.cli.render import children, manifests
 from finetune_operator.cli.workdir import Given, Workdir, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
+from finetune_operator.finetunejob.unused import unused
 
 FAILED, BAD_FILE = 1, 2
 
@@ -76,6 +77,8 @@ def render(file: File, cpu: Cpu = False) -> None:
         document = read_document(file, cpu=cpu)
     except FileError as error:
         raise typer.Exit(_refuse(Console(stderr=True), error)) from None
+    for remark in unused(document.job.spec):
+        Console(stderr=True).print(show.warning(remark), soft_wrap=True, highlight=False, markup=False)
     print(manifests(children(document.job)), end="")
 
 

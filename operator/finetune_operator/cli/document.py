@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class _OnceOnly(yaml.SafeLoader):
 @dataclass(frozen=True)
 class Document:
     job: FineTuneJob
-    config_maps: dict[str, dict[str, str]]  # data by name
+    config_maps: dict[str, dict[str, bytes]]  # data and binaryData by name
 
 
 def read_document(path: Path, *, cpu: bool = False) -> Document:
@@ -59,8 +60,22 @@ def read_document(path: Path, *, cpu: bool = False) -> Document:
     if len(jobs) != 1:
         raise FileError(f"{path} holds {len(jobs)} FineTuneJobs; write exactly one into the file")
     job = _job(jobs[0], cpu=cpu)
-    maps = {o["metadata"]["name"]: dict(o.get("data") or {}) for o in objects if o.get("kind") == "ConfigMap"}
+    maps = {o["metadata"]["name"]: _held(o) for o in objects if o.get("kind") == "ConfigMap"}
     return Document(job, maps)
+
+
+def _held(config_map: dict[str, Any]) -> dict[str, bytes]:
+    """The bytes of each key, as a pod finds them mounted. Raises FileError for binaryData that is not base64."""
+    held = {key: str(text).encode() for key, text in (config_map.get("data") or {}).items()}
+    for key, text in (config_map.get("binaryData") or {}).items():
+        try:
+            held[key] = base64.b64decode("".join(str(text).split()), validate=True)
+        except ValueError:
+            name = config_map["metadata"]["name"]
+            raise FileError(
+                f"binaryData.{key} of the ConfigMap {name} is not base64; write what `base64 {key}` prints"
+            ) from None
+    return held
 
 
 def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:

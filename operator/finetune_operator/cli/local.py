@@ -30,11 +30,12 @@ from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE
 from finetune_operator.finetunejob.record import DONE, smaller_micro_batch, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
+from finetune_operator.finetunejob.unused import unused
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import PREPARE, Step
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.reports import Failure, Progress, StepResult, Termination
+from finetune_trainer.contract.reports import Failure, Progress, Remark, StepResult, Termination
 
 GRACE_SECONDS = 120
 
@@ -63,6 +64,7 @@ class Watcher:
     progress: Callable[[Progress], None]
     again: Callable[[Step, str], None]  # what stood in the way, and how it goes on
     ended: Callable[[Step, StepState], None]
+    warned: Callable[[Remark], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Ending:
 def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Ending:
     """Run every step that is not done already. Raises StepStopped and Interrupted."""
     run, status = current_run(document.job)
+    for remark in unused(document.job.spec):
+        watcher.warned(remark)
     for step in run.steps:
         if step_record(status, step.name).state in DONE:
             watcher.ended(step, StepState.REUSED)
@@ -87,6 +91,8 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
             break
         watcher.started(step)
         status, result = _run_to_end(Attempts(document.job, run, workdir), status, step, watcher)
+        for remark in result.warnings or ():
+            watcher.warned(remark)
         status = _absorb(status, run, step, result, workdir)
         watcher.ended(step, StepState.SUCCEEDED)
     return Ending(run, status, _verdicts(document, status))

@@ -29,12 +29,12 @@ def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:
     environment = celpy.Environment()
     for rule in rules:
         program = environment.program(environment.compile(rule.must))
-        for value in _values(body, rule.at.split(".")):
+        for value in values_at(body, rule.at.split(".")):
             if not program.evaluate({"self": json_to_cel(value)}):
                 yield rule.message
 
 
-def _values(node: Any, path: list[str]) -> Iterator[Any]:
+def values_at(node: Any, path: list[str]) -> Iterator[Any]:
     """The values at a rule's place: each item where the path has []; none where a part is absent."""
     if not path:
         yield node
@@ -42,4 +42,4 @@ def _values(node: Any, path: list[str]) -> Iterator[Any]:
     inner = node.get(path[0].removesuffix("[]"))
     if inner is not None:
         for value in inner if path[0].endswith("[]") else [inner]:
-            yield from _values(value, path[1:])
+            yield from values_at(value, path[1:])

@@ -17,7 +17,7 @@ from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import MERGED, Step
 from finetune_trainer.contract.places import mounted_path
-from finetune_trainer.contract.reports import Progress, Scores
+from finetune_trainer.contract.reports import Progress, Remark, Scores
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity
 WORD = {StepState.SUCCEEDED: "done", StepState.REUSED: "reused"}
@@ -32,7 +32,7 @@ class Lines:
         self._activity = ""
 
     def watcher(self) -> Watcher:
-        return Watcher(self._started, self._progress, self._again, self._ended)
+        return Watcher(self._started, self._progress, self._again, self._ended, self._warned)
 
     def _started(self, step: Step) -> None:
         self._began, self._shown_at, self._activity = time.monotonic(), 0.0, ""
@@ -47,6 +47,9 @@ class Lines:
 
     def _again(self, step: Step, why: str) -> None:
         self._console.print(f"{step.name}: {why}", soft_wrap=True, highlight=False, markup=False)
+
+    def _warned(self, remark: Remark) -> None:
+        self._console.print(warning(remark), soft_wrap=True, highlight=False, markup=False)
 
     def _ended(self, step: Step, state: StepState) -> None:
         seconds = "" if state is StepState.REUSED else f" in {duration(time.monotonic() - self._began)}"
@@ -64,7 +67,7 @@ class LiveBars:
         self._began = 0.0
 
     def watcher(self) -> Watcher:
-        return Watcher(self._started, self._progress, self._again, self._ended)
+        return Watcher(self._started, self._progress, self._again, self._ended, self._warned)
 
     def _started(self, step: Step) -> None:
         self._began = time.monotonic()
@@ -76,12 +79,20 @@ class LiveBars:
     def _again(self, step: Step, why: str) -> None:
         self.bars.print(f"{step.name}: {why}", soft_wrap=True, highlight=False, markup=False)
 
+    def _warned(self, remark: Remark) -> None:
+        self.bars.print(warning(remark), soft_wrap=True, highlight=False, markup=False)
+
     def _ended(self, step: Step, state: StepState) -> None:
         if state is StepState.REUSED:
             self._task = self.bars.add_task("", name=step.name, total=1)
             self._began = time.monotonic()
         took = "" if state is StepState.REUSED else f" in {duration(time.monotonic() - self._began)}"
         self.bars.update(self._task, total=1, completed=1, description=f"{WORD[state]}{took}")
+
+
+def warning(remark: Remark) -> str:
+    """A remark as the events of a cluster tell it."""
+    return f"warning: {remark.reason}: {remark.message}"
 
 
 def describe(progress: Progress) -> str:

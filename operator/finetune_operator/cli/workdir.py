@@ -107,8 +107,8 @@ def _write_config_map(document: Document, name: str, folder: Path, uris: tuple[s
             raise FileError(f"the ConfigMap {name} has no key {key}; it has {', '.join(sorted(data)) or 'none'}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for key, text in data.items():
-        (folder / key).write_text(text, encoding="utf-8")
+    for key, content in data.items():
+        (folder / key).write_bytes(content)
 
 
 def _check_secrets(document: Document, run: Run, given: Mapping[str, Path]) -> None:

@@ -133,6 +133,8 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
     changes: dict[str, object] = {
         name: value for name in ("model", "dataset", "fit") if (value := getattr(result, name)) is not None
     }
+    if result.step == PREPARE:
+        changes["warnings"] = list(result.warnings or ())
     if (made := result.artifact) is not None:
         artifact = ArtifactStatus(
             name=made.name,

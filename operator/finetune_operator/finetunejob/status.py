@@ -24,9 +24,11 @@ from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.finetunejob.runs import written_spec
+from finetune_operator.finetunejob.unused import unused
 from finetune_operator.meta import Object, seconds_since, stamp
 from finetune_trainer.contract.pipeline import TRAIN
 from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import FitFacts, Progress
 
@@ -44,6 +46,7 @@ def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJ
             "conditions": conditions(_told_conditions(case, outlook), job.status.conditions, job.metadata.generation, case.now),
             "stage": outlook.stage,
             "resolved": resolved(case.run.config, status.fit, smaller, handover.serving_artifact(job.spec)),
+            "warnings": [*unused(job.spec), *(w for w in status.warnings if w.reason != RemarkReason.FieldUnused)],
             "progress": _progress(case, outlook),
             "gates": list(case.verdicts),
             "serving": _serving(case, outlook, serve),
@@ -159,8 +162,9 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
 
 
 def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, ...]:
-    """What is worth an event, from two statuses: each change of a step, each new failure, and how the job ended."""
-    return (*_step_events(before, after), *_ending_events(before, after))
+    """What is worth an event, from two statuses: each new warning, change of a step and failure, and how the job ended."""
+    warned = (Event(w.reason, w.message[:LONGEST_MESSAGE], warning=True) for w in after.warnings if w not in before.warnings)
+    return (*warned, *_step_events(before, after), *_ending_events(before, after))
 
 
 def _step_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:

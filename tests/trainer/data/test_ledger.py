@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
-from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, StepResult, Termination
+from finetune_trainer.contract.reasons.remarks import RemarkReason
+from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Remark, StepResult, Termination
 from finetune_trainer.data.dataset import NAME_SHOWN, NAMES_SHOWN
 from finetune_trainer.data.ledger import DROPPED, Cause, Note, counted, told
 from finetune_trainer.termination import message
@@ -41,8 +42,15 @@ def test_every_cause_with_its_longest_example_fits_into_a_termination_message() 
     fit = FitFacts(
         predicted_bytes=10**12, micro_batch_size=64, gradient_checkpointing="Full", terms={f"term {n}": 1 for n in range(9)}
     )
-    result = StepResult(step="prepare", fingerprint="f" * 20, model=model, dataset=facts, fit=fit)
-    assert len(message(Termination(result=result)).encode()) <= TERMINATION_LIMIT
+    warnings = tuple(Remark(reason=reason, message="m" * 250) for reason in RemarkReason)
+    result = StepResult(step="prepare", fingerprint="f" * 20, model=model, dataset=facts, fit=fit, warnings=warnings)
+    text = message(Termination(result=result))
+    assert len(text.encode()) <= TERMINATION_LIMIT
+    read = Termination.model_validate_json(text).result
+    assert read is not None
+    assert (read.dataset, read.warnings) == (facts, warnings[: len(read.warnings or ())])  # the last ones are lost first
+    result = result.model_copy(update={"dataset": FACTS})
+    assert Termination.model_validate_json(message(Termination(result=result))).result == result
 
 
 def test_every_cause_of_a_dropped_row_is_told_in_words() -> None:

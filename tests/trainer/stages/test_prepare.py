@@ -148,6 +148,17 @@ def test_facts_rows_and_samples(make_run: Callable[..., RunConfig], prepare: Pre
     assert (folder / "validation.jsonl").read_text() == ""
 
 
+def test_what_is_hardly_meant_is_reported_also_where_the_rows_are_reused(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path
+) -> None:
+    put_rows(mounts, ROWS)
+    assert succeeded(prepare(make_run(training={"maxSteps": 9, "globalBatchSize": 4}))).warnings is None
+    few = make_run(training={"maxSteps": 9, "globalBatchSize": 64, "learningRate": 1})
+    assert [w.reason for w in succeeded(prepare(few)).warnings or ()] == ["BatchAboveRows", "HighLearningRate"]
+    (manifest,) = entries(mounts, "data")
+    assert "warnings" not in manifest.read_text()
+
+
 def test_parameters_are_those_of_the_model(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tiny_model: Path
 ) -> None:

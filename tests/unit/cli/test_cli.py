@@ -19,6 +19,7 @@ FP8 = GOOD.replace(
     "{name: q4, format: GGUF, quantization: Q4_K_M}", "{name: fp8, format: CompressedTensors, quantization: FP8}"
 )
 VLLM = GOOD + "  evaluation: {engine: VLLM}\n"
+BINARY = DATA.replace("\ndata:", "\nbinaryData:").replace('"{}"', "H4sIAAAAAAAC/w==")
 SPREAD = "  parallelism: {gpusPerNode: 0, numNodes: 2}\n  storage: {artifacts: {storageClassName: shared}}\n"
 
 
@@ -34,9 +35,21 @@ def test_render_prints_what_the_operator_would_create(tmp_path: Path) -> None:
     assert kinds == [("PersistentVolumeClaim", None), ("ConfigMap", None), *(("Job", s) for s in steps)]
 
 
+def test_render_tells_apart_what_does_nothing(tmp_path: Path) -> None:
+    text = GOOD.replace("method: LoRA", "method: Full, lora: {rank: 4}") + DATA
+    result = CliRunner().invoke(app, ["render", str(write(tmp_path, text))])
+    assert result.stderr.startswith("warning: FieldUnused: spec.training.lora.rank does nothing: method Full trains every")
+    assert "warning:" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "options", "sentence"),
     [
+        (
+            GOOD + BINARY.replace("H4sI", "H4s!"),
+            ["--local"],
+            "binaryData.train.jsonl of the ConfigMap facts is not base64; write",
+        ),
         (GOOD, ["--local"], "no ConfigMap facts is in the file, but the job reads it; add it, or correct the uri"),
         (GOOD + DATA, [], "add --local; in a cluster: kubectl apply -f"),
         (

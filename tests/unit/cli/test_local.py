@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.test_sentences import DATA, GOOD, write
 
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.cli import local
 from finetune_operator.cli.document import read_document
 from finetune_operator.cli.pythons import Pythons
-from finetune_operator.cli.workdir import Workdir
+from finetune_operator.cli.workdir import Given, Workdir, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
+from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import Step
-from finetune_trainer.contract.reports import FitFacts, Progress, StepResult
+from finetune_trainer.contract.reasons.remarks import RemarkReason
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.contract.reports import FitFacts, Progress, Remark, StepResult
 
 FIT = FitFacts(predicted_bytes=1, available_bytes=2, micro_batch_size=16, gradient_checkpointing="Off", terms={})
 
@@ -38,7 +45,7 @@ def ran(tmp_path: Path, text: str) -> list[str]:
     """What was told on the way through all steps."""
     told: list[str] = []
     document = read_document(write(tmp_path, text + DATA))
-    watcher = local.Watcher(lambda _: None, lambda _: None, lambda _, why: told.append(why), lambda *_: None)
+    watcher = local.Watcher(lambda _: None, lambda _: None, lambda _, why: told.append(why), lambda *_: None, lambda _: None)
     local.run_locally(document, Workdir(tmp_path), watcher)
     return told
 
@@ -110,3 +117,34 @@ def test_that_python_is_what_is_started(tmp_path: Path) -> None:
     with pytest.raises(local.StepStopped):
         local._run_step(local.Attempts(document.job, run, workdir), step, None, lambda _: None)
     assert workdir.log("evaluate").read_text() == f"{python} -m finetune_trainer evaluate\n"
+
+
+def test_a_config_maps_binary_data_is_laid_out_as_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "convert_hf_to_gguf.py").touch()
+    monkeypatch.setenv(pod.ENV_LLAMA_CPP, str(tmp_path))
+    packed = gzip.compress(b'{"prompt": "a", "completion": "b"}\n')
+    text = DATA.replace("\ndata:", "\nbinaryData:").replace('"{}"', base64.b64encode(packed).decode())
+    document = read_document(write(tmp_path, GOOD + text))
+    run, _ = current_run(document.job)
+    workdir = prepare_workdir(document, run, tmp_path / "work", Given({}, {}, Pythons()))
+    assert (workdir.mounts / "configmaps" / "facts" / "train.jsonl").read_bytes() == packed
+
+
+def test_what_is_hardly_meant_is_told_before_and_after_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = Remark(reason=RemarkReason.BatchAboveRows, message="few rows")
+    told: list[str] = []
+
+    def steps(_attempts: local.Attempts, status: FineTuneJobStatus, step: Step, _: local.Watcher) -> Any:
+        told.append(step.name)
+        if step.name != "prepare":
+            raise local.StepStopped(step.name, StepReason.Hang, "", tmp_path)
+        return status, StepResult(step="prepare", fingerprint="f", warnings=(few,))
+
+    monkeypatch.setattr(local, "_run_to_end", steps)
+    text = GOOD.replace("method: LoRA", "method: Full, lora: {rank: 4}")
+    document = read_document(write(tmp_path, text + DATA))
+    quiet: Any = lambda *_: None  # noqa: E731
+    watcher = local.Watcher(quiet, quiet, quiet, quiet, lambda remark: told.append(remark.reason))
+    with pytest.raises(local.StepStopped):
+        local.run_locally(document, Workdir(tmp_path), watcher)
+    assert told == ["FieldUnused", "prepare", "BatchAboveRows", "train"]

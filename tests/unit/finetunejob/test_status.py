@@ -15,6 +15,8 @@ from finetune_operator.finetunejob import policy
 from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.reasons.remarks import RemarkReason
+from finetune_trainer.contract.reports import Remark
 
 
 def kstatus(body: Object) -> str:
@@ -265,6 +267,25 @@ def test_gpu_seconds_count_attempts_that_held_a_gpu() -> None:
     story = Story(make_job(parallelism={"gpusPerNode": 1}, artifacts=None))
     story.to_the_end()
     assert story.job["status"]["gpuSeconds"] == 2 * 60  # train and evaluate, a minute each
+
+
+def test_what_is_hardly_meant_is_in_the_status_and_posted_once() -> None:
+    story = Story(make_job(training={"method": "Full", "lora": {"rank": 8}}))
+    story.passes()
+    assert [w["message"][:43] for w in story.job["status"]["warnings"]] == ["spec.training.lora.rank does nothing: metho"]
+    few = Remark(reason=RemarkReason.BatchAboveRows, message="few rows")
+    story.succeed_with(story.result("prepare").model_copy(update={"warnings": (few,)}))
+    story.passes()
+    assert [w["reason"] for w in story.job["status"]["warnings"]] == ["FieldUnused", "BatchAboveRows"]
+    assert [story.events.count(reason) for reason in ("FieldUnused", "BatchAboveRows")] == [1, 1]
+    story.edit(training={"method": "Full"})
+    story.passes()
+    assert story.job["status"]["warnings"] == []
+
+
+def test_a_warning_is_posted_as_one() -> None:
+    first = Story(make_job(merge={"base": "Original"}, training={"method": "LoRA"})).decide()
+    assert [(e.reason, e.warning) for e in first.events][:1] == [("FieldUnused", True)]
 
 
 def decide_at(story: Story, now: Any) -> dict[str, Any]:

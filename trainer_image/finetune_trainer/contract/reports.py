@@ -121,6 +121,14 @@ class Scores(Report):
     """Fingerprint of the store's entry with its answers, where a served model can be asked for them again."""
 
 
+class Remark(Report):
+    """What is unusual, and goes on all the same. `reason` is a RemarkReason, or a newer pod's."""
+
+    reason: str
+    message: str
+    """What it is, and what to change if it is not meant."""
+
+
 class StepResult(Report):
     """The headline of one finished step; the full record is the manifest in the store."""
 
@@ -133,6 +141,7 @@ class StepResult(Report):
     artifact: ArtifactFacts | None = None
     scores: tuple[Scores, ...] = ()
     published: tuple[str, ...] = ()
+    warnings: tuple[Remark, ...] | None = None  # prepare only
     done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already
 
 

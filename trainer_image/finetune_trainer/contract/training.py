@@ -56,13 +56,13 @@ class Training(Strict):
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
     rows of format Preference; KTO also from UnpairedPreference. Distillation: to predict the answer as a teacher does."""
     preference: Preference = Field(default_factory=lambda: Preference())
-    """Settings of DPO, ORPO and KTO; SFT ignores them."""
+    """Settings of DPO, ORPO and KTO; other objectives ignore them, which status.warnings says."""
     distillation: Distillation | None = None
     """The teacher of objective Distillation, and how much it counts."""
     precision: Precision = Precision.AUTO
     """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
     lora: Lora = Field(default_factory=lambda: Lora())
-    """Adapter settings of QLoRA and LoRA; Full ignores them."""
+    """Adapter settings of QLoRA and LoRA; Full ignores them, which status.warnings says."""
     quantization: Quantization = Field(default_factory=lambda: Quantization())
     """How QLoRA stores the base model's weights while it trains adapters over them."""
     epochs: float | None = Field(None, gt=0, le=1000)

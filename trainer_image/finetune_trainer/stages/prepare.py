@@ -9,6 +9,7 @@ train, for the shapes of the model's layers, and for weights in pickles.
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import tempfile
 import threading
@@ -24,7 +25,8 @@ from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.reports import File, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract.remarks import remarks
+from finetune_trainer.contract.reports import DatasetFacts, File, Manifest, ModelFacts, Remark, StepResult
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.source_files import SourceFiles
@@ -33,6 +35,7 @@ from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.inputs import DATA, MODEL, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
+from finetune_trainer.memory.shape import positions_of
 from finetune_trainer.model import pickles, weights
 from finetune_trainer.scoring import tasks
 from finetune_trainer.sources.fetch import fetch
@@ -74,7 +77,13 @@ def run(context: Context) -> StepResult:
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
-    return result.model_copy(update={"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done})
+    changes = {"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done}
+    return result.model_copy(update=changes | {"warnings": _warnings(context, rows)})
+
+
+def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...] | None:
+    config = json.loads((context.inputs.model_without_weights() / "config.json").read_bytes())
+    return remarks(context.run, rows, positions_of(config)) or None
 
 
 def _check_formats(context: Context) -> None:

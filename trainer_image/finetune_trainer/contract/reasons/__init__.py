@@ -2,6 +2,7 @@
 
     steps     what a pod ends with (StepFailed): status.lastFailure, conditions, a refused revision
     operator  what the operator says itself: conditions, events, and why an attempt failed whose pod can't tell
+    remarks   what is unusual and goes on all the same: status.warnings, and Warning events
 
 A member's name is the reason as users see it. Its text is a clause in lower case: it is the message where nobody can say
 more, and docs/reasons.md is made of it (`make docs`). tests/house/test_reasons.py holds the code to these tables.
