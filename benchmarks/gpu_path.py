@@ -118,7 +118,7 @@ def run(
 
     given = Given(claims={"bench": folder / "bench"}, secrets={}, pythons=PYTHONS)
     workdir = prepare_workdir(document, ran, folder / name, given)
-    watcher = local.Watcher(lambda step: print(f"{step.name}: started", flush=True), progress, again, ended)
+    watcher = local.Watcher(lambda step: print(f"{step.name}: started", flush=True), progress, again, ended, print)
     try:
         return told, local.run_locally(document, workdir, watcher).status
     except Enough:

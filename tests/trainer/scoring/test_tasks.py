@@ -369,8 +369,8 @@ def test_the_example_s_task_is_taken(make_run: MakeRun, tmp_path: Path) -> None:
     document = read_document(Path(__file__).parents[3] / "examples/benchmark-task.yaml")
     place = tmp_path / "mounts/configmaps/everyday"
     place.mkdir(parents=True)
-    for key, text in document.config_maps["everyday"].items():
-        (place / key).write_text(text)
+    for key, content in document.config_maps["everyday"].items():
+        (place / key).write_bytes(content)
     asked = run_config(document.job).tasks
     assert asked is not None
     assert asked.judged == ("everyday/acc",)
