@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.trainer.conftest import CHATML, train_tokenizer
 
-from finetune_trainer.export.modelfile import chat_parts, write_modelfile
+from finetune_trainer.export.modelfile import DATE_SAID, chat_parts, write_modelfile
 
 TURNS = {
     "question": ["user"],
@@ -29,6 +29,12 @@ GEMMA = (
     "{{ m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+DATED = (
+    "{{ '<|im_start|>system\nToday: ' + strftime_now('%d %b %Y') + '\n\n' }}{% if messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% for m in messages if m['role'] != 'system' %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 COUNTING = "{% for m in messages %}{{ loop.index ~ m['role'] ~ m['content'] }}{% endfor %}"
 
 
@@ -43,13 +49,16 @@ def conversation(roles: Sequence[str]) -> list[dict[str, str]]:
 
 def go(template: str, messages: Sequence[dict[str, str]]) -> str:
     """What Ollama makes of a template of the form that is written here: a loop over messages with one `if` a role."""
-    found = re.fullmatch(r"\{\{ range \.Messages \}\}(.*)\{\{ end \}\}(.*)", template, re.DOTALL)
+    opening, _, loop = template.rpartition("{{ range .Messages }}")
+    found = re.fullmatch(r"(.*)\{\{ end \}\}(.*)", loop, re.DOTALL)
     assert found is not None
+    opening = opening.removeprefix("{{ if not .System }}").removesuffix("{{ end }}")
+    opening = "" if any(m["role"] == "system" for m in messages) else opening
     cases = dict(re.findall(r'\{\{ if eq \.Role "(\w+)" \}\}(.*?)\{\{ end \}\}', found[1], re.DOTALL))
-    return "".join(cases[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + found[2]
+    return opening + "".join(cases[m["role"]].replace("{{ .Content }}", m["content"]) for m in messages) + found[2]
 
 
-@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM], ids=["chatml", "default system message"])
+@pytest.mark.parametrize("template", [CHATML, DEFAULT_SYSTEM, DATED], ids=["chatml", "default system message", "always one"])
 @pytest.mark.parametrize("roles", TURNS.values(), ids=TURNS.keys())
 def test_pain_01_the_modelfile_renders_as_the_chat_template(tokenizer: Any, template: str, roles: list[str]) -> None:
     tokenizer.chat_template = template
@@ -60,7 +69,7 @@ def test_pain_01_the_modelfile_renders_as_the_chat_template(tokenizer: Any, temp
     assert parts.render(messages) == expected
     shown = (
         messages
-        if parts.default_system is None or roles[0] == "system"
+        if not parts.default_system or roles[0] == "system"  # Ollama adds no empty one
         else [{"role": "system", "content": parts.default_system}, *messages]
     )
     assert go(parts.go_template(), shown) == expected
@@ -104,3 +113,12 @@ def test_modelfile(tokenizer: Any) -> None:
         'PARAMETER stop "<|im_end|>"\n'
         "PARAMETER temperature 0\n"
     )
+
+
+def test_a_template_that_tells_the_date_is_said_with_that_of_the_day(tokenizer: Any) -> None:
+    tokenizer.chat_template = DATED
+    text = write_modelfile("m.gguf", tokenizer, [])
+    assert text is not None
+    assert text.splitlines()[1] == DATE_SAID
+    tokenizer.chat_template = CHATML
+    assert DATE_SAID not in str(write_modelfile("m.gguf", tokenizer, []))

@@ -119,6 +119,20 @@ def test_that_python_is_what_is_started(tmp_path: Path) -> None:
     assert workdir.log("evaluate").read_text() == f"{python} -m finetune_trainer evaluate\n"
 
 
+def test_a_step_that_the_system_killed_was_out_of_memory(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nkill -9 $$\n")
+    python.chmod(0o755)
+    document = read_document(write(tmp_path, GOOD + "  evaluation: {engine: VLLM}\n" + DATA))
+    run, _ = current_run(document.job)
+    (tmp_path / "logs").mkdir()
+    step = next(step for step in run.steps if step.name == "evaluate")
+    attempts = local.Attempts(document.job, run, Workdir(tmp_path, Pythons(evaluator=str(python))))
+    with pytest.raises(local.StepStopped) as stop:
+        local._run_step(attempts, step, None, lambda _: None)
+    assert (stop.value.reason, stop.value.retry) == (StepReason.OutOfMemory, Retry.COUNTED)
+
+
 def test_a_config_maps_binary_data_is_laid_out_as_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "convert_hf_to_gguf.py").touch()
     monkeypatch.setenv(pod.ENV_LLAMA_CPP, str(tmp_path))

@@ -2,8 +2,9 @@
 
 Ollama reads Go templates, models carry Jinja templates. The chat template is rendered with marked messages and cut at
 the marks into what stands before and after a message of each role; from these parts the Go template is written. One that takes
-no system messages, as Gemma's, is cut without them. A chat template that can't be put together again from its parts gets no
-Modelfile: without TEMPLATE, Ollama would ask the model in another form than it was trained in.
+no system messages, as Gemma's, is cut without them. One that tells the date (Llama 3.2's) tells that of the day on which it was
+cut, and a comment says so: Ollama writes dates in one form only. A chat template that can't be put together again from its
+parts gets no Modelfile: without TEMPLATE, Ollama would ask the model in another form than it was trained in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant")
 MARKS = {role: f"\u2063{role}-mark\u2063" for role in ROLES}  # invisible separators, which no template writes
+DATED = "strftime_now"  # what a chat template calls to tell the date
+DATE_SAID = "# The model's chat template tells the date of the day. The one below tells that on which this file was written."
 AGAIN = "\u2063again-mark\u2063"
 
 
@@ -39,7 +42,10 @@ class ChatParts:
             f'{{{{ if eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{self.after[role]}{{{{ end }}}}'
             for role, before in self.before.items()
         ]
-        return "{{ range .Messages }}" + "".join(cases) + "{{ end }}" + self.generation
+        opening = ""
+        if self.default_system == "":  # a SYSTEM without a text would be no system message to Ollama
+            opening = f"{{{{ if not .System }}}}{self.before['system']}{self.after['system']}{{{{ end }}}}"
+        return opening + "{{ range .Messages }}" + "".join(cases) + "{{ end }}" + self.generation
 
 
 def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str | None:
@@ -49,8 +55,9 @@ def write_modelfile(gguf: str, tokenizer: Any, stops: Sequence[str]) -> str | No
     if parts is None and tokenizer.chat_template:
         return None
     if parts is not None:
+        lines += [DATE_SAID] if DATED in tokenizer.chat_template else []
         lines.append(f'TEMPLATE """{parts.go_template()}"""')
-        if parts.default_system is not None:
+        if parts.default_system:
             lines.append(f'SYSTEM """{parts.default_system}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines.append("PARAMETER temperature 0")
