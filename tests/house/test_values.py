@@ -26,6 +26,7 @@ def defined(module: str, folder: Path = EXPORT) -> set[str]:
     body = ast.parse((folder / f"{module}.py").read_text()).body
     names = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     names |= {alias.asname or alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names |= {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
     return names | {t.id for node in body if isinstance(node, ast.Assign) for t in node.targets if isinstance(t, ast.Name)}
 
 

@@ -127,6 +127,7 @@ def test_missing(spec: dict[str, Any], ref: Ref, found: Any, reason: str, messag
     assert story.conditions()["Stalled"] == ("True", reason)
     stalled = next(c for c in story.job["status"]["conditions"] if c["type"] == "Stalled")
     assert message in stalled["message"]
+    assert story.events == [reason], "a person is told, and once"
     assert 15 <= (story.decide().requeue_after or 0) <= 300  # it may appear without an event
 
 
@@ -170,6 +171,16 @@ def test_secrets_with_the_same_keys_are_mounts_of_their_own_that_say_whose_they_
     assert len(secrets) == 2, "one volume a Secret, however many it opens"
     assert "envFrom" not in container
     assert not any("secretKeyRef" in str(variable) for variable in container["env"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "modes", "starts"), [(1, "ReadWriteOnce", True), (2, "ReadWriteOnce", False), (2, "ReadWriteMany", True)]
+)
+def test_a_claim_must_be_shared_where_pods_on_several_nodes_mount_it(nodes: int, modes: str, starts: bool) -> None:
+    spec = {"parallelism": {"gpusPerNode": 0, "numNodes": nodes}, "storage": {"artifacts": {"uri": "pvc://store/x"}}}
+    story = Story(make_job(**spec), space=Namespace(data_config_map()))
+    story.space.named[Ref("PersistentVolumeClaim", "store")] = {"metadata": {}, "spec": {"accessModes": [modes]}}
+    assert bool(story.passes()) is starts
 
 
 SERVING_ROWS: list[tuple[dict[str, Any], str]] = [

@@ -115,6 +115,13 @@ def test_a_revision_s_deployment(status: Object, expected: dict[str, Any]) -> No
     assert world(Deployment=[body], Pod=gone).deployed == {"r1": Deployed("r1", body, 3, **(left | expected))}
 
 
+def test_a_pod_that_is_being_deleted_is_no_pod_of_its_revision() -> None:
+    going = pod("going")
+    going["metadata"]["deletionTimestamp"] = BORN
+    (left,) = world(Deployment=[child("bot-r1", spec={})], Pod=[going, pod("stays")]).deployed["r1"].pods
+    assert left.name == "stays"
+
+
 def test_a_deployment_whose_controller_has_not_seen_it_is_not_current() -> None:
     body = child("bot-r1", spec={})
     body["metadata"]["generation"] = 2

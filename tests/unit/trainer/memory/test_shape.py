@@ -1,0 +1,103 @@
+"""What a model's config.json says of its size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_trainer.memory.shape import Shape, positions_of, shape_of
+
+PLAIN = {
+    "hidden_size": 8,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 6,
+    "intermediate_size": 32,
+    "vocab_size": 100,
+    "num_key_value_heads": 2,
+}
+LARGE = 10**9  # parameters
+ONE = 3 * 8 * 5  # gate, up and down of one expert of width 5
+
+
+def test_a_config_is_read_by_the_names_that_families_use() -> None:
+    shape = shape_of(PLAIN | {"head_dim": 3, "tie_word_embeddings": True}, LARGE)
+    assert shape == Shape(
+        layers=6,
+        hidden=8,
+        feed_forward=32,
+        heads=4,
+        key_value=6,
+        query=12,
+        vocabulary=100,
+        tied=True,
+        parameters=LARGE,
+        experts=0,
+    )
+    gpt2 = {"n_embd": 8, "n_head": 4, "n_layer": 6, "vocab_size": 100}
+    other = shape_of(gpt2, LARGE)
+    assert (other.hidden, other.heads, other.layers, other.feed_forward) == (8, 4, 6, 32)
+    assert (other.query, other.key_value, other.tied) == (8, 8, False)
+    assert shape_of({"text_config": PLAIN, "tie_word_embeddings": True}, LARGE).tied
+    with pytest.raises(KeyError):
+        shape_of({k: v for k, v in PLAIN.items() if k != "num_hidden_layers"}, LARGE)
+
+
+@pytest.mark.parametrize(
+    ("config", "experts"),
+    [
+        ({}, 0),
+        ({"num_experts": 4, "moe_intermediate_size": 5}, 6 * 4 * ONE),
+        ({"num_local_experts": 4, "moe_intermediate_size": 5}, 6 * 4 * ONE),
+        ({"num_experts": 4}, 6 * 4 * 3 * 8 * 32),  # as wide as the feed-forward of a layer without experts
+        ({"num_experts": 4, "moe_intermediate_size": 5, "first_k_dense_replace": 2}, 4 * 4 * ONE),
+        ({"num_experts": 4, "moe_intermediate_size": 5, "mlp_only_layers": [0, 1, 5]}, 3 * 4 * ONE),
+        ({"num_experts": 4, "moe_intermediate_size": 5, "decoder_sparse_step": 2}, 3 * 4 * ONE),
+        ({"num_experts": 4, "moe_intermediate_size": 5, "first_k_dense_replace": 7}, 0),
+    ],
+)
+def test_experts_lie_in_the_layers_that_have_some(config: dict[str, Any], experts: int) -> None:
+    assert shape_of(PLAIN | config, LARGE).experts == experts
+    assert shape_of(PLAIN | config, 50).experts <= 50, "a part of all parameters"
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 512}}, 512),
+        ({}, None),
+    ],
+)
+def test_positions_are_told_where_the_config_tells_them(config: dict[str, Any], positions: int | None) -> None:
+    assert positions_of(config) == positions
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("q_proj", 6 * 8 * 12),
+        ("o_proj", 6 * 8 * 12),
+        ("k_proj", 6 * 8 * 6),
+        ("v_proj", 6 * 8 * 6),
+        ("gate_proj", 6 * 8 * 32),
+        ("up_proj", 6 * 8 * 32),
+        ("down_proj", 6 * 8 * 32),
+        ("input_layernorm", 6 * 8),
+        ("embed_tokens", 100 * 8),
+        ("lm_head", 100 * 8),
+    ],
+)
+def test_a_module_trained_whole_is_as_large_as_it_is_in_all_layers(name: str, parameters: int) -> None:
+    assert shape_of(PLAIN | {"head_dim": 3}, LARGE).module(name) == parameters
+
+
+def test_what_is_quantized_and_what_is_adapted() -> None:
+    shape = shape_of(PLAIN | {"head_dim": 3, "num_experts": 4, "moe_intermediate_size": 5}, LARGE)
+    assert shape.embedding == 2 * 100 * 8
+    assert shape.linear == LARGE - 2 * 100 * 8 - (2 * 6 + 1) * 8 - 6 * 4 * ONE
+    assert shape_of(PLAIN | {"tie_word_embeddings": True}, LARGE).embedding == 100 * 8
+    assert shape_of(PLAIN, 1).linear == 0
+    of_a_layer = 2 * (8 + 12) + 2 * (8 + 6) + 3 * (8 + 32)
+    assert shape.adapter(16) == 6 * 16 * of_a_layer
