@@ -177,8 +177,8 @@ def test_secrets_with_the_same_keys_are_mounts_of_their_own_that_say_whose_they_
     ("nodes", "modes", "starts"), [(1, "ReadWriteOnce", True), (2, "ReadWriteOnce", False), (2, "ReadWriteMany", True)]
 )
 def test_a_claim_must_be_shared_where_pods_on_several_nodes_mount_it(nodes: int, modes: str, starts: bool) -> None:
-    spec = {"parallelism": {"gpusPerNode": 0, "numNodes": nodes}, "storage": {"artifacts": {"uri": "pvc://store/x"}}}
-    story = Story(make_job(**spec), space=Namespace(data_config_map()))
+    job = make_job(parallelism={"gpusPerNode": 0, "numNodes": nodes}, storage={"artifacts": {"uri": "pvc://store/x"}})
+    story = Story(job, space=Namespace(data_config_map()))
     story.space.named[Ref("PersistentVolumeClaim", "store")] = {"metadata": {}, "spec": {"accessModes": [modes]}}
     assert bool(story.passes()) is starts
 
