@@ -25,6 +25,9 @@ ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh 
 ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HISTORY = f"{GROUP}/history"  # of the stable Service: which revisions took traffic, as JSON
+ANNOTATION_PROMOTE = f"{GROUP}/promote"  # names the revision that waits for it
+ANNOTATION_PIN = f"{GROUP}/pin"  # names the revision that serves, whatever the spec asks for
+ANNOTATION_ROLLBACK = f"{GROUP}/rollback"  # names the revision that is left for the one before
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
 STEP_CONTAINER = "step"  # of an attempt's pod; whatever else is in there was injected

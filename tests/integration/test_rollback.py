@@ -76,3 +76,34 @@ def test_traffic_goes_back_from_a_revision_that_crashes(world: World, operators:
         assert (live(world, space), [revision(d) for d in world.items(deployments)]) == (first, [first])
         assert writes
     assert operator.refusals() == []
+
+
+def test_a_person_promotes_and_goes_back_by_annotations(world: World, operators: Callable[..., Operator]) -> None:
+    space = world.namespace("by-hand")
+    manual = {"promotion": "Manual", "rollbackWindowSeconds": 0}
+    path = apply_serve(world, space, rollout=manual)
+    operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
+    deployments = f"/apis/apps/v1/namespaces/{space}/deployments"
+
+    def ready() -> str:
+        return next((c["reason"] for c in world.read(path)["status"].get("conditions", []) if c["type"] == "Ready"), "")
+
+    with FakeNode(world.api, space, good_engine):
+        wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
+        first = live(world, space)
+        apply_serve(world, space, rollout=manual, model=TWO)
+        wait_until("the second waits", lambda: ready() == "AwaitingPromotion", 60)
+        quiet(operator)
+        second = world.read(path)["status"]["candidate"]["name"]
+        assert live(world, space) == first
+        world.kubectl("annotate", "mserve", "bot", "-n", space, f"finetune.dev/promote={second}")
+        wait_until("the second serves", lambda: live(world, space) == second)
+        wait_until("the first is gone", lambda: [revision(d) for d in world.items(deployments)] == [second])
+
+        world.kubectl("annotate", "mserve", "bot", "-n", space, f"finetune.dev/rollback={second}")
+        wait_until("the first serves again", lambda: live(world, space) == first, 60)
+        wait_until("that is what was asked for", lambda: ready() == "Pinned")
+        wait_until("the second is gone", lambda: [revision(d) for d in world.items(deployments)] == [first])
+        assert [h["name"] for h in world.read(path)["status"]["history"]] == [first, second]
+        quiet(operator)
+    assert operator.refusals() == []

@@ -33,6 +33,9 @@ SITUATIONS: dict[str, dict[str, Callable[[], Any]]] = {
         "refused": serves.refused_beside_live,
         "suspended": serves.suspended,
         "edited": serves.edited_but_not_seen,
+        "awaiting": serves.awaiting_promotion,
+        "in-window": serves.in_window,
+        "rolled-back": serves.rolled_back,
     },
 }
 

@@ -107,6 +107,11 @@ class ServeGate(Strict):
     """Test rows that a new revision is asked again after the prompts."""
 
 
+class PromotionPolicy(StrEnum):
+    AUTOMATIC = "Automatic"
+    MANUAL = "Manual"
+
+
 class RollbackOn(Strict):
     """What a new revision must not do within the rollback window."""
 
@@ -119,6 +124,11 @@ class RollbackOn(Strict):
 class Rollout(Strict):
     gate: ServeGate = Field(default_factory=lambda: ServeGate())
     """What a new revision must answer before it takes traffic."""
+    promotion: PromotionPolicy = PromotionPolicy.AUTOMATIC
+    """Manual: a new revision that has passed its gate waits until the annotation finetune.dev/promote names it. The first
+    one, which replaces none, does not."""
+    pinned_revision: str | None = Field(None, pattern=r"^[0-9a-f]{10}$", max_length=10)
+    """Name of a revision in status.history, which serves whatever the rest of the spec says."""
     rollback_window_seconds: int = Field(300, ge=0, le=604800)
     """How long the revision before stays warm once a new one takes traffic: its pods run on, and take traffic again if the
     new one does what rollbackOn names. 0: they go at once."""
@@ -182,6 +192,7 @@ class ModelServeSpec(Strict):
 class RevisionState(StrEnum):
     LOADING = "Loading"
     GATING = "Gating"
+    PASSED = "Passed"
     LIVE = "Live"
     REFUSED = "Refused"
 
@@ -213,6 +224,16 @@ class Signal(StrEnum):
 
     RESTARTS = "Restarts"
     PROBES = "Probes"
+
+
+class FormerRevision(Report):
+    """A revision that takes traffic, or took it."""
+
+    name: str
+    model_uri: str
+    promoted_at: str
+    rolled_back: str | None = None
+    """Reason why traffic was taken from it again."""
 
 
 class RollbackWindow(Report):
@@ -250,6 +271,8 @@ class ModelServeStatus(Report):
     """The revision that is loading, is asked its prompts, or was refused."""
     rollback_window: RollbackWindow | None = None
     """The way back, while it is open."""
+    history: list[FormerRevision] = Field(default_factory=list, max_length=101)
+    """Revisions that can be pinned, the live one first."""
     url: str | None = None
     """OpenAI API inside the cluster."""
     served_name: str | None = None

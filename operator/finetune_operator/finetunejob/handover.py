@@ -23,6 +23,7 @@ from finetune_trainer.contract import places
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.pipeline import MERGED
 from finetune_trainer.contract.places import PVC, Reach
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 Spec = dict[str, Any]
 
@@ -170,6 +171,9 @@ def judge(job: FineTuneJob, status: FineTuneJobStatus, wanted: Object, found: Ob
     seen = told.get("observedGeneration") == found["metadata"].get("generation")
     conditions = {c["type"]: c for c in told.get("conditions") or [] if c.get("status") == "True"}
     if seen and "Ready" in conditions:
+        ready = conditions["Ready"]
+        if ready.get("reason") == OperatorReason.Pinned and told.get("live", {}).get("modelDigest") != digest:
+            return Handover(Stand.REFUSED, f"the ModelServe {name} has another revision pinned: {ready.get('message', '')}")
         return Handover(Stand.READY)
     if seen and "Stalled" in conditions:
         why = conditions["Stalled"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.api.modelserve import Revision, RevisionState
+from finetune_operator.api.modelserve import PromotionPolicy, Revision, RevisionState
 from finetune_operator.meta import stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
@@ -15,6 +15,7 @@ from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trou
 from finetune_operator.modelserve.observed import Gate, Verdict
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
+from finetune_operator.names import ANNOTATION_PROMOTE
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
@@ -37,6 +38,8 @@ def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
         return refusal(refused(candidate, found.reason, found.message), live, wanted)
     if not deployed.current or deployed.available < wanted:
         return _loads(step, deployed, found)
+    if target.pinned_by is not None:
+        return _promoted(candidate, step.replicas, case.now)
     return _judged(case, step, candidate, gate)
 
 
@@ -51,6 +54,11 @@ def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:
 
 def _judged(case: Case, step: Rollout, candidate: Revision, gate: Gate | None) -> Rollout:
     """All its pods are available: the gate has the word."""
+    if gate is not None and gate.verdict is Verdict.PASSED and _waits_for_a_person(case, step, candidate):
+        passed = candidate.model_copy(update={"state": RevisionState.PASSED})
+        command = f"kubectl annotate --overwrite mserve {case.serve.metadata.name} {ANNOTATION_PROMOTE}={candidate.name}"
+        text = f"revision {candidate.name} has passed its gate and waits to be promoted: {command}"
+        return replace(step, reason=OperatorReason.AwaitingPromotion, message=text, candidate=passed)
     if gate is not None and gate.verdict is Verdict.PASSED:
         return _promoted(candidate, step.replicas, case.now)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
@@ -60,9 +68,16 @@ def _judged(case: Case, step: Rollout, candidate: Revision, gate: Gate | None) -
     return replace(step, reason=OperatorReason.Gating, message=text, candidate=gating, ask=gate is None)
 
 
+def _waits_for_a_person(case: Case, step: Rollout, candidate: Revision) -> bool:
+    """The first revision replaces none: nobody is asked."""
+    if step.live is None or case.serve.spec.rollout.promotion is not PromotionPolicy.MANUAL:
+        return False
+    return case.serve.metadata.annotations.get(ANNOTATION_PROMOTE) != candidate.name
+
+
 def _promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
     live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now)})
-    text = f"revision {live.name} passed its gate and serves"
+    text = f"revision {live.name} serves"
     return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
 
 

@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import Enum
 
 from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState, RollbackWindow
+from finetune_operator.modelserve import history
+from finetune_operator.modelserve.history import History
 from finetune_operator.modelserve.model import Resolution
 from finetune_operator.modelserve.observed import World
 from finetune_operator.modelserve.plan import Target
@@ -55,6 +57,14 @@ class Rollout:
         """Revisions whose objects stay."""
         live, warm = self.live.name if self.live else None, self.window.revision if self.window else None
         return {name for name in (live, warm, self.loading) if name is not None}
+
+
+def history_after(case: Case, rollout: Rollout) -> History:
+    """Which revisions took traffic, once this step is done."""
+    if rollout.live is None:
+        return ()
+    limit = case.serve.spec.rollout.revision_history_limit
+    return history.after(case.world.history, rollout.live, rollout.candidate, limit)
 
 
 def refused(candidate: Revision, reason: str, message: str) -> Revision:

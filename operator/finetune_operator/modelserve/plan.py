@@ -23,6 +23,7 @@ class Target:
     trial: str
     model: ResolvedModel
     template: Object  # of the pods, without the revision's label
+    pinned_by: str | None = None  # what asks for it instead of the spec's; it has passed its gate
 
 
 def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:

@@ -6,16 +6,17 @@ resolve the model ─► render the revision ─► observe ─► next_rollout 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, history, objects
-from finetune_operator.modelserve.case import Case, Rollout
+from finetune_operator.modelserve import around, objects, pinned
+from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
-from finetune_operator.modelserve.model import refs, resolve
+from finetune_operator.modelserve.model import Obstacle, refs, resolve
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import next_rollout
@@ -37,8 +38,8 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     """One pass over one ModelServe. The same inputs give the same decision."""
     serve = ModelServe.model_validate(body)
     resolution = resolve(serve, observed)
-    wanted = target(serve, resolution.model, settings) if resolution.model is not None else None
-    case = Case(serve, resolution, wanted, observe(serve, observed), now)
+    asked = target(serve, resolution.model, settings) if resolution.model is not None else None
+    case = _pinned(Case(serve, resolution, asked, observe(serve, observed), now))
     rollout = next_rollout(case)
     told = next_status(case, rollout)
     return Decision(
@@ -49,13 +50,25 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     )
 
 
+def _pinned(case: Case) -> Case:
+    """The case with the revision that somebody asks for instead of the spec's: then nothing stands in the spec's way."""
+    found = pinned.pin(case.serve, case.target, case.world)
+    if found is None:
+        return case
+    followed = pinned.follow(case.serve, found, case.target, case.world)
+    if isinstance(followed, Obstacle):
+        return replace(case, target=None, resolution=replace(case.resolution, obstacle=followed))
+    if followed.pinned_by is None:
+        return case
+    return replace(case, target=followed, resolution=replace(case.resolution, obstacle=None))
+
+
 def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
     """First what serves, then what is on its way, each whole in each pass; then what nothing needs any more."""
     serve, wanted, live, candidate = case.serve, case.target, rollout.live, rollout.candidate
     if live is not None:
         yield from _whole(case, live.name, rollout.replicas)
-        told = history.after(case.world.history, live, candidate, serve.spec.rollout.revision_history_limit)
-        yield Apply(objects.stable_service(serve, live.name, told))
+        yield Apply(objects.stable_service(serve, live.name, history_after(case, rollout)))
     if rollout.window is not None:
         yield from _whole(case, rollout.window.revision, rollout.replicas)
     if wanted is not None and rollout.loading == wanted.revision:
@@ -70,9 +83,10 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
 def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
     """What belongs to no revision, as the spec asks for it now, once there is one."""
     live = None if rollout.live is None else rollout.live.name
+    model = case.target.model if case.target else case.resolution.model
     wanted: dict[str, Object] = {}
     if live or rollout.loading:
-        wanted = {body["kind"]: body for body in around.wanted(case.serve, case.resolution.model, live, settings)}
+        wanted = {body["kind"]: body for body in around.wanted(case.serve, model, live, settings)}
     yield from map(Apply, wanted.values())
     for child in case.world.around:
         if child["kind"] not in wanted:

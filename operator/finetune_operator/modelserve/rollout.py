@@ -102,7 +102,9 @@ def _kept(case: Case, target: Target, live: Revision) -> Rollout:
     wanted, deployed = case.serve.spec.replicas, case.world.deployed.get(target.revision)
     as_asked = deployed is not None and deployed.replicas == wanted and deployed.current
     if deployed is not None and as_asked and deployed.available >= wanted:
-        return Rollout(Standing.SERVING, OperatorReason.Serving, f"revision {live.name} serves", live, replicas=wanted)
+        reason = OperatorReason.Pinned if target.pinned_by else OperatorReason.Serving
+        text = f"revision {live.name} serves" + (f", as {target.pinned_by} says" if target.pinned_by else "")
+        return Rollout(Standing.SERVING, reason, text, live, replicas=wanted)
     found = None if deployed is None else trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
     available = deployed.available if deployed else 0
     text = f"{available} of {wanted} pods of the live revision are available"

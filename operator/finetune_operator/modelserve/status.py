@@ -13,13 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from finetune_operator.api.modelserve import ModelServeStatus, Revision, RevisionState
+from finetune_operator.api.modelserve import FormerRevision, ModelServeStatus, Revision, RevisionState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
-from finetune_operator.modelserve.case import Case, Rollout, Standing
+from finetune_operator.meta import stamp
+from finetune_operator.modelserve.case import Case, Rollout, Standing, history_after
+from finetune_operator.modelserve.history import Promotion
 from finetune_operator.modelserve.objects import revision_labels, service_url
 from finetune_operator.modelserve.pod import served_name
-from finetune_operator.names import object_name
+from finetune_operator.names import ANNOTATION_MODEL_URI, object_name
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
@@ -35,10 +37,21 @@ def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
         live=live,
         candidate=_told(rollout.candidate),
         rollback_window=rollout.window,
+        history=[_former(case, promotion) for promotion in history_after(case, rollout)],
         url=service_url(serve, object_name(serve.metadata.name)) if live else None,
         served_name=served_name(serve),
         replicas=deployed.ready if deployed else 0,
         selector=",".join(f"{k}={v}" for k, v in selector.items()),
+    )
+
+
+def _former(case: Case, promotion: Promotion) -> FormerRevision:
+    notes = case.world.records.get(promotion.revision, {}).get("metadata", {}).get("annotations", {})
+    return FormerRevision(
+        name=promotion.revision,
+        model_uri=notes.get(ANNOTATION_MODEL_URI, ""),
+        promoted_at=stamp(promotion.promoted_at),
+        rolled_back=promotion.rolled_back.reason if promotion.rolled_back else None,
     )
 
 
@@ -56,6 +69,8 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
     if new is not None and refused and (old is None or (old.trial, old.state) != (new.trial, new.state)):
         reason = OperatorReason.RevisionRolledBack if new.rolled_back_at else OperatorReason.RevisionRefused
         yield Event(reason, f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True)
+    if new is not None and new.state is RevisionState.PASSED and (old is None or old.state is not new.state):
+        yield Event(OperatorReason.AwaitingPromotion, f"revision {new.name} has passed its gate and waits to be promoted")
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
         yield Event(OperatorReason.RevisionLive, f"revision {after.live.name} of {after.live.model_uri} serves now")
     stalled = next((c for c in after.conditions if c.type == "Stalled"), None)

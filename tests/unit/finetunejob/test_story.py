@@ -450,6 +450,17 @@ def test_a_refused_model_stalls_the_job_until_it_is_served_after_all() -> None:
     assert succeeded(story)
 
 
+def test_a_model_serve_that_has_another_revision_pinned_does_not_serve_the_job() -> None:
+    story = Story(make_job(serving=SERVING))
+    served = drive_to_serving(story, reason="Pinned", message="revision a serves, as the annotation finetune.dev/pin says")
+    served["status"]["live"] = {"modelDigest": "sha256:" + "b" * 64}
+    story.passes()
+    assert story.conditions()["Stalled"] == ("True", "ServingRefused")
+    served["status"]["live"] = {"modelDigest": served["spec"]["model"]["digest"]}
+    story.passes()
+    assert succeeded(story)
+
+
 def test_two_jobs_do_not_fight_over_one_model_serve() -> None:
     story = Story(make_job(serving=SERVING))
     served = drive_to_serving(story, type="Reconciling")

@@ -8,6 +8,7 @@ import pytest
 from tests.serving import Stage, make_serve
 
 from finetune_operator.meta import Object
+from finetune_operator.names import ANNOTATION_PIN
 from finetune_trainer.contract.reports import Failure
 
 
@@ -100,6 +101,46 @@ def scaled_to_zero() -> Stage:
     return stage
 
 
+def awaiting_promotion() -> Stage:
+    stage = Stage(make_serve(rollout={"promotion": "Manual"}))
+    stage.roll_out()
+    stage.edit(model={"uri": "pvc://models/next"})
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    stage.settle()
+    return stage
+
+
+def in_window() -> Stage:
+    stage = Stage()
+    stage.promote_another()
+    return stage
+
+
+def rolled_back() -> Stage:
+    stage = in_window()
+    stage.engine(str(stage.live()), restarts=1, exitCode=139, reason="Error")
+    stage.settle()
+    return stage
+
+
+def pinned() -> Stage:
+    stage = serving()
+    stage.annotate(ANNOTATION_PIN, str(stage.live()))
+    stage.edit(model={"uri": "pvc://models/next"})
+    stage.settle()
+    return stage
+
+
+def pinned_to_nothing() -> Stage:
+    stage = serving()
+    stage.annotate(ANNOTATION_PIN, "0123456789")
+    stage.settle()
+    return stage
+
+
 def without_its_job() -> Stage:
     stage = Stage(make_serve(model={"jobRef": {"name": "gone"}}))
     stage.step()
@@ -119,6 +160,11 @@ ROWS = [
     (some_pods_lost, "InProgress", "waits", True),
     (suspended, "Current", "met", False),
     (scaled_to_zero, "Current", "met", False),
+    (awaiting_promotion, "InProgress", "waits", True),
+    (in_window, "Current", "met", True),
+    (rolled_back, "Failed", "waits", True),
+    (pinned, "Current", "met", True),
+    (pinned_to_nothing, "Failed", "waits", True),
     (without_its_job, "Failed", "waits", False),
 ]
 

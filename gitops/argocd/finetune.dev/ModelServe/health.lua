@@ -18,7 +18,7 @@ if ready == nil then
   return health
 end
 health.message = ready.reason .. ": " .. ready.message
-if ready.reason == "Suspended" or ready.reason == "ScaledToZero" then
+if ready.reason == "Suspended" or ready.reason == "ScaledToZero" or ready.reason == "AwaitingPromotion" then
   health.status = "Suspended"
 elseif ready.status == "True" then
   health.status = "Healthy"

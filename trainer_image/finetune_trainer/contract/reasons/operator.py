@@ -67,6 +67,11 @@ class OperatorReason(Reason):
     FailedCreate = means("no pod could be created: a quota or Pod Security is in the way")
     ContainerCreating = means("the pod's volumes or image take long; `kubectl describe pod` says which")
     CrashLoopBackOff = means("a container ends again and again; see the log that the message names")
+    AwaitingPromotion = means(
+        "a revision has passed its gate and spec.rollout.promotion is Manual; the annotation finetune.dev/promote lets it serve"
+    )
+    Pinned = means("the revision that somebody pinned, or rolled back to, serves; the spec may ask for another")
+    RevisionNotFound = means("the revision that is pinned or gone back to is not remembered; name one of status.history")
     EngineRestarted = means("an engine ended within the rollback window; the revision before serves again: see the message")
     ProbesFailed = means("pods failed their readiness probe within the rollback window; the revision before serves again")
     # ── The condition Available ───────────────────────────────────────────────────────────────────────────────────────

@@ -10,10 +10,17 @@ if obj.status ~= nil then
     end
   end
 end
-return {
+local actions = {
   ["retry"] = {["disabled"] = not stalled},
   ["hold"] = {["disabled"] = held},
   ["release"] = {["disabled"] = not held},
   ["suspend"] = {["disabled"] = suspended},
   ["resume"] = {["disabled"] = not suspended},
 }
+if obj.kind == "ModelServe" then
+  local status = obj.status or {}
+  local live, candidate = status.live or {}, status.candidate or {}
+  actions["promote"] = {["disabled"] = candidate.state ~= "Passed"}
+  actions["rollback"] = {["disabled"] = #(status.history or {}) < 2 or annotations["finetune.dev/rollback"] == live.name}
+end
+return actions
