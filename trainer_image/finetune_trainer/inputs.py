@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model, TrainedModel
@@ -15,6 +17,7 @@ from finetune_trainer.contract.reports import DatasetFacts, FitFacts, Manifest, 
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
+from finetune_trainer.memory.shape import plain_attention_of
 from finetune_trainer.store.entries import Store
 from finetune_trainer.store.files import folder_digest
 
@@ -89,10 +92,17 @@ class Inputs:
 
     def fingerprints(self) -> dict[str, str]:
         """All of them."""
-        result, teacher = self._data().result, self._teacher_facts()
-        model = _required(result.model).model_copy(update={"teacher_digest": teacher.digest if teacher else None})
+        result = self._data().result
+        model = self.with_teacher(_required(result.model))
         dataset = _required(result.dataset).model_copy(update={"tasks_digest": self.tasks_digest()})
         return pipeline.fingerprints(self.run, model, dataset)
+
+    def with_teacher(self, facts: ModelFacts) -> ModelFacts:
+        """The base model's facts with all that fingerprints depend on besides: its attention, and a distillation's teacher."""
+        teacher = self._teacher_facts()
+        plain = [n for which in pipeline.models(self.run) if (n := plain_attention_of(self._configuration(which))) is not None]
+        known = {"teacher_digest": teacher.digest if teacher else None, "plain_attention_tokens": min(plain, default=None)}
+        return facts.model_copy(update=known)
 
     def tasks(self) -> Path:
         """The folder with the files of the run's tasks (scoring/task_files.py), which must have some."""
@@ -124,6 +134,15 @@ class Inputs:
         given = _given_template(which)
         fingerprint = pipeline.model_fingerprint(which) if given is None else pipeline.templated_fingerprint(given)
         return _required(self._entry(MODEL, fingerprint).result.model)
+
+    def _configuration(self, which: Model) -> Mapping[str, Any]:
+        """A model's config.json. Raises StepFailed InputMissing where a mounted model has gone."""
+        mounted = pipeline.model_path(which, self.mounts)
+        if mounted is None:
+            entry = self._entry(MODEL, pipeline.model_fingerprint(which))
+            return _parsed(self.store.objects.read(f"{self.store.path(MODEL, entry)}/config.json"), which)
+        file = Path(mounted) / "config.json"
+        return _parsed(file.read_bytes() if file.is_file() else None, which)
 
     def _templated(self, which: Model, folder: Path, name: str) -> Path:
         """A model's folder; where the job gives it a chat template, another one of links to both."""
@@ -170,6 +189,13 @@ def lay_over(folder: Path, over: Path, into: Path) -> Path:
 def _given_template(model: Model) -> TrainedModel | None:
     """The model where it comes with a chat template of the job's own."""
     return model if isinstance(model, TrainedModel) and model.chat_template is not None else None
+
+
+def _parsed(text: bytes | None, model: Model) -> Mapping[str, Any]:
+    if text is None:
+        raise StepFailed(StepReason.InputMissing, f"{model.uri} has no config.json any more")
+    found: Mapping[str, Any] = json.loads(text)
+    return found
 
 
 def _required(value: T | None) -> T:

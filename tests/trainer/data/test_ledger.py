@@ -39,6 +39,7 @@ def test_every_cause_with_its_longest_example_fits_into_a_termination_message() 
     assert facts.dropped[0].example.endswith(".jsonl line 1234567")
     assert len(facts.dropped) + len(facts.changed or ()) == len(Cause)
     model = ModelFacts(revision="r" * 64, digest=DIGEST, parameters=10**12, architecture="A" * 40, bytes=10**13)
+    model = model.model_copy(update={"teacher_digest": DIGEST, "plain_attention_tokens": 10**6})
     fit = FitFacts(
         predicted_bytes=10**12, micro_batch_size=64, gradient_checkpointing="Full", terms={f"term {n}": 1 for n in range(9)}
     )

@@ -1,13 +1,14 @@
-"""What llama.cpp's converter says of a model before it is trained: only a refusal of the model itself stops a job."""
+"""What llama.cpp's converter says of a model before it is trained, of a skeleton of what merge would write."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
+from tests.trainer.families import configuration
 from tests.trainer.pods import need_llama_cpp
+from transformers import AutoTokenizer
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
@@ -36,23 +37,29 @@ def refusal(folder: Path, scratch: Path) -> str:
 
 def test_a_known_model_passes(folder: Path, tmp_path: Path) -> None:
     convertible.check(folder, tmp_path)
-    assert (tmp_path / "vocab.gguf").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "skeleton"]
 
 
 def test_pain_16_a_tokenizer_that_llama_cpp_does_not_know_is_refused_before_training(tiny_model: Path, tmp_path: Path) -> None:
     assert "pre-tokenizer was not recognized" in refusal(tiny_model, tmp_path)
 
 
-def test_an_unknown_architecture_is_refused(folder: Path, tmp_path: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["OwnForCausalLM"]}))
-    assert "OwnForCausalLM is not supported" in refusal(folder, tmp_path)
+def test_an_unknown_architecture_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    configuration("opt").save_pretrained(tmp_path / "opt")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "opt")
+    assert "(Model OPTForCausalLM is not supported): take out the GGUF artifacts" in refusal(tmp_path / "opt", tmp_path)
+
+
+def test_a_file_that_the_converter_wants_is_named(tmp_path: Path, folder: Path) -> None:
+    """Only converting showed it, and only after training: sentencepiece's file, which transformers itself does without."""
+    configuration("gemma").save_pretrained(folder)
+    assert "(FileNotFoundError: File not found: tokenizer.model)" in refusal(folder, tmp_path)
 
 
 def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "convert_hf_to_gguf.py").write_text("raise SystemExit('No module named gguf')")
+    (tmp_path / "convert_hf_to_gguf.py").write_text("import nothing_of_this_name")
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
     convertible.check(folder, tmp_path)
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path / "nowhere"))

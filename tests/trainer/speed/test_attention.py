@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from tests.trainer.families import FAMILIES, SHAPE, configuration, save
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from finetune_trainer.speed.attention import PACKED, Rows, asked_by, by_gpu, by_mask, implementation, register
+from finetune_trainer.memory.shape import plain_attention_of
+from finetune_trainer.speed.attention import KNOWN, PACKED, Rows, asked_by, by_gpu, by_mask, implementation, register
 
 LENGTHS = (5, 29, 17)  # of the rows on one line, two of them longer than a family's window
 
@@ -134,6 +136,31 @@ def test_what_attention_asks_for_is_seen_without_weights(family: str, tmp_path: 
     asked = asked_by(tmp_path)
     assert asked is not None
     assert asked.names == FLEXIBLE.get(family, set())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_how_far_attention_is_plain_is_told_by_the_configuration_alone(family: str, tmp_path: Path) -> None:
+    """By which pipeline.py knows the results of before, when no layer had a window, a cap or a sink."""
+    unknown = not hasattr(AutoConfig.for_model(family), "sliding_window")
+    save(family, tmp_path, **({"sliding_window": None} if unknown else {}))
+    assert plain_attention_of(json.loads((tmp_path / "config.json").read_bytes())) == plain_tokens(tmp_path)
+
+
+def plain_tokens(folder: Path) -> int | None:
+    """The same by what the layers ask for. Attention that drops out in training only is plain."""
+    asked = asked_by(folder)
+    if asked is None or asked.names & KNOWN:
+        return 0
+    windows: set[int] = set()
+
+    def kernel(*given: Any) -> Tensor:
+        windows.update([given[4].window] if given[4].window else [])
+        return by_mask(*given)
+
+    network = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=register(kernel)).eval()
+    with torch.no_grad():
+        network(**on_one_line())
+    return min(windows, default=None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are a GPU's")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.conftest import train_tokenizer
+from tests.trainer.families import save
 from tests.waiting import wait_for_server
 
 from finetune_trainer.__main__ import main
@@ -22,6 +24,7 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_RUN_FILE, ENV_SCRATCH, ENV_TERMINATION_LOG, TERMINATION_LIMIT
 from finetune_trainer.contract.reports import StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.store.entries import Provenance, open_store
 
 ROOT = Path(__file__).parents[3]
 ROWS = [{"prompt": f"What is number {n}?", "completion": f"It is {n} times one."} for n in range(40)]
@@ -196,9 +199,6 @@ def test_the_fit_follows_the_training_though_the_rows_are_reused(
 def test_finished_steps_are_reported_in_order(
     make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tmp_path: Path
 ) -> None:
-    from finetune_trainer.contract import pipeline
-    from finetune_trainer.store.entries import Provenance, open_store
-
     put_rows(mounts, ROWS)
     run = make_run()
     first = succeeded(prepare(run))
@@ -215,6 +215,26 @@ def test_finished_steps_are_reported_in_order(
     assert [(r.step, r.fingerprint, r.model) for r in done] == [(n, fingerprints[n], None) for n in ("train", "merge")]
     (mounts / "claims/store/job/train" / fingerprints["train"] / "1" / "file").unlink()
     assert [r.step for r in succeeded(prepare(run)).done] == ["merge"]
+
+
+@pytest.mark.parametrize(("window", "found"), [(None, True), (8, False)])
+def test_results_of_windowed_models_from_before_packed_attention_had_windows_are_not_found_again(
+    make_run: Callable[..., RunConfig], prepare: Prepare, mounts: Path, tmp_path: Path, window: int | None, found: bool
+) -> None:
+    put_rows(mounts, ROWS)
+    tokenizer = train_tokenizer()
+    ends = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    tokenizer.save_pretrained(save("mistral", mounts / "claims/models/mistral", sliding_window=window, **ends))
+    run = make_run(model={"uri": "pvc://models/mistral"})
+    first = succeeded(prepare(run))
+    assert first.model is not None
+    assert first.dataset is not None
+    before = pipeline.fingerprints(run, first.model.model_copy(update={"plain_attention_tokens": None}), first.dataset)
+    result = StepResult(step="train", fingerprint=before["train"], model=first.model)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "file").write_text("x")
+    open_store(run.store, str(mounts)).commit("train", "1", tmp_path / "made", result, Provenance("train", {}, {}))
+    assert [r.step for r in succeeded(prepare(run)).done] == (["train"] if found else [])
 
 
 def test_rows_from_a_config_map_and_test_rows_of_their_own(

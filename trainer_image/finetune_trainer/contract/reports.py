@@ -38,6 +38,9 @@ class ModelFacts(Report):
     architecture: str
     bytes: int
     teacher_digest: str | None = None  # of a distillation's teacher, as digest
+    plain_attention_tokens: int | None = None
+    """Tokens of a row that each layer attends to plainly: a sliding window's, 0 where there are soft caps, sinks or layers that
+    are no attention. Absent: any number. A distillation's teacher counts as well."""
 
 
 class RowCount(Report):

@@ -1,4 +1,4 @@
-"""What can be told of a model before a GPU is taken: whether llama.cpp's converter knows it, whether a teacher fits it."""
+"""Whether llama.cpp's converter can make a GGUF file of a model, asked of the converter itself before a GPU is taken."""
 
 from __future__ import annotations
 
@@ -7,38 +7,37 @@ import sys
 from pathlib import Path
 
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.export import llamacpp
+from finetune_trainer.export import llamacpp, skeleton
 from finetune_trainer.failures import StepFailed
 
-# What it says of architectures and of tokenizers that it doesn't know. Any other failure is none of the model's.
-REFUSALS = ("is not supported", "pre-tokenizer was not recognized")
+# How a converter ends that can't run at all: no fault of the model's.
+OWN_FAULTS = ("ModuleNotFoundError", "ImportError", "SyntaxError", "MemoryError", "OSError: [Errno 28]")
+LOGGED = "ERROR:hf-to-gguf:"
 SECONDS = 300
 
 
 def check(model_folder: Path, scratch: Path) -> None:
-    """Convert the vocabulary alone. Raises StepFailed ModelNotConvertible; does nothing where there is no converter."""
+    """Convert all but the numbers of the model that merge would write: its configuration, tokenizer and weights' names.
+
+    Raises StepFailed ModelNotConvertible; does nothing where there is no converter.
+    """
     converter = llamacpp.folder() / "convert_hf_to_gguf.py"
     if not converter.is_file():
         return
-    vocabulary = ["--vocab-only", "--outfile", str(scratch / "vocab.gguf")]
+    folder = skeleton.write(model_folder, scratch / "skeleton")
+    command = [sys.executable, str(converter), str(folder), "--dry-run", "--outfile", str(scratch / "skeleton.gguf")]
     try:
-        done = subprocess.run(
-            [sys.executable, str(converter), str(model_folder), *vocabulary],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=SECONDS,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return  # a slow machine says nothing about the model
     if done.returncode == 0:
         return
-    refusal = next((line for line in reversed(done.stderr.splitlines()) if any(r in line for r in REFUSALS)), None)
-    if refusal is None:
+    said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "")
+    if done.returncode < 0 or not said or said.startswith(OWN_FAULTS):
         print(done.stderr[-2000:], file=sys.stderr)
         return
     raise StepFailed(
         StepReason.ModelNotConvertible,
-        f"spec.artifacts asks for GGUF, which llama.cpp can't make of this model ({refusal.rpartition(':')[2].strip()}):"
-        " take out the GGUF artifacts or take another model",
+        f"spec.artifacts asks for GGUF, which llama.cpp can't make of this model"
+        f" ({said.removeprefix(LOGGED).replace(f'{folder}/', '')[:300]}): take out the GGUF artifacts or take another model",
     )

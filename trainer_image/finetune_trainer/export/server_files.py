@@ -1,13 +1,14 @@
-"""What servers read beside the weights, in the names of transformers 5 and of transformers 4.
+"""What servers and converters read beside the weights, in the names of transformers 5 and of transformers 4.
 
 Version 5 writes rope_parameters where version 4 looks for rope_theta and rope_scaling, and a tokenizer class that version 4
 does not have. A server on version 4 then fails, or takes 10 000 for the rotary base and answers a little worse, at no
-error at all. Both majors pass over names that they do not know.
+error at all; llama.cpp's converter misses older names, too. All of them pass over names that they do not know.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,21 @@ from typing import Any
 from finetune_trainer.contract.adapters import SPLIT_INITS, Lora
 
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # the same class, by the name that both know
+SENTENCEPIECE = "tokenizer.model"  # transformers reads it and does not write it; converters want it of Gemma, Phi 3 and others
+# Older names of fields of config.json that converters read, by the kind of model that has them.
+OLDER = {
+    "gpt2": {"n_ctx": "n_positions"},
+    "gpt_neox": {"rotary_pct": "partial_rotary_factor"},
+    "cohere2": {"rotary_pct": "partial_rotary_factor"},
+}
+WHOLE = {"partial_rotary_factor": 1.0}  # what a configuration without the field means
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+
+
+def add_sentencepiece(base: Path, folder: Path) -> None:
+    """Copy the tokenizer's file of sentencepiece, where the base model has one."""
+    if (base / SENTENCEPIECE).is_file():
+        shutil.copyfile(base / SENTENCEPIECE, folder / SENTENCEPIECE)
 
 
 def make_readable(folder: Path) -> None:
@@ -31,7 +46,9 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
     added = {"torch_dtype": config.get("dtype")} | {k: rotary.get(k) for k in ("rope_theta", "partial_rotary_factor")}
     if rotary.get("rope_type", "default") != "default":
         added["rope_scaling"] = {k: v for k, v in rotary.items() if k not in added}
-    return config | {k: v for k, v in added.items() if v is not None}
+    whole = config | {k: v for k, v in added.items() if v is not None}
+    older = OLDER.get(str(config.get("model_type")), {})
+    return {name: (WHOLE | whole).get(known) for name, known in older.items()} | whole
 
 
 def _tokenizer(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a model decides how much memory its training takes, from its config.json. No torch, no I/O."""
+"""What a model's config.json alone tells of it, above all what decides how much memory its training takes. No torch, no I/O."""
 
 from __future__ import annotations
 
@@ -57,6 +57,10 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+# Models whose attention is never plain, by no field of theirs: sinks, layers that are not told where rows end, ALiBi.
+NEVER_PLAIN = frozenset({"gpt_oss", "stablelm", "bloom"})
+ATTENDS = frozenset({"full_attention", "sliding_attention"})
+ASKED_FOR = ("qwen2", "qwen3", "smollm3")  # they have a window only where use_sliding_window says so
 
 
 def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
@@ -83,6 +87,22 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model's configuration says that it reads at once; None where it doesn't say."""
     found = _found(config.get("text_config", config), POSITIONS)
     return None if found is None else int(found)
+
+
+def plain_attention_of(config: Mapping[str, Any]) -> int | None:
+    """How many tokens of a row each layer attends to plainly: all before it, and nothing else. None: any number of them.
+
+    A window ends it; a soft cap, sinks, or layers that mix tokens otherwise leave nothing of it (0).
+    """
+    text = config.get("text_config", config)
+    kind, layers = str(text.get("model_type", "")), set(text.get("layer_types") or ())
+    mixes = any(name.startswith("mamba_") for name in text) or bool(layers - ATTENDS)
+    if text.get("attn_logit_softcapping") or kind in NEVER_PLAIN or mixes:
+        return 0
+    if (layers and "sliding_attention" not in layers) or not text.get("use_sliding_window", not kind.startswith(ASKED_FOR)):
+        return None
+    window = text.get("sliding_window")
+    return int(window) if window else None
 
 
 def _experts(text: Mapping[str, Any], layers: int, hidden: int, feed_forward: int) -> int:

@@ -18,7 +18,7 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract.pipeline import FIRST_ROW_LOSS, MERGED, TRAIN
 from finetune_trainer.contract.reports import ArtifactFacts, Check, Manifest, StepResult
 from finetune_trainer.contract.training import Method, Precision
-from finetune_trainer.export.server_files import make_readable
+from finetune_trainer.export.server_files import add_sentencepiece, make_readable
 from finetune_trainer.libraries import quieten
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def _complete(folder: Path, trained: Path, base: Path) -> None:
 
     AutoTokenizer.from_pretrained(trained).save_pretrained(folder)
     make_readable(folder)
+    add_sentencepiece(base, folder)
     settings = base / "generation_config.json"
     if settings.is_file() and not (folder / settings.name).is_file():
         shutil.copyfile(settings, folder / settings.name)

@@ -75,8 +75,8 @@ def run(context: Context) -> StepResult:
         check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
         _check_formats(context)
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
-    told = facts.model_copy(update={"teacher_digest": teacher.facts.digest if teacher else None})
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
+    told = context.inputs.with_teacher(facts)
     changes = {"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done}
     return result.model_copy(update=changes | {"warnings": _warnings(context, rows)})
 

@@ -130,6 +130,9 @@ def test_an_edit_changes_only_what_depends_on_it(name: str, fields: dict[str, An
         ("model's content", {"digest": "sha256:x"}, {}, ALL),
         ("model's revision alone", {"revision": "s"}, {}, set()),
         ("teacher's content", {"teacher_digest": "sha256:x"}, {}, FROM_TRAIN),
+        ("a window that no row is longer than", {"plain_attention_tokens": 1}, {}, set()),
+        ("rows longer than a window", {"plain_attention_tokens": 1}, {"longest_row_tokens": 2}, FROM_TRAIN),
+        ("soft caps or sinks", {"plain_attention_tokens": 0}, {}, FROM_TRAIN),
     ],
 )
 def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: dict[str, Any], expected: set[str]) -> None:
