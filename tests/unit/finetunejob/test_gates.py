@@ -115,6 +115,13 @@ def test_without_scores_and_gates_there_is_nothing_to_judge() -> None:
     assert verdicts([], []) == []
 
 
+def test_a_score_that_the_other_one_lacks_compares_with_nothing() -> None:
+    only_merged = [Scores(subject="base", samples=20, values={}), make_scores("merged", loss=0.5)]
+    (verdict,) = verdicts([Gate(name="g", metric=Metric.LOSS, min_improvement_over_base=0.1)], only_merged)
+    assert not verdict.passed
+    assert verdict.message == "loss of merged is 0.5, but base has no loss score to compare with"
+
+
 def test_only_failed_gates_that_block_are_blocking() -> None:
     bound: dict[str, Any] = {"metric": Metric.LOSS, "max": 0.1}
     gates = [Gate(name="a", **bound), Gate(name="b", action="Warn", **bound), Gate(name="c", metric="loss", max=1)]

@@ -8,12 +8,14 @@ from typing import Any
 import celpy
 import pytest
 from celpy.adapter import json_to_cel
-from tests.builders import make_job
+from tests.builders import SERVING, UID, make_job
+from tests.story import Story
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.modelserve import RULES
+from finetune_operator.decision import Apply, Ref
 from finetune_operator.finetunejob import handover
 from finetune_operator.modelserve.engines import ENGINES
 
@@ -61,3 +63,47 @@ def test_admission_and_the_api_server_agree_on_what_is_scaled_by(engine: str, me
 )
 def test_a_null_is_refused_with_its_place(template: dict[str, Any], path: str) -> None:
     assert problems(template) == [f"{path} is null; remove it, or give it a value"]
+
+
+def test_weights_that_an_engine_takes_on_gpus_only_are_not_handed_to_its_cpus() -> None:
+    artifacts = [{"name": "nf4", "format": "BitsAndBytes", "quantization": "NF4"}]
+
+    def said(gpus: bool) -> list[str]:
+        template = {"engine": {"type": "VLLM"}, "parallelism": {"gpus": gpus}}
+        job = make_job(artifacts=artifacts, serving={"template": template, "artifact": "nf4"})
+        return handover.problems(FineTuneJob.model_validate(job).spec)
+
+    assert said(True) == []
+    assert said(False) == ["spec.serving.artifact nf4 is BitsAndBytes, which VLLM serves on GPUs only; take merged, or GPUs"]
+
+
+def handed_over(**serving: Any) -> Story:
+    """A job that has given its artifact to a ModelServe, which is Ready with it."""
+    story = Story(make_job(serving=SERVING | serving))
+    story.to_the_end()
+    (action,) = story.decide().actions
+    assert isinstance(action, Apply)
+    wanted = action.body
+    ready = {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "True", "reason": "Serving"}]}
+    meta = {**wanted["metadata"], "generation": 1}
+    story.space.named[Ref("ModelServe", "facts")] = {**wanted, "metadata": meta, "status": ready}
+    story.passes()
+    return story
+
+
+def test_a_model_serve_that_is_to_go_with_its_job_is_owned_by_it() -> None:
+    served = handed_over(deletionPolicy="Delete").space.named[Ref("ModelServe", "facts")]
+    assert served is not None
+    (owner,) = served["metadata"]["ownerReferences"]
+    assert owner == {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": "facts", "uid": UID}
+
+
+def test_a_model_serve_that_got_another_model_since_is_left_to_whoever_gave_it() -> None:
+    story = handed_over()
+    served = story.space.named[Ref("ModelServe", "facts")]
+    assert served is not None
+    assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+    served["spec"]["model"] = {"uri": "pvc://other/model", "digest": "sha256:" + "f" * 64}
+    assert story.passes() == []
+    assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+    assert story.job["status"]["serving"]["ready"] is False

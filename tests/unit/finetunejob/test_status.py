@@ -248,6 +248,17 @@ def test_a_job_that_does_not_fit_fails_before_a_gpu_is_taken() -> None:
     assert (fits["status"], failed["reason"]) == ("False", "DoesNotFit")
 
 
+def test_what_prepare_found_not_to_fit_is_told_without_an_estimate() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.space.end(*reported_failure(ExitCode.DOES_NOT_FIT, "DoesNotFit", "choose a smaller model"))
+    story.passes()
+    fits = condition(story.job, "Fits")
+    assert fits is not None
+    assert (fits["status"], fits["reason"]) == ("False", "DoesNotFit")
+    assert "choose a smaller model" in fits["message"]
+
+
 def test_what_training_came_to_stands_beside_the_estimate() -> None:
     story = preparing()
     story.succeed()

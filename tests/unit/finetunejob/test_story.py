@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure, stamp
@@ -270,6 +271,17 @@ def test_a_lost_report_is_read_again_by_prepare() -> None:
     assert story.step("train")["state"] == "Reused"
 
 
+def test_a_report_that_is_lost_each_time_ends_the_job_with_its_budget() -> None:
+    story = Story(make_job(retry={"maxRetries": 0}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    story.space.end(0, None)
+    assert story.passes() == []
+    assert story.conditions()["Failed"] == ("True", "ResultLost")
+    assert story.step("prepare")["state"] == "Succeeded", "there is nothing that it should look for"
+
+
 def test_missing_references_start_no_pod_and_the_job_goes_on_when_they_appear() -> None:
     story = Story(make_job(), space=Namespace())
     story.space.named[Ref("ConfigMap", "facts")] = None
@@ -478,6 +490,18 @@ def test_an_upgrade_whose_defaults_differ_disturbs_no_job(monkeypatch: pytest.Mo
     monkeypatch.setattr("finetune_trainer.contract.training.EPOCHS", 5.0)
     assert story.passes() == []
     assert succeeded(story)
+
+
+@pytest.mark.parametrize(
+    ("edit", "again"), [({"training": {"seed": 7}}, True), ({"retry": {"maxRetries": 9}}, False), ({}, False)]
+)
+def test_a_run_of_a_release_that_kept_no_spec_is_told_by_its_digest(edit: dict[str, Any], again: bool) -> None:
+    story = Story(make_job())
+    story.to_the_end()
+    del story.job["status"]["runSpec"]
+    if edit:
+        story.edit(**edit)
+    assert bool(story.passes()) is again
 
 
 def test_every_step_of_the_pipeline_has_a_record() -> None:

@@ -37,6 +37,11 @@ def test_each_of_llamacpps_requests_has_the_promised_context() -> None:
     assert "--no-kv-unified" in args
 
 
+def test_vllm_is_told_the_longest_context_that_was_asked_for() -> None:
+    assert after(arguments(EngineType.VLLM, maxModelLength=1024), "--max-model-len") == "1024"
+    assert "--max-model-len" not in arguments(EngineType.VLLM)
+
+
 def test_the_models_own_context_is_one_requests() -> None:
     args = arguments(EngineType.LLAMA_CPP)
     assert after(args, "--parallel") == "1"

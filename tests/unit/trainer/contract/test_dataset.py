@@ -22,6 +22,11 @@ def test_labels_as_yaml_has_them(written: str, read: dict[str, str]) -> None:
     assert Dataset.model_validate({"uri": "pvc://data", "labels": yaml.safe_load(written)}).labels == read
 
 
+def test_labels_that_are_no_mapping_are_refused_by_name() -> None:
+    with pytest.raises(ValidationError, match=r"(?s)labels.*valid dictionary"):
+        Dataset.model_validate({"uri": "pvc://data", "labels": ["bad", "good"]})
+
+
 def test_words_that_yaml_reads_as_booleans_are_refused_with_the_quotes_to_write() -> None:
     with pytest.raises(
         ValidationError, match=r'the word of 0 is a boolean to YAML.*write it in quotes: \{"0": "no", "1": "yes"\}'

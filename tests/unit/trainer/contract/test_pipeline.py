@@ -62,6 +62,16 @@ def test_every_step_comes_after_what_it_needs() -> None:
     assert not any(s.needs_gpu for s in pipeline.steps(run(devices={"gpus": 0})))
 
 
+def test_a_template_of_the_jobs_own_is_told_by_its_uri() -> None:
+    def kept(key: str | None, uri: str = "hf://org/model") -> str:
+        template = {"chatTemplate": {"configMapKeyRef": {"name": "chat", "key": key}}} if key else {}
+        return pipeline.templated_fingerprint(run(model={"uri": uri} | template).model)
+
+    names = [kept("a"), kept("b"), kept("a", "hf://org/other"), kept(None)]
+    assert len(set(names)) == 4
+    assert kept("a") == names[0]
+
+
 def test_what_each_evaluation_scores() -> None:
     steps = {step.name: step for step in pipeline.steps(run())}
     assert pipeline.subjects(run(), steps["evaluate"]) == ("base", "merged", "fp8")
