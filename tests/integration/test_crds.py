@@ -32,7 +32,24 @@ def gate(**fields: Any) -> dict[str, Any]:
     return {"evaluation": {"gates": [{"name": "g", "metric": "loss", **fields}]}}
 
 
+ZONES = {"topologyKey": "topology.kubernetes.io/zone", "minDomains": 2}
+PODS: list[tuple[dict[str, Any], str]] = [
+    ({"podTemplate": {"labels": {"finetune.dev/job": "x"}}}, "spec.podTemplate.labels can't begin with"),
+    (
+        {"podTemplate": {"tolerations": [{"operator": "Exists", "value": "x"}]}},
+        "spec.podTemplate.tolerations[].value goes with",
+    ),
+    (
+        {"podTemplate": {"topologySpreadConstraints": [ZONES]}},
+        "spec.podTemplate.topologySpreadConstraints[].minDomains goes with",
+    ),
+]
 REFUSED_JOBS = [
+    *PODS,
+    *(
+        ({"podTemplate": {field: "a"}, "scheduling": {field: "b"}}, f"spec.podTemplate.{field} and spec.scheduling.{field} say")
+        for field in ("priorityClassName", "schedulerName")
+    ),
     ({"training": {"epochs": 1, "maxSteps": 5}}, "spec.training takes epochs or maxSteps, not both"),
     ({"training": {"globalBatchSize": 16, "microBatchSize": 3}}, "globalBatchSize must be a multiple of microBatchSize"),
     ({"training": {"reportTo": ["tensorboard", "wandb"]}}, "spec.training.reportTo mlflow and wandb need a server"),
@@ -223,6 +240,7 @@ REFUSED_JOBS = [
 LLAMA: dict[str, Any] = {"engine": {"type": "LlamaCpp"}}
 ASKS_CPU: dict[str, Any] = {"resources": {"requests": {"cpu": "2"}}}
 REFUSED_SERVES = [
+    *PODS,
     ({"model": {}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),

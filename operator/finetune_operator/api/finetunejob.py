@@ -12,6 +12,7 @@ from pydantic import Field
 
 from finetune_operator.api.evaluation import Evaluation
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.scheduling import Scheduling
 from finetune_operator.meta import ObjectMeta, Quantity
 from finetune_trainer.contract import places
@@ -166,6 +167,9 @@ class FineTuneJobSpec(Strict):
     """Places that get copies once the gates have passed."""
     serving: Serving | None = None
     """Roll the result out when the gates have passed. Unset: nothing is served."""
+    pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
+    """What all pods of the job have in common. A stage's own nodeSelector and tolerations are added, its serviceAccountName
+    goes before."""
     stages: Stages = Field(default_factory=lambda: Stages())
     """Resources and placement, stage by stage."""
     retry: Retry = Field(default_factory=lambda: Retry())

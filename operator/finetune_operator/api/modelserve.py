@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_operator.api.access import Autoscaling, Network
 from finetune_operator.api.finetunejob import Gpu, Resources
+from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.meta import Condition, ObjectMeta
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
@@ -172,6 +173,8 @@ class ModelServeSpec(Strict):
     it out."""
     autoscaling: Autoscaling | None = None
     """A HorizontalPodAutoscaler sets the replicas. Unset: nobody but you does."""
+    pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
+    """What all pods have in common. A gate's pod takes all of it but affinity and topologySpreadConstraints."""
     resources: Resources = Field(default_factory=lambda: Resources())
     """CPU and memory of one replica."""
     rollout: Rollout = Field(default_factory=lambda: Rollout())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from finetune_operator import names
+from finetune_operator import names, pod_fields
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.finetunejob.placement import queue_labels
@@ -75,7 +75,7 @@ def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobSta
             **({"suspend": True} if queue else {}),
             **(_indexed(run.pods(step)) if run.pods(step) > 1 else {}),
             "template": {
-                "metadata": {"labels": {**job_labels(job.metadata.name), **labels}},
+                "metadata": pod_fields.metadata(job.spec.pod_template, job_labels(job.metadata.name) | labels),
                 "spec": pod_spec(job, run, start, status, settings),
             },
         },

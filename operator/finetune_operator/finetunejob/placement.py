@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from finetune_operator.api.finetunejob import FineTuneJob, Stage
 from finetune_operator.meta import Object
-from finetune_operator.names import LABEL_QUEUE, LABEL_QUEUE_PRIORITY
+from finetune_operator.names import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, job_labels
+from finetune_operator.pod_fields import spec_fields
 from finetune_trainer.contract.pipeline import Step
 
 
@@ -18,13 +19,14 @@ def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
 
 
 def placement(job: FineTuneJob, stage: Stage) -> Object:
-    """Fields of the spec of a pod; those that nothing asks for are not there."""
+    """Fields of the spec of a pod; those that nothing asks for are not there. A stage says more than the job's podTemplate."""
     asked = job.spec.scheduling
-    fields = {
-        "priorityClassName": asked.priority_class_name,
-        "schedulerName": asked.scheduler_name,
-        "nodeSelector": dict(stage.node_selector),
-        "tolerations": list(stage.tolerations),
-        "serviceAccountName": stage.service_account_name,
+    common = spec_fields(job.spec.pod_template, job_labels(job.metadata.name))
+    fields = common | {
+        "priorityClassName": asked.priority_class_name or common.get("priorityClassName"),
+        "schedulerName": asked.scheduler_name or common.get("schedulerName"),
+        "nodeSelector": common.get("nodeSelector", {}) | dict(stage.node_selector),
+        "tolerations": [*common.get("tolerations", ()), *stage.tolerations],
+        "serviceAccountName": stage.service_account_name or common.get("serviceAccountName"),
     }
     return {name: value for name, value in fields.items() if value}

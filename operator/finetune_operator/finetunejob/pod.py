@@ -5,6 +5,8 @@ Pods meet Pod Security "restricted". GPUs are held only by steps that need one. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from finetune_operator import certificates, credentials, names, pod_security
 from finetune_operator.api.finetunejob import FineTuneJob, Resources, Stage
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
@@ -14,7 +16,7 @@ from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.finetunejob.volumes import secrets, volumes
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, quantity_value
 from finetune_operator.names import STEP_CONTAINER, step_job
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod, training
@@ -27,6 +29,7 @@ _GIB = 1024**3
 # Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
 MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
 MEMORY_FACTOR_ON_GPU = 1.0
+MEMORY_LIMIT_FACTOR, LEAST_MEMORY_LIMIT = 4, 8 * _GIB
 
 
 def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
@@ -104,7 +107,16 @@ def _resources(job: FineTuneJob, run: Run, step: Step, wanted: Resources, status
     requests: dict[str, str] = {"cpu": DEFAULT_CPU, "memory": f"{mebibytes}Mi"}
     # A limit alone is also the request, as in any pod: a default above it would be refused.
     requests = {k: v for k, v in requests.items() if k not in wanted.limits} | dict(wanted.requests)
-    limits = dict(wanted.limits)
+    limits = {"memory": _memory_limit(requests, status, on_gpus=gpus > 0)} | dict(wanted.limits)
     if gpus:
         limits[job.spec.parallelism.gpu.resource_name] = str(gpus)
     return {k: v for k, v in (("requests", requests), ("limits", limits)) if v}
+
+
+def _memory_limit(requests: Mapping[str, str | int | float], status: FineTuneJobStatus, *, on_gpus: bool) -> str:
+    """What a pod may use where the spec doesn't say: so much more than is asked for that only a fault reaches it, and then it
+    is our pod that ends, and not its neighbours.
+    """
+    asked = quantity_value(str(requests["memory"])) if "memory" in requests else 0
+    trained = 0 if on_gpus or status.fit is None else status.fit.predicted_bytes
+    return f"{int(max(MEMORY_LIMIT_FACTOR * asked, 2 * trained, LEAST_MEMORY_LIMIT) / 1024**2)}Mi"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
-from finetune_operator import credentials, pod_security
+from finetune_operator import credentials, pod_fields, pod_security
 from finetune_operator.api.modelserve import ModelServe, Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.gating import gate_job
@@ -32,6 +32,7 @@ PORT = 8000  # of every Service, whatever the engine: a URL survives a change of
 GREETING = Prompt(prompt="Hello! Who are you?")
 GATE_FOLDER = "/etc/finetune"
 HOSTNAME = "kubernetes.io/hostname"
+GATE_REQUESTS, GATE_LIMITS = {"cpu": "100m", "memory": "128Mi"}, {"cpu": "1", "memory": "512Mi"}
 GATE_RETRIES = 2  # for pods that were lost; a wrong answer is final
 GATE_MARGIN_SECONDS = 300  # to schedule the gate's pod and pull its image
 
@@ -40,7 +41,7 @@ def deployment(serve: ModelServe, target: Target) -> Object:
     """The pods of one revision. Its template never changes: another template is another revision."""
     labels = revision_labels(serve, target.revision)
     template = copy.deepcopy(target.template)
-    template["metadata"]["labels"] = labels
+    template["metadata"]["labels"] |= labels
     annotations = {ANNOTATION_MODEL_URI: target.model.uri}
     if target.model.digest is not None:
         annotations[ANNOTATION_MODEL_DIGEST] = target.model.digest
@@ -139,7 +140,10 @@ def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 
             "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [final, lost]},
-            "template": {"metadata": {"labels": labels}, "spec": _gate_pod(serve, target, settings)},
+            "template": {
+                "metadata": pod_fields.metadata(serve.spec.pod_template, labels),
+                "spec": _gate_pod(serve, target, settings),
+            },
         },
     }
 
@@ -154,6 +158,7 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
         "image": settings.operator_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
+        "resources": {"requests": GATE_REQUESTS, "limits": GATE_LIMITS},
         "env": [{"name": "HOME", "value": "/tmp"}],
         "securityContext": pod_security.container(),
         "volumeMounts": [
@@ -172,6 +177,8 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
             {"name": "tmp", "emptyDir": {}},
         ],
     }
+    common = pod_fields.spec_fields(serve.spec.pod_template, {})
+    pod |= {name: value for name, value in common.items() if name not in pod_fields.OF_SERVING_ALONE}
     if serve.spec.auth is not None:
         container["env"].append(api_key(serve.spec.auth, ENV_API_KEY))
     if (rows := asked_rows(serve, target.model)) is not None:
@@ -196,7 +203,7 @@ def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None
         # A ReadWriteOnce claim can be mounted where the engine has it and nowhere else, whatever that node's taints.
         beside = {"labelSelector": {"matchLabels": revision_labels(serve, target.revision)}, "topologyKey": HOSTNAME}
         pod["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
-        pod["tolerations"] = [{"operator": "Exists", "effect": "NoSchedule"}]
+        pod["tolerations"] = [*pod.get("tolerations", ()), {"operator": "Exists", "effect": "NoSchedule"}]
 
 
 def _prompts(serve: ModelServe) -> str:

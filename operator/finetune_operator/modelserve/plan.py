@@ -47,11 +47,12 @@ def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:
 
 
 def _identity(template: Object, model: ResolvedModel) -> str:
-    """The loader comes with the operator: neither its image nor its program's path, nor the way in which it is given
-    credentials, may load every model of a cluster anew. They are hashed as the first release had them."""
+    """The loader comes with the operator: neither its image nor its program's path, nor its resources, nor how it is
+    given credentials may load every model of a cluster anew. They are hashed as the first release had them."""
     spec, mounted = template["spec"], credentials.mounts(secrets(model))
     (loader,) = spec["initContainers"]
-    loader = {k: v for k, v in loader.items() if k != "image"} | {"command": [*LOADER_OF_OLD, *loader["command"][3:]]}
+    loader = {k: v for k, v in loader.items() if k not in ("image", "resources")}
+    loader["command"] = [*LOADER_OF_OLD, *loader["command"][3:]]
     loader["volumeMounts"] = [mount for mount in loader["volumeMounts"] if mount not in mounted]
     if model.secret is not None:
         loader["envFrom"] = [{"secretRef": {"name": model.secret}}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune_operator import certificates, credentials, pod_security
+from finetune_operator import certificates, credentials, pod_fields, pod_security
 from finetune_operator.api.modelserve import Auth, ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES
@@ -17,6 +17,8 @@ from finetune_trainer.contract.pod import Owner
 TARGET = MODEL.rpartition("/")[0]
 STARTUP_PERIOD_SECONDS = 5
 GRACE_MARGIN_SECONDS = 10
+LOADER_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
+LOADER_LIMITS = {"memory": "2Gi"}  # it streams; what it has written counts until it is on the disk
 
 
 def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:
@@ -24,7 +26,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) ->
     spec, start = serve.spec, ENGINES[serve.spec.engine.type].launch(serve.spec, served_name(serve))
     volumes, mounts = _storage(model, start)
     return {
-        "metadata": {"labels": serve_labels(serve.metadata.name)},
+        "metadata": pod_fields.metadata(spec.pod_template, serve_labels(serve.metadata.name)),
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,  # variables such as VLLM_PORT, made from a Service's name, would mislead an engine
@@ -33,6 +35,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) ->
             "initContainers": [_loader(spec, model, mounts, settings)],
             "containers": [_engine(serve, model, start, mounts, settings)],
             "volumes": volumes,
+            **pod_fields.spec_fields(spec.pod_template, serve_labels(serve.metadata.name)),
         },
     }
 
@@ -86,6 +89,7 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
         "image": settings.operator_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
+        "resources": _loader_resources(spec),
         "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | certificates.environment(model.ca_secret_ref)).items()],
         "securityContext": pod_security.container(),
         "volumeMounts": [m for m in writable if m["name"] != "shm"],
@@ -94,6 +98,16 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
         container["volumeMounts"].append(certificates.mount())
     container["volumeMounts"] += credentials.mounts(secrets(model))
     return container
+
+
+def _loader_resources(spec: ModelServeSpec) -> Object:
+    """What the engine is given is the loader's as well: it runs before, so that costs nothing. Where the engine is given
+    nothing, it still says what it takes, as a ResourceQuota wants it of each container.
+    """
+    return {
+        "requests": LOADER_REQUESTS | dict(spec.resources.limits) | dict(spec.resources.requests),
+        "limits": LOADER_LIMITS | dict(spec.resources.limits),
+    }
 
 
 def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list[Object], settings: Settings) -> Object:

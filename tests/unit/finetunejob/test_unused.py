@@ -51,6 +51,7 @@ VALUES: Body = {
     "storage.artifacts.caSecretRef": {"name": "s"},
     "storage.artifacts.size": "30Gi",
     "storage.scratch.size": "30Gi",
+    "podTemplate": {"nodeSelector": {"a": "b"}},
 }
 STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 OF_STAGE = {
@@ -69,7 +70,7 @@ ALWAYS = (
     "training.maxLength", "training.gradientCheckpointing", "training.seed", "training.checkpoint.everySteps",
     "training.checkpoint.keep", "training.reportTo", "parallelism.numNodes", "parallelism.gpusPerNode",
     "parallelism.strategy", "parallelism.launcher", "artifacts", "evaluation.engine", "evaluation.samples",
-    "evaluation.maxNewTokens", "evaluation.gates", "publish", "serving", "stages.prepare", "stages.train",
+    "evaluation.maxNewTokens", "evaluation.gates", "publish", "serving", "podTemplate", "stages.prepare", "stages.train",
     "stages.merge", "stages.evaluate", "retry", "storage.artifacts.uri", "storage.scratch", "scheduling.queueName",
     "scheduling.priorityClassName", "scheduling.schedulerName", "pendingDeadlineSeconds", "activeDeadlineSeconds",
     "ttlSecondsAfterFinished", "suspend",

@@ -4,6 +4,7 @@ goes together in training is in the contract's combinations.
 
 from __future__ import annotations
 
+from finetune_operator.api.rules import pods
 from finetune_operator.api.rules.evaluation import EVALUATION_RULES
 from finetune_operator.api.rules.objectives import OBJECTIVE_RULES
 from finetune_operator.api.rules.parallelism import PARALLELISM_RULES
@@ -126,6 +127,15 @@ RULES = (
         f"spec.storage.artifacts.endpoint, .region and .caSecretRef go with an {S3.prefix} uri only; set uri, or remove them",
     ),
     *(compute_only(f"spec.stages.{stage}.resources") for stage in _STAGES),
+    *pods.RULES,
+    *(
+        Rule(
+            "spec",
+            f"!has(self.podTemplate.{field}) || !has(self.scheduling.{field})",
+            f"spec.podTemplate.{field} and spec.scheduling.{field} say the same; set one of them",
+        )
+        for field in ("priorityClassName", "schedulerName")
+    ),
     *EVALUATION_RULES,
     *OBJECTIVE_RULES,
     *PARALLELISM_RULES,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rules import pods
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
 from finetune_operator.modelserve.engines import ENGINES, EngineType
@@ -32,7 +33,12 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
     """The rules below between fields other than the model's, for a template that a FineTuneJob will hand over."""
     split = spec.parallelism.tensor > 1
     engines = [_NO_SPLIT] if split and not ENGINES[spec.engine.type].splits_tensors else []
-    return [*engines, *([_NO_GPUS] if split and not spec.parallelism.gpus else []), *_scaling_broken_by(spec)]
+    return [
+        *engines,
+        *([_NO_GPUS] if split and not spec.parallelism.gpus else []),
+        *_scaling_broken_by(spec),
+        *pods.broken_by(spec.pod_template),
+    ]
 
 
 def _scaling_broken_by(spec: ModelServeSpec) -> list[str]:
@@ -109,4 +115,5 @@ RULES = (
         for load, engines in _MEASURING.items()
     ),
     compute_only("spec.resources"),
+    *pods.RULES,
 )

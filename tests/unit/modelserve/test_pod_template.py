@@ -1,0 +1,63 @@
+"""What podTemplate says is in the pods that serve and, but for wishes about neighbours, in a gate's; each asks for room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.serving import Stage, make_serve
+
+TEMPLATE = {
+    "labels": {"team": "nlp"},
+    "annotations": {"a": "b"},
+    "nodeSelector": {"pool": "gpus"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    "topologySpreadConstraints": [{"topologyKey": "topology.kubernetes.io/zone"}],
+    "serviceAccountName": "reader",
+    "imagePullSecrets": [{"name": "registry"}],
+}
+
+
+def stage_with(**spec: Any) -> Stage:
+    """A ModelServe whose candidate is asked its prompts."""
+    serve = make_serve()
+    serve["spec"] |= spec
+    stage = Stage(serve)
+    stage.roll_out()
+    return stage
+
+
+def templates(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Pod templates of what serves, and of the gate."""
+    (serving,), (gate,) = stage.of("Deployment"), stage.of("Job")
+    return serving["spec"]["template"], gate["spec"]["template"]
+
+
+def test_the_pods_that_serve_and_the_gates_take_it() -> None:
+    serving, gate = templates(stage_with(podTemplate=TEMPLATE))
+    for template in (serving, gate):
+        assert template["metadata"]["labels"]["team"] == "nlp"
+        assert template["metadata"]["annotations"] == {"a": "b"}
+        for field in ("nodeSelector", "serviceAccountName", "imagePullSecrets"):
+            assert template["spec"][field] == TEMPLATE[field]
+        assert template["spec"]["tolerations"][0] == {"key": "nvidia.com/gpu", "operator": "Exists"}
+    (spread,) = serving["spec"]["topologySpreadConstraints"]
+    assert spread["labelSelector"]["matchLabels"].items() <= serving["metadata"]["labels"].items()
+    assert "topologySpreadConstraints" not in gate["spec"]
+
+
+def test_another_template_is_another_revision_and_none_is_the_one_of_before() -> None:
+    (plain,), (empty,), (other,) = (
+        stage.of("Deployment") for stage in (stage_with(), stage_with(podTemplate={}), stage_with(podTemplate=TEMPLATE))
+    )
+    assert plain["metadata"]["name"] == empty["metadata"]["name"] != other["metadata"]["name"]
+
+
+def test_a_quota_finds_requests_and_limits_of_memory_at_each_container_of_ours() -> None:
+    serving, gate = templates(stage_with(resources={"requests": {"memory": "4Gi"}, "limits": {"memory": "6Gi", "cpu": "4"}}))
+    (loader,), (engine,) = serving["spec"]["initContainers"], serving["spec"]["containers"]
+    assert loader["resources"] == {"requests": {"cpu": "4", "memory": "4Gi"}, "limits": {"memory": "6Gi", "cpu": "4"}}
+    assert engine["resources"]["limits"].items() >= loader["resources"]["limits"].items(), "it costs no more than the engine"
+    (ask,) = gate["spec"]["containers"]
+    assert set(ask["resources"]["limits"]) == set(ask["resources"]["requests"]) == {"cpu", "memory"}
+    loader = templates(stage_with())[0]["spec"]["initContainers"][0]
+    assert "memory" in loader["resources"]["limits"]
