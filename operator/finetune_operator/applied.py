@@ -65,7 +65,8 @@ def _shape(body: Object) -> Object:
     """What we may want of an object: not its status, nor the notes that other controllers make on it."""
     meta = body["metadata"]
     notes = {k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith(GROUP)}
-    return {"labels": meta.get("labels") or {}, "annotations": notes, "spec": body.get("spec") or {}}
+    owners = {owner["uid"]: True for owner in meta.get("ownerReferences") or ()}
+    return {"labels": meta.get("labels") or {}, "annotations": notes, "owners": owners, "spec": body.get("spec") or {}}
 
 
 def _key(body: Object) -> Key:

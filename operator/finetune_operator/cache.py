@@ -36,22 +36,25 @@ class Store:
 
     def __init__(self) -> None:
         self._kept: dict[Key, Kept] = {}
-        self._gone: dict[str, None] = {}
+        self._gone: dict[str, int] = {}
 
     def keep(self, body: Object) -> bool:
         """An object as the API server sent it. Returns whether anything is new that we read."""
         key, uid = key_of(body), body["metadata"].get("uid", "")
         version, before = int(body["metadata"]["resourceVersion"]), self._kept.get(key)
-        if uid in self._gone or (before is not None and before.uid == uid and before.version >= version):
+        if version <= self._gone.get(uid, -1) or (before is not None and before.uid == uid and before.version >= version):
             return False
         text = text_of(trimmed(body))
         self._kept[key] = Kept(version, uid, text)
         self._added(key, body)
         return before is None or before.text != text
 
-    def drop(self, key: Key, uid: str) -> None:
-        """The object with this uid is gone, and what is told of it later is old; another may have its name by now."""
-        self._gone[uid] = None
+    def drop(self, key: Key, uid: str, version: int) -> None:
+        """The object with this uid is gone as of a version, and what is told of older ones is old; another may have its name.
+
+        What is newer is the same object: somebody took our label off, so that our watch saw it go, and it has it again.
+        """
+        self._gone[uid] = version
         if len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
         self.hide(key, uid)

@@ -143,6 +143,6 @@ class Controller:
             for key in self.own.keys(kind):
                 body = self.own.get(key)
                 if key not in versions and body is not None and self.own.version(key) <= of_list:
-                    self.own.drop(key, body["metadata"]["uid"])
+                    self.own.drop(key, body["metadata"]["uid"], of_list)
             found |= versions
         return found

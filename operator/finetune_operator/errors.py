@@ -4,7 +4,8 @@ ClusterError
 ├── NotFound       the object, or the kind, is not there
 ├── Gone           a watch can't go on from its version: list anew (410)
 ├── Conflict       somebody else was faster, or the name belongs to another owner: look again
-│   └── AlreadyExists
+│   ├── AlreadyExists
+│   └── NameTaken   what we must make exists and is another's: somebody must remove it, unless it is being collected
 ├── Refused        the server says no and will go on saying no: the user or an administrator must change something
 │   ├── Invalid    the object breaks the schema or a rule (400, 422)
 │   └── Forbidden  a quota, Pod Security or our own Role is in the way (401, 403)
@@ -34,6 +35,10 @@ class Conflict(ClusterError):
 
 class AlreadyExists(Conflict):
     """409 with reason AlreadyExists."""
+
+
+class NameTaken(Conflict):
+    """An object of that name belongs to another owner."""
 
 
 class Refused(ClusterError):

@@ -43,7 +43,7 @@ class Events:
         """A FineTuneJob or a ModelServe came, changed or went. Our own writes are known already, and no news."""
         key = key_of(body)
         if kind == "DELETED":
-            self._own.drop(key, body["metadata"]["uid"])
+            self._own.drop(key, body["metadata"]["uid"], int(body["metadata"]["resourceVersion"]))
         elif not self._own.keep(body):
             return
         for one in (key, *self._own.related(key, body)):

@@ -40,7 +40,7 @@ from finetune_operator.decision import (
     Unread,
 )
 from finetune_operator.decoding import UNREADABLE
-from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Invalid, InvalidSpec, NotLeader, Refused
+from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Invalid, InvalidSpec, NameTaken, NotLeader, Refused
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
@@ -132,7 +132,7 @@ class _Pass:
                 self.acted = True
                 self.writes += 1
                 await act(self.means, self.key.namespace, action)
-        except Refused as error:
+        except (Refused, NameTaken) as error:
             event = Event(OperatorReason.Refused, str(error), warning=True)
             await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
             raise
@@ -258,7 +258,7 @@ async def _create(cluster: Cluster, body: Object) -> Object:
         if found is None or not _owners(body) <= _owners(found):
             # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
             text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
-            raise Conflict(text) from None
+            raise NameTaken(text) from None
         return found
 
 

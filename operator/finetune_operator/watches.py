@@ -81,7 +81,7 @@ class Watches:
         for key in self._children.keys(kind):
             # What is newer than the list was written by us in between.
             if key not in seen and self._children.version(key) <= int(version):
-                self._drop(self._children.get(key))
+                self._drop(self._children.get(key), int(version))
         return version
 
     async def _changes(self, kind: str, version: str) -> AsyncIterator[str]:
@@ -92,7 +92,7 @@ class Watches:
                 raise Gone("the version is too old") if body.get("code") == 410 else Unavailable(str(body.get("message")))
             metrics.WATCH_EVENTS.labels(kind).inc()
             if event["type"] == "DELETED":
-                self._drop({**body, "kind": kind})
+                self._drop({**body, "kind": kind}, int(body["metadata"]["resourceVersion"]))
             elif event["type"] != "BOOKMARK":
                 self._keep(kind, event["type"], {**body, "kind": kind})
             yield body["metadata"]["resourceVersion"]
@@ -104,11 +104,11 @@ class Watches:
         except Exception:  # one object that we can't make sense of must not hide the others
             log.exception("child not kept", kind=kind, name=body["metadata"].get("name"))
 
-    def _drop(self, body: Object | None) -> None:
+    def _drop(self, body: Object | None, version: int) -> None:
         if body is None:
             return
         key, uid = key_of(body), body["metadata"]["uid"]
         known = self._children.uid(key) == uid  # what we deleted ourselves is no news
-        self._children.drop(key, uid)
+        self._children.drop(key, uid, version)
         if known:
             self._told("DELETED", body)

@@ -29,12 +29,21 @@ def test_only_a_change_of_what_we_read_is_news() -> None:
 def test_what_was_deleted_does_not_come_back_by_a_late_answer() -> None:
     children = Children()
     children.keep(job(1))
-    children.drop(key_of(job(1)), "u")
-    assert not children.keep(job(5))
+    children.drop(key_of(job(1)), "u", 5)
+    assert not children.keep(job(4))
     assert children.list("Job", "default", LABELS) == ()
     assert children.keep(job(6, uid="another"))
-    children.drop(key_of(job(1)), "u")
+    children.drop(key_of(job(1)), "u", 7)
     assert len(children.list("Job", "default", LABELS)) == 1, "the new one of that name stays"
+
+
+def test_what_lost_our_label_is_known_again_once_it_has_it_back() -> None:
+    """To a watch by label it was deleted; while it stayed unknown, each pass applied it again, without an end."""
+    children = Children()
+    children.keep(job(1))
+    children.drop(key_of(job(1)), "u", 2)
+    assert children.keep(job(3))
+    assert len(children.list("Job", "default", LABELS)) == 1
 
 
 def test_what_is_hidden_comes_back_where_a_watch_still_tells_of_it() -> None:
@@ -55,5 +64,5 @@ def test_children_are_found_by_owner_and_namespace_and_all_their_labels() -> Non
     assert [j["metadata"]["name"] for j in children.list("Job", "default", LABELS)] == ["facts-1", "facts-2"]
     assert children.list("Pod", "default", LABELS) == ()
     assert children.list("Job", "default", LABELS | {"more": "x"}) == ()
-    children.drop(key_of(job(1)), "u")
+    children.drop(key_of(job(1)), "u", 9)
     assert [j["metadata"]["name"] for j in children.list("Job", "default", LABELS)] == ["facts-2"]

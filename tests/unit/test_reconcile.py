@@ -304,7 +304,8 @@ async def test_a_job_of_another_owner_is_not_ours() -> None:
     cluster = FakeCluster(make_job(), stranger)
     with pytest.raises(Conflict, match="Job facts-1 exists and belongs to another owner"):
         await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))
-    assert cluster.objects[KEY]["status"] == {"observedGeneration": -1}
+    told = {c["type"]: c["message"] for c in cluster.objects[KEY]["status"]["conditions"]}
+    assert "Job facts-1 exists and belongs to another owner" in told["Reconciling"], "nobody would look for it in a log"
 
 
 async def test_a_claim_that_nobody_owns_is_used_as_it_is() -> None:

@@ -17,7 +17,7 @@ from finetune_operator.meta import Object
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.deployed import Deployed, deployed, report, revision_of
 from finetune_operator.modelserve.history import History
-from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISION, object_name
+from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISION, object_name, serve_labels
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
@@ -66,7 +66,7 @@ def observe(serve: ModelServe, observed: Observed) -> World:
     }
     pods = observed.children.get("Pod", ())
     service = observed.named.get(Ref("Service", object_name(serve.metadata.name)))
-    ours = service is not None and _owner(service) == uid
+    ours = service is not None and (_owner(service) == uid or _was_made_for(service, serve.metadata.name))
     notes = (service["metadata"].get("annotations") or {}) if service is not None and ours else {}
     return World(
         live=(service["spec"].get("selector") or {}).get(LABEL_REVISION) if service is not None and ours else None,
@@ -78,6 +78,12 @@ def observe(serve: ModelServe, observed: Observed) -> World:
         children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),
         around=tuple(o for kind in AROUND for o in mine.get(kind, [])),
     )
+
+
+def _was_made_for(service: Object, name: str) -> bool:
+    """Whether it is ours by its labels, and only its owner was taken off, as a backup that is restored does."""
+    meta = service["metadata"]
+    return not meta.get("ownerReferences") and serve_labels(name).items() <= (meta.get("labels") or {}).items()
 
 
 def _owner(child: Object) -> str:

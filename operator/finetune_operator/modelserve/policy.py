@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.modelserve import ModelServe, Revision
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve import around, objects, pinned
@@ -47,6 +47,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
         status=rendered(told),
         events=tuple(events(serve.status, told)),
         requeue_after=rollout.requeue_after,
+        intent=_is_news(serve.status.candidate, told.candidate) and case.world.live == (told.live and told.live.name),
     )
 
 
@@ -61,6 +62,14 @@ def _pinned(case: Case) -> Case:
     if followed.pinned_by is None:
         return case
     return replace(case, target=followed, resolution=replace(case.resolution, obstacle=None))
+
+
+def _is_news(before: Revision | None, told: Revision | None) -> bool:
+    """Whether the status must tell of the candidate before anything is done, unless traffic moves: a verdict's evidence goes
+    with its gate, and a gate that is asked again is known by its number.
+    """
+    known = None if before is None else (before.name, before.trial, before.state, before.gates_lost)
+    return told is not None and known != (told.name, told.trial, told.state, told.gates_lost)
 
 
 def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
@@ -110,7 +119,11 @@ def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:
 
 
 def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
-    """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay."""
+    """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay, and all
+    of them while a stranger has its name: what served may serve again.
+    """
+    if case.world.stranger:
+        return
     kept = rollout.kept | ({case.world.live} if case.world.live else set())
     limit = case.serve.spec.rollout.revision_history_limit
     remembered = kept | {p.revision for p in case.world.history[: limit + 1]}

@@ -33,7 +33,8 @@ def next_rollout(case: Case) -> Rollout:
     if case.world.stranger:
         name = object_name(case.serve.metadata.name)
         text = f"a Service {name} exists that this ModelServe does not own; delete it, or rename the ModelServe"
-        return Rollout(Standing.STALLED, OperatorReason.NameTaken, text, live, replicas=spec.replicas, requeue_after=later)
+        waits = case.serve.status.candidate
+        return Rollout(Standing.STALLED, OperatorReason.NameTaken, text, live, waits, spec.replicas, requeue_after=later)
     if spec.suspend or spec.replicas == 0:
         return _paused(case, live)
     obstacle, target = case.resolution.obstacle, case.target
@@ -56,9 +57,13 @@ def next_rollout(case: Case) -> Rollout:
 
 
 def _live(case: Case) -> Revision | None:
-    """The revision that the Service selects; what is known of it comes from the status, or from its Deployment."""
-    name, status = case.world.live, case.serve.status
-    if name is None:
+    """The revision that the Service selects; what is known of it comes from the status, or from its Deployment.
+
+    A Service that is away takes nothing down: what it selected is what the status tells, while that can be rendered.
+    """
+    status, world = case.serve.status, case.world
+    name = world.live or (status.live.name if status.live and not world.stranger else None)
+    if name is None or (world.live is None and name not in world.records and name not in world.deployed):
         return None
     known = next((r for r in (status.live, status.candidate) if r is not None and r.name == name), None)
     known = _served(case, name, known)

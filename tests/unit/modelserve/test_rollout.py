@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.serving import Stage, make_serve
 
+from finetune_operator.decision import Delete
 from finetune_operator.modelserve import policy
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION, LABEL_SERVE
@@ -107,6 +108,72 @@ def test_failed_gate_refuses_and_is_not_tried_again() -> None:
     assert (stage.live(), stage.revisions(), is_available(stage)) == (old, {old}, True)
     stage.later(3600)
     assert stage.step().actions == ()
+
+
+def test_a_verdict_is_in_the_status_before_its_evidence_goes() -> None:
+    """Found by the fault sweep: a deletion that failed half-way left no gate and no verdict, so all was loaded again."""
+    stage = Stage()
+    stage.roll_out()
+    stage.edit(model=OTHER)
+    assert stage.step().intent
+    stage.available(stage.candidate())
+    assert stage.step().intent
+    stage.finish_gate(WRONG)
+    decision = stage.step()
+    assert decision.intent
+    assert any(isinstance(action, Delete) for action in decision.actions)
+    assert not stage.settle().intent
+
+
+def refused_second(stage: Stage) -> str:
+    """One revision serves and another stands refused; returns the first."""
+    old = stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate(WRONG)
+    stage.settle()
+    return old
+
+
+def test_a_service_that_was_deleted_comes_back_and_takes_nothing_down() -> None:
+    """While the newest model stands refused, the status alone tells what the Service selected."""
+    stage = Stage()
+    old = refused_second(stage)
+    del stage.objects["Service", "facts"]
+    stage.settle()
+    assert (stage.live(), stage.revisions(), is_available(stage)) == (old, {old}, True)
+
+
+def test_a_service_that_lost_its_owner_is_still_ours() -> None:
+    stage = Stage()
+    old = refused_second(stage)
+    owners = stage.objects["Service", "facts"]["metadata"].pop("ownerReferences")
+    stage.settle()
+    assert stage.objects["Service", "facts"]["metadata"]["ownerReferences"] == owners
+    assert (stage.live(), stage.revisions()) == (old, {old})
+
+
+def test_a_stranger_under_the_services_name_costs_no_revision() -> None:
+    stage = Stage()
+    old = refused_second(stage)
+    mine = stage.objects["Service", "facts"]
+    stage.put({"kind": "Service", "metadata": {"name": "facts", "uid": "theirs"}, "spec": {"selector": {"app": "theirs"}}})
+    stage.step()
+    assert (reason(stage), stage.revisions()) == ("NameTaken", {old})
+    stage.put(mine)
+    stage.settle()
+    assert (stage.live(), stage.revisions()) == (old, {old})
+
+
+def test_a_promotion_is_told_after_the_service_was_moved() -> None:
+    stage = Stage()
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    assert not stage.step().intent
 
 
 @pytest.mark.parametrize(
