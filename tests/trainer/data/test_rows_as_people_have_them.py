@@ -41,8 +41,8 @@ def assistant(content: Any, **more: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": content, **more}
 
 
-def good(number: int) -> dict[str, Any]:
-    return {"messages": [user(f"Who is number {number}?"), assistant(f"Mira {number}.")]}
+def good(number: int, **more: Any) -> dict[str, Any]:
+    return {"messages": [user(f"Who is number {number}?"), assistant(f"Mira {number}.")], **more}
 
 
 def pair(number: int, **more: Any) -> dict[str, Any]:
@@ -349,19 +349,22 @@ def test_pandas_nan_is_no_answer(prepare: Prepare) -> None:
 # ── Test rows are never trained on ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_copies_of_test_rows_that_differ_in_an_id_or_in_spaces_leave_training(prepare: Prepare) -> None:
-    rows = [pair(n, id=n) for n in range(100)]
-    copies = [pair(n, id=n + 100, completion=f"Mira  {n}. ") for n in range(100)]
-    written = prepare(rows + copies, test={"fraction": 0.1}, maxDroppedFraction=0.1)
-    tested = {
-        " ".join((p + c).split()) for p, c in zip(written.of("prompt", "test"), written.of("completion", "test"), strict=True)
-    }
-    trained = {" ".join((p + c).split()) for p, c in zip(written.of("prompt"), written.of("completion"), strict=True)}
-    assert tested.isdisjoint(trained)
-    (rows_of_cause, example) = written.dropped["InTestRows"]
-    assert rows_of_cause > 10
-    assert example.startswith("rows.jsonl line ")
-    assert written.facts.rows == 200 == written.facts.train_rows + written.facts.test_rows + written.facts.dropped_rows
+@pytest.mark.parametrize("like", [pair, good], ids=["pairs", "conversations"])
+def test_copies_that_differ_in_an_id_or_in_spaces_are_held_out_together(prepare: Prepare, like: Callable[..., Any]) -> None:
+    rows = [like(n, id=n) for n in range(100)]
+    copies = [{**like(n, id=n + 100), **({"completion": f"Mira  {n}. "} if like is pair else {})} for n in range(100)]
+    written = prepare(rows + copies, test={"fraction": 0.1})
+    assert written.dropped == {}
+    assert (written.facts.train_rows, written.facts.test_rows) == (180, 20)
+    assert len({" ".join(said.split()) for said in written.of("completion", "test")}) == 10
+
+
+def test_rows_of_another_shape_are_not_copies_of_each_other(prepare: Prepare) -> None:
+    """Else all of them would be held out with one of them, and none of the others."""
+    others = [{"question": f"What is {n}?"} for n in range(50)]
+    written = prepare([pair(n) for n in range(50)] + others, test={"fraction": 0.1}, maxDroppedFraction=0.6)
+    assert written.dropped["OtherColumns"][0] == 50
+    assert 3 <= written.facts.test_rows <= 8
 
 
 def test_a_test_uri_that_is_the_training_file_is_refused(prepare: Prepare) -> None:

@@ -22,7 +22,7 @@ from finetune_trainer.data.rendered import SAMPLES, TEST, TRAIN, VALIDATION, Ren
 from finetune_trainer.data.rendering import Renderer, describe
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.source_files import SourceFiles
-from finetune_trainer.data.splits import hold_out, sample
+from finetune_trainer.data.splits import hold_out, said, sample
 from finetune_trainer.failures import StepFailed
 
 SHOWN = 2  # rows in samples.jsonl
@@ -60,7 +60,8 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     made = {TRAIN: rows, TEST: held.get(TEST, []), VALIDATION: held.get(VALIDATION, [])}
     for name, split in ((TEST, dataset.test), (VALIDATION, dataset.validation)):
         if split is not None and name not in held:
-            made[name], made[TRAIN] = hold_out(made[TRAIN], split, _stratify_by(name, split, rows) or strata)
+            column = _stratify_by(name, split, rows) or strata
+            made[name], made[TRAIN] = hold_out(made[TRAIN], split, column, said(shape))
     if not made[TRAIN]:
         raise _empty(f"spec.dataset: all {len(made[TEST])} rows are held out and none is left to train on: add rows")
     labels = None if label is None else check_seen(made[TRAIN], {name: made[name] for name in (TEST, VALIDATION)}, label)
