@@ -239,7 +239,7 @@ def _beside(unbroken: Told, other: Told) -> dict[str, Any]:
 
 
 def _trained(folder: Path, *names: str) -> dict[str, Any]:
-    """By training: its mean loss over the last tenth of its steps, the first row's loss after them, and where it began."""
+    """The mean loss over the last tenth of a training's steps, the first row's loss after them, and where it began."""
     found: dict[str, Any] = {}
     for name in names:
         (file,) = (folder / name).glob(f"mounts/claims/{name}-artifacts/{name}/train/*/manifest.json")

@@ -28,7 +28,7 @@ def _installed(cache: Path, package: str) -> Path:
 
 
 def _install(package: str, folder: Path) -> None:
-    """With its dependencies, of which none runs a script of its own; under its name only when it is whole."""
+    """Install it with its dependencies, of which none runs a script of its own; it has its name only when it is whole."""
     npm = shutil.which("npm")
     if npm is None:
         raise BuildFailed("there is no npm: install nodejs and npm")

@@ -29,7 +29,7 @@ def wait_until(what: str, check: Callable[[], T], seconds: float = PATIENCE) -> 
 
 
 def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None) -> None:
-    """Until it takes connections, or answers this path over HTTP; fails at once where it has ended."""
+    """Wait until it takes connections, or answers this path over HTTP; fails at once where it has ended."""
 
     def answers() -> bool:
         assert server.poll() is None, f"{server.args!r} ended at once"

@@ -60,7 +60,7 @@ class Elector:
         self._seen: tuple[str, float] = ("", 0.0)  # another's resourceVersion, and when we first saw it
 
     def check(self) -> None:
-        """Before each write: raises NotLeader where the lease may have run out, as after the process was frozen."""
+        """Each write asks here first. Raises NotLeader where the lease may have run out, as after the process was frozen."""
         if self._clock.monotonic() - self._renewed > LEASE_SECONDS:
             raise NotLeader(f"{self._identity} has not renewed its lease for {LEASE_SECONDS} s")
 

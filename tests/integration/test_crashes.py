@@ -77,7 +77,7 @@ def ended(world: World, namespace: str) -> list[str]:
 
 
 def stable(value: Any) -> Any:
-    """Without what differs between two good runs: times and uids."""
+    """The object without what differs between two good runs: times and uids."""
     if isinstance(value, dict):
         return {k: stable(v) for k, v in value.items() if k not in VOLATILE}
     return [stable(v) for v in value] if isinstance(value, list) else value

@@ -118,6 +118,6 @@ def _other_constant(value: object) -> Iterator[ast.Constant]:
 
 
 def _said(node: ast.AST) -> str:
-    """As it is written; an operator has no text of its own."""
+    """The node as it is written; an operator has no text of its own."""
     text = ast.unparse(node) or type(node).__name__
     return text if len(text) <= 60 else f"{text[:57]}..."

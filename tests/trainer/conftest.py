@@ -107,7 +107,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As tiny_model, with an output layer of its own."""
+    """The model of tiny_model with an output layer of its own."""
     return save_tiny_llama(tmp_path_factory.mktemp("untied") / "model", train_tokenizer(), tied=False)
 
 
@@ -122,7 +122,7 @@ def smollm() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_smollm(tmp_path_factory: pytest.TempPathFactory, smollm: Path) -> Path:
-    """As tiny_model, with SmolLM2's tokenizer (49 152 entries), which the GGUF converter knows."""
+    """The model of tiny_model with SmolLM2's tokenizer (49 152 entries), which the GGUF converter knows."""
     from transformers import AutoTokenizer
 
     return save_tiny_llama(tmp_path_factory.mktemp("tiny") / "smollm", AutoTokenizer.from_pretrained(smollm))

@@ -32,7 +32,7 @@ class Pythons:
 
 
 def given(options: Sequence[str]) -> Pythons:
-    """From IMAGE=PROGRAM. Raises FileError."""
+    """The programs that IMAGE=PROGRAM names. Raises FileError."""
     programs = {image: program for image, _, program in (option.partition("=") for option in options)}
     for image, program in programs.items():
         if image not in IMAGES or not program:

@@ -25,7 +25,7 @@ def enforce(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: date
 
 
 def seconds_left(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> float | None:
-    """Until the next deadline, or until the job is removed; None where there is none."""
+    """Seconds until the next deadline, or until the job is removed; None where there is none."""
     waiting = [a for a in world.attempts if a.pending and a.admitted_at]
     ends = [
         (job.spec.pending_deadline_seconds, waiting[0].admitted_at if waiting else None),

@@ -252,7 +252,7 @@ def _pause_left(record: StepStatus, now: datetime) -> float:
 
 
 def _hand_over(case: Case) -> Outlook | None:
-    """Until the ModelServe is Ready with our artifact for the first time; after that the job has ended."""
+    """The job waits until the ModelServe is Ready with its artifact for the first time; after that it has ended."""
     wanted = handover.wanted_serve(case.job, case.status)
     if wanted is None:
         return None

@@ -86,7 +86,7 @@ def test_pain_14_a_dead_adapter_is_refused(
 def test_pain_12_a_merge_that_loses_the_adapter_is_refused(
     trained: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As merging in 4 bits does: the sum is rounded back to the base's own steps."""
+    """Does what merging in 4 bits does: the sum is rounded back to the base's own steps."""
     monkeypatch.setattr(merge, "_with_adapter", lambda _, weight: weight)
     with pytest.raises(StepFailed, match="merged model answers unlike the trained one"):
         merge.run(context(trained, "merge", tmp_path))

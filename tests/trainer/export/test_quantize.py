@@ -104,7 +104,7 @@ def test_gguf_answers_as_the_merged_model(run: RunConfig, tmp_path: Path) -> Non
 
 
 def test_pain_13_an_embedding_that_was_trained_is_in_the_file_and_once(run: RunConfig, tmp_path: Path) -> None:
-    """Beside a LoRA adapter, on a model that ties its output layer to it."""
+    """The embedding is trained beside a LoRA adapter, on a model that ties its output layer to it."""
     training = TRAINING | {"method": "LoRA", "maxSteps": 8, "lora": {"modulesToSave": ["embed_tokens"]}}
     made = run.model_copy(update={"training": Training.model_validate(training)})
     train.run(context(made, "train", tmp_path))

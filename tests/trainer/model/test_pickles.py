@@ -45,7 +45,7 @@ def run(make_run: MakeRun) -> RunConfig:
 
 @pytest.fixture
 def tensors(tiny_model: Path) -> Tensors:
-    """As transformers' state_dict has them: the head is the embedding's memory under another name."""
+    """Weights as transformers' state_dict has them: the head is the embedding's memory under another name."""
     found = load_file(tiny_model / "model.safetensors")
     return {**found, HEAD: found[EMBEDDING]}
 

@@ -41,7 +41,7 @@ def _grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run_of(tmp_path: Path, make_run: MakeRun, untied_model: Path) -> MakeRun:
-    """As make_run, of the model pvc://models/tiny or pvc://models/untied."""
+    """A make_run of the model pvc://models/tiny or pvc://models/untied."""
     (tmp_path / "mounts/claims/models/untied").symlink_to(untied_model)
 
     def build(base: str, **fields: Any) -> RunConfig:

@@ -108,7 +108,7 @@ def test_rows_on_one_line_have_the_logits_of_each_by_itself(family: str, on_gpu:
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
 def test_padded_rows_have_the_logits_of_each_by_itself(family: str, tmp_path: Path) -> None:
-    """As preferences are, and validation rows; padding on the right is seen by no token before it."""
+    """Preferences and validation rows are such rows; padding on the right is seen by no token before it."""
     save(family, tmp_path)
     network = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=register(by_mask)).eval()
     longest = max(LENGTHS)
@@ -140,7 +140,7 @@ def test_what_attention_asks_for_is_seen_without_weights(family: str, tmp_path: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_how_far_attention_is_plain_is_told_by_the_configuration_alone(family: str, tmp_path: Path) -> None:
-    """By which pipeline.py knows the results of before, when no layer had a window, a cap or a sink."""
+    """The rule by which pipeline.py knows the results of before, when no layer had a window, a cap or a sink."""
     unknown = not hasattr(AutoConfig.for_model(family), "sliding_window")
     save(family, tmp_path, **({"sliding_window": None} if unknown else {}))
     assert plain_attention_of(json.loads((tmp_path / "config.json").read_bytes())) == plain_tokens(tmp_path)

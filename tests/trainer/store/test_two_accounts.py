@@ -65,7 +65,7 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mount(mounts: Path, owner: Owner, keys: dict[str, str]) -> None:
-    """As the kubelet lays a Secret out: files, and a hidden folder that they lead into."""
+    """A Secret as the kubelet lays it out: files, and a hidden folder that they lead into."""
     folder = Path(secret_folder(str(mounts), owner))
     (folder / "..data").mkdir(parents=True, exist_ok=True)
     for name, value in keys.items():

@@ -35,7 +35,7 @@ def test_schedules_need_nothing_but_their_name(name: str) -> None:
 
 
 def test_no_two_schedules_are_the_same() -> None:
-    """As polynomial would be linear, and cosine_with_restarts cosine, without further settings."""
+    """Those left out would be: polynomial is linear, and cosine_with_restarts cosine, without further settings."""
     assert {"linear", "cosine", "inverse_sqrt"} <= set(SCHEDULES)
     for first, second in itertools.combinations(SCHEDULES, 2):
         assert rates(first) != pytest.approx(rates(second), abs=1e-3), (first, second)

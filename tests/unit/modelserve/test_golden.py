@@ -60,7 +60,7 @@ def test_every_pod_meets_pod_security_restricted(case: Path) -> None:
 
 
 def _as_sent(body: Object) -> Object:
-    """Without what the API server and the other controllers added."""
+    """The object without what the API server and the other controllers added."""
     added = ("uid", "generation", "creationTimestamp")
     sent = {k: v for k, v in body.items() if k != "status"}
     return {**sent, "metadata": {k: v for k, v in body["metadata"].items() if k not in added}}

@@ -81,7 +81,8 @@ def keep(
 
 
 def without_overlaps(kept: Kept) -> Kept:
-    """Without the rows of training and validation that say what a test row says, and those of training in validation."""
+    """The rows that are left without those of training and validation that say what a test row says, and those of training
+    that are in validation."""
     rows, notes = dict(kept.rows), list(kept.notes)
     for held, cause, others in (
         (TEST, Cause.IN_TEST_ROWS, (VALIDATION, TRAIN)),

@@ -45,7 +45,7 @@ class Rendered:
 
     @property
     def counted(self) -> tuple[bool, ...]:
-        """For each token whether the loss counts it."""
+        """Whether the loss counts each token."""
         return tuple(map(bool, self.completion_mask))
 
     @property

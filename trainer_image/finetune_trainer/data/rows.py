@@ -66,7 +66,7 @@ def read_rows(folder: Path, files: Iterable[str], split: str | None = None) -> R
 
 
 def _read_file(path: Path, name: str, split: str | None, read: Read) -> None:
-    """By what the file holds, where its first bytes say it, else by the ending of its name; any other is tried as JSON."""
+    """The format that a file's first bytes tell, else the ending of its name; any other file is tried as JSON."""
     with opened(path, name) as stream:
         start = stream.read(6)
     kind = kind_of(name)

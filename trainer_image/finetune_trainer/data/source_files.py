@@ -57,7 +57,7 @@ class SourceFiles:
 
     @property
     def digest(self) -> str:
-        """Over the bytes of all files that were read."""
+        """Digest over the bytes of all files that were read."""
         return digests.over(self._digests)
 
     @property

@@ -129,7 +129,7 @@ def _ray_start(devices: Devices, pod: Pod) -> list[str]:
 
 
 def _wait_for(host: str, port: int) -> None:
-    """Until the head listens; its pod may come much later. Gives up after JOIN_SECONDS, and `ray start` says why."""
+    """Wait until the head listens; its pod may come much later. Gives up after JOIN_SECONDS, and `ray start` says why."""
     until = time.monotonic() + JOIN_SECONDS
     while time.monotonic() < until:
         try:

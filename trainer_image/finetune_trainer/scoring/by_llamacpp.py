@@ -38,7 +38,7 @@ class LlamaCppScorer:
         return llamacpp.logits(self._model, tokens)
 
     def _loss(self, tokens: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
-        """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
+        """Sum of the negative log-likelihood of the tokens that count in nats, their count, and the sum of their entropy."""
         counted = numpy.flatnonzero(counts[1:])
         logits = self.logits(tokens)[counted].astype(numpy.float64)
         logits -= logits.max(axis=-1, keepdims=True)

@@ -49,7 +49,7 @@ class TransformersScorer:
             yield Answer(row.completion.strip(), answer, loss_sum, count, entropy_sum, preferred)
 
     def _loss(self, row: Sequence[int], counts: Sequence[bool]) -> tuple[float, int, float]:
-        """Over the tokens that count: sum of the negative log-likelihood in nats, their count, sum of the entropy."""
+        """Sum of the negative log-likelihood of the tokens that count in nats, their count, and the sum of their entropy."""
         tokens = torch.tensor([row], device=self._device)
         counted = torch.tensor(counts[1:], device=self._device)  # the first token is predicted by nothing
         logits = self.model(input_ids=tokens, use_cache=False).logits[0, :-1][counted].float()

@@ -87,7 +87,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """In words; what may quote rows goes to the pod's log alone."""
+    """The error in words; what may quote rows goes to the pod's log alone."""
     from jinja2 import TemplateError
 
     if isinstance(error, TemplateError | KeyError):

@@ -149,7 +149,7 @@ def register(kernel: Kernel) -> str:
 def by_gpu(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float | None, changes: dict[str, Any]
 ) -> Tensor:
-    """By flash attention, which needs CUDA and bf16 or fp16, and by flex attention where a layer asks for more."""
+    """Attention by flash attention, which needs CUDA and bf16 or fp16, and by flex attention where a layer asks for more."""
     if changes:
         return _flex(module, q, k, v, rows, scale, changes)
     from torch.nn.attention.varlen import varlen_attn
@@ -165,7 +165,7 @@ def by_gpu(
 
 
 def by_mask(_: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float | None, changes: dict[str, Any]) -> Tensor:
-    """By one product of all tokens with all, which is what packed rows cost where there is no kernel for them."""
+    """Attention by one product of all tokens with all, which is what packed rows cost where there is no kernel for them."""
     here = torch.arange(len(q), device=q.device)
     seen = rows.sees(len(q))(here[:, None], here[None, :])
     queries, keys, values = (t.transpose(0, 1)[None] for t in (q, k, v))

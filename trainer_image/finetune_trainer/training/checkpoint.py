@@ -104,7 +104,7 @@ class SaveCheckpoints(TrainerCallback):
         return control
 
     def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        """Between two micro-batches of a step: leave it, since the rest of it may outlast the grace period.
+        """Leave a step between two of its micro-batches, since the rest of it may outlast the grace period.
 
         One of many ranks can't leave alone: they agree on it at the end of the step.
         """

@@ -174,7 +174,7 @@ def test_a_model_of_a_kind_that_is_not_known_is_told(tmp_path: Path) -> None:
 def test_memory_of_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: dict[str, Any], pod: str | None, limit: str, available: int | None
 ) -> None:
-    """As the run says; else a GPU's is not known, and a machine's is what it has and this process may use."""
+    """It is as large as the run says; else a GPU's is not known, and a machine's is what it has and this process may use."""
     (tmp_path / "meminfo").write_text("MemFree: 1 kB\nMemTotal:       8000 kB\n")
     (tmp_path / "limit").write_text(limit)
     monkeypatch.setattr(fit, "MEMINFO", tmp_path / "meminfo")
