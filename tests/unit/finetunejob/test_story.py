@@ -271,6 +271,16 @@ def test_a_lost_report_is_read_again_by_prepare() -> None:
     assert story.step("train")["state"] == "Reused"
 
 
+def test_another_attempt_of_several_pods_meets_where_the_last_one_did() -> None:
+    story = Story(make_job(parallelism={"gpusPerNode": 0, "numNodes": 2}))
+    story.passes()
+    story.succeed()
+    assert story.passes() == ["create Service", "job train"]
+    story.space.end(ExitCode.UNEXPECTED, None)
+    assert story.passes() == ["job train"]
+    assert len(story.space.services) == 1
+
+
 def test_a_report_that_is_lost_each_time_ends_the_job_with_its_budget() -> None:
     story = Story(make_job(retry={"maxRetries": 0}))
     story.passes()
