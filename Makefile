@@ -50,12 +50,16 @@ integration: setup ## Tests against a real API server; needs no root
 e2e: setup ## Scenarios on a whole cluster (root): make e2e K=quickstart
 	$(PYTHON) -m pytest tests/e2e -s $(if $(K),-k '$(K)')
 
-crds: setup ## Generate crds/, the chart's copy, and the images in the chart's schema
-	$(PYTHON) -m finetune_operator.api.crdgen crds charts/finetune-operator/crds
+crds: setup ## Generate crds/, the copy of their chart, the images in the chart's schema, and install.yaml
+	$(PYTHON) -m finetune_operator.api.crdgen crds charts/finetune-operator-crds/files
 	$(PYTHON) -m finetune_operator.api.valuesgen charts/finetune-operator
+	$(PYTHON) -m localcluster.chart
 
 docs: setup ## Generate the pages of docs/ that are made from the code
 	$(PYTHON) -m finetune_operator.api.docgen docs
+
+install-yaml: setup ## Generate install/install.yaml and docs/values.md from the chart
+	$(PYTHON) -m localcluster.chart
 
 format: setup ## Format the code
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
@@ -69,4 +73,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration e2e crds docs format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration e2e crds docs install-yaml format requirements images clean-cluster

@@ -7,27 +7,31 @@ import sys
 import time
 
 from localcluster.errors import LocalclusterError
+from localcluster.work import duration
 
-from demo import environment, local
-from demo.console import DemoFailed, duration, step, table
+from demo import environment, local, ways
+from demo.console import DemoFailed, step, table
 from demo.follow import follow, is_true, step_times
-from demo.installation import ROOT, Installation, install_into_current, install_locally, namespace
+from demo.installation import ROOT, Installation, install_into_current, install_into_kind, install_locally, namespace
 from demo.kubectl import Kubectl, KubectlFailed, Object
 from demo.questions import ask
+from demo.ways import Way
 
 NAMESPACE = "finetune-demo"
 EXAMPLE = "examples/quickstart.yaml"
 JOB = "quickstart"
+INSTALL = {Way.CURRENT: install_into_current, Way.KIND: install_into_kind, Way.LOCAL: install_locally}
 
 
 def main() -> int:
     """Run the demo; 0 when the served model was asked, 1 with a message when not."""
     begin = time.monotonic()
-    current = environment.wants_current_cluster()
     try:
-        if not current and os.geteuid() != 0:
+        way = ways.chosen(environment.wanted_cluster())
+        print(f"Cluster: {ways.WHY[way]}.", flush=True)
+        if way is Way.PROCESSES:
             return local.run(EXAMPLE)
-        installation = install_into_current() if current else install_locally()
+        installation = INSTALL[way]()
         job = train(installation.kubectl)
         show_result(installation, job)
         show_next(installation.kubectl)

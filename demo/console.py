@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from localcluster.work import duration
+
 PLAIN_SECONDS = 15.0  # between two lines where the output is no terminal
 LINE = 118  # columns
 
@@ -22,16 +24,6 @@ def step(name: str, note: str = "") -> Iterator[None]:
     print(f"\n── {name}{f' ({note})' if note else ''}", flush=True)
     yield
     print(f"   {name}: {duration(time.monotonic() - begin)}", flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8s, 3m05s, 1h02m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
 
 
 class LiveLine:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 
 
-def wants_current_cluster() -> bool:
-    """Whether the cluster is that of the present kubeconfig, instead of one made for the demo."""
-    return os.environ.get("CLUSTER") == "current"
+def wanted_cluster() -> str:
+    """Which cluster was asked for; empty: the demo chooses."""
+    return os.environ.get("CLUSTER", "")
 
 
 def values_file() -> str | None:
-    """The chart's values for such a cluster: where its images are."""
+    """The chart's values for the cluster of the present kubeconfig: where its images are."""
     return os.environ.get("VALUES")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from demo.console import DemoFailed, LiveLine, duration
+from localcluster.work import duration
+
+from demo.console import DemoFailed, LiveLine
 from demo.kubectl import Kubectl, Object
 
 PATIENCE_SECONDS = 3600

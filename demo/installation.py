@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcluster import builder, cluster, images, settings, smollm2, toolchain
+from localcluster import builder, cluster, images, settings, smollm2, toolchain, work
 
-from demo import environment
+from demo import environment, kind
 from demo.console import DemoFailed, step
-from demo.kubectl import Kubectl
+from demo.kubectl import Kubectl, KubectlFailed, Object
+from demo.ways import JOB_SECONDS, in_minutes
 
 ROOT = Path(__file__).parent.parent
 SYSTEM = "finetune-system"
@@ -33,18 +36,32 @@ class Installation:
 def install_locally(names: Sequence[str] = QUICKSTART_IMAGES) -> Installation:
     """The local cluster with the operator of this checkout; what is there already is left as it is. Needs root."""
     chosen = settings.read()
-    with step("programs", "compiled the first time, about 20 minutes on two cores, and kept"):
-        toolchain.build_all(chosen.cache)
+    with step("registry"):
+        cluster.up_registry(chosen)
+    programs = toolchain.tasks(chosen.cache, toolchain.CLUSTER)
+    announce(work.estimate([*programs, *images.tasks(chosen, names)]))
+    with step("programs and images"):
+        references = images.ensure(chosen, names, beside=programs)
     with step("cluster"):
         cluster.up(chosen)
-    with step("images", "the first time llama.cpp is compiled and torch is fetched: about 20 minutes"):
-        references = images.ensure(chosen, names)
     with step("model repository on the local hub"):
         make_model(chosen, references["trainer"])
     kubectl = Kubectl(str(toolchain.kubernetes(chosen.cache, "kubectl")), chosen.kubeconfig)
     with step("operator"):
-        values = ["--values", str(images.values_file(chosen)), "--set", f"hubEndpoint={chosen.hub_url}"]
-        install_operator(kubectl, str(toolchain.binary(chosen.cache, "helm")), values)
+        apply_operator(kubectl, json.loads(images.values_file(chosen).read_text())["images"], chosen.hub_url)
+    return Installation(kubectl, references["operator"])
+
+
+def install_into_kind() -> Installation:
+    """A kind cluster with the operator of this checkout; models come from the public hub."""
+    announce(work.estimate(kind.tasks(QUICKSTART_IMAGES)) + kind.START_SECONDS)
+    with step("images"):
+        references = kind.build(QUICKSTART_IMAGES)
+    with step("cluster"):
+        kubectl = Kubectl("kubectl", kind.start(settings.read().cache))
+        kind.load(references)
+    with step("operator"):
+        apply_operator(kubectl, {images.IMAGES[name].value: found for name, found in references.items()})
     return Installation(kubectl, references["operator"])
 
 
@@ -58,12 +75,19 @@ def install_into_current() -> Installation:
             "CLUSTER=current needs images that the cluster can pull: build and push the Dockerfiles of this repository, write"
             " their names under `images` into a file (see charts/finetune-operator/values.yaml), and give it as VALUES=FILE"
         )
+    announce(0 if shutil.which("helm") else work.estimate(toolchain.tasks(settings.read().cache, ["helm"])))
     helm = shutil.which("helm") or str(toolchain.binary(settings.read().cache, "helm"))
     kubectl = Kubectl(program)
     with step("operator"):
-        install_operator(kubectl, helm, ["--values", values])
+        install_by_helm(kubectl, helm, values)
     deployed = kubectl.get("deployment", RELEASE, SYSTEM) or {}
     return Installation(kubectl, deployed["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+def announce(seconds: float) -> None:
+    """How long it will take on this machine, where nothing else runs on it."""
+    before = f"{in_minutes(seconds)} until the operator runs, and then " if seconds else ""
+    print(f"\nThat takes {before}{in_minutes(JOB_SECONDS)} for the job, if this machine does nothing else.", flush=True)
 
 
 def make_model(chosen: settings.Settings, trainer_image: str) -> None:
@@ -83,17 +107,47 @@ def make_model(chosen: settings.Settings, trainer_image: str) -> None:
         builder.run(storage, trainer_image, command, folders, {"PYTHONPATH": "/source", "HOME": "/tmp"})
 
 
-def install_operator(kubectl: Kubectl, helm: str, values: Sequence[str]) -> None:
-    """CRDs (Helm never updates them), then the chart; returns when the operator is ready."""
+def apply_operator(kubectl: Kubectl, named: Mapping[str, str], hub: str = "") -> None:
+    """install/, with images of one's own and a hub, as a Kustomize overlay; returns when the operator is ready."""
+    with tempfile.TemporaryDirectory() as scratch:
+        overlay = Path(scratch) / "kustomization.yaml"
+        overlay.write_text(json.dumps(customized(os.path.relpath(ROOT / "install", scratch), named, hub)))
+        kubectl("apply", "--server-side", "--force-conflicts", "-k", scratch)
+    _wait_for_operator(kubectl)
+
+
+def customized(base: str, named: Mapping[str, str], hub: str) -> Object:
+    """The overlay over the folder `base`: `named` are references under the names that `images` has in the chart's values."""
+    environment = [{"name": f"FINETUNE_{name.upper()}_IMAGE", "value": reference} for name, reference in named.items()]
+    environment += [{"name": "FINETUNE_HUB_ENDPOINT", "value": hub}]
+    container = {"name": "operator", "image": named["operator"], "env": environment}
+    patch = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": RELEASE, "namespace": SYSTEM},
+        "spec": {"replicas": 1, "template": {"spec": {"containers": [container]}}},  # one node: nowhere to stand by
+    }
+    kind = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    return {**kind, "resources": [base], "patches": [{"patch": json.dumps(patch)}]}
+
+
+def install_by_helm(kubectl: Kubectl, helm: str, values: str) -> None:
+    """CRDs, then the chart with the values file `values`; returns when the operator is ready."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / "crds"))
     namespace(kubectl, SYSTEM)
-    chart = str(ROOT / "charts/finetune-operator")
-    command = [helm, "upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, "--skip-crds", *values]
-    command += ["--wait", "--timeout", f"{INSTALL_SECONDS}s"]
+    command = [helm, "upgrade", "--install", RELEASE, str(ROOT / "charts" / RELEASE), "--namespace", SYSTEM, "--values", values]
     done = subprocess.run(command, env=kubectl.environment, capture_output=True, text=True, check=False)
     if done.returncode:
+        raise DemoFailed(f"helm could not install the operator: {done.stderr.strip()}")
+    _wait_for_operator(kubectl)
+
+
+def _wait_for_operator(kubectl: Kubectl) -> None:
+    try:
+        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, f"--timeout={INSTALL_SECONDS}s")
+    except KubectlFailed as error:
         pods = kubectl("describe", "pods", "-n", SYSTEM)
-        raise DemoFailed(f"the operator did not become ready: {done.stderr.strip()}\n{pods[-3000:]}")
+        raise DemoFailed(f"the operator did not become ready: {error}\n{pods[-3000:]}") from error
     print(f"   {RELEASE} runs in {SYSTEM}")
 
 

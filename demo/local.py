@@ -13,17 +13,18 @@ from localcluster import llamacpp, settings, smollm2
 from localcluster.processes import answers
 
 from demo.console import DemoFailed, step
+from demo.ways import JOB_SECONDS, in_minutes
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ROOT / ".venv/bin/python"
 ADDRESS = "127.0.0.1"
+FILLING_SECONDS = 120  # the environment, of which most is torch
 
 
 def run(example: str) -> int:
     """The exit status of `finetune run --local`. Raises DemoFailed where what it needs can't be had."""
-    print("A cluster needs root, and this is not root: the same file is run as processes of this machine instead.")
-    print("(`sudo make demo` for the cluster, or CLUSTER=current for the one of your kubeconfig.)")
     chosen = settings.read()
+    print(f"\nThat takes {in_minutes(_seconds(chosen))}, if this machine does nothing else.", flush=True)
     with step("Python environment (.venv)"):
         _require(["sh", str(ROOT / "requirements/venv.sh")])
     with step("llama.cpp"):
@@ -34,6 +35,13 @@ def run(example: str) -> int:
         environment = _environment() | {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "LLAMA_CPP_DIR": str(tools)}
         command = [str(PYTHON), "-m", "finetune_operator.cli", "run", "--local", example]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _seconds(chosen: settings.Settings) -> float:
+    """Wall time on this machine: llama.cpp is compiled and the environment filled the first time."""
+    compiling = 0 if (chosen.cache / "llama.cpp").exists() else llamacpp.IMAGE.cpu_seconds / (os.cpu_count() or 1)
+    filling = 0 if PYTHON.exists() else FILLING_SECONDS
+    return compiling + filling + JOB_SECONDS
 
 
 def _environment() -> dict[str, str]:

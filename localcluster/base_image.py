@@ -52,4 +52,4 @@ def build(storage: builder.Storage, reference: str) -> None:
             subprocess.run(["find", str(root / folder), "-mindepth", "1", "-delete"], check=False, stderr=subprocess.DEVNULL)
         dockerfile = Path(scratch) / "Dockerfile"
         dockerfile.write_text(DOCKERFILE)
-        builder.build(storage, reference, dockerfile, root, {})
+        builder.build(storage, reference, builder.Recipe(dockerfile, root))

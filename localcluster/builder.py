@@ -1,21 +1,20 @@
 """Container images by buildah, kept in a folder of our own: the machine's own images are neither used nor touched."""
 
+import re
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from localcluster import settings
+from localcluster import ownership, settings
 from localcluster.errors import BuildFailed
+from localcluster.work import Report, silent
 
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 SHOWN_LINES = 30  # of a failed build
-SHOWN_COLUMNS = 80  # of a running one
-PROGRESS_SECONDS = 20
+SHOWN_COLUMNS = 60  # of a running one
 
 
 @dataclass(frozen=True)
@@ -42,37 +41,47 @@ class Storage:
         return self.directory / "logs" / (reference.rpartition("/")[2].replace(":", "-") + ".log")
 
 
-def build(
-    storage: Storage,
-    reference: str,
-    dockerfile: Path,
-    context: Path,
-    arguments: Mapping[str, str],
-    target: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Recipe:
+    """What an image is built of; `target` is the Dockerfile's stage, its last one if there is none."""
+
+    dockerfile: Path
+    context: Path
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+
+
+def build(storage: Storage, reference: str, recipe: Recipe, report: Report = silent) -> None:
     """Build `reference`; layers whose instructions and files did not change come from the storage.
 
     The machine's certificate authorities are lent to the build, for networks that inspect TLS; no image keeps them.
     Raises BuildFailed with the last lines of the output.
     """
     command = [*storage.options, "build", "--layers", "--network=host", "--pull-never", "--format=oci"]
-    command += ["--tag", reference, "--file", str(dockerfile)]
+    command += ["--tag", reference, "--file", str(recipe.dockerfile)]
     if AUTHORITIES.exists():
         command += ["--volume", f"{AUTHORITIES}:{AUTHORITIES}:ro"]
-    if target:
-        command += ["--target", target]
-    for name, value in arguments.items():
+    if recipe.target:
+        command += ["--target", recipe.target]
+    for name, value in recipe.arguments.items():
         command += ["--build-arg", f"{name}={value}"]
-    try:
-        _run(storage, [*command, str(context)], storage.log(reference))
-    finally:  # buildah leaves the containers of earlier stages behind, mounted; the caller holds the storage's lock
-        subprocess.run([*storage.options, "rm", "--all"], env=storage.environment, capture_output=True, check=False)
+    _run(storage, [*command, str(recipe.context)], storage.log(reference), report)
 
 
-def push(storage: Storage, reference: str) -> None:
+@contextmanager
+def alone(storage: Storage) -> Iterator[None]:
+    """Nobody else uses the storage while the block runs. buildah leaves the containers of earlier stages behind, mounted."""
+    with ownership.exclusively(storage.directory):
+        try:
+            yield
+        finally:
+            subprocess.run([*storage.options, "rm", "--all"], env=storage.environment, capture_output=True, check=False)
+
+
+def push(storage: Storage, reference: str, report: Report = silent) -> None:
     """Send `reference` to the registry that its name begins with, over plain HTTP; only layers that it lacks travel."""
     command = [*storage.options, "push", "--tls-verify=false", "--compression-format=zstd", "--compression-level=1"]
-    _run(storage, [*command, reference, f"docker://{reference}"], storage.log(reference))
+    _run(storage, [*command, reference, f"docker://{reference}"], storage.log(reference), report)
 
 
 def exists(storage: Storage, reference: str) -> bool:
@@ -81,10 +90,9 @@ def exists(storage: Storage, reference: str) -> bool:
     return subprocess.run(command, env=storage.environment, capture_output=True, check=False).returncode == 0
 
 
-def _run(storage: Storage, command: list[str], log: Path) -> None:
-    """Run a command into a log; now and then the log's newest line is shown, for some builds take many minutes."""
+def _run(storage: Storage, command: list[str], log: Path, report: Report = silent) -> None:
+    """Run a command into a log, and report its newest line."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    begin = shown = time.monotonic()
     with (
         log.open("a") as output,
         subprocess.Popen(
@@ -95,11 +103,8 @@ def _run(storage: Storage, command: list[str], log: Path) -> None:
         try:
             for line in process.stdout:
                 output.write(line)
-                now = time.monotonic()
-                if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
-                    shown = now
-                    _show(f"  {log.stem.rpartition('-')[0]}: {line.strip()[:SHOWN_COLUMNS]} ({now - begin:.0f} s)")
-        except BaseException:  # Ctrl-C: nothing goes on building behind our back
+                report(share_of(line), line.strip()[:SHOWN_COLUMNS])
+        except BaseException:  # another task failed, or Ctrl-C: nothing goes on building behind our back
             process.terminate()
             raise
     if process.returncode:
@@ -107,14 +112,15 @@ def _run(storage: Storage, command: list[str], log: Path) -> None:
         raise BuildFailed(f"{' '.join(command)} failed (all of its output: {log}):\n{last}")
 
 
-def _show(line: str) -> None:
-    """A line that the next one overwrites, where there is a terminal."""
-    print(f"{line:<{SHOWN_COLUMNS + 40}}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+def share_of(line: str) -> float | None:
+    """How far a compilation is, by what Ninja prints; other lines don't tell."""
+    found = re.match(r"\[(\d+)/(\d+)\] (?:Building|Linking|Generating)", line)
+    return int(found[1]) / int(found[2]) if found else None
 
 
-def pull(storage: Storage, reference: str) -> None:
+def pull(storage: Storage, reference: str, report: Report = silent) -> None:
     """Take `reference` back from the registry, where the storage lost it."""
-    _run(storage, [*storage.options, "pull", "--tls-verify=false", f"docker://{reference}"], storage.log(reference))
+    _run(storage, [*storage.options, "pull", "--tls-verify=false", f"docker://{reference}"], storage.log(reference), report)
 
 
 def forget_others(storage: Storage, reference: str) -> None:

@@ -21,6 +21,7 @@ from localcluster import (
     registry,
     storage,
     toolchain,
+    work,
 )
 from localcluster.api import Api
 from localcluster.containerd import Containerd, remove_shim_sockets, sandboxes
@@ -33,6 +34,18 @@ PARTS = (*control_plane.PARTS, "containerd", "kubelet", "kube-proxy", "coredns",
 STOP_FIRST = ("kubelet", "kube-controller-manager", "kube-scheduler", "storage")  # they would start pods again
 
 
+def up_registry(settings: Settings) -> None:
+    """Start the registry alone, which images are pushed to while the programs of the cluster are compiled."""
+    _check_machine()
+    with ownership.exclusively(settings.directory):
+        ownership.claim(settings.directory)
+        _end_unrecorded(settings.directory)
+        with _step("packages"):
+            debian.ensure_tools()
+        with _step("registry"):
+            registry.ensure(settings)
+
+
 def up(settings: Settings) -> None:
     """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash."""
     _check_machine()
@@ -43,8 +56,7 @@ def up(settings: Settings) -> None:
             debian.ensure_tools()
             runtime = debian.runtime(settings.cache)
         with _step("programs"):
-            for program in ("kubernetes", "pause", "registry", "coredns"):
-                toolchain.binary(settings.cache, program)
+            work.do(toolchain.tasks(settings.cache, toolchain.CLUSTER))
         with _step("network"):
             footprint.remember(settings.directory)
             network.ensure(settings.directory)

@@ -1,7 +1,7 @@
 """What comes from the machine's own package archive (Debian, Ubuntu).
 
-containerd, runc and the CNI plugins are unpacked into the cache, not installed: installing them would start a system
-containerd, or on a machine with Docker remove Docker's.
+containerd, runc, the CNI plugins and the registry are unpacked into the cache, not installed: installing them would start
+services of the system, or on a machine with Docker remove its containerd.
 """
 
 import shutil
@@ -27,6 +27,8 @@ INSTALLED = {
 LIBRARIES = ("libseccomp2", "ca-certificates")
 # command -> package; unpacked where the command is missing
 UNPACKED = {"containerd": "containerd", "runc": "runc"}
+UNPACKED_INTO = "tools/debian"
+REGISTRY = "docker-registry"
 PLUGINS = ("loopback", "ptp", "host-local")
 PLUGIN_PACKAGE = "containernetworking-plugins"
 PLUGIN_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
@@ -85,15 +87,21 @@ def _pips() -> list[str]:
 
 def runtime(cache: Path) -> Runtime:
     """containerd, runc and the CNI plugins: the machine's own binaries where they are, else unpacked packages."""
-    unpacked = cache / "tools" / "debian"
-    found = {}
-    for command, package in UNPACKED.items():
-        installed = shutil.which(command, path=SYSTEM_PATH)
-        found[command] = Path(installed) if installed else _find(unpacked, command, package)
+    found = {command: _program(cache, command, package) for command, package in UNPACKED.items()}
     for folder in PLUGIN_FOLDERS:
         if all((Path(folder) / plugin).exists() for plugin in PLUGINS):
             return Runtime(found["containerd"], found["runc"], Path(folder))
-    return Runtime(found["containerd"], found["runc"], _find(unpacked, PLUGINS[0], PLUGIN_PACKAGE).parent)
+    return Runtime(found["containerd"], found["runc"], _find(cache / UNPACKED_INTO, PLUGINS[0], PLUGIN_PACKAGE).parent)
+
+
+def registry(cache: Path) -> Path:
+    """The OCI registry, CNCF Distribution."""
+    return _program(cache, REGISTRY, REGISTRY)
+
+
+def _program(cache: Path, command: str, package: str) -> Path:
+    installed = shutil.which(command, path=SYSTEM_PATH)
+    return Path(installed) if installed else _find(cache / UNPACKED_INTO, command, package)
 
 
 def _find(unpacked: Path, command: str, package: str) -> Path:

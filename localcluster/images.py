@@ -6,14 +6,14 @@ registry has already need not be built. The references end up in `images.json` i
 
 import hashlib
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from localcluster import base_image, builder, debian, ownership, settings
+from localcluster import base_image, builder, debian, settings, work
 from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parent.parent
@@ -33,9 +33,14 @@ class Image:
     parents: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, str] = field(default_factory=dict)
     value: str = ""  # its name under `images` in the chart's values; empty: only other images need it
+    cpu_seconds: int = 20  # of building and pushing it from nothing, on an image below that is there
+    after: tuple[str, ...] = ()  # images whose first layers are its own too
 
 
-BASE = Image("base")
+BASE = Image("base", cpu_seconds=40)
+INSTALL = ("requirements/install.sh", "requirements/uv.txt")
+LLAMACPP = ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt")
+TORCH = (*INSTALL, "requirements/torch.txt")
 IMAGES = {
     image.name: image
     for image in (
@@ -43,88 +48,68 @@ IMAGES = {
         Image(
             "llamacpp-build",
             "serving_images/llamacpp/Dockerfile",
-            ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
+            LLAMACPP,
             "llamacpp-build",
             {"BASE_IMAGE": "base"},
+            cpu_seconds=700,
         ),
         Image(
             "operator",
             "operator/Dockerfile",
-            (
-                "requirements/install.sh",
-                "requirements/uv.txt",
-                "requirements/operator.txt",
-                "operator/finetune_operator",
-                TRAINER_CODE,
-            ),
+            (*INSTALL, "requirements/operator.txt", "operator/finetune_operator", TRAINER_CODE),
             None,
             {"BASE_IMAGE": "base"},
-            {},
-            "operator",
+            value="operator",
+            cpu_seconds=60,
         ),
         Image(
             "serve-llamacpp",
             "serving_images/llamacpp/Dockerfile",
-            ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
+            LLAMACPP,
             "serve",
             {"BASE_IMAGE": "base"},
-            {},
-            "llamacpp",
+            value="llamacpp",
+            cpu_seconds=10,
+            after=("llamacpp-build",),
         ),
         Image(
             "trainer",
             "trainer_image/Dockerfile",
-            (
-                "requirements/install.sh",
-                "requirements/uv.txt",
-                "requirements/torch.txt",
-                "requirements/trainer.txt",
-                TRAINER_CODE,
-            ),
+            (*TORCH, "requirements/trainer.txt", TRAINER_CODE),
             "trainer",
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
             {"DEVICE": "cpu"},
             "trainer",
+            cpu_seconds=400,
         ),
         Image(
             "quantizer",
             "trainer_image/Dockerfile",
-            (
-                "requirements/install.sh",
-                "requirements/uv.txt",
-                "requirements/torch.txt",
-                "requirements/quantizer.txt",
-                TRAINER_CODE,
-            ),
+            (*TORCH, "requirements/quantizer.txt", TRAINER_CODE),
             "quantizer",
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
-            {},
-            "quantizer",
+            value="quantizer",
+            cpu_seconds=400,
+            after=("trainer",),
         ),
         Image(
             "serve-vllm",
             "serving_images/vllm/Dockerfile",
-            ("requirements/install.sh", "requirements/uv.txt", "requirements/torch.txt", "requirements/serve-vllm.txt"),
+            (*TORCH, "requirements/serve-vllm.txt"),
             "serve",
             {"BASE_IMAGE": "base"},
-            {},
-            "vllm",
+            value="vllm",
+            cpu_seconds=400,
+            after=("trainer",),
         ),
         Image(
             "evaluator",
             "serving_images/vllm/Dockerfile",
-            (
-                "requirements/install.sh",
-                "requirements/uv.txt",
-                "requirements/torch.txt",
-                "requirements/serve-vllm.txt",
-                "requirements/evaluator.txt",
-                TRAINER_CODE,
-            ),
+            (*TORCH, "requirements/serve-vllm.txt", "requirements/evaluator.txt", TRAINER_CODE),
             "evaluator",
             {"BASE_IMAGE": "base", "VLLM_IMAGE": "serve-vllm"},
-            {},
-            "evaluator",
+            value="evaluator",
+            cpu_seconds=100,
         ),
     )
 }
@@ -133,22 +118,39 @@ IMAGES = {
 NAMES = [image.name for image in IMAGES.values() if image.value]
 
 
-def ensure(chosen: settings.Settings, names: Sequence[str]) -> dict[str, str]:
+def ensure(chosen: settings.Settings, names: Sequence[str], beside: Sequence[work.Task] = ()) -> dict[str, str]:
     """Bring the named images (none means all that the chart names) into the registry, and write the chart's values.
 
-    Returns name → reference. Raises BuildFailed with the last lines of the build, or if the registry does not answer.
+    `beside` is other work that is done meanwhile. Returns name → reference. Raises BuildFailed with the last lines of the
+    build, or if the registry does not answer.
     """
     if unknown := sorted(set(names) - set(IMAGES)):
         raise BuildFailed(f"there is no image {unknown[0]!r}: the names are {', '.join(IMAGES)}")
     debian.ensure_tools()
     storage = builder.Storage(chosen.cache / "buildah")
     references = {name: reference(chosen, IMAGES[name]) for name in names or NAMES}
-    with ownership.exclusively(storage.directory):
-        for name in references:
-            _ensure(chosen, storage, IMAGES[name])
+    with builder.alone(storage):
+        made = tasks(chosen, list(references))
+        work.do([*made, *beside])
+        for task in made:
+            builder.forget_others(storage, reference(chosen, IMAGES[task.name]))
     values_file(chosen).write_text(json.dumps(_values(chosen, references), indent=2) + "\n")
     print(f"references of the images, as Helm values: {values_file(chosen)}", flush=True)
     return references
+
+
+def tasks(chosen: settings.Settings, names: Sequence[str]) -> list[work.Task]:
+    """A task for each of these images that the registry lacks, and for each that one is built from."""
+    wanted: dict[str, Image] = {}
+    below = [IMAGES[name] for name in names if not _is_in_registry(chosen, IMAGES[name])]
+    while below:
+        wanted |= {image.name: image for image in below}
+        built = [image for image in below if not _is_in_registry(chosen, image)]
+        below = [IMAGES[parent] for image in built for parent in image.parents.values() if parent not in wanted]
+    return [
+        work.Task(image.name, image.cpu_seconds, partial(_make, chosen, image), (*image.parents.values(), *image.after))
+        for image in wanted.values()
+    ]
 
 
 def values_file(chosen: settings.Settings) -> Path:
@@ -180,40 +182,22 @@ def _files(image: Image) -> Iterator[Path]:
         yield from sorted(file for file in inside if file.is_file() and file.suffix != ".pyc")
 
 
-def _ensure(chosen: settings.Settings, storage: builder.Storage, image: Image) -> None:
-    """Build and push one image, and first the images that it is built from."""
-    wanted = reference(chosen, image)
-    if _is_in_registry(chosen, image):
-        print(f"{image.name:<16} unchanged    {wanted}", flush=True)
-        return
-    begin = time.monotonic()
-    if not builder.exists(storage, wanted):  # built, but by a run that was cut off, or for a registry that is gone
-        _build(chosen, storage, image)
-    built = time.monotonic()
-    builder.push(storage, wanted)
-    builder.forget_others(storage, wanted)
-    print(f"{image.name:<16} built {built - begin:4.0f} s, pushed {time.monotonic() - built:3.0f} s    {wanted}", flush=True)
-
-
-def _build(chosen: settings.Settings, storage: builder.Storage, image: Image) -> None:
-    wanted = reference(chosen, image)
-    if image is BASE:
+def _make(chosen: settings.Settings, image: Image, report: work.Report) -> None:
+    """Have the image in buildah's storage, to build from, and in the registry."""
+    storage, wanted = builder.Storage(chosen.cache / "buildah"), reference(chosen, image)
+    is_in_registry = _is_in_registry(chosen, image)
+    if builder.exists(storage, wanted):  # built, but by a run that was cut off, or for a registry that is gone
+        pass
+    elif is_in_registry:
+        builder.pull(storage, wanted, report)
+    elif image is BASE:
         base_image.build(storage, wanted)
-        return
-    arguments = dict(image.arguments)
-    for argument, parent in image.parents.items():
-        arguments[argument] = _local(chosen, storage, IMAGES[parent])
-    builder.build(storage, wanted, ROOT / image.dockerfile, ROOT, arguments, image.target)
-
-
-def _local(chosen: settings.Settings, storage: builder.Storage, image: Image) -> str:
-    """The reference of an image to build from, once buildah has it: built now, or before and then perhaps forgotten."""
-    wanted = reference(chosen, image)
-    if not _is_in_registry(chosen, image):
-        _ensure(chosen, storage, image)
-    elif not builder.exists(storage, wanted):
-        builder.pull(storage, wanted)
-    return wanted
+    else:
+        arguments = {argument: reference(chosen, IMAGES[parent]) for argument, parent in image.parents.items()}
+        recipe = builder.Recipe(ROOT / image.dockerfile, ROOT, {**image.arguments, **arguments}, image.target)
+        builder.build(storage, wanted, recipe, report)
+    if not is_in_registry:
+        builder.push(storage, wanted, report)
 
 
 def _values(chosen: settings.Settings, fresh: Mapping[str, str]) -> dict[str, dict[str, str]]:

@@ -1,12 +1,13 @@
-"""The OCI registry (CNCF Distribution) on loopback: `buildah push` fills it, containerd pulls changed layers from it.
+"""The OCI registry on loopback: `buildah push` fills it, containerd pulls changed layers from it.
 
-Its content lies in the cache, so a cluster made anew finds the images of the old one.
+It is CNCF Distribution as Debian and Ubuntu package it. Its content lies in the cache, so a cluster made anew finds the images
+of the old one.
 """
 
 import json
 from pathlib import Path
 
-from localcluster import toolchain
+from localcluster import debian
 from localcluster.processes import Process, answers
 from localcluster.settings import Settings
 
@@ -16,12 +17,11 @@ def ensure(settings: Settings) -> None:
     directory = settings.directory
     configuration = directory / "registry.json"
     configuration.write_text(json.dumps(_configuration(settings), indent=2))
-    command = [str(toolchain.binary(settings.cache, "registry")), "serve", str(configuration)]
+    command = [str(debian.registry(settings.cache)), "serve", str(configuration)]
     process = Process(
         directory,
         "registry",
         command,
-        {"OTEL_TRACES_EXPORTER": "none"},
         configuration=(configuration,),
         listens_on=("127.0.0.1", settings.registry_port),
     )

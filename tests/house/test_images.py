@@ -14,19 +14,37 @@ BUILT = [image for image in images.IMAGES.values() if image.dockerfile]
 
 def _stages(dockerfile: str) -> dict[str, str]:
     """Name of each stage → its instructions; stages without a name are called ''."""
+    return {name: body for name, (_, body) in _parsed(dockerfile).items()}
+
+
+def _parsed(dockerfile: str) -> dict[str, tuple[str, str]]:
+    """Name of each stage → what it stands on by default, and its instructions."""
     text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.MULTILINE)
-    parts = re.split(r"^FROM (?:\S+)(?: AS (\S+))?\n", text, flags=re.MULTILINE)
-    return {name or "": body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+    parts = re.split(r"^FROM (\S+)(?: AS (\S+))?\n", text, flags=re.MULTILINE)[1:]
+    bases = [re.sub(r"\$\{(\w+)\}", lambda found: defaults[found[1]], base) for base in parts[::3]]
+    return {name or "": (base, body.strip()) for base, name, body in zip(bases, parts[1::3], parts[2::3], strict=True)}
+
+
+def _below(dockerfile: str, stage: str) -> set[str]:
+    """The stage, and all those of the same file that it is made of by default."""
+    stages, found, ahead = _parsed(dockerfile), set[str](), [stage]
+    while ahead:
+        name = ahead.pop()
+        if name in stages and name not in found:
+            found.add(name)
+            base, body = stages[name]
+            ahead += [base, *re.findall(r"^COPY --from=(\S+)", body, re.MULTILINE)]
+    return found
 
 
 @pytest.mark.parametrize("image", BUILT, ids=lambda image: image.name)
 def test_all_that_is_copied_counts_for_the_tag(image: images.Image) -> None:
     bodies = _stages(image.dockerfile)
-    wanted = {image.target or list(bodies)[-1], "torch", "compile", "serve"}  # its own stage, and those that it can stand on
     copies = [
         source
-        for stage in wanted
-        for line in re.findall(r"^COPY (?!--from)(.+)$", bodies.get(stage, ""), re.MULTILINE)
+        for stage in _below(image.dockerfile, image.target or list(bodies)[-1])
+        for line in re.findall(r"^COPY (?!--from)(.+)$", bodies[stage], re.MULTILINE)
         for source in line.split()[:-1]
     ]
     assert copies
@@ -91,14 +109,44 @@ def test_a_tag_changes_with_a_source_and_with_an_image_below(tmp_path: Path, mon
     assert images.key(image) != changed
 
 
-def test_an_image_that_only_others_need_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
+    """A cache and a registry that are empty; nothing is installed on this machine."""
     monkeypatch.setattr(debian, "ensure_tools", lambda: None)
-    monkeypatch.setattr(images, "_ensure", lambda _chosen, _storage, image: asked.append(image.name))
     monkeypatch.setattr(images, "_is_in_registry", lambda *_: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    chosen = settings.read()
-    chosen.cache.mkdir()
-    assert list(images.ensure(chosen, ["llamacpp-build"])) == asked == ["llamacpp-build"]
+    found = settings.read()
+    found.cache.mkdir()
+    return found
+
+
+def test_an_image_that_only_others_need_can_be_asked_for(chosen: settings.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(images, "_make", lambda _chosen, image, _report: made.append(image.name))
+    assert list(images.ensure(chosen, ["llamacpp-build"])) == ["llamacpp-build"]
+    assert made == ["base", "llamacpp-build"]
     with pytest.raises(BuildFailed, match="there is no image 'lamacpp'"):
         images.ensure(chosen, ["lamacpp"])
+
+
+def test_of_what_the_registry_has_only_that_is_taken_which_others_are_built_from(
+    chosen: settings.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"base", "llamacpp-build", "serve-llamacpp"}
+    monkeypatch.setattr(images, "_is_in_registry", lambda _chosen, image: image.name in there)
+    made = {task.name: set(task.needs) for task in images.tasks(chosen, ["operator", "serve-llamacpp", "trainer"])}
+    assert set(made) == {"operator", "trainer", "base", "llamacpp-build"}
+    assert {"base", "llamacpp-build"} <= made["trainer"]
+
+
+def test_torch_is_laid_once_and_the_others_wait_for_it(chosen: settings.Settings) -> None:
+    tasks = {task.name: set(task.needs) for task in images.tasks(chosen, images.NAMES)}
+    with_torch = [i.name for i in BUILT if i.name in tasks and i.target and "torch" in _below(i.dockerfile, i.target)]
+    assert len(with_torch) >= 4
+    assert [name for name in with_torch if "trainer" not in _before(tasks, name) | {name}] == []
+
+
+def _before(tasks: dict[str, set[str]], name: str) -> set[str]:
+    """Everything that is done before the task begins."""
+    needs = tasks[name] & set(tasks)
+    return needs.union(*(_before(tasks, need) for need in needs))

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from localcluster import control_plane, settings, toolchain
 from localcluster.api import Api, ApiError
+from localcluster.chart import render
 from tests.integration.fault_proxy import FaultProxy
 from tests.waiting import wait_until
 
@@ -106,11 +107,7 @@ def _decoded(cluster: dict[str, str]) -> str:
 
 def chart(*values: str, release: str = "finetune-operator", namespace: str = SYSTEM) -> list[dict[str, Any]]:
     """The chart's objects, as `helm template` makes them."""
-    helm = toolchain.binary(settings.read().cache, "helm")
-    arguments = ["template", release, str(ROOT / "charts/finetune-operator"), "-n", namespace]
-    command = [str(helm), *arguments, "--kube-version=1.36.0", *(f"--set={v}" for v in values)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [body for body in yaml.safe_load_all(text) if body]
+    return render([f"--set={v}" for v in values], release, namespace)
 
 
 @dataclass

@@ -83,3 +83,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{- define "finetune.dns" -}}
+- {port: 53, protocol: UDP}
+- {port: 53, protocol: TCP}
+{{- end }}

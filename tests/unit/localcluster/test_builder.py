@@ -16,8 +16,8 @@ def test_no_container_of_a_build_is_left_behind(tmp_path: Path, monkeypatch: pyt
     program.write_text(f'#!/bin/sh\nshift 6\necho "$@" >> {calls}\n[ "$1" != build ] || {{ echo no such file; exit 1; }}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-    with pytest.raises(BuildFailed, match="no such file"):
-        builder.build(builder.Storage(tmp_path / "storage"), "registry/image:tag", Path("Dockerfile"), tmp_path, {})
+    with pytest.raises(BuildFailed, match="no such file"), builder.alone(storage := builder.Storage(tmp_path / "storage")):
+        builder.build(storage, "registry/image:tag", builder.Recipe(Path("Dockerfile"), tmp_path))
     first, last = calls.read_text().splitlines()
     assert first.startswith("build --layers")
     assert last == "rm --all"
