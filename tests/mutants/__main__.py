@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 from tests.mutants.operators import Mutant, mutants
-from tests.mutants.suite import OPTIONS, SUITE, Suite, digest
+from tests.mutants.suite import ENDLESS, KILLED, NOT_RUN, OPTIONS, SUITE, SURVIVED, UNDECIDED, Suite, digest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -37,7 +37,7 @@ PACKAGES = (
 )
 KEPT, SURVIVORS = ROOT / ".mutants", Path(__file__).with_name("survivors.md")
 LEAST = 0.8
-KILLED, SURVIVED, NOT_RUN, ENDLESS = "killed", "survived", "not run", "endless"
+OUTCOMES = (KILLED, ENDLESS, SURVIVED, NOT_RUN, UNDECIDED)
 HEAD = """# Mutants that no test kills
 
 `make mutants` writes this table and keeps its reasons. What is mutated, and what is not: [operators.py](operators.py).
@@ -79,31 +79,37 @@ def _name(mutant: Mutant) -> str:
 
 
 def try_all(suite: Suite, todo: list[Mutant], results: Results, until: float) -> None:
-    """Two processes at a time, or as many as JOBS says."""
+    """First all, each for a moment, which is as long as most need to be killed; then those that were left undecided."""
     suite.learn(_modules(PACKAGES))
+    for quick in (True, False):
+        tried = [mutant for mutant in todo if results.of(mutant) == (None if quick else UNDECIDED)]
+        _try_each(suite, tried, results, quick, until)
+
+
+def _try_each(suite: Suite, todo: list[Mutant], results: Results, quick: bool, until: float) -> None:
+    """Two processes at a time, or as many as JOBS says."""
     for number, mutant in enumerate([*todo, None], 1):
         while suite.trying and (mutant is None or len(suite.trying) >= int(os.environ.get("JOBS", "2"))):
-            tried, code = suite.ended()
-            results.add(tried, SURVIVED if code == 0 else KILLED if code > 0 else ENDLESS)
+            results.add(*suite.ended())
         if mutant is None or time.monotonic() > until:
             continue
-        if not suite.start(mutant):
+        if not suite.start(mutant, quick):
             results.add(mutant, NOT_RUN)
         if number % 100 == 0:
             print(f"{number} of {len(todo)}", flush=True)
 
 
 def report(tried: list[Mutant], results: Results) -> float:
-    """Prints a line for each package; the share that was killed."""
-    print(f"\n{'package':<45}{'mutants':>8}{KILLED:>8}{ENDLESS:>9}{SURVIVED:>10}{NOT_RUN:>9}{'killed %':>10}")
+    """Prints a line for each package; the share that was killed. What is undecided counts as if it had survived."""
+    print(f"\n{'package':<45}{'mutants':>11}{''.join(f'{name:>11}' for name in OUTCOMES)}{'killed %':>11}")
     all_of = Counter[str]()
     for package in (*PACKAGES, "all"):
         count = Counter(str(results.of(m)) for m in tried if package in str(m.path))
         all_of += count
         count = all_of if package == "all" else count
         caught, total = count[KILLED] + count[ENDLESS], count.total()
-        numbers = f"{total:>8}{count[KILLED]:>8}{count[ENDLESS]:>9}{count[SURVIVED]:>10}{count[NOT_RUN]:>9}"
-        print(f"{package:<45}{numbers}{100 * caught / max(1, total):>10.1f}")
+        numbers = "".join(f"{count[name]:>11}" for name in OUTCOMES)
+        print(f"{package:<45}{total:>11}{numbers}{100 * caught / max(1, total):>11.1f}")
     return (all_of[KILLED] + all_of[ENDLESS]) / max(1, all_of.total())
 
 
@@ -143,7 +149,7 @@ def main() -> int:
         print(f"{asked.sample} of {of_all} mutants, by seed {asked.seed}", flush=True)
         tried = tried[: asked.sample]
     results = Results()
-    todo = [mutant for mutant in tried if results.of(mutant) is None]
+    todo = [mutant for mutant in tried if results.of(mutant) in (None, UNDECIDED)]
     until = time.monotonic() + 60 * asked.minutes
     if todo:
         pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until), KEPT)])

@@ -31,10 +31,15 @@ from tests.mutants.operators import Function, Mutant
 
 CRDS = "tests/house/test_generated.py"
 SUITE = (CRDS, "tests/unit")
-OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster")
+# That a test fails is all that counts: pytest would compare long texts for seconds to say in what they differ.
+SILENT = ("--assert=plain", "--tb=native")
+OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster", *SILENT)
 OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
 ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
-CPU_SECONDS, WALL_SECONDS = 60, 600  # a mutant that takes more loops, or waits for what never comes
+CPU_SECONDS, WALL_SECONDS = 60, 1800  # a mutant that takes more loops, or waits for what never comes
+QUICK_CPU_SECONDS, QUICK_WALL_SECONDS, REIMPORT_SECONDS = 2, 120, 4  # of the first try, and more where all is imported anew
+TOOK_LONGER = 3  # the exit code of a first try that did
+KILLED, SURVIVED, NOT_RUN, ENDLESS, UNDECIDED = "killed", "survived", "not run", "endless", "undecided"
 FIRST_FILES = 3  # of the files that run most of a module: asked before all others
 
 
@@ -113,30 +118,36 @@ class Suite:
         _forget_ours()
         assert pytest.main([*SUITE, *OPTIONS]) == 0
 
-    def start(self, mutant: Mutant) -> bool:
-        """Begins to try it in a process of its own; False where nothing runs its lines."""
+    def start(self, mutant: Mutant, quick: bool) -> bool:
+        """Begins to try it in a process of its own; False where nothing runs its lines. A quick try may end UNDECIDED."""
         path = str(mutant.path)
         tests = {test for line in mutant.statement for test in self.learnt.tests[path].get(str(line), ()) if test}
         imported = mutant.function is None or not set(mutant.statement).isdisjoint(self.learnt.imports[path])
         if not tests and not imported:
             return False
         killer = self.kept / f"killer-{mutant.path.stem}-{mutant.number}"
-        self.trying[_forked(self._try, mutant, tests if mutant.function else set(), imported, killer)] = mutant, killer
+        self.trying[_forked(self._try, mutant, tests if mutant.function else set(), imported, killer, quick)] = mutant, killer
         return True
 
-    def ended(self) -> tuple[Mutant, int]:
-        """Waits for one of those that are tried. Its exit code is 0 if all tests passed, and below 0 if a signal ended it."""
+    def ended(self) -> tuple[Mutant, str]:
+        """Waits for one of those that are tried; with its outcome."""
         child, status = os.wait()
         mutant, killer = self.trying.pop(child)
         if killer.exists():
             for where in (mutant.path, (mutant.path, mutant.function)):
                 self.killers[where][killer.read_text()] += 1
             killer.unlink()
-        return mutant, os.waitstatus_to_exitcode(status)
+        code = os.waitstatus_to_exitcode(status)
+        outcomes = {0: SURVIVED, TOOK_LONGER: UNDECIDED}
+        return mutant, outcomes.get(code, KILLED if code > 0 else ENDLESS)  # a signal ended what took too long
 
-    def _try(self, mutant: Mutant, tests: set[str], imported: bool, killer: Path) -> None:
+    def _try(self, mutant: Mutant, tests: set[str], imported: bool, killer: Path, quick: bool) -> None:
+        if quick:
+            for sign in (signal.SIGPROF, signal.SIGALRM):
+                signal.signal(sign, lambda *_: os._exit(TOOK_LONGER))
+            signal.setitimer(signal.ITIMER_PROF, QUICK_CPU_SECONDS + (REIMPORT_SECONDS if imported else 0))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        signal.alarm(WALL_SECONDS)
+        signal.alarm(QUICK_WALL_SECONDS if quick else WALL_SECONDS)
         self.killer = killer
         if tests:
             self._replace(mutant)
