@@ -32,7 +32,7 @@ PLACED = (
     ("lora", "spec.training.lora"),
     ("gates", "spec.evaluation.gates"),
     ("datset", "spec.dataset"),
-    ("nodeSelector", "spec.stages.<stage>.nodeSelector"),
+    ("nodeSelector", "spec.podTemplate.nodeSelector or spec.stages.<stage>.nodeSelector"),
     ("sequence_len", "spec.training.maxLength"),
 )
 
