@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from pydantic import ValidationError
+
+from finetune_operator.platforms import Platform
+
+NOTHING_SAID = Platform()
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,13 @@ class Settings:
     http_port: int = 8080  # /healthz, /readyz, /metrics
     log_level: str = "info"
     leader_election: bool = True
+    platform: Platform = NOTHING_SAID  # in JSON: what the chart's `profiles` and `allowed` say
+
+    def under_profile(self, name: str | None) -> Settings:
+        """The settings with the images of a profile in place of the operator's; its own for a name that is unknown."""
+        profile = self.platform.profiles.get(name or "")
+        images = profile.images.model_dump(exclude_none=True) if profile else {}
+        return replace(self, **{f"{image}_image": value for image, value in images.items()})
 
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
@@ -53,7 +66,16 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
             continue
         kind: Any = type(f.default)
         try:
-            values[f.name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+            values[f.name] = _read(kind, text)
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ValueError(f"{variable}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
         except ValueError:
             raise ValueError(f"{variable}={text!r} is not a {kind.__name__}") from None
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def _read(kind: Any, text: str) -> object:
+    if kind is Platform:
+        return Platform.model_validate_json(text)
+    return text.lower() in ("1", "true", "yes") if kind is bool else kind(text)

@@ -28,11 +28,14 @@ def test_every_setting_is_set_and_the_defaults_are_the_operators_own() -> None:
 
 def test_values_reach_the_operator() -> None:
     values = ("workers=3", "progressSeconds=2", "leaderElection=false", "images.trainer=registry:5000/t", "logLevel=debug")
-    container = the("Deployment", chart(*values))["spec"]["template"]["spec"]["containers"][0]
+    platform = ("profiles.a100.queueName=a100s", "profiles.a100.nodeSelector.gpu=a100", "allowed.storage={s3://team-*,pvc://*}")
+    container = the("Deployment", chart(*values, *platform))["spec"]["template"]["spec"]["containers"][0]
     settings = read_settings({e["name"]: e["value"] for e in container["env"] if "value" in e})
     assert (settings.workers, settings.progress_seconds, settings.leader_election) == (3, 2.0, False)
     assert settings.trainer_image.startswith("registry:5000/t:")
     assert settings.log_level == "debug"
+    assert settings.platform.profiles["a100"].node_selector == {"gpu": "a100"}
+    assert settings.platform.allowed.storage == ("s3://team-*", "pvc://*")
 
 
 def test_a_misspelt_value_is_refused() -> None:

@@ -167,6 +167,9 @@ class FineTuneJobSpec(Strict):
     """Places that get copies once the gates have passed."""
     serving: Serving | None = None
     """Roll the result out when the gates have passed. Unset: nothing is served."""
+    profile: str | None = Field(None, min_length=1, max_length=63)
+    """Name of a kind of machine that whoever runs the operator has described (the chart's `profiles`): it fills in images,
+    nodeSelector, tolerations, storage class and queue. Unset: none."""
     pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
     """What all pods of the job have in common. A stage's own nodeSelector and tolerations are added, its serviceAccountName
     goes before."""

@@ -173,6 +173,8 @@ class ModelServeSpec(Strict):
     it out."""
     autoscaling: Autoscaling | None = None
     """A HorizontalPodAutoscaler sets the replicas. Unset: nobody but you does."""
+    profile: str | None = Field(None, min_length=1, max_length=63)
+    """Name of a kind of machine of the chart's `profiles`: it fills in images, nodeSelector and tolerations. Unset: none."""
     pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
     """What all pods have in common. A gate's pod takes all of it but affinity and topologySpreadConstraints."""
     resources: Resources = Field(default_factory=lambda: Resources())

@@ -12,7 +12,7 @@ from datetime import datetime
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
-from finetune_operator.finetunejob import admission, gates, handover, image, objects
+from finetune_operator.finetunejob import admission, gates, handover, image, objects, offered
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import World, observe
@@ -43,7 +43,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     """One pass over one job. The same inputs give the same decision."""
     job = FineTuneJob.model_validate(body)
     world = observe(observed, job.metadata.uid, now)
-    refusals = (*admission.problems(job.spec), *image.problems(job.spec, settings))
+    refusals = (*admission.problems(job.spec), *_not_offered(job, settings))
     if refusals and begins_another(job):
         return _kept(job, world, suspended(world) if job.spec.suspend else refused(refusals), now)
     run, before = current_run(job)
@@ -66,6 +66,12 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
         requeue_after=min((seconds for seconds in looks if seconds is not None), default=None),
         intent=outlook.start is not None and not _is_named(job.status, told, outlook.start),
     )
+
+
+def _not_offered(job: FineTuneJob, settings: Settings) -> list[str]:
+    """What the spec asks of this cluster's operator that it has not."""
+    images = image.problems(job.spec, settings.under_profile(job.spec.profile))
+    return [*images, *offered.problems(job.spec, settings)]
 
 
 def _is_named(before: FineTuneJobStatus, told: FineTuneJobStatus, start: Start) -> bool:
@@ -154,7 +160,7 @@ def _stops(outlook: Outlook) -> Iterator[Action]:
 
 def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:
     """What the pod mounts comes first."""
-    job, run = case.job, case.run
+    job, run, settings = offered.under_profile(case.job, settings), case.run, settings.under_profile(case.job.spec.profile)
     if _makes_claim(job) and observed.named.get(_made_claim(job)) is None:
         yield Create(objects.artifacts_volume_claim(job))
     have = {c["metadata"]["name"] for c in observed.children.get("ConfigMap", ())}

@@ -139,7 +139,7 @@ TABLE = (
     ),
     Unused(
         ("scheduling.queuedStages", "scheduling.workloadPriorityClassName"),
-        lambda spec: spec.scheduling.queue_name is None,
+        lambda spec: spec.scheduling.queue_name is None and spec.profile is None,  # which may have a queue
         "it is for jobs that wait in a queue of Kueue; remove it, or set spec.scheduling.queueName",
     ),
 )

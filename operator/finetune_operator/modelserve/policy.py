@@ -18,6 +18,7 @@ from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.model import Obstacle, refs, resolve
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe
+from finetune_operator.modelserve.offered import offered, under_profile
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
@@ -36,8 +37,9 @@ def reads(body: Object) -> Reads:
 
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
     """One pass over one ModelServe. The same inputs give the same decision."""
-    serve = ModelServe.model_validate(body)
-    resolution = resolve(serve, observed)
+    written = ModelServe.model_validate(body)
+    serve, settings = under_profile(written, settings), settings.under_profile(written.spec.profile)
+    resolution = offered(resolve(serve, observed), serve.spec, settings)
     asked = target(serve, resolution.model, settings) if resolution.model is not None else None
     case = _pinned(Case(serve, resolution, asked, observe(serve, observed), now))
     rollout = next_rollout(case)

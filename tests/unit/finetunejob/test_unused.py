@@ -52,6 +52,7 @@ VALUES: Body = {
     "storage.artifacts.size": "30Gi",
     "storage.scratch.size": "30Gi",
     "podTemplate": {"nodeSelector": {"a": "b"}},
+    "profile": "a100",
 }
 STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
 OF_STAGE = {
@@ -70,8 +71,9 @@ ALWAYS = (
     "training.maxLength", "training.gradientCheckpointing", "training.seed", "training.checkpoint.everySteps",
     "training.checkpoint.keep", "training.reportTo", "parallelism.numNodes", "parallelism.gpusPerNode",
     "parallelism.strategy", "parallelism.launcher", "artifacts", "evaluation.engine", "evaluation.samples",
-    "evaluation.maxNewTokens", "evaluation.gates", "publish", "serving", "podTemplate", "stages.prepare", "stages.train",
-    "stages.merge", "stages.evaluate", "retry", "storage.artifacts.uri", "storage.scratch", "scheduling.queueName",
+    "evaluation.maxNewTokens", "evaluation.gates", "publish", "serving", "podTemplate", "profile", "stages.prepare",
+    "stages.train", "stages.merge", "stages.evaluate", "retry", "storage.artifacts.uri", "storage.scratch",
+    "scheduling.queueName",
     "scheduling.priorityClassName", "scheduling.schedulerName", "pendingDeadlineSeconds", "activeDeadlineSeconds",
     "ttlSecondsAfterFinished", "suspend",
 )  # fmt: skip
