@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tests.integration.conftest import SYSTEM, World, chart
 
 from finetune_operator.settings import Settings, read_settings
@@ -92,3 +94,20 @@ def test_editors_of_a_namespace_may_write_our_kinds_and_viewers_may_read(world: 
         assert found is not None
         assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
         assert verbs <= set(found["rules"][0]["verbs"])
+
+
+SETS = Path(__file__).parents[1] / "golden/chart"
+NOT_OURS = {"ServiceMonitor", "PodMonitor"}  # kinds of the Prometheus operator, which a bare API server lacks
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in SETS.iterdir()))
+def test_the_api_server_takes_each_set_of_values_to_the_last_field(world: World, name: str, tmp_path: Path) -> None:
+    """Strictly: a field that it does not know, or that comes twice, is refused and not dropped."""
+    bodies = [b for b in yaml.safe_load_all((SETS / name / "objects.yaml").read_text()) if b["kind"] not in NOT_OURS]
+    for space in {b["metadata"]["namespace"] for b in bodies if "namespace" in b["metadata"]}:
+        world.namespace(space)
+    file = tmp_path / "objects.yaml"
+    file.write_text(yaml.safe_dump_all(bodies))
+    strictly = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict")
+    said = world.kubectl("apply", *strictly, "-f", str(file), "-o", "name")
+    assert len(said.splitlines()) == len(bodies)
