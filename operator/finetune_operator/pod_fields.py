@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.meta import Object
+from finetune_operator.settings import Settings
 
 OF_METADATA = ("labels", "annotations")
 # A gate's small pod stands beside no other, so it follows no wish for being near to, or away from, the pods that serve.
@@ -20,6 +21,12 @@ def spec_fields(template: PodTemplate, selected: Mapping[str, str]) -> Object:
         if not spread.get("labelSelector"):
             spread["labelSelector"] = {"matchLabels": dict(selected)}
     return fields
+
+
+def pull_secrets(template: PodTemplate, settings: Settings) -> Object:
+    """imagePullSecrets of a pod: its object's own, then those that the chart names for all."""
+    named = dict.fromkeys([*(secret.name for secret in template.image_pull_secrets), *settings.pull_secrets])
+    return {"imagePullSecrets": [{"name": name} for name in named]} if named else {}
 
 
 def metadata(template: PodTemplate, labels: Mapping[str, str]) -> Object:

@@ -25,6 +25,7 @@ class Settings:
     vllm_image: str = "vllm/vllm-openai:latest"
     llamacpp_image: str = "ghcr.io/ggml-org/llama.cpp:server"
     image_pull_policy: str = "IfNotPresent"
+    image_pull_secrets: str = ""  # names with commas between, of Secrets in the namespaces of the pods
     hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub
     network_policies: bool = True  # around the pods of each ModelServe
     monitoring_namespace: str = ""  # whose pods may read the engines' metrics
@@ -47,6 +48,10 @@ class Settings:
         profile = self.platform.profiles.get(name or "")
         images = profile.images.model_dump(exclude_none=True) if profile else {}
         return replace(self, **{f"{image}_image": value for image, value in images.items()})
+
+    @property
+    def pull_secrets(self) -> list[str]:
+        return [name for name in self.image_pull_secrets.split(",") if name]
 
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"

@@ -18,6 +18,7 @@ from finetune_operator.finetunejob.runs import Run
 from finetune_operator.finetunejob.volumes import secrets, volumes
 from finetune_operator.meta import Object, quantity_value
 from finetune_operator.names import STEP_CONTAINER, step_job
+from finetune_operator.pod_fields import pull_secrets
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod, training
 from finetune_trainer.contract.pipeline import TRAIN, Step
@@ -58,7 +59,7 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
     }
     if run.pods(step) > 1:
         spec["subdomain"] = names.ranks_service(run.id)
-    return spec | placement(job, stage)
+    return spec | placement(job, stage) | pull_secrets(job.spec.pod_template, settings)
 
 
 def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:

@@ -179,6 +179,7 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
     }
     common = pod_fields.spec_fields(serve.spec.pod_template, {})
     pod |= {name: value for name, value in common.items() if name not in pod_fields.OF_SERVING_ALONE}
+    pod |= pod_fields.pull_secrets(serve.spec.pod_template, settings)
     if serve.spec.auth is not None:
         container["env"].append(api_key(serve.spec.auth, ENV_API_KEY))
     if (rows := asked_rows(serve, target.model)) is not None:

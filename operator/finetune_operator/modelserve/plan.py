@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_operator import credentials
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
@@ -27,12 +27,14 @@ class Target:
 
 
 def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:
-    """The same spec, model and settings give the same revision; replicas, gate and the loader's image are no part of it.
+    """The same spec, model and settings give the same revision. No part of it are replicas, gate, the loader's image and the
+    chart's pull secrets: none of them may restart what serves.
 
     Test rows are part of the trial where some are asked, so that whoever has none is tried as before there were any.
     """
     template = pod_template(serve, model, settings)
-    revision = short_hash(_identity(template, model), model.uri, model.digest or "", length=10)
+    asked = pod_template(serve, model, replace(settings, image_pull_secrets=""))
+    revision = short_hash(_identity(asked, model), model.uri, model.digest or "", length=10)
     gate = serve.spec.rollout.gate
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
     rows = asked_rows(serve, model)

@@ -36,6 +36,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings) ->
             "containers": [_engine(serve, model, start, mounts, settings)],
             "volumes": volumes,
             **pod_fields.spec_fields(spec.pod_template, serve_labels(serve.metadata.name)),
+            **pod_fields.pull_secrets(spec.pod_template, settings),
         },
     }
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.builders import make_job
-from tests.story import Story
+from tests.story import SETTINGS, Story
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.rules import pods
 from finetune_operator.finetunejob.runs import written_spec
+from finetune_operator.settings import Settings
 
 ZONES = {"topologyKey": "topology.kubernetes.io/zone"}
 TEMPLATE = {
@@ -28,13 +30,21 @@ TEMPLATE = {
 }
 
 
-def pod_of(job: dict[str, Any], step: str = "prepare") -> dict[str, Any]:
+def pod_of(job: dict[str, Any], step: str = "prepare", settings: Settings = SETTINGS) -> dict[str, Any]:
     """The template of a step's pod."""
-    story = Story(job)
+    story = Story(job, settings=settings)
     story.to_the_end()
     jobs = {b["metadata"]["labels"]["finetune.dev/step"]: b for b in story.created if b["kind"] == "Job"}
     template: dict[str, Any] = jobs[step]["spec"]["template"]
     return template
+
+
+def test_the_charts_pull_secrets_are_in_every_pod_behind_its_own() -> None:
+    settings = replace(SETTINGS, image_pull_secrets="platform,registry")
+    assert pod_of(make_job(), settings=settings)["spec"]["imagePullSecrets"] == [{"name": "platform"}, {"name": "registry"}]
+    named = pod_of(make_job(podTemplate=TEMPLATE), settings=settings)["spec"]["imagePullSecrets"]
+    assert named == [{"name": "registry"}, {"name": "platform"}]
+    assert "imagePullSecrets" not in pod_of(make_job())["spec"]
 
 
 def test_every_field_of_the_allow_list_reaches_the_pod() -> None:

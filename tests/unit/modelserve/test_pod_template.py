@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.serving import Stage, make_serve
@@ -50,6 +51,17 @@ def test_another_template_is_another_revision_and_none_is_the_one_of_before() ->
         stage.of("Deployment") for stage in (stage_with(), stage_with(podTemplate={}), stage_with(podTemplate=TEMPLATE))
     )
     assert plain["metadata"]["name"] == empty["metadata"]["name"] != other["metadata"]["name"]
+
+
+def test_the_charts_pull_secrets_are_in_every_pod_behind_its_own_and_are_no_other_revision() -> None:
+    plain, pulled = (Stage({**make_serve(), "spec": {**make_serve()["spec"], "podTemplate": TEMPLATE}}) for _ in range(2))
+    pulled.settings = replace(pulled.settings, image_pull_secrets="platform,registry")
+    for stage in (plain, pulled):
+        stage.roll_out()
+    for template in templates(pulled):
+        assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}, {"name": "platform"}]
+    names = [stage.of("Deployment")[0]["metadata"]["name"] for stage in (plain, pulled)]
+    assert names[0] == names[1], "to set them restarts nothing that serves"
 
 
 def test_a_quota_finds_requests_and_limits_of_memory_at_each_container_of_ours() -> None:
