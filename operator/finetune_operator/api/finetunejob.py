@@ -103,7 +103,8 @@ class Stages(Strict):
 class Retry(Strict):
     max_retries: int = Field(3, ge=0, le=100)
     """New attempts of a step after failures that count (a crash, a store or source that did not answer). A preempted or
-    deleted pod is replaced without counting."""
+    deleted pod is replaced without counting; a failure of training that came no farther than the attempts before it counts
+    twice."""
     on_out_of_memory: Literal["ShrinkMicroBatch", "Fail"] = "ShrinkMicroBatch"
     """What to do when the memory of the GPU, or of the pod on CPUs, does not hold the training after all. ShrinkMicroBatch:
     go on from the last checkpoint with half the rows per forward pass and the same globalBatchSize; it does not count against

@@ -43,6 +43,10 @@ class StepStatus(Report):
     """Its uid: another Job of that name is not ours."""
     resumed_from_step: int | None = None
     """Optimizer step that the last attempt of training went on from."""
+    reached: int | None = None
+    """Farthest optimizer step that a failed attempt of training was at."""
+    failed_nodes: dict[str, int] | None = None
+    """Nodes on which attempts failed, and how many; one with two is avoided."""
     micro_batch_size: int | None = None
     """Rows per forward pass, where the GPU's memory did not hold as many as were estimated."""
     running_pods: int | None = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from finetune_operator.api.finetunejob import FineTuneJob, Stage
 from finetune_operator.meta import Object
 from finetune_operator.names import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, job_labels
 from finetune_operator.pod_fields import spec_fields
 from finetune_trainer.contract.pipeline import Step
+
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 
 def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
@@ -18,8 +22,11 @@ def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
     return {LABEL_QUEUE: asked.queue_name} | ({LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
-def placement(job: FineTuneJob, stage: Stage) -> Object:
-    """Fields of the spec of a pod; those that nothing asks for are not there. A stage says more than the job's podTemplate."""
+def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = ()) -> Object:
+    """Fields of the spec of a pod; those that nothing asks for are not there. A stage says more than the job's podTemplate.
+
+    Nodes to avoid are avoided as far as there are others: a cluster that has no other goes on with them.
+    """
     asked = job.spec.scheduling
     common = spec_fields(job.spec.pod_template, job_labels(job.metadata.name))
     fields = common | {
@@ -28,5 +35,15 @@ def placement(job: FineTuneJob, stage: Stage) -> Object:
         "nodeSelector": common.get("nodeSelector", {}) | dict(stage.node_selector),
         "tolerations": [*common.get("tolerations", ()), *stage.tolerations],
         "serviceAccountName": stage.service_account_name or common.get("serviceAccountName"),
+        "affinity": _away_from(avoided, common.get("affinity", {})),
     }
     return {name: value for name, value in fields.items() if value}
+
+
+def _away_from(nodes: Iterable[str], affinity: Object) -> Object:
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    if not fields:
+        return affinity
+    wish = {"weight": 100, "preference": {"matchFields": fields}}
+    of_nodes = affinity.get("nodeAffinity", {})
+    return affinity | {"nodeAffinity": of_nodes | {PREFERRED: [*of_nodes.get(PREFERRED, ()), wish]}}

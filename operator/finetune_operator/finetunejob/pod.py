@@ -14,6 +14,7 @@ from finetune_operator.finetunejob.image import default_image
 from finetune_operator.finetunejob.placement import placement
 from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
+from finetune_operator.finetunejob.retries import avoided
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.finetunejob.volumes import secrets, volumes
 from finetune_operator.meta import Object, quantity_value
@@ -59,7 +60,8 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
     }
     if run.pods(step) > 1:
         spec["subdomain"] = names.ranks_service(run.id)
-    return spec | placement(job, stage) | pull_secrets(job.spec.pod_template, settings)
+    placed = placement(job, stage, avoided(step_record(status, step.name)))
+    return spec | placed | pull_secrets(job.spec.pod_template, settings)
 
 
 def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:

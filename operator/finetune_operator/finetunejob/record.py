@@ -23,6 +23,7 @@ from finetune_operator.api.finetunejob_status import (
 from finetune_operator.finetunejob import fit
 from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Failure, failure_of
 from finetune_operator.finetunejob.observed import Attempt, State, World
+from finetune_operator.finetunejob.retries import cost, reached_by, with_node
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import stamp
 from finetune_trainer.contract.exits import Retry
@@ -182,7 +183,8 @@ def _lost(status: FineTuneJobStatus, step: Step, budget: Budget, ended: str) -> 
 
 def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budget, ended: str) -> FineTuneJobStatus:
     record = step_record(status, step.name)
-    retries = record.retries + (failure.retry is Retry.COUNTED)
+    reached = reached_by(status, step)
+    retries = record.retries + cost(step, record, failure, reached)
     smaller = record.micro_batch_size
     if failure.retry is Retry.SMALLER:
         smaller = smaller_micro_batch(status, step, budget.on_out_of_memory)
@@ -196,8 +198,11 @@ def _fail(status: FineTuneJobStatus, step: Step, failure: Failure, budget: Budge
     elif failure.retry is Retry.SMALLER and not final:
         message += f"; it goes on with micro-batches of {smaller}"
     state = StepState.FAILED if final else StepState.PENDING
-    changes = {"state": state, "retries": min(retries, budget.max_retries), "finished_at": ended}
-    status = with_step(status, step.name, **changes, micro_batch_size=smaller or record.micro_batch_size)
+    changes: dict[str, object] = {"state": state, "retries": min(retries, budget.max_retries), "finished_at": ended}
+    if step.stage == TRAIN:
+        changes["reached"] = max(reached, record.reached or 0)
+    changes |= {"micro_batch_size": smaller or record.micro_batch_size, "failed_nodes": with_node(record, failure)}
+    status = with_step(status, step.name, **changes)
     return _with_failure(status, record, replace(failure, message=message), ended)
 
 

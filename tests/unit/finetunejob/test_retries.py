@@ -1,0 +1,99 @@
+"""What a failure of training costs: more where it came no further; and which nodes the next attempts avoid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.builders import make_job, reported_failure
+from tests.story import Story
+
+from finetune_operator.api.finetunejob_status import StepStatus
+from finetune_operator.finetunejob.failures import Failure
+from finetune_operator.finetunejob.retries import avoided, cost, with_node
+from finetune_trainer.contract.exits import ExitCode, Retry
+from finetune_trainer.contract.pipeline import Step
+
+TRAIN_STEP = Step("train", "train", (), needs_gpu=True)
+PREPARE_STEP = Step("prepare", "prepare", (), needs_gpu=False)
+CRASH = Failure(Retry.COUNTED, "UnexpectedError", "", node="bad")
+CRASHED = reported_failure(ExitCode.UNEXPECTED, "UnexpectedError", "the step crashed")
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "reached", "failure", "expected"),
+    [
+        (TRAIN_STEP, None, 0, CRASH, 1),
+        (TRAIN_STEP, 0, 0, CRASH, 2),
+        (TRAIN_STEP, 40, 40, CRASH, 2),
+        (TRAIN_STEP, 40, 41, CRASH, 1),
+        (TRAIN_STEP, 40, 0, Failure(Retry.FREE, "NodeLost", ""), 0),
+        (PREPARE_STEP, None, 0, CRASH, 1),
+    ],
+)
+def test_a_retry_without_progress_counts_double(
+    step: Step, before: int | None, reached: int, failure: Failure, expected: int
+) -> None:
+    assert cost(step, StepStatus(name=step.name, attempt=2, reached=before), failure, reached) == expected
+
+
+def failed_on(*failures: Failure) -> StepStatus:
+    record = StepStatus(name="train")
+    for failure in failures:
+        record = record.model_copy(update={"failed_nodes": with_node(record, failure)})
+    return record
+
+
+def test_a_node_is_avoided_from_its_second_failure_on() -> None:
+    lost = Failure(Retry.FREE, "NodeLost", "", node="bad")
+    assert avoided(failed_on(CRASH)) == []
+    assert avoided(failed_on(CRASH, lost)) == ["bad"]
+    assert avoided(failed_on(CRASH, Failure(Retry.COUNTED, "Hang", "", node="other"))) == []
+
+
+def test_what_no_node_is_to_blame_for_blames_none() -> None:
+    too_large = Failure(Retry.SMALLER, "OutOfGpuMemory", "", node="good")
+    preempted = Failure(Retry.FREE, "PreemptionByScheduler", "", node="good")
+    assert failed_on(too_large, too_large, preempted, preempted).failed_nodes is None
+
+
+def test_only_so_many_nodes_are_remembered() -> None:
+    record = failed_on(*(Failure(Retry.COUNTED, "Hang", "", node=f"n{i}") for i in range(40)))
+    assert list(record.failed_nodes or ()) == [f"n{i}" for i in range(24, 40)]
+
+
+def at_training(**spec: Any) -> Story:
+    story = Story(make_job(**spec))
+    story.passes(2)
+    story.succeed()
+    story.passes(2)
+    return story
+
+
+def fail_again(story: Story) -> dict[str, Any]:
+    """The training pod crashes where it was; the pod of the next attempt."""
+    story.space.end(*CRASHED)
+    story.passes(4)
+    jobs = [body for body in story.created if body["metadata"].get("labels", {}).get("finetune.dev/step") == "train"]
+    pod: dict[str, Any] = jobs[-1]["spec"]["template"]["spec"]
+    return pod
+
+
+def test_the_third_attempt_is_kept_off_the_node_of_the_first_two_as_far_as_there_are_others() -> None:
+    mine = {"weight": 1, "preference": {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}}
+    affinity = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [mine]}}
+    story = at_training(podTemplate={"affinity": affinity}, retry={"maxRetries": 9})
+    assert fail_again(story)["affinity"] == affinity
+    asked = fail_again(story)["affinity"]["nodeAffinity"]
+    kept, away = asked["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert kept == mine
+    assert away["preference"]["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]
+    assert set(asked) == {"preferredDuringSchedulingIgnoredDuringExecution"}, "a cluster of one node goes on"
+
+
+def test_training_that_crashes_at_once_each_time_ends_sooner() -> None:
+    story = at_training(retry={"maxRetries": 3})
+    for _ in range(3):
+        fail_again(story)
+    assert story.step("train")["attempt"] == 3
+    assert story.step("train")["state"] == "Failed"
