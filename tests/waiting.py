@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import time
@@ -26,6 +27,11 @@ def wait_until(what: str, check: Callable[[], T], seconds: float = PATIENCE) -> 
     found = within(seconds, check)
     assert found, f"waited {seconds:.0f} s in vain until {what}"
     return found
+
+
+async def lasts(seconds: float) -> None:
+    """A fault, or the silence after it, takes its time; what else goes on does so beside it."""
+    await asyncio.sleep(seconds)
 
 
 def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None) -> None:

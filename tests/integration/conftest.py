@@ -118,11 +118,12 @@ class Operator:
     directory: Path
     program: tuple[str, ...]
     environment: dict[str, str]
+    make_proxy: Callable[[str, str], FaultProxy] = FaultProxy
     proxy: FaultProxy = field(init=False)
     process: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
-        self.proxy = FaultProxy(self.world.server, self.world.authority)
+        self.proxy = self.make_proxy(self.world.server, self.world.authority)
 
     def start(self) -> Operator:
         """Start it, or start it again after it was killed."""

@@ -1,0 +1,91 @@
+"""What befalls one pod of a case: the n-th that its namespace sees. Every other pod does well."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable
+
+from tests.faults.stage import Object, Refused, Stage, ended, is_engine, now, running
+from tests.waiting import lasts
+
+from finetune_operator.resources import RESOURCES
+
+SLOW_SECONDS = 6.0
+Befall = Callable[[Stage, Object], Awaitable[bool]]  # whether nothing more is to come of the pod
+
+
+async def _slow(_stage: Stage, _pod: Object) -> bool:
+    await lasts(SLOW_SECONDS)
+    return False
+
+
+async def _silent(stage: Stage, pod: Object) -> bool:
+    """It ends well and reports nothing; an engine runs and is not ready for a while."""
+    if is_engine(pod):
+        status = running(pod)
+        await stage.say(pod, {**status, "conditions": []})
+        await lasts(SLOW_SECONDS)
+        return False
+    await stage.say(pod, ended(pod, 0, ""))
+    return True
+
+
+async def _evicted(stage: Stage, pod: Object) -> bool:
+    await stage.say(pod, running(pod))
+    text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi."
+    await stage.say(pod, {"phase": "Failed", "reason": "Evicted", "message": text, "containerStatuses": []})
+    return True
+
+
+async def _killed(stage: Stage, pod: Object) -> bool:
+    """SIGKILL, by nobody who says why."""
+    if is_engine(pod):  # the kubelet starts it again
+        return False
+    await stage.say(pod, ended(pod, 128 + signal.SIGKILL, ""))
+    return True
+
+
+async def _deleted(stage: Stage, pod: Object) -> bool:
+    await stage.say(pod, running(pod))
+    with contextlib.suppress(Refused):
+        await stage.request("DELETE", RESOURCES["Pod"].path(pod["metadata"]["namespace"], pod["metadata"]["name"]))
+    return True
+
+
+async def _preempted(stage: Stage, pod: Object) -> bool:
+    """Told by a condition before it is deleted, as the scheduler does."""
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "lastTransitionTime": now()}
+    message = {"message": "default-scheduler: preempting to accommodate a higher priority pod"}
+    await stage.say(pod, {**running(pod), "conditions": [target | message]})
+    return await _deleted_as_it_is(stage, pod)
+
+
+async def _deleted_as_it_is(stage: Stage, pod: Object) -> bool:
+    with contextlib.suppress(Refused):
+        await stage.request("DELETE", RESOURCES["Pod"].path(pod["metadata"]["namespace"], pod["metadata"]["name"]))
+    return True
+
+
+BEFALLS: dict[str, Befall] = {
+    "slow": _slow,
+    "silent": _silent,
+    "evicted": _evicted,
+    "killed": _killed,
+    "deleted": _deleted,
+    "preempted": _preempted,
+}
+
+
+class Nth:
+    """Befalls the n-th pod, counted from 1."""
+
+    def __init__(self, stage: Stage, at: int, befall: Befall | None) -> None:
+        self._stage = stage
+        self._at = at
+        self._befall = befall
+        self.seen = 0
+
+    async def __call__(self, pod: Object) -> bool:
+        self.seen += 1
+        return self._befall is not None and self.seen == self._at and await self._befall(self._stage, pod)
