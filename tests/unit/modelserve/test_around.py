@@ -96,7 +96,7 @@ def test_of_two_pods_one_may_be_taken_at_a_time() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "minReplicas must be at most": ({"minReplicas": 3, "maxReplicas": 2}, "VLLM"),
-    "CacheUsage is measured by VLLM only": ({"maxReplicas": 2, "metric": "CacheUsage"}, "LlamaCpp"),
+    "CacheUsage is measured by VLLM": ({"maxReplicas": 2, "metric": "CacheUsage"}, "LlamaCpp"),
     "set spec.resources.requests.cpu": ({"maxReplicas": 2, "metric": "CPU"}, "VLLM"),
     "a whole number of percent": ({"maxReplicas": 2, "metric": "CPU", "target": "0.8"}, "VLLM"),
 }

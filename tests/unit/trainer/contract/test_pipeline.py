@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,3 +233,20 @@ def test_mounts() -> None:
 def test_scores_by_vllm_are_kept_apart_and_all_others_stay_where_they_were() -> None:
     assert pipeline.answered("f", "Transformers") == pipeline.answered("f", "LlamaCpp") == "f"
     assert pipeline.answered("f", "VLLM") not in ("f", pipeline.answered("g", "VLLM"))
+
+
+def test_names_in_a_store_stay_what_they_are(golden: Callable[[Path, str], None]) -> None:
+    """Another name for the same thing makes everybody fetch, render and train again: only a raised recipe may do that."""
+    asked = run(tasks={"named": [{"name": "arc"}], "files": {"uri": "pvc://benchmarks/arc"}})
+    template = {"uri": "hf://org/model", "chatTemplate": {"configMapKeyRef": {"name": "chat", "key": "a"}}}
+    assert asked.tasks is not None
+    names = {
+        "model": pipeline.model_fingerprint(asked.model),
+        "pickled model": pipeline.model_fingerprint(run(model={"uri": "hf://org/model", "weights": "Pickle"}).model),
+        "templated model": pipeline.templated_fingerprint(run(model=template).model),
+        "data": pipeline.data_fingerprint(asked, MODEL),
+        "tasks": pipeline.tasks_fingerprint(asked.tasks),
+        **pipeline.fingerprints(asked, MODEL, DATA.model_copy(update={"tasks_digest": "sha256:t"})),
+    }
+    text = "".join(f"{what}: {name}\n" for what, name in names.items())
+    golden(Path(__file__).parents[3] / "golden" / "store" / "names.yaml", text)
