@@ -260,6 +260,8 @@ REFUSED_SERVES = [
     ({"parallelism": {"tensor": 2, "gpus": False}}, "spec.parallelism.tensor counts GPUs"),
     ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),
     ({"replicas": -1}, "spec.replicas"),
+    ({"rollout": {"strategy": "Recreate", "promotion": "Manual"}}, "spec.rollout.strategy Recreate stops the live revision"),
+    ({"rollout": {"pinnedRevision": "latest"}}, "spec.rollout.pinnedRevision"),
     ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "spec.autoscaling.minReplicas must be at most maxReplicas"),
     (LLAMA | {"autoscaling": {"maxReplicas": 2, "metric": "CacheUsage"}}, "metric CacheUsage is measured by VLLM only"),
     (LLAMA | {"autoscaling": {"maxReplicas": 2, "metric": "CPU"}}, "set spec.resources.requests.cpu"),

@@ -107,3 +107,26 @@ def test_a_person_promotes_and_goes_back_by_annotations(world: World, operators:
         assert [h["name"] for h in world.read(path)["status"]["history"]] == [first, second]
         quiet(operator)
     assert operator.refusals() == []
+
+
+def test_recreate_tells_of_the_outage_and_stops_the_live_one_first(world: World, operators: Callable[..., Operator]) -> None:
+    space = world.namespace("recreate")
+    recreate = {"strategy": "Recreate"}
+    path = apply_serve(world, space, rollout=recreate)
+    operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
+    deployments = f"/apis/apps/v1/namespaces/{space}/deployments"
+    with FakeNode(world.api, space, good_engine):
+        wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
+        first = live(world, space)
+        quiet(operator)
+        before = len(operator.proxy.writes())
+        apply_serve(world, space, rollout=recreate, model=TWO)
+        wait_until("the second is live", lambda: live(world, space) not in (first, None), 60)
+        wait_until("the first is gone", lambda: len(world.items(deployments)) == 1)
+        wait_until("it is ready", lambda: condition(world, path, "Ready") == "True")
+        paths = [w.path.partition("?")[0] for w in operator.proxy.writes()[before:]]
+        status, stopped = paths.index(f"{path}/status"), paths.index(f"{deployments}/bot-{first}")
+        assert status < stopped, "that nothing will answer is told before"
+        assert "Recreating" in {e["reason"] for e in events(world, space)}
+        assert "rollbackWindow" not in world.read(path)["status"]
+    assert operator.refusals() == []

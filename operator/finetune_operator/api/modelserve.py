@@ -9,12 +9,13 @@ from pydantic import Field
 from finetune_operator.api.access import Autoscaling, Network
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.api.pod_template import PodTemplate
+from finetune_operator.api.rollout import Rollout, Strategy
 from finetune_operator.meta import Condition, ObjectMeta
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
 from finetune_trainer.contract.places import Use
-from finetune_trainer.contract.served_rows import ROWS, ServedRows
+from finetune_trainer.contract.served_rows import ServedRows
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -78,67 +79,6 @@ class ServeParallelism(Strict):
     """False serves on CPUs."""
     gpu: Gpu = Field(default_factory=lambda: Gpu())
     """Which GPUs."""
-
-
-class Prompt(Strict):
-    prompt: str = Field(min_length=1, max_length=8192)
-    """A user's message."""
-    expect: str | None = Field(None, min_length=1, max_length=1024)
-    """Text that the answer must contain, upper and lower case alike. Unset: any answer with text in it."""
-
-
-class AskedRows(Strict):
-    """Test rows of the model's evaluation (spec.model.evaluation, or that of the jobRef's artifact)."""
-
-    count: int = Field(ROWS, ge=0, le=ROWS)
-    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
-    min_equal: float = Field(0.5, ge=0, le=1)
-    """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
-    a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
-
-
-class ServeGate(Strict):
-    prompts: list[Prompt] = Field(default_factory=list, max_length=50)
-    """Asked of a new revision before it takes traffic; each must be answered. Empty: one greeting is asked."""
-    max_tokens: int = Field(64, ge=1, le=4096)
-    """Longest answer, in tokens."""
-    timeout_seconds: int = Field(300, ge=1, le=86400)
-    """Time for all answers together, and as much again for the test rows; rows that it does not suffice for are left out."""
-    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
-    """Test rows that a new revision is asked again after the prompts."""
-
-
-class PromotionPolicy(StrEnum):
-    AUTOMATIC = "Automatic"
-    MANUAL = "Manual"
-
-
-class RollbackOn(Strict):
-    """What a new revision must not do within the rollback window."""
-
-    max_restarts: int = Field(0, ge=0, le=1000)
-    """Restarts of its engines that are borne. A pod that was deleted or evicted is none."""
-    not_ready_seconds: int = Field(30, ge=5, le=86400)
-    """How long a pod that had started may fail its readiness probe."""
-
-
-class Rollout(Strict):
-    gate: ServeGate = Field(default_factory=lambda: ServeGate())
-    """What a new revision must answer before it takes traffic."""
-    promotion: PromotionPolicy = PromotionPolicy.AUTOMATIC
-    """Manual: a new revision that has passed its gate waits until the annotation finetune.dev/promote names it. The first
-    one, which replaces none, does not."""
-    pinned_revision: str | None = Field(None, pattern=r"^[0-9a-f]{10}$", max_length=10)
-    """Name of a revision in status.history, which serves whatever the rest of the spec says."""
-    rollback_window_seconds: int = Field(300, ge=0, le=604800)
-    """How long the revision before stays warm once a new one takes traffic: its pods run on, and take traffic again if the
-    new one does what rollbackOn names. 0: they go at once."""
-    rollback_on: RollbackOn = Field(default_factory=lambda: RollbackOn())
-    """What makes traffic go back within that time, besides an engine that can't load or runs out of memory."""
-    revision_history_limit: int = Field(10, ge=0, le=100)
-    """Revisions without pods that are remembered, so that they can be gone back to."""
-    startup_timeout_seconds: int | None = Field(None, ge=10, le=86400)
-    """Time from pod start until the engine answers. Unset: computed from the artifact's bytes, at least 600."""
 
 
 class ApiKey(Strict):
@@ -218,6 +158,10 @@ class Revision(Report):
     """How often its gate came to no verdict, as its pod or the engine was taken away, and was asked again."""
     test_rows: ServedRows | None = None
     """Test rows that it was asked, and how many it answered as in the evaluation."""
+    strategy: Strategy | None = None
+    """Whether it loads beside the live revision or in its place."""
+    strategy_message: str | None = None
+    """Why, and what that means for those who ask."""
     promoted_at: str | None = None
     """When it took traffic."""
     rolled_back_at: str | None = None

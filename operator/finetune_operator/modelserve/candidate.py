@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.api.modelserve import PromotionPolicy, Revision, RevisionState
+from finetune_operator.api.modelserve import Revision, RevisionState
+from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.meta import stamp
-from finetune_operator.modelserve import history
+from finetune_operator.modelserve import history, strategy
 from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.deployed import Deployed
 from finetune_operator.modelserve.gating import ask_again, failure_of, gate_of
@@ -28,32 +29,50 @@ def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
     gate = case.world.gates.get(gate_of(case.serve, candidate))
     if gate is not None:
         candidate = candidate.model_copy(update={"test_rows": gate.test_rows})
-    step = Rollout(Standing.WORKING, OperatorReason.Loading, "", live, candidate, wanted)
+    found = None if deployed is None else trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
+    step = _begun(case, target, candidate, live, found)
     if deployed is None or deployed.replicas != wanted:
-        return replace(step, message=f"starting revision {target.revision} of {target.model.uri}")
+        return replace(step, message=_and(step, f"starting revision {target.revision} of {target.model.uri}"))
     if gate is not None and gate.verdict is Verdict.FAILED:
         return refusal(refused(candidate, *failure_of(gate)), live, wanted)
-    found = trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
     if found is not None and found.bad:
         return refusal(refused(candidate, found.reason, found.message), live, wanted)
     if not deployed.current or deployed.available < wanted:
         return _loads(step, deployed, found)
     if target.pinned_by is not None:
-        return _promoted(candidate, step.replicas, case.now)
-    return _judged(case, step, candidate, gate)
+        return _promoted(candidate, wanted, case.now)
+    return _judged(case, step, gate)
+
+
+def _begun(case: Case, target: Target, candidate: Revision, live: Revision | None, found: Trouble | None) -> Rollout:
+    """The step so far: where it loads."""
+    step = Rollout(Standing.WORKING, OperatorReason.Loading, "", live, candidate, case.serve.spec.replicas)
+    if live is None:
+        return step
+    choice = strategy.choose(case, target, candidate, live, found)
+    told = candidate.model_copy(update={"strategy": choice.strategy, "strategy_message": choice.text})
+    return replace(step, candidate=told, is_live_stopped=choice.strategy is Strategy.RECREATE)
+
+
+def _and(step: Rollout, text: str) -> str:
+    """A message with what the strategy means, where it is more than that the live one goes on."""
+    told = step.candidate and step.candidate.strategy_message
+    return f"{text}; {told}" if told and step.live is not None else text
 
 
 def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:
     text = f"revision {deployed.revision} loads: {deployed.available} of {step.replicas} pods are available"
-    step = replace(step, message=text, requeue_after=PATIENCE_SECONDS)  # patience ends without an event
+    step = replace(step, message=_and(step, text), requeue_after=PATIENCE_SECONDS)  # patience ends without an event
     if found is None:
         return step
     standing = Standing.STALLED if found.stuck else Standing.WORKING
-    return replace(step, standing=standing, reason=found.reason, message=f"{text}; {found.message}")
+    return replace(step, standing=standing, reason=found.reason, message=_and(step, f"{text}; {found.message}"))
 
 
-def _judged(case: Case, step: Rollout, candidate: Revision, gate: Gate | None) -> Rollout:
+def _judged(case: Case, step: Rollout, gate: Gate | None) -> Rollout:
     """All its pods are available: the gate has the word."""
+    candidate = step.candidate
+    assert candidate is not None
     if gate is not None and gate.verdict is Verdict.PASSED and _waits_for_a_person(case, step, candidate):
         passed = candidate.model_copy(update={"state": RevisionState.PASSED})
         command = f"kubectl annotate --overwrite mserve {case.serve.metadata.name} {ANNOTATION_PROMOTE}={candidate.name}"
@@ -76,7 +95,7 @@ def _waits_for_a_person(case: Case, step: Rollout, candidate: Revision) -> bool:
 
 
 def _promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
-    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now)})
+    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now), "strategy_message": None})
     text = f"revision {live.name} serves"
     return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
 

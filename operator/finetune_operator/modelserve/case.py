@@ -43,6 +43,7 @@ class Rollout:
     live: Revision | None = None
     candidate: Revision | None = None
     replicas: int = 0
+    is_live_stopped: bool = False  # to make room for the one that loads
     ask: bool = False  # start the gate
     window: RollbackWindow | None = None  # its revision stays warm, with as many replicas
     requeue_after: float | None = None

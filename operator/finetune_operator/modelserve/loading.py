@@ -24,6 +24,7 @@ FINAL = frozenset(code for code in ExitCode if code.retry is Retry.NEVER)
 AWAY = frozenset({ExitCode.SOURCE_UNAVAILABLE, ExitCode.STORE_UNAVAILABLE})
 CRASHES = 3  # restarts, after which a container's end is no accident
 PATIENCE_SECONDS = 120  # for a registry that hiccups, or a Secret that arrives after its Deployment
+NODE_SECONDS = 300  # in which a cluster's autoscaler may add a node
 OF_THE_SPEC = frozenset({"InvalidImageName", "ErrInvalidImageName"})  # no registry would ever answer to such a name
 
 
@@ -55,7 +56,8 @@ def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator
         if pod.ready:
             continue
         if pod.unschedulable:
-            yield Trouble(OperatorReason.Unschedulable, f"pod {pod.name}: {pod.unschedulable}")
+            stuck = seconds_since(pod.placed_at, now) >= NODE_SECONDS
+            yield Trouble(OperatorReason.Unschedulable, f"pod {pod.name}: {pod.unschedulable}", stuck=stuck)
         patient = seconds_since(pod.placed_at, now) < PATIENCE_SECONDS
         for container in pod.containers:
             yield from _of_container(pod, container, start_seconds, patient)

@@ -6,7 +6,8 @@ import copy
 import json
 
 from finetune_operator import credentials, pod_fields, pod_security
-from finetune_operator.api.modelserve import ModelServe, Prompt
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.rollout import Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.gating import gate_job
 from finetune_operator.modelserve.history import History, rendered

@@ -68,17 +68,22 @@ def _pinned(case: Case) -> Case:
 
 def _is_news(before: Revision | None, told: Revision | None) -> bool:
     """Whether the status must tell of the candidate before anything is done, unless traffic moves: a verdict's evidence goes
-    with its gate, and a gate that is asked again is known by its number.
+    with its gate, a gate that is asked again is known by its number, and an outage is foretold.
     """
-    known = None if before is None else (before.name, before.trial, before.state, before.gates_lost)
-    return told is not None and known != (told.name, told.trial, told.state, told.gates_lost)
+    return told is not None and _gist(before) != _gist(told)
+
+
+def _gist(revision: Revision | None) -> tuple[object, ...] | None:
+    if revision is None:
+        return None
+    return revision.name, revision.trial, revision.state, revision.gates_lost, revision.strategy
 
 
 def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
     """First what serves, then what is on its way, each whole in each pass; then what nothing needs any more."""
     serve, wanted, live, candidate = case.serve, case.target, rollout.live, rollout.candidate
     if live is not None:
-        yield from _whole(case, live.name, rollout.replicas)
+        yield from _whole(case, live.name, 0 if rollout.is_live_stopped else rollout.replicas)
         yield Apply(objects.stable_service(serve, live.name, history_after(case, rollout)))
     if rollout.window is not None:
         yield from _whole(case, rollout.window.revision, rollout.replicas)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_operator.api.modelserve import FormerRevision, ModelServeStatus, Revision, RevisionState
+from finetune_operator.api.rollout import Strategy
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
 from finetune_operator.meta import stamp
@@ -69,6 +70,12 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
     if new is not None and refused and (old is None or (old.trial, old.state) != (new.trial, new.state)):
         reason = OperatorReason.RevisionRolledBack if new.rolled_back_at else OperatorReason.RevisionRefused
         yield Event(reason, f"revision {new.name}, {new.reason}: {new.message}"[:LONGEST_MESSAGE], warning=True)
+    if (
+        new is not None
+        and new.strategy is Strategy.RECREATE
+        and (old is None or (old.name, old.strategy) != (new.name, new.strategy))
+    ):
+        yield Event(OperatorReason.Recreating, f"revision {new.name}: {new.strategy_message}", warning=True)
     if new is not None and new.state is RevisionState.PASSED and (old is None or old.state is not new.state):
         yield Event(OperatorReason.AwaitingPromotion, f"revision {new.name} has passed its gate and waits to be promoted")
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
@@ -102,6 +109,8 @@ def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:
     if live is None:
         return "False", OperatorReason.NothingLive, "no revision has passed its gate yet"
     deployed = case.world.deployed.get(live.name)
+    if rollout.is_live_stopped and rollout.candidate is not None:
+        return "False", OperatorReason.Recreating, f"revision {rollout.candidate.name}: {rollout.candidate.strategy_message}"
     if deployed is None or deployed.available == 0:
         return "False", OperatorReason.NoPods, f"no pod of the live revision {live.name} is available"
     return "True", OperatorReason.Answering, f"{deployed.available} pods of revision {live.name} answer"

@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from finetune_operator.api.modelserve import Revision, RollbackOn, RollbackWindow, Signal
+from finetune_operator.api.modelserve import Revision, RollbackWindow, Signal
+from finetune_operator.api.rollout import RollbackOn
 from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.case import Case
@@ -29,7 +30,8 @@ SIGNALS = [Signal.RESTARTS, Signal.PROBES]  # no engine's metrics are read
 def way_back(case: Case, live: Revision) -> str | None:
     """The revision that served before and still has pods."""
     name = history.before(case.world.history, live.name)
-    return name if name in case.world.deployed else None
+    deployed = case.world.deployed.get(name or "")
+    return name if deployed is not None and deployed.replicas > 0 else None
 
 
 def window(case: Case, live: Revision) -> RollbackWindow | None:

@@ -14,6 +14,7 @@ from tests.story import Story
 from finetune_operator.api.access import Load
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.api.rules.modelserve import RULES
 from finetune_operator.decision import Apply, Ref
 from finetune_operator.finetunejob import handover
@@ -50,6 +51,12 @@ def test_admission_and_the_api_server_agree_on_how_a_model_is_split(engine: str,
 def test_admission_and_the_api_server_agree_on_what_is_scaled_by(engine: str, metric: Load, asked: dict[str, str]) -> None:
     scaling = {"maxReplicas": 2, "metric": str(metric)}
     template = {"engine": {"type": str(engine)}, "autoscaling": scaling, "resources": {"requests": asked}}
+    assert bool(problems(template)) == refused_by_the_api_server(template)
+
+
+@pytest.mark.parametrize(("strategy", "promotion"), list(product(Strategy, PromotionPolicy)))
+def test_admission_and_the_api_server_agree_on_who_promotes(strategy: Strategy, promotion: PromotionPolicy) -> None:
+    template = {"engine": {"type": "VLLM"}, "rollout": {"strategy": str(strategy), "promotion": str(promotion)}}
     assert bool(problems(template)) == refused_by_the_api_server(template)
 
 

@@ -92,9 +92,12 @@ def test_no_node_for_the_pods_is_waited_for_without_an_end() -> None:
     revision = stage.candidate()
     stage.pod(revision, conditions=[UNSCHEDULABLE])
     stage.overdue(revision)
-    stage.later(10**6)
+    stage.later(299)
     stage.step()
     assert stage.conditions()["Reconciling"] == ("True", "Unschedulable")
+    stage.later(10**6)
+    stage.step()
+    assert stage.conditions()["Stalled"] == ("True", "Unschedulable"), "somebody should look"
     assert "no GPU" in stage.message()
     assert stage.revisions() == {revision}
 

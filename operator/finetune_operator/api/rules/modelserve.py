@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.api.rules import pods
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
@@ -27,18 +28,22 @@ _NO_LOAD = {
 _NO_RANGE = "spec.autoscaling.minReplicas must be at most maxReplicas"
 _NO_SHARE = "spec.autoscaling.metric CPU is a share of what is asked for: set spec.resources.requests.cpu"
 _NO_PERCENT = "spec.autoscaling.target of the metric CPU is a whole number of percent, such as 80"
+_NOBODY_ANSWERS = (
+    "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.promotion Manual would leave nothing that"
+    " answers until somebody comes; set one or the other"
+)
 
 
 def broken_by(spec: ModelServeSpec) -> list[str]:
     """The rules below between fields other than the model's, for a template that a FineTuneJob will hand over."""
-    split = spec.parallelism.tensor > 1
-    engines = [_NO_SPLIT] if split and not ENGINES[spec.engine.type].splits_tensors else []
-    return [
-        *engines,
-        *([_NO_GPUS] if split and not spec.parallelism.gpus else []),
-        *_scaling_broken_by(spec),
-        *pods.broken_by(spec.pod_template),
-    ]
+    split, rollout = spec.parallelism.tensor > 1, spec.rollout
+    rules = {
+        _NO_SPLIT: split and not ENGINES[spec.engine.type].splits_tensors,
+        _NO_GPUS: split and not spec.parallelism.gpus,
+        _NOBODY_ANSWERS: rollout.strategy is Strategy.RECREATE and rollout.promotion is PromotionPolicy.MANUAL,
+    }
+    found = [sentence for sentence, broken in rules.items() if broken]
+    return [*found, *_scaling_broken_by(spec), *pods.broken_by(spec.pod_template)]
 
 
 def _scaling_broken_by(spec: ModelServeSpec) -> list[str]:
@@ -113,6 +118,11 @@ RULES = (
             _NO_LOAD[load],
         )
         for load, engines in _MEASURING.items()
+    ),
+    Rule(
+        "spec",
+        "self.rollout.strategy != 'Recreate' || self.rollout.promotion != 'Manual'",
+        _NOBODY_ANSWERS,
     ),
     compute_only("spec.resources"),
     *pods.RULES,

@@ -68,6 +68,7 @@ class OperatorReason(Reason):
     FailedCreate = means("no pod could be created: a quota or Pod Security is in the way")
     ContainerCreating = means("the pod's volumes or image take long; `kubectl describe pod` says which")
     CrashLoopBackOff = means("a container ends again and again; see the log that the message names")
+    Recreating = means("the live revision is stopped to make room for the new one; nothing answers until that takes over")
     AwaitingPromotion = means(
         "a revision has passed its gate and spec.rollout.promotion is Manual; the annotation finetune.dev/promote lets it serve"
     )

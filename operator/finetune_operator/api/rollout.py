@@ -1,0 +1,83 @@
+"""The part of a ModelServe that says how a new revision takes over: what a user may write, with defaults and bounds."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from finetune_trainer.contract.fields import Strict
+from finetune_trainer.contract.served_rows import ROWS
+
+
+class Prompt(Strict):
+    prompt: str = Field(min_length=1, max_length=8192)
+    """A user's message."""
+    expect: str | None = Field(None, min_length=1, max_length=1024)
+    """Text that the answer must contain, upper and lower case alike. Unset: any answer with text in it."""
+
+
+class AskedRows(Strict):
+    """Test rows of the model's evaluation (spec.model.evaluation, or that of the jobRef's artifact)."""
+
+    count: int = Field(ROWS, ge=0, le=ROWS)
+    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
+    min_equal: float = Field(0.5, ge=0, le=1)
+    """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
+    a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
+
+
+class ServeGate(Strict):
+    prompts: list[Prompt] = Field(default_factory=list, max_length=50)
+    """Asked of a new revision before it takes traffic; each must be answered. Empty: one greeting is asked."""
+    max_tokens: int = Field(64, ge=1, le=4096)
+    """Longest answer, in tokens."""
+    timeout_seconds: int = Field(300, ge=1, le=86400)
+    """Time for all answers together, and as much again for the test rows; rows that it does not suffice for are left out."""
+    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
+    """Test rows that a new revision is asked again after the prompts."""
+
+
+class Strategy(StrEnum):
+    AUTO = "Auto"
+    SURGE = "Surge"
+    RECREATE = "Recreate"
+
+
+class PromotionPolicy(StrEnum):
+    AUTOMATIC = "Automatic"
+    MANUAL = "Manual"
+
+
+class RollbackOn(Strict):
+    """What a new revision must not do within the rollback window."""
+
+    max_restarts: int = Field(0, ge=0, le=1000)
+    """Restarts of its engines that are borne. A pod that was deleted or evicted is none."""
+    not_ready_seconds: int = Field(30, ge=5, le=86400)
+    """How long a pod that had started may fail its readiness probe."""
+
+
+class Rollout(Strict):
+    gate: ServeGate = Field(default_factory=lambda: ServeGate())
+    """What a new revision must answer before it takes traffic."""
+    strategy: Strategy = Strategy.AUTO
+    """Surge: a new revision loads beside the live one, and waits where no node has room for both. Recreate: the live one is
+    stopped first, and nothing answers until the new one takes over. Auto: as Surge; where no node has had room for five
+    minutes as Recreate, if maxDowntimeSeconds bears that. status.candidate says which and why."""
+    max_downtime_seconds: int = Field(0, ge=0, le=86400)
+    """How long nothing may answer where Auto finds no room for both, as the live revision's own load time foretells."""
+    promotion: PromotionPolicy = PromotionPolicy.AUTOMATIC
+    """Manual: a new revision that has passed its gate waits until the annotation finetune.dev/promote names it. The first
+    one, which replaces none, does not."""
+    pinned_revision: str | None = Field(None, pattern=r"^[0-9a-f]{10}$", max_length=10)
+    """Name of a revision in status.history, which serves whatever the rest of the spec says."""
+    rollback_window_seconds: int = Field(300, ge=0, le=604800)
+    """How long the revision before stays warm once a new one takes traffic: its pods run on, and take traffic again if the
+    new one does what rollbackOn names. 0: they go at once."""
+    rollback_on: RollbackOn = Field(default_factory=lambda: RollbackOn())
+    """What makes traffic go back within that time, besides an engine that can't load or runs out of memory."""
+    revision_history_limit: int = Field(10, ge=0, le=100)
+    """Revisions without pods that are remembered, so that they can be gone back to."""
+    startup_timeout_seconds: int | None = Field(None, ge=10, le=86400)
+    """Time from pod start until the engine answers. Unset: computed from the artifact's bytes, at least 600."""
