@@ -13,6 +13,7 @@ class StepFailed(Exception):
     """
 
     def __init__(self, reason: StepReason, message: str) -> None:
+        message = writable(message)
         super().__init__(f"{reason}: {message}")
         self.reason = reason
         self.message = message
@@ -20,6 +21,11 @@ class StepFailed(Exception):
     @property
     def exit_code(self) -> ExitCode:
         return self.reason.exit_code
+
+
+def writable(text: str) -> str:
+    """The text with halves of surrogate pairs spelled out: names of files and columns may hold some, a report or log none."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def store_unavailable(where: str, error: BaseException) -> StepFailed:

@@ -6,6 +6,7 @@ The rows of each test stand in a file of 40 good ones, so that one bad row is wi
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -382,3 +383,77 @@ def test_validation_rows_are_neither_trained_nor_tested_on(prepare: Prepare, tmp
     written = prepare([pair(n) for n in range(50)], maxDroppedFraction=0.1, **held)
     assert written.dropped == {"InTestRows": (3, "validation.jsonl line 2"), "InValidationRows": (1, "rows.jsonl line 1")}
     assert (written.facts.train_rows, written.facts.validation_rows, written.facts.test_rows) == (47, 2, 3)
+
+
+# ── As other tools write them ─────────────────────────────────────────────────────────────────────────────────────────
+
+ASKED, BETTER, WORSE = user("Who?"), "Mira.", "Nobody."
+PREFERENCES: dict[str, dict[str, Any]] = {
+    "OpenAI's": {
+        "input": {"messages": [ASKED], "tools": [], "parallel_tool_calls": True},
+        "preferred_output": [assistant(BETTER)],
+        "non_preferred_output": [assistant(WORSE)],
+    },
+    "LLaMA-Factory's": {
+        "conversations": [{"from": "human", "value": "Who?"}],
+        "chosen": {"from": "gpt", "value": BETTER},
+        "rejected": {"from": "gpt", "value": WORSE},
+    },
+    "with the question as turns": {"messages": [ASKED], "chosen": BETTER, "rejected": WORSE},
+    "with the answers as lists": {"messages": [ASKED], "chosen": [assistant(BETTER)], "rejected": [assistant(WORSE)]},
+    "with an empty input beside the question": {"instruction": "Who?", "input": "", "chosen": BETTER, "rejected": WORSE},
+    "with all of it in the answers": {
+        "messages": [ASKED, assistant(BETTER)], "chosen": [ASKED, assistant(BETTER)], "rejected": [ASKED, assistant(WORSE)],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", PREFERENCES.values(), ids=PREFERENCES)
+def test_preferences_as_other_tools_write_them(prepare: Prepare, row: dict[str, Any]) -> None:
+    written = prepare([row], training={"objective": "DPO"})
+    assert written.dropped == {}
+    (text,), (learned,) = written.of("text"), written.of("learned")
+    assert text.startswith("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMira.")
+    assert text.count("Mira.") == 1
+    assert learned.startswith("Mira.")
+
+
+def test_a_conversation_with_its_answer_is_no_prompt_of_a_preference(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match=r"name its column: spec\.dataset\.columns: \{prompt: …\}"):
+        prepare([{"messages": [ASKED, assistant(BETTER)], "chosen": BETTER, "rejected": WORSE}], training={"objective": "DPO"})
+
+
+def test_an_answer_whose_loss_is_false_is_context(prepare: Prepare) -> None:
+    turns = [user("Who?", loss=None), assistant("Nobody.", loss=False), user("Who?"), assistant("Mira.", loss=True)]
+    written = prepare([{"conversations": turns}])
+    assert written.of("learned") == ["Mira.<|im_end|>"]
+
+
+def test_the_context_of_questions_is_in_the_entry_to_write(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match=r"columns: \{input: context, output: response\}$"):
+        prepare([{"instruction": "Who?", "context": "Mira keeps it.", "response": "Mira.", "category": "qa"}])
+
+
+HALF = json.loads('"\\ud800"')  # of a surrogate pair
+
+
+def test_half_a_surrogate_pair_in_a_columns_name_can_be_reported(prepare: Prepare) -> None:
+    written = prepare(among(pair(1, **{f"x{HALF}": 1}), like=pair))
+    assert written.facts.unused_columns == ("x\\ud800",)
+    assert json.loads(written.facts.model_dump_json(by_alias=True))["unusedColumns"] == ["x\\ud800"]
+    with pytest.raises(StepFailed) as caught:
+        prepare([{f"prompt{HALF}": "Who?"}])
+    assert "prompt\\ud800" in caught.value.message.encode().decode()
+
+
+def test_a_files_name_that_is_no_text_can_be_reported(prepare: Prepare, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path / "mounts/claims/data/named")
+    os.mkdir(folder)
+    for name in (b"caf\xe9.jsonl", b"caf\xe9.bin"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(
+                b"".join(json.dumps(pair(n)).encode() + b"\n" for n in range(GOOD)) + b'{"prompt": "", "completion": "a"}\n'
+            )
+    written = prepare([], uri="pvc://data/named")
+    assert written.dropped == {"NoQuestion": (1, "caf\\udce9.jsonl line 41")}
+    assert written.facts.unread_files == ("caf\\udce9.bin",)

@@ -14,6 +14,7 @@ from finetune_trainer.contract.reports import DatasetFacts, Remark
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 
+PARTS_OF_QUESTIONS = frozenset(("context", "input", "passage", "document", "article", "schema"))  # columns, as people name them
 HIGH_RATE = 100  # times the customary one
 
 
@@ -21,6 +22,7 @@ def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None) -> tuple[
     """A sentence each, which names the field and the remedy. `positions` is how many tokens the model was made for."""
     said = (
         *_of_formats(run, rows.format),
+        *_of_columns(rows),
         *_of_batches(run.training, rows),
         *_of_validations(run.training, rows),
         *_of_rates(run.training),
@@ -54,6 +56,16 @@ def _of_formats(run: RunConfig, format: DatasetFormat) -> _Said:
     }
     for field in (field for field, is_given in given.items() if is_given):
         yield RemarkReason.FieldUnusedByRows, f"{field} does nothing: rows of format Text are learned as they stand; remove it"
+
+
+def _of_columns(rows: DatasetFacts) -> _Said:
+    """Most columns that nothing is learned from are ids and the like; these mostly are not."""
+    for name in (name for name in rows.unused_columns or () if name.lower() in PARTS_OF_QUESTIONS):
+        yield (
+            RemarkReason.ColumnUnused,
+            f"nothing is learned from the column {name}; if it is a part of the question, write spec.dataset.columns:"
+            f" {{instruction: <your question column>, input: {name}, output: <your answer column>}}",
+        )
 
 
 def _of_batches(training: Training, rows: DatasetFacts) -> _Said:

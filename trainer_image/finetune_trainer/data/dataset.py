@@ -23,7 +23,7 @@ from finetune_trainer.data.rendering import Renderer, describe
 from finetune_trainer.data.rows import Row
 from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.splits import hold_out, said, sample
-from finetune_trainer.failures import StepFailed
+from finetune_trainer.failures import StepFailed, writable
 
 SHOWN = 2  # rows in samples.jsonl
 NAMES_SHOWN, NAME_SHOWN = 6, 40  # names of columns or files in a report, and characters of one
@@ -185,7 +185,8 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
 
 def _some(names: Sequence[str]) -> tuple[str, ...]:
     """The first names, cut: a termination message holds 4096 bytes in all."""
-    shown = tuple(name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…" for name in names[:NAMES_SHOWN])
+    written = map(writable, names[:NAMES_SHOWN])
+    shown = tuple(name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…" for name in written)
     return shown if len(names) <= NAMES_SHOWN else (*shown, f"and {len(names) - NAMES_SHOWN} more")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rows import Row
-from finetune_trainer.data.turns import is_empty
+from finetune_trainer.data.turns import ROLES, is_empty
 from finetune_trainer.failures import StepFailed
 
 # In the order in which Auto tries them: who has more of the columns comes first.
@@ -26,6 +26,8 @@ COLUMNS: dict[DatasetFormat, tuple[str, ...]] = {
 # Columns that rows of a format may have; all but Text may have those of CONTEXT, too.
 OPTIONAL = {DatasetFormat.PREFERENCE: ("prompt",), DatasetFormat.ALPACA: ("input",)}
 CONTEXT = ("system", "history")
+
+CONTEXT_OF_QUESTION = "context"  # a column that many name so, and the format Alpaca calls input
 
 LOOKED_AT = 100  # rows that tell the format
 NEVER_PROPOSED = (DatasetFormat.TEXT, DatasetFormat.UNPAIRED_PREFERENCE)  # what fits them mostly is something else
@@ -56,7 +58,7 @@ PAIRS = (
     ("response_j", "response_k"),
 )
 DIALOGUE = "\n\nAssistant:"  # in answers that begin with their prompt
-PROMPTS = ("question", "instruction", "query", "input")
+PROMPTS = ("question", "instruction", "query", "input", "conversations", "messages")  # of preferences
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,30 @@ def _with_spelled(named: Mapping[str, str], found: Sequence[str]) -> dict[str, s
 def _with_prompt(rows: Sequence[Row], sources: Mapping[str, str]) -> Mapping[str, str]:
     """Also for the prompt of preferences, where one column alone can be it and the answers don't begin with it."""
     found = columns_of(rows)
-    candidates = [name for name in found if _plain(name) in PROMPTS]
+    filled = {name for row in rows[:LOOKED_AT] for name, value in row.values.items() if _asks(value)}
+    candidates = [name for name in found if _plain(name) in PROMPTS and name in filled]
     chosen = sources.get("chosen", "chosen")
-    whole = any(not isinstance(row.values.get(chosen), str) or DIALOGUE in row.values[chosen] for row in rows[:LOOKED_AT])
+    whole = any(_begins_with_prompt(row.values.get(chosen)) for row in rows[:LOOKED_AT])
     if "prompt" in {*found, *sources} or len(candidates) != 1 or whole:
         return sources
     return {**sources, "prompt": candidates[0]}
+
+
+def _begins_with_prompt(answer: Any) -> bool:
+    """Whether it is a dialogue or a conversation with a question, and no answer alone."""
+    if isinstance(answer, str):
+        return DIALOGUE in answer
+    roles = _roles(answer if isinstance(answer, list) else [answer])
+    return not roles or "user" in roles
+
+
+def _asks(prompt: Any) -> bool:
+    """Whether it may be a prompt: something that is no conversation with its answer."""
+    return not is_empty(prompt) and not (isinstance(prompt, list) and _roles(prompt)[-1:] == ["assistant"])
+
+
+def _roles(turns: Sequence[Any]) -> list[str | None]:
+    return [ROLES.get(str(turn.get("role") or turn.get("from")).lower()) for turn in turns if isinstance(turn, dict)]
 
 
 def _plain(name: str) -> str:
@@ -193,6 +213,9 @@ def _unknown(found: Sequence[str], why: str, columns: Mapping[str, str], format:
     if proposal is None:
         needed = COLUMNS[formats[0]] if len(formats) == 1 else COLUMNS[DatasetFormat.PROMPT_COMPLETION]
         proposal = {name: f"<your {name} column>" for name in needed}
+    if {*proposal} == {"prompt", "completion"} and CONTEXT_OF_QUESTION in found and not columns:  # Dolly's, SQuAD's
+        question, answer = proposal.values()
+        proposal = {"instruction": question, "input": CONTEXT_OF_QUESTION, "output": answer}
     entry = ", ".join(f"{name}: {source}" for name, source in {**columns, **proposal}.items() if name != source)
     listed = ", ".join(found[:20]) + (", …" if len(found) > 20 else "")
     return _refused(f"the rows have the columns {listed or '(none)'}: {why}; write spec.dataset.columns: {{{entry}}}")

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.decoding import unreadable
 from finetune_trainer.data.layout import KEYWORDS, TRAIN
+from finetune_trainer.data.turns import CONTENT
 from finetune_trainer.failures import StepFailed
 
 OF_TURNS = ("messages", "conversations", "conversation", "prompt", "completion", "chosen", "rejected", "history")
@@ -97,7 +98,7 @@ class Rows:
         splits = {key: SPLITS.get(key.lower()) for key in value}
         if value and all(splits.values()) and all(isinstance(rows, list | dict) for rows in value.values()):
             return self._unwrapped(value[self._of_split(splits)])
-        lists = [key for key, rows in value.items() if _are_objects(rows) and key not in OF_TURNS]
+        lists = [key for key, rows in value.items() if _are_objects(rows) and key not in OF_TURNS and not _is_said(rows)]
         if len(lists) > 1 and not _same_length(value):
             raise unreadable(self.name, f"holds several lists of rows ({', '.join(lists)}): leave one of them")
         if len(lists) == 1:
@@ -141,6 +142,11 @@ def _same_length(value: Mapping[str, Any]) -> bool:
 
 def _are_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _is_said(rows: list[dict[str, Any]]) -> bool:
+    """Whether these are the turns of one row, and no rows: with what was said beside who said it."""
+    return all(_is_turn(row) and not row.keys().isdisjoint(CONTENT) for row in rows)
 
 
 def _is_turn(value: Any) -> bool:

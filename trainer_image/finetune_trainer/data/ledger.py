@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_trainer.contract.reports import RowCount
+from finetune_trainer.failures import writable
 
 SHOWN = 60  # characters of a row's place in a report: a termination message holds 4096 bytes in all
 
@@ -76,4 +77,5 @@ def told(counts: Iterable[RowCount]) -> str:
 
 def _shown(place: str) -> str:
     """The end of a long place, as the line stands there."""
+    place = writable(place)
     return place if len(place) <= SHOWN else f"…{place[1 - SHOWN :]}"

@@ -9,7 +9,7 @@ from typing import Any
 from finetune_trainer.data.conversation import Example, answered
 from finetune_trainer.data.detection import DIALOGUE
 from finetune_trainer.data.ledger import Cause
-from finetune_trainer.data.turns import Turn, invalid, text_of, turns_of
+from finetune_trainer.data.turns import Turn, invalid, is_empty, refuse_unread, text_of, turns_of
 
 HUMAN, ASSISTANT = "\n\nHuman:", DIALOGUE  # what parts the turns of dialogues that are one text
 
@@ -17,6 +17,7 @@ HUMAN, ASSISTANT = "\n\nHuman:", DIALOGUE  # what parts the turns of dialogues t
 def read(place: str, values: Mapping[str, Any]) -> Example | Cause:
     """The example of one row; the better answer is the conversation's last turn."""
     prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = _asked(place, prompt), _listed(chosen), _listed(rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _of_turns(place, prompt, turns_of(place, chosen, "chosen"), turns_of(place, rejected, "rejected"))
     good, bad = text_of(place, "chosen", chosen), text_of(place, "rejected", rejected)
@@ -31,6 +32,19 @@ def read(place: str, values: Mapping[str, Any]) -> Example | Cause:
         return _of_turns(place, None, [*before, Turn("assistant", good)], [*before, Turn("assistant", bad)])
     example = answered(place, text_of(place, "prompt", prompt), good, keep=True)
     return example if isinstance(example, Cause) else replace(example, rejected=bad)
+
+
+def _asked(place: str, prompt: Any) -> Any:
+    """The prompt; of OpenAI's {messages: [...], tools: []} the turns."""
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        return prompt
+    refuse_unread(place, "prompt", {k: v for k, v in prompt.items() if not is_empty(v)}, {"messages", "parallel_tool_calls"})
+    return prompt["messages"]
+
+
+def _listed(answer: Any) -> Any:
+    """One turn by itself, as LLaMA-Factory has it, is a list of one."""
+    return [answer] if isinstance(answer, dict) else answer
 
 
 def _of_turns(place: str, prompt: Any, chosen: list[Turn], rejected: list[Turn]) -> Example | Cause:

@@ -1,6 +1,6 @@
 """Turns of a conversation as rows hold them: role, content, and what else says how they are meant.
 
-    {role | from, content | value | text, weight | train, reasoning_content | reasoning | thinking, name}
+    {role | from, content | value | text, weight | train | loss, reasoning_content | reasoning | thinking, name}
 
 A key that would change what a turn says, or whether it is learned, is understood or refused; it is never passed over.
 """
@@ -34,7 +34,7 @@ ROLES = {
     "function": "tool",
 }
 ROLE, CONTENT, NAME = ("role", "from"), ("content", "value", "text"), ("name",)
-LEARNED = ("weight", "train")
+LEARNED = ("weight", "train", "loss")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 # Keys that describe a turn and are no part of what it says.
 DESCRIPTION = frozenset((
@@ -136,7 +136,7 @@ def _part(place: str, where: str, part: Any) -> str:
 
 
 def _learned(place: str, where: str, role: str, given: Mapping[str, Any]) -> bool:
-    """Whether an answer is learned: weight 1 or 0 as OpenAI has it, train true or false as Axolotl."""
+    """Whether an answer is learned: weight 1 or 0 as OpenAI has it, train true or false as Axolotl, loss as LLaMA-Factory."""
     learned = True
     for key in (key for key in LEARNED if key in given):
         if not isinstance(given[key], bool | int | float) or given[key] not in (0, 1):

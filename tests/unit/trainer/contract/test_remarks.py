@@ -81,6 +81,12 @@ def test_rows_beyond_the_positions_of_a_rotary_model_are_said() -> None:
     assert remark.message.startswith("the longest row has 64 tokens, and the model was made for 32")
 
 
+def test_a_column_that_mostly_is_a_part_of_the_question_is_not_passed_over_in_silence() -> None:
+    (remark,) = remarks(run_of(), DATASET.model_copy(update={"unused_columns": ("id", "context")}), None)
+    assert remark.reason == "ColumnUnused"
+    assert remark.message.startswith("nothing is learned from the column context; if it is a part of the question, write spec")
+
+
 @pytest.mark.parametrize(
     ("field", "spec"),
     [

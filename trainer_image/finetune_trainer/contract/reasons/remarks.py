@@ -12,6 +12,7 @@ class RemarkReason(Reason):
     FieldUnused = means("a field does nothing beside the others; remove it, or change what the message names")
     # ── Of the spec and the rows, by prepare ──────────────────────────────────────────────────────────────────────────
     FieldUnusedByRows = means("a field does nothing for rows of this format; remove it, or take other rows")
+    ColumnUnused = means("nothing is learned from a column that mostly is a part of the question; name it as input")
     BatchAboveRows = means("spec.training.globalBatchSize is above the number of rows: each pass over them is one step")
     RowsNotReached = means("training ends before it has read all rows; raise spec.training.epochs or maxSteps")
     LongWarmup = means("the learning rate rises for half of the steps or more; lower spec.training.warmupRatio")
