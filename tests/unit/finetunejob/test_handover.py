@@ -105,6 +105,16 @@ def test_a_model_serve_that_is_to_go_with_its_job_is_owned_by_it() -> None:
     assert owner == {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": "facts", "uid": UID}
 
 
+def test_a_model_serve_that_another_job_took_over_is_not_fought_for() -> None:
+    story = handed_over()
+    served = story.space.named[Ref("ModelServe", "facts")]
+    assert served is not None
+    served["metadata"]["labels"]["finetune.dev/job"] = "other"
+    served["spec"]["replicas"] = 5
+    story.edit(serving=SERVING | {"template": SERVING["template"] | {"replicas": 2}})
+    assert story.passes() == []
+
+
 def test_a_model_serve_that_got_another_model_since_is_left_to_whoever_gave_it() -> None:
     story = handed_over()
     served = story.space.named[Ref("ModelServe", "facts")]

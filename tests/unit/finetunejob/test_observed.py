@@ -131,6 +131,7 @@ def test_what_a_label_counts(text: str | None, number: int) -> None:
     [
         (replace(POD, exit_code=1, index=5), replace(POD, waiting=Waiting("Unschedulable", ""))),
         (replace(POD, exit_code=1, index=5), replace(POD, exit_code=25)),  # LostRank is what another's end led to
+        (replace(POD, exit_code=1, index=5), replace(POD, exit_code=137)),  # a kill that follows from another pod's end
         (replace(POD, exit_code=137, oom_killed=True, index=5), replace(POD, exit_code=25)),
         (replace(POD, exit_code=143, removed="Evicted", index=5), replace(POD, exit_code=25)),
         (replace(POD, exit_code=25), replace(POD, exit_code=143, removed="Deleted")),

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from finetune_operator.api.evaluation import Evaluation
+from finetune_trainer.contract.evaluation import Generation
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
@@ -107,6 +109,12 @@ def test_a_pod_of_another_release_is_understood(reported: str, read: str) -> Non
     text = json.dumps({"failure": {"reason": reported, "message": "m"}})
     failure = Termination.model_validate_json(text).failure
     assert failure == Failure(reason=read, message="m")
+
+
+def test_a_run_takes_all_that_the_spec_takes() -> None:
+    for field in ("samples", "max_new_tokens"):
+        of_spec, of_run = (model.model_fields[field] for model in (Evaluation, Generation))
+        assert (of_spec.metadata, of_spec.default) == (of_run.metadata, of_run.default)
 
 
 def test_the_operators_part_needs_no_trainer_libraries() -> None:

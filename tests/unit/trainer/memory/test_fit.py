@@ -136,6 +136,13 @@ def test_a_teacher_takes_its_share_first(tmp_path: Path) -> None:
     assert fitted(tmp_path, training, teacher, gpus=1, memoryBytes=None).available_bytes is None
 
 
+def test_a_teacher_is_read_in_the_type_that_is_computed_in(tmp_path: Path) -> None:
+    training = {"method": "LoRA", "objective": "Distillation", "distillation": {"teacher": {"uri": "hf://a/t"}}}
+    on_gpus = fitted(tmp_path, training, Teacher(MODEL, tmp_path), gpus=1)
+    on_cpus = fitted(tmp_path, training, Teacher(MODEL, tmp_path), gpus=0, memoryBytes=500 * GIB)
+    assert (on_gpus.terms["teacher"], on_cpus.terms["teacher"]) == (2 * MODEL.parameters, 4 * MODEL.parameters)
+
+
 @pytest.mark.parametrize(
     ("memory", "sentence"),
     [
