@@ -51,7 +51,7 @@ IMAGES = {
             LLAMACPP,
             "llamacpp-build",
             {"BASE_IMAGE": "base"},
-            cpu_seconds=700,
+            cpu_seconds=1000,
         ),
         Image(
             "operator",
