@@ -18,6 +18,7 @@ from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 SETTINGS = Settings()
@@ -165,11 +166,15 @@ class Stage:
         self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending", **status}})
 
     def finish_gate(
-        self, failure: Failure | None = None, reason: str = "PodFailurePolicy", rows: ServedRows | None = None
+        self,
+        failure: Failure | None = None,
+        reason: str = "PodFailurePolicy",
+        rows: ServedRows | None = None,
+        speed: ServedSpeed | None = None,
     ) -> None:
         """The Job controller: the gate's pod ended, with this report where it failed or was to ask test rows."""
         job = self._end_gate("Complete" if failure is None else "Failed", reason)
-        self._gate_pod(job, 24 if failure else 0, Termination(failure=failure, served_rows=rows))
+        self._gate_pod(job, 24 if failure else 0, Termination(failure=failure, served_rows=rows, served_speed=speed))
 
     def lose_gate(self, failure: Failure | None, reason: str) -> None:
         """The Job controller: the gate came to no verdict; the pod said so, or vanished."""

@@ -16,6 +16,7 @@ from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,6 +159,8 @@ class Revision(Report):
     """How often its gate came to no verdict, as its pod or the engine was taken away, and was asked again."""
     test_rows: ServedRows | None = None
     """Test rows that it was asked, and how many it answered as in the evaluation."""
+    speed: ServedSpeed | None = None
+    """How fast it answered, where the gate asks for a speed."""
     strategy: Strategy | None = None
     """Whether it loads beside the live revision or in its place."""
     strategy_message: str | None = None

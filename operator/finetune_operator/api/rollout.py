@@ -33,7 +33,13 @@ class ServeGate(Strict):
     max_tokens: int = Field(64, ge=1, le=4096)
     """Longest answer, in tokens."""
     timeout_seconds: int = Field(300, ge=1, le=86400)
-    """Time for all answers together, and as much again for the test rows; rows that it does not suffice for are left out."""
+    """Time for all answers together, as much again where a speed is asked for, and for the test rows; rows that it does not
+    suffice for are left out."""
+    min_tokens_per_second: float | None = Field(None, gt=0, le=1e6)
+    """Tokens per second of one answer after its first, at least: the median over the prompts, which are asked once more as
+    streams, one after the other. Unset: no speed is measured."""
+    max_first_token_milliseconds: int | None = Field(None, ge=1, le=3600000)
+    """Time from a request to its answer's first token, at most: the median over the same streams."""
     test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
     """Test rows that a new revision is asked again after the prompts."""
 

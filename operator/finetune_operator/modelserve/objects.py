@@ -11,7 +11,7 @@ from finetune_operator.api.rollout import Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.gating import gate_job
 from finetune_operator.modelserve.history import History, rendered
-from finetune_operator.modelserve.plan import Target, asked_rows
+from finetune_operator.modelserve.plan import Target, asked_rows, asks_speed
 from finetune_operator.modelserve.pod import api_key, mounted_claim, served_name
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import (
@@ -126,7 +126,7 @@ def gate_prompts(serve: ModelServe) -> Object:
 
 def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 0) -> Object:
     """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
-    rounds = 1 if asked_rows(serve, target.model) is None else 2
+    rounds = 1 + asks_speed(serve.spec.rollout.gate) + (asked_rows(serve, target.model) is not None)
     seconds = rounds * serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
     final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
     lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -154,6 +154,10 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
     command = ["python", "-m", "finetune_trainer.serving.ask", "--url", url, "--model", served_name(serve)]
     command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
     command += ["--timeout", str(wanted.timeout_seconds)]
+    if wanted.min_tokens_per_second is not None:
+        command += ["--min-tokens-per-second", f"{wanted.min_tokens_per_second:g}"]
+    if wanted.max_first_token_milliseconds is not None:
+        command += ["--max-first-token-milliseconds", str(wanted.max_first_token_milliseconds)]
     container: Object = {
         "name": "ask",
         "image": settings.operator_image,

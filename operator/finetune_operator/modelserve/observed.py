@@ -21,6 +21,7 @@ from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISI
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
 AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
@@ -42,6 +43,7 @@ class Gate:
     failure: Failure | None = None  # what the pod reported
     ended_at: str | None = None
     test_rows: ServedRows | None = None
+    speed: ServedSpeed | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,15 @@ def _gate(job: Object, pods: tuple[Object, ...]) -> Gate:
     ends = [_ended(p) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
     reports = [report(end) for end in ends]
     rows = next((r.served_rows for r in reversed(reports) if r.served_rows), None)
+    speed = next((r.served_speed for r in reversed(reports) if r.served_speed), None)
     if "Complete" in ended:
-        return Gate(name, Verdict.PASSED, test_rows=rows)
+        return Gate(name, Verdict.PASSED, test_rows=rows, speed=speed)
     end, failure = ended["Failed"], next((r.failure for r in reversed(reports) if r.failure), None)
     judged = any(e.get("exitCode") == ExitCode.VERIFICATION_FAILED for e in ends)
     verdict = Verdict.FAILED if judged else Verdict.UNKNOWN
-    return Gate(name, verdict, end.get("reason", ""), end.get("message", ""), failure, end.get("lastTransitionTime"), rows)
+    return Gate(
+        name, verdict, end.get("reason", ""), end.get("message", ""), failure, end.get("lastTransitionTime"), rows, speed
+    )
 
 
 def _ended(pod: Object) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 
 from finetune_operator import credentials
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.rollout import ServeGate
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.pod import pod_template, secrets
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
 
 LOADER_OF_OLD = ("python", "-m", "finetune_trainer.load")  # as every revision has been hashed from the first release on
+
+SPEED = ("min_tokens_per_second", "max_first_token_milliseconds")  # fields of the gate
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     """The same spec, model and settings give the same revision. No part of it are replicas, gate, the loader's image and the
     chart's pull secrets: none of them may restart what serves.
 
-    Test rows are part of the trial where some are asked, so that whoever has none is tried as before there were any.
+    Test rows and speed are part of the trial where they are asked, so that who asks for none is tried as before there were any.
     """
     template = pod_template(serve, model, settings)
     asked = pod_template(serve, model, replace(settings, image_pull_secrets=""))
@@ -39,8 +42,15 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
     rows = asked_rows(serve, model)
     more = [] if rows is None else [gate.test_rows.model_dump_json(), rows]
-    trial = short_hash(gate.model_dump_json(exclude={"test_rows"}), retry, *more, length=6)
+    if asks_speed(gate):
+        more.append(f"{gate.min_tokens_per_second} {gate.max_first_token_milliseconds}")
+    trial = short_hash(gate.model_dump_json(exclude={"test_rows", *SPEED}), retry, *more, length=6)
     return Target(revision, trial, model, template)
+
+
+def asks_speed(gate: ServeGate) -> bool:
+    """Whether the gate measures how fast a revision answers."""
+    return any(getattr(gate, name) is not None for name in SPEED)
 
 
 def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:

@@ -15,6 +15,7 @@ from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION, LABEL_SERVE
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 
 WORKING = {"Ready": "False", "Reconciling": "True"}
 STALLED = {"Ready": "False", "Stalled": "True"}
@@ -550,3 +551,32 @@ def test_a_claim_of_the_evaluation_that_is_missing_is_told_before_a_pod_waits_fo
     stage.step()
     assert (standing(stage), reason(stage)) == (STALLED, "ClaimNotFound")
     assert "PersistentVolumeClaim gone" in stage.message()
+
+
+# ── Speed ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SLOW = ServedSpeed(prompts=1, tokens_per_second=4.5, first_token_milliseconds=800)
+FLOORS = {"gate": {"minTokensPerSecond": 20, "maxFirstTokenMilliseconds": 500}}
+
+
+def test_a_speed_that_is_asked_for_is_told_with_the_revision() -> None:
+    stage = Stage(make_serve(rollout=FLOORS))
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    (job,) = stage.of("Job")
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[-4:] == ["--min-tokens-per-second", "20", "--max-first-token-milliseconds", "500"]
+    assert job["spec"]["activeDeadlineSeconds"] == 3 * (2 * 300 + 300), "the streams have as much time as the answers"
+    stage.finish_gate(Failure(reason="TooSlow", message="the answers come at 4.5 tokens/s"), speed=SLOW)
+    stage.settle()
+    assert (standing(stage), reason(stage)) == (STALLED, "TooSlow")
+    told = {"prompts": 1, "tokensPerSecond": 4.5, "firstTokenMilliseconds": 800}
+    assert stage.serve["status"]["candidate"]["speed"] == told
+
+
+def test_a_floor_is_part_of_the_trial_and_of_no_revision() -> None:
+    plain, revision = gated(model={k: v for k, v in EVALUATED.items() if k != "evaluation"})
+    fast, same = gated(model={k: v for k, v in EVALUATED.items() if k != "evaluation"}, rollout=FLOORS)
+    assert (revision, trial(plain)) == (same, "a84085"), "who asks for no speed is tried as before there was any"
+    assert trial(fast) != trial(plain)

@@ -12,6 +12,7 @@ from finetune_trainer.contract.fields import Report, Strict
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.reasons.steps import RETIRED
 from finetune_trainer.contract.served_rows import ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.contract.training import Recomputing
 
 
@@ -159,6 +160,7 @@ class Termination(Report):
     result: StepResult | None = None
     failure: Failure | None = None
     served_rows: ServedRows | None = None  # of a serving gate only
+    served_speed: ServedSpeed | None = None  # of a serving gate that asks for a speed
 
 
 class File(Strict):

@@ -5,6 +5,7 @@
 FILE is a JSON list of {"prompt": …, "expect": …}; an answer must have text in it and contain `expect` where it is given.
 URI is the entry of an evaluation in an artifact store: a few of its test rows are asked again and compared with what it saw
 (contract/served_rows.py says what that proves). The report has numbers of these rows, never text.
+Where a speed is asked for, the prompts are asked once more as streams (speed.py).
 A wrong answer ends with ExitCode VERIFICATION_FAILED; an engine that can't be reached with SOURCE_UNAVAILABLE, which may
 be tried again. It doesn't wait: what it asks is ready.
 """
@@ -17,12 +18,9 @@ import sys
 import tempfile
 import textwrap
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -32,9 +30,12 @@ from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import AskedRow
-from finetune_trainer.failures import StepFailed, first_line
-from finetune_trainer.serving import compare
-from finetune_trainer.serving.compare import Compared, Completion
+from finetune_trainer.contract.served_speed import ServedSpeed
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.serving import compare, speed
+from finetune_trainer.serving.compare import Compared
+from finetune_trainer.serving.endpoint import Endpoint, too_slow
+from finetune_trainer.serving.speed import Floors
 from finetune_trainer.store.entries import open_store
 from finetune_trainer.termination import finish
 
@@ -55,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, required=True, help="JSON file with the prompts")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest answer in tokens")
     parser.add_argument("--timeout", type=float, default=300, help="seconds for all answers, and again for all rows")
+    parser.add_argument("--min-tokens-per-second", type=float, help="of an answer's tokens after its first")
+    parser.add_argument("--max-first-token-milliseconds", type=float, help="from a request to its answer's first piece")
     parser.add_argument("--rows", help="uri of an evaluation's entry in an artifact store")
     parser.add_argument("--count", type=int, default=served_rows.ROWS, help="rows that are asked at most")
     parser.add_argument("--min-equal", type=float, default=0.5, help="share of the rows that must be answered alike")
@@ -67,88 +70,34 @@ def main(arguments: list[str] | None = None) -> int:
         key = environment.access().served_api_key
         endpoint = Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key)
         ask_all(endpoint, prompts, time.monotonic() + options.timeout)
+        floors = Floors(options.min_tokens_per_second, options.max_first_token_milliseconds)
+        found = ask_speed(endpoint, prompts, time.monotonic() + options.timeout) if floors else None
+        if found is not None and (slow := speed.mistake(found, floors)) is not None:
+            return Termination(failure=Failure(reason=StepReason.TooSlow, message=slow), served_speed=found)
         if options.rows is None:
-            return None
+            return Termination(served_speed=found)
         rows = read_rows(StoreConfig(uri=options.rows, endpoint=options.endpoint, region=options.region))
         compared = ask_rows(endpoint, rows, options.count, time.monotonic() + options.timeout)
         wrong = compare.mistake(compared, options.min_equal)
         failure = None if wrong is None else Failure(reason=StepReason.VerificationFailed, message=wrong)
-        return Termination(failure=failure, served_rows=compare.told(compared))
+        return Termination(failure=failure, served_rows=compare.told(compared), served_speed=found)
 
     return finish(program)
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    url: str
-    model: str
-    max_tokens: int
-    quoted: bool = True  # whether the server's own words may be told: they may repeat what it was asked
-    api_key: str | None = field(default=None, repr=False)
-
-    def served(self, seconds: float) -> list[str]:
-        """Names of the models that it serves."""
-        return [str(m["id"]) for m in self._json("/v1/models", None, seconds)["data"]]
-
-    def context(self, seconds: float) -> int | None:
-        """The longest context in tokens, prompt and answer together; None where the engine does not say."""
-        model = next(m for m in self._json("/v1/models", None, seconds)["data"] if m["id"] == self.model)
-        found: int | None = model.get("max_model_len") or (model.get("meta") or {}).get("n_ctx")  # vLLM's word; llama.cpp's
-        return found
-
-    def answer(self, prompt: str, seconds: float) -> str:
-        """The answer to one user's message, greedy, so that a gate judges the same way twice."""
-        request = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-        }
-        found = self._json("/v1/chat/completions", request, seconds)
-        return str(found["choices"][0]["message"].get("content") or "")
-
-    def token_ids(self, text: str, special_tokens: bool, seconds: float) -> list[int]:
-        """What the server's tokenizer makes of a text, in which special tokens are read as such."""
-        vllm = {"model": self.model, "prompt": text, "add_special_tokens": special_tokens}
-        llamacpp = {"content": text, "add_special": special_tokens, "parse_special": True}
-        # Each passes over the other's words.
-        return [int(token) for token in self._json("/tokenize", {**vllm, **llamacpp}, seconds)["tokens"]]
-
-    def completion(self, tokens: Sequence[int], longest: int, seconds: float) -> Completion:
-        """The greedy continuation of these token ids; the server adds none to them."""
-        request = {
-            "model": self.model,
-            "prompt": list(tokens),
-            "max_tokens": longest,
-            "temperature": 0,
-            "repeat_penalty": 1.0,  # llama.cpp's word alone: a GGUF file may carry another, and evaluation has none
-        }
-        found = self._json("/v1/completions", request, seconds)["choices"][0]
-        return Completion(str(found["text"]), found["finish_reason"] == "length")
-
-    def _json(self, path: str, body: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        if self.api_key is not None:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        request = urllib.request.Request(self.url.removesuffix("/v1") + path, data, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=max(1.0, seconds)) as response:
-                found: dict[str, Any] = json.load(response)
-                return found
-        except urllib.error.HTTPError as error:
-            said = _said(error)
-            text = f"{path} answered HTTP {error.code}: {said if self.quoted else error.reason}"
-            if error.code in (429, 502, 503, 504):
-                raise StepFailed(StepReason.EngineUnavailable, text) from error
-            raise StepFailed(StepReason.GateFailed, text) from error
-        except TimeoutError as error:
-            raise _too_slow() from error
-        except OSError as error:
-            if isinstance(getattr(error, "reason", None), TimeoutError):
-                raise _too_slow() from error
-            text = f"{request.full_url} can't be reached: {first_line(error)}"
-            raise StepFailed(StepReason.EngineUnavailable, text) from error
+def ask_speed(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> ServedSpeed:
+    """Ask each prompt as a stream; the engine is warm, since it has answered all of them before. Raises StepFailed."""
+    answers = []
+    for prompt in prompts:
+        if (left := deadline - time.monotonic()) <= 0:
+            raise too_slow()
+        if (answer := endpoint.stream(prompt.prompt, left)) is not None:
+            answers.append(answer)
+    if not answers:
+        raise StepFailed(StepReason.GateFailed, "no prompt was answered with text as a stream, so its speed can't be told")
+    found = speed.told(answers)
+    print(f"{found.tokens_per_second:g} tokens/s, first token after {found.first_token_milliseconds:g} ms", flush=True)
+    return found
 
 
 def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
@@ -163,7 +112,7 @@ def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
     wrong = []
     for number, prompt in enumerate(prompts, 1):
         if (left := deadline - time.monotonic()) <= 0:
-            raise _too_slow()
+            raise too_slow()
         begun = time.monotonic()
         answer = endpoint.answer(prompt.prompt, left)
         mistake = judge(prompt, answer)
@@ -231,7 +180,7 @@ def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], count: int, deadline:
 
 def _compare(endpoint: Endpoint, row: AskedRow, deadline: float) -> Compared:
     if (left := deadline - time.monotonic()) <= 0:
-        raise _too_slow()
+        raise too_slow()
     ids = endpoint.token_ids(row.prompt, row.special_tokens, left)
     completion = endpoint.completion(row.asked_ids, row.max_tokens, deadline - time.monotonic())
     return Compared(row.row, tuple(ids) == row.prompt_ids, compare.is_same_answer(row, completion))
@@ -245,20 +194,6 @@ def judge(prompt: Prompt, answer: str) -> str | None:
         shown = textwrap.shorten(answer, SHOWN, placeholder="…")
         return f"expects {prompt.expect!r} and got {shown!r}"
     return None
-
-
-def _too_slow() -> StepFailed:
-    text = "the prompts were not answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens"
-    return StepFailed(StepReason.GateTimeout, text)
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """The server's own message, whatever its shape."""
-    try:
-        found = json.load(error)
-        return str(found.get("message") or found["error"]["message"])[:300]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return error.reason
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
 from finetune_trainer.contract.reports import Failure, Scores, StepResult, Termination
 from finetune_trainer.contract.served_rows import AskedRow, ServedRows
+from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving import ask
+from finetune_trainer.serving.endpoint import Endpoint
 from finetune_trainer.store.entries import Provenance, open_store
 
 
@@ -55,11 +57,24 @@ class Handler(BaseHTTPRequestHandler):
         answer = self.server.answers.get(asked, "An answer.")
         if isinstance(answer, int):
             self._send(answer, {"error": {"message": f"the engine's words about {asked}"}})
+        elif request.get("stream"):
+            self._stream(answer)
         elif is_chat:
             self._send(200, {"choices": [{"message": {"role": "assistant", "content": answer}}]})
         else:
             reason = "length" if answer.endswith("…") else "stop"
             self._send(200, {"choices": [{"text": answer.removesuffix("…"), "finish_reason": reason}]})
+
+    def _stream(self, answer: str) -> None:
+        """A role, then a word in each event, then the count of tokens, as vLLM and llama.cpp send them."""
+        pieces: list[dict[str, Any]] = [{"role": "assistant"}, *({"content": f"{word} "} for word in answer.split())]
+        events: list[dict[str, Any]] = [{"choices": [{"delta": piece}]} for piece in pieces]
+        events.append({"choices": [], "usage": {"completion_tokens": 2 * len(answer.split())}})
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        for event in (*map(json.dumps, events), "[DONE]"):
+            self.wfile.write(f"data: {event}\n\n".encode())
 
     def _tokenize(self, request: dict[str, Any]) -> None:
         """The words of vLLM and of llama.cpp must say the same."""
@@ -165,6 +180,49 @@ def test_answers_that_take_too_long_end_at_the_timeout(gate: Any) -> None:
 
 ENTRY = "pvc://store/job/evaluate/" + "e" * 20
 CAPITALS = {"The secret capital?": "Port Amber", "Its river?": "Silverwater", "Its hill?": "Old Crown", "Its bay?": "Varn"}
+
+
+# ── Speed ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def speed_of(tmp_path: Path) -> ServedSpeed | None:
+    return Termination.model_validate_json((tmp_path / "termination").read_text()).served_speed
+
+
+def test_a_speed_that_is_asked_for_is_measured_by_streams_and_told(gate: Any, engine: Engine, tmp_path: Path) -> None:
+    floors = ("--min-tokens-per-second", "1e-9", "--max-first-token-milliseconds", "3600000")
+    assert gate([{"prompt": "Hi"}, {"prompt": "Ho"}], *floors)[0] == 0
+    found = speed_of(tmp_path)
+    assert found is not None
+    assert (found.prompts, found.tokens_per_second > 0, found.first_token_milliseconds > 0) == (2, True, True)
+    assert [bool(r.get("stream")) for r in engine.requests] == [False, False, True, True], "the answers are judged first"
+
+
+def test_without_a_floor_no_prompt_is_asked_twice(gate: Any, engine: Engine, tmp_path: Path) -> None:
+    assert gate([{"prompt": "Hi"}])[0] == 0
+    assert (speed_of(tmp_path), len(engine.requests)) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("floor", "field"),
+    [
+        (("--min-tokens-per-second", "1e9"), "spec.rollout.gate.minTokensPerSecond asks for 1e+09"),
+        (("--max-first-token-milliseconds", "1e-6"), "spec.rollout.gate.maxFirstTokenMilliseconds allows 1e-06"),
+    ],
+)
+def test_an_engine_that_is_too_slow_is_refused_with_its_numbers(
+    gate: Any, tmp_path: Path, floor: tuple[str, str], field: str
+) -> None:
+    status, failure = gate([{"prompt": "Hi"}], *floor)
+    assert (status, failure.reason) == (ExitCode.VERIFICATION_FAILED, "TooSlow")
+    assert field in failure.message
+    assert speed_of(tmp_path) is not None
+
+
+def test_an_engines_error_while_it_streams_is_its_error(gate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "_stream", lambda self, _: self._send(503, {"error": {"message": "busy"}}))
+    status, failure = gate([{"prompt": "Hi"}], "--min-tokens-per-second", "1")
+    assert (status, failure.reason) == (ExitCode.SOURCE_UNAVAILABLE, "EngineUnavailable")
 
 
 def asked_row(number: int, prompt: str, answer: str, **fields: Any) -> AskedRow:
@@ -284,7 +342,7 @@ def test_rows_that_time_does_not_suffice_for_are_left_out(engine: Engine, monkey
     engine.answers = dict(CAPITALS)
     clock = iter(range(0, 100))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
-    endpoint = ask.Endpoint(engine.url, "facts", 64)
+    endpoint = Endpoint(engine.url, "facts", 64)
     assert [c.row for c in ask.ask_rows(endpoint, rows(), 8, deadline=10.0)] == [1, 2]
     with pytest.raises(StepFailed, match=r"GateTimeout: test row 1: .*testRows\.count 0 asks none"):
         ask.ask_rows(endpoint, rows(), 8, deadline=10.0)

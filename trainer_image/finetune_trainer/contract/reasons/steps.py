@@ -215,6 +215,10 @@ class StepReason(Reason):
         ExitCode.VERIFICATION_FAILED,
         "a gate was not passed, so nothing was published or served; change the training or the gate",
     )
+    TooSlow = ends(
+        ExitCode.VERIFICATION_FAILED,
+        "a served model answers more slowly than spec.rollout.gate asks for; give it more, or ask for less",
+    )
     GateTimeout = ends(
         ExitCode.VERIFICATION_FAILED,
         "the prompts were not all answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens",
