@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from finetune_operator.cache import KINDS, Children, Own, key_of
-from finetune_operator.decision import Event
+from finetune_operator.decision import Event, Ref
 from finetune_operator.errors import AlreadyExists, Conflict, NotFound
 from finetune_operator.meta import Key, Object
 from finetune_operator.trimmed import SHAPES
@@ -28,6 +28,9 @@ class FakeCluster:
 
     async def get(self, kind: str, namespace: str, name: str) -> Object | None:
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
+
+    async def read(self, namespace: str, ref: Ref) -> Object | None:
+        return await self.get(ref.kind, namespace, ref.name)
 
     async def list(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> tuple[Object, ...]:
         wanted = (labels or {}).items()

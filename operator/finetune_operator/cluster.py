@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 
 from finetune_operator import metrics
-from finetune_operator.decision import Event
+from finetune_operator.decision import Event, Ref
 from finetune_operator.decoding import decode_objects, lines
 from finetune_operator.errors import ClusterError, Conflict, NotFound, Unavailable, of_answer
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
+from finetune_operator.refusals import REFUSAL
 from finetune_operator.resources import RESOURCES
 from finetune_operator.settings import has_service_account
 
@@ -82,6 +83,14 @@ class Cluster:
         except NotFound:
             return None
         return found
+
+    async def read(self, namespace: str, ref: Ref) -> Object | None:
+        """What a reference stands for: the object of that name, or for REFUSAL the newest event of a Job without a pod."""
+        if ref.kind != REFUSAL:
+            return await self.get(ref.kind, namespace, ref.name)
+        fields = f"regarding.kind=Job,regarding.name={ref.name},reason=FailedCreate"
+        events = _items(await self._json(Request("GET", RESOURCES["Event"].path(namespace), {"fieldSelector": fields})))
+        return max(events, key=lambda event: str(event["metadata"].get("creationTimestamp")), default=None)
 
     async def list(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> tuple[Object, ...]:
         """All objects of a kind with these labels. An empty namespace is all of them."""

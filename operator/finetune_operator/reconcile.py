@@ -158,7 +158,7 @@ class _Pass:
         try:
             return policy.decide(known, observed, means.settings, self.now), observed
         except Unread:
-            found = await asyncio.gather(*(means.cluster.get(r.kind, self.key.namespace, r.name) for r in reads.named))
+            found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in reads.named))
             observed = replace(observed, named=dict(zip(reads.named, found, strict=True)))
             return policy.decide(known, observed, means.settings, self.now), observed
 

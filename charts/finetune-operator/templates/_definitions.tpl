@@ -80,8 +80,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [poddisruptionbudgets]
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [events.k8s.io]
-  resources: [events]
-  verbs: [create]
+  resources: [events]                  # listed for one Job whose pod somebody refuses, to tell who and why
+  verbs: [create, list]
 {{- end }}
 
 {{- define "finetune.dns" -}}

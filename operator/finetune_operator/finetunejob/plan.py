@@ -16,10 +16,11 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again, pause_after
 from finetune_operator.finetunejob import gates, handover
-from finetune_operator.finetunejob.observed import Attempt, State, Waiting, World
+from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.record import DONE, step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
+from finetune_operator.finetunejob.unstarted import no_pod, waiting_for
 from finetune_operator.meta import Object, seconds_since
 from finetune_trainer.contract.pipeline import Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -35,7 +36,6 @@ DOING = {
 }
 LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
-LONG_START_SECONDS = 120.0
 
 
 class Standing(Enum):
@@ -163,45 +163,16 @@ def _at_work(case: Case) -> Outlook | None:
     if attempt.suspended:
         message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
         return Outlook(Standing.WORKING, doing, OperatorReason.JobSuspended, message)
-    if (waiting := _waiting(attempt, case.now)) is not None:
+    if (waiting := waiting_for(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
-    if (unseen := _no_pod(attempt, case.now)) is not None:
+    if (unseen := no_pod(attempt, case.named, case.now)) is not None:
         message = f"{step.name} waits: {unseen.message}"
         return Outlook(Standing.WORKING, doing, unseen.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
     message = f"{step.name} runs, attempt {record.attempt}"
     if (asked := case.run.pods(step)) > 1:
         message += f", {attempt.running_pods} of {asked} pods run"
     return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
-
-
-def _waiting(attempt: Attempt, now: datetime) -> Waiting | None:
-    """What keeps the pod from starting: what its status says, else that its volumes or image take long.
-
-    A volume that can't be mounted is told in events only, so the message says where to look.
-    """
-    pod = attempt.pod
-    if pod is None:
-        return None
-    if pod.waiting is not None or pod.pending_since is None:
-        return pod.waiting
-    if seconds_since(pod.pending_since, now) < LONG_START_SECONDS:
-        return None
-    look = f"kubectl describe pod {pod.name}"
-    return Waiting(OperatorReason.ContainerCreating, f"its volumes or image take over {LONG_START_SECONDS:.0f} s; see `{look}`")
-
-
-def _no_pod(attempt: Attempt, now: datetime) -> Waiting | None:
-    """Why no pod is at work although the Job has not ended, once that has lasted."""
-    since = attempt.started_at
-    if attempt.pod is not None or since is None:
-        return None
-    if seconds_since(since, now) < LONG_START_SECONDS:
-        return None
-    look = f"`kubectl describe job {attempt.job}`"
-    return Waiting(
-        OperatorReason.PodNotCreated, f"its Job has no pod; a quota or an admission webhook may refuse it: see {look}"
-    )
 
 
 def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:

@@ -24,6 +24,7 @@ from finetune_operator.finetunejob.runs import begins_another, current_run
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
 from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
+from finetune_operator.refusals import REFUSAL
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -36,6 +37,7 @@ def reads(body: Object) -> Reads:
         named.append(_made_claim(job))
     if (serve := handover.serve_name(job)) is not None:
         named.append(Ref("ModelServe", serve))
+    named += [Ref(REFUSAL, step.job) for step in job.status.steps if step.state is StepState.RUNNING and step.job]
     return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)))
 
 

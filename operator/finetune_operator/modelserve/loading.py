@@ -14,6 +14,7 @@ from datetime import datetime
 
 from finetune_operator.meta import seconds_since
 from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod
+from finetune_operator.refusals import reason_of
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -51,7 +52,7 @@ def trouble(deployed: Deployed, start_seconds: int, now: datetime) -> Trouble | 
 
 def _troubles(deployed: Deployed, start_seconds: int, now: datetime) -> Iterator[Trouble]:
     if deployed.refused_pods:
-        yield Trouble(OperatorReason.FailedCreate, deployed.refused_pods)
+        yield Trouble(reason_of(deployed.refused_pods), deployed.refused_pods)
     for pod in deployed.pods:
         if pod.ready:
             continue

@@ -353,6 +353,30 @@ def test_a_job_whose_pod_is_refused_does_not_say_that_it_runs() -> None:
     assert story.conditions()["Reconciling"] == ("True", "PodNotCreated")
 
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "exceeded quota: team, requested: limits.memory=8Gi, used: limits.memory=60Gi, limited: 64Gi",
+            "QuotaExceeded",
+        ),
+        ("failed quota: team: must specify limits.cpu for: step", "QuotaExceeded"),
+        ("maximum memory usage per Container is 4Gi, but limit is 8Gi", "LimitRangeExceeded"),
+        ('violates PodSecurity "restricted:latest"', "FailedCreate"),
+    ],
+)
+def test_who_refuses_a_pod_is_told_in_its_own_words(said: str, reason: str) -> None:
+    story = Story(make_job())
+    story.one_pass()
+    story.space.pods.clear()
+    job = story.step("prepare")["job"]
+    story.space.named[Ref("PodRefusal", job)] = {"note": f'Error creating: pods "{job}-x" is forbidden: {said}'}
+    story.passes(2)
+    assert story.conditions()["Reconciling"] == ("True", reason)
+    (shown,) = (c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Reconciling")
+    assert said in shown
+
+
 def test_a_suspended_new_job_starts_nothing() -> None:
     story = Story(make_job(suspend=True))
     assert story.passes() == []

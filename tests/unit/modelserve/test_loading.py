@@ -164,7 +164,7 @@ def test_pods_that_may_not_be_created_are_told() -> None:
     failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
     stage.deployment(stage.candidate())["status"] = {"conditions": [failure]}
     stage.step()
-    assert stage.conditions()["Reconciling"] == ("True", "FailedCreate")
+    assert stage.conditions()["Reconciling"] == ("True", "QuotaExceeded")
     assert "exceeded quota" in stage.message()
 
 
