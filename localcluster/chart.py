@@ -40,6 +40,31 @@ written as repository, repository:tag or repository@sha256:digest; without tag o
 | value | default | what it does |
 |---|---|---|
 """
+RIGHTS = """
+## Rights
+
+All that the operator may do, by a ClusterRole, or with `watchNamespace` by a Role there; beside it a Lease of its own.
+`rbac.aggregate` adds reading of both kinds to the role `view`, and writing to `edit` and `admin`.
+
+| API group | resources | verbs |
+|---|---|---|
+"""
+NETWORK = """
+## Network
+
+| who | talks to | on | for |
+|---|---|---|---|
+| operator | API server | its port | everything that it does |
+| Prometheus | operator, engines | `metrics.port`; the engine's port | metrics |
+| pods of steps | hubs, buckets, https:// sources that a spec names; DNS | 443, or as the uri says | models, rows, artifacts |
+| pods of a job that trains in several | each other | any | ranks meet on 29500 and choose more |
+| loader of a ModelServe | the bucket or hub of its model; DNS | 443, or as the uri says | weights |
+| gate of a ModelServe | engines of its revision | 8000, the Service | prompts and test rows |
+| whoever asks | engines, through the Service | 8000 | the OpenAI API |
+
+No pod of a job or a ModelServe is given a token of the API server. `networkPolicies`, `operatorNetworkPolicy` and
+`jobNetworkPolicies` hold a cluster to this, where its network plugin enforces NetworkPolicies.
+"""
 Object = dict[str, Any]
 
 
@@ -68,11 +93,20 @@ def without_helm(body: Any) -> Any:
 
 
 def values_page() -> str:
-    """docs/values.md: a row for each value, with the comment above it."""
+    """docs/values.md: a row for each value, with the comment above it; then rights and network, for whoever allows them."""
     text = (CHART / "values.yaml").read_text()
     defaults, comments = yaml.safe_load(text), dict(_comments(text))
     rows = (f"| `{path}` | {_shown(value)} | {comments.get(path, '')} |" for path, value in leaves(defaults, comments))
-    return VALUES + "\n".join(rows) + "\n"
+    return VALUES + "\n".join(rows) + "\n" + RIGHTS + "\n".join(_rights(render())) + "\n" + NETWORK
+
+
+def _rights(bodies: Sequence[Object]) -> Iterator[str]:
+    """A row for each rule of the role that the operator is bound to."""
+    (bound,) = [body["roleRef"]["name"] for body in bodies if body["kind"] == "ClusterRoleBinding"]
+    (role,) = [body for body in bodies if body["kind"] == "ClusterRole" and body["metadata"]["name"] == bound]
+    for rule in role["rules"]:
+        group = ", ".join(name or "core" for name in rule["apiGroups"])
+        yield f"| {group} | {', '.join(f'`{name}`' for name in rule['resources'])} | {', '.join(rule['verbs'])} |"
 
 
 def leaves(values: Object, described: dict[str, str], above: str = "") -> Iterator[tuple[str, Any]]:
