@@ -22,6 +22,8 @@ from finetune_trainer.contract.pod import ENV_GRACE_SECONDS, ENV_MICRO_BATCH_SIZ
 from finetune_trainer.contract.reports import Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.speed import acceleration
+from finetune_trainer.speed.fused_lora import fuse
 from finetune_trainer.stages import train
 
 MakeRun = Callable[..., RunConfig]
@@ -147,6 +149,24 @@ def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path
     weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
     assert weights[0] == weights[1]
     assert checkpoints(run, tmp_path) == []  # the work is committed
+
+
+def test_a_resumed_run_in_16_bits_on_the_fused_path_equals_the_unbroken_one(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs. PEFT reads adapters into float32 copies; the optimizer would change those, and nothing compute with them."""
+    monkeypatch.setattr(acceleration, "accelerate", lambda network, *_, **__: fuse(network))
+    settings = LORA | {"method": "QLoRA", "precision": "BF16", "maxSteps": 6, "learningRate": 3e-3}
+    unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
+    prepare(unbroken_run, tmp_path)
+    _, unbroken = trained(unbroken_run, tmp_path)
+    run = unbroken_run.model_copy(update={"store": StoreConfig(uri="pvc://store/broken")})
+    prepare(run, tmp_path)
+    before = preempted(run, tmp_path, after=2)
+    _, after = trained(run, tmp_path)
+    assert before.by_step | after.by_step == unbroken.by_step
+    weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
+    assert weights[0] == weights[1]
 
 
 def test_damaged_checkpoint_is_passed_over(make_run: MakeRun, tmp_path: Path) -> None:

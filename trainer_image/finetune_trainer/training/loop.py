@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_trainer.context import Context
@@ -42,6 +43,10 @@ class Loop(Trainer):
         if hasattr(told, "output_router_logits"):  # TRL switches it on for a share of the loss that is not taken here
             told.output_router_logits = False
         self.model.train()  # PEFT's wrapper says that it trains while the model inside it was loaded to evaluate
+        if isinstance(self.model, PeftModel):
+            # For adapters in 16 bits it would put float32 copies in their place: a resumed run's optimizer would change those,
+            # and the fused path would go on computing with the others.
+            self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
         self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
 
     def set_trained_type(self, dtype: torch.dtype) -> None:
