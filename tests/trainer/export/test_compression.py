@@ -10,17 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils.integrations import dequantize_bnb_weight
 from safetensors.torch import load_file, save_file
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import SOURCE, in_a_pod, python_of
+from transformers import AutoTokenizer
 
+from finetune_trainer.contract import adapters
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Method
 from finetune_trainer.data import rendered
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.export import calibration, compression
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.model.compute import Compute
+from finetune_trainer.model.loading import load_base
 from finetune_trainer.stages import evaluate, merge, quantize, train
 
 MakeRun = Callable[..., RunConfig]
@@ -100,6 +106,42 @@ def test_an_artifact_that_answers_otherwise_is_refused(make_run: MakeRun, tmp_pa
     assert failed.value.exit_code is ExitCode.VERIFICATION_FAILED
 
 
+def test_what_was_trained_on_nf4_is_not_undone_where_it_is_rounded_to_nf4_again(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes of a fortieth of the weights' size, over weights that lie on NF4's own values, as a merge leaves them."""
+    base, merged = tmp_path / "mounts/claims/models/tiny", tmp_path / "merged"
+    cpu = Compute("cpu", torch.bfloat16)
+    rounded, network = load_base(base, Method.QLORA, cpu), load_base(base, Method.LORA, cpu)
+    on_nf4 = {n: dequantize_bnb_weight(p).float() for n, p in rounded.named_parameters() if hasattr(p, "quant_state")}
+    torch.manual_seed(0)
+    change = {n: w.std() / 40 * torch.randn_like(w) for n, w in on_nf4.items()}
+    for name, weight in on_nf4.items():
+        network.get_parameter(name).data = (weight + change[name]).to(torch.bfloat16)
+    network.save_pretrained(merged)
+    AutoTokenizer.from_pretrained(base).save_pretrained(merged)
+
+    def kept(source: Path) -> float:
+        """Share of the change that is left where the source is rounded."""
+        again = load_base(source, Method.QLORA, cpu)
+        left = sum(((dequantize_bnb_weight(again.get_parameter(n)) - w) * change[n]).sum() for n, w in on_nf4.items())
+        return float(left / sum((c**2).sum() for c in change.values()))
+
+    assert kept(merged) < 0.2
+    compression.between(merged, base, adapters.NF4).save_pretrained(tmp_path / "between")
+    assert kept(tmp_path / "between") == pytest.approx(1, abs=0.15)
+
+    training = {"maxSteps": 1, "globalBatchSize": 4, "maxLength": 128}
+    asked: list[Path] = []
+    for merge_base in ("Dequantized", "Original"):
+        run = make_run(training=training, artifacts=[NF4], merge_base=merge_base)
+        prepare(run, tmp_path, test=PAIRS)
+        at = context(run, "quantize-nf4", tmp_path)
+        monkeypatch.setattr(compression, "between", lambda *given: asked.append(given[1]) or network)
+        compression.make(at, run.artifacts[0], merged, at.scratch / "made")
+    assert asked == [base]  # a merge into the base as it was fetched lies on none of those values
+
+
 def test_groups_divide_every_row() -> None:
     def network(*rows: int) -> torch.nn.Module:
         layers = {f"layer{i}": torch.nn.Linear(n, 2) for i, n in enumerate(rows)}
@@ -115,6 +157,8 @@ IN_THE_QUANTIZER = """
 import torch
 from finetune_trainer.compression import check_mapped, unpinned
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.model.compute import Compute
+from finetune_trainer.model.loading import load_base
 from llmcompressor.pipelines.cache import IntermediatesCache
 
 class BlenderbotForCausalLM: ...

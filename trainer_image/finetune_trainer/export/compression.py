@@ -3,7 +3,7 @@
 FP8    8-bit floating-point weights, activations rounded to the same as they come; needs no rows
 W4A16  4-bit integer weights in groups, chosen by GPTQ so that the answers to training rows change least
 AWQ    the same with a zero point for each group, rounded after channels that training rows use most were scaled up
-NF4    4-bit weights as QLoRA trains on them, double quantized
+NF4    4-bit weights as QLoRA trains on them, double quantized; what was trained on NF4 is taken off its values first
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.context import Context
+from finetune_trainer.contract.adapters import Quantization
 from finetune_trainer.contract.artifacts import Artifact
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Check
@@ -135,14 +136,47 @@ def unpinned() -> AbstractContextManager[None]:
     return patch_attr(IntermediatesCache, "pin_memory", lambda *_: None)  # type: ignore[no-any-return]
 
 
-def _write_nf4(_context: Context, merged: Path, folder: Path) -> dict[str, str]:
+def _write_nf4(context: Context, merged: Path, folder: Path) -> dict[str, str]:
     import torch
 
     from finetune_trainer.model.compute import Compute
     from finetune_trainer.model.loading import load_base
 
-    load_base(merged, Method.QLORA, Compute("cpu", torch.bfloat16)).save_pretrained(folder)
+    source, training = merged, context.run.training
+    lies_on_nf4 = training.method is Method.QLORA and (training.quantization.bits, training.quantization.type) == (4, "NF4")
+    if lies_on_nf4 and context.run.merge_base == "Dequantized":
+        source = context.scratch / "between"
+        between(merged, context.inputs.model()[1], training.quantization).save_pretrained(source)
+    load_base(source, Method.QLORA, Compute("cpu", torch.bfloat16)).save_pretrained(folder)
     return {"scheme": "NF4, double quantized"}
+
+
+def between(merged: Path, base: Path, quantization: Quantization) -> Any:
+    """The merged model with what its base's weights lost when they were rounded to NF4 added again, in BF16.
+
+    A model that was trained on NF4 and merged over the expanded weights lies on NF4's own values but for what training changed,
+    which is less than half of the way to the next value: rounded as it is, each weight would go back to the base's, and the
+    training would be undone. From where the original weight lay between two values, a change of a tenth of their distance takes
+    one weight in ten to the next value, so that together the weights change by what was trained.
+    """
+    import torch
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    from finetune_trainer.model.compute import Compute
+    from finetune_trainer.model.loading import load_base
+
+    cpu = Compute("cpu", torch.bfloat16)
+    lost, rounded = load_base(base, Method.LORA, cpu), load_base(base, Method.QLORA, cpu, quantization=quantization)
+    names = [name for name, parameter in rounded.named_parameters() if hasattr(parameter, "quant_state")]
+    for name in names:
+        weight = lost.get_parameter(name)
+        weight.data = (weight.float() - dequantize_bnb_weight(rounded.get_parameter(name)).float()).to(torch.bfloat16)
+    del rounded
+    network = load_base(merged, Method.LORA, cpu)
+    for name in names:
+        weight = network.get_parameter(name)
+        weight.data = (weight.float() + lost.get_parameter(name).float()).to(torch.bfloat16)
+    return network
 
 
 def _dense(merged: Path) -> Any:
