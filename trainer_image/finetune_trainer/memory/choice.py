@@ -17,10 +17,11 @@ from finetune_trainer.memory.shape import Shape
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputing all adds half of the forward and input-gradient work; what Selective keeps torch decides
-# in Python, at each operator (benchmarks/h100.md). Each micro-step pays a fixed price that its tokens share (for QLoRA the
-# expansion of all 4-bit weights: 12 % at 2048 tokens).
+# in Python, at each operator. Each micro-step pays a fixed price that its tokens share: on GPUs the kernels that Python starts
+# one by one, for QLoRA also the expansion of all 4-bit weights (both in benchmarks/h100.md); on CPUs little else.
 RECOMPUTE: dict[Recomputing, float] = {"Off": 1, "Selective": 1.35, "Full": 1.5}
-OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 96, Method.FULL: 96}
+OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 850, Method.FULL: 1200}
+CPU_OVERHEAD_TOKENS = OVERHEAD_TOKENS | {Method.LORA: 96, Method.FULL: 96}
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
 
 
@@ -54,7 +55,8 @@ def fit(
     smallest = min(needs, key=lambda s: sum(needs[s].values()))
     if not fitting and available is not None:
         raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
-    chosen = _fastest(fitting, training.method, row) if fitting else smallest
+    overhead = (OVERHEAD_TOKENS if on_gpu else CPU_OVERHEAD_TOKENS)[training.method]
+    chosen = _fastest(fitting, overhead, row) if fitting else smallest
     return FitFacts(
         predicted_bytes=sum(needs[chosen].values()),
         available_bytes=available,
@@ -83,9 +85,11 @@ def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomp
     return ("Off",) if without and asked == "Selective" else (asked,)
 
 
-def _fastest(settings: list[Setting], method: Method, row: int) -> Setting:
+def _fastest(settings: list[Setting], overhead: int, row: int) -> Setting:
+    """`overhead` is what a micro-step costs beside its tokens' work, in tokens."""
+
     def cost(setting: Setting) -> float:
-        shared = 1 + OVERHEAD_TOKENS[method] / (setting.micro_batch_size * row)
+        shared = 1 + overhead / (setting.micro_batch_size * row)
         return shared * RECOMPUTE[setting.checkpointing]
 
     best = min(cost(s) for s in settings)

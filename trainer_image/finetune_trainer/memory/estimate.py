@@ -18,7 +18,8 @@ w bytes per number of the compute type, the saved activations of one layer are, 
                             layer at a time
 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
-gradients. tests/unit/test_memory.py holds the sum against what was measured on an H100.
+gradients. Those of earlier micro-batches lie beside either; where one micro-batch is a whole step there are none, and each
+layer's gradients come as its activations go. tests/unit/test_memory.py holds the sum against what was measured on an H100.
 
 Of P numbers in modules that are trained whole beside the adapters (P = hV for an embedding of V tokens, and for a head)
 
@@ -110,6 +111,8 @@ def estimate(
         stream = tokens * shape.hidden * (width if training.method is not Method.FULL else 4)
         products = width * tokens * _products(shape, training) if setting.checkpointing == "Selective" else 0
         kept, backward = shape.layers * (stream + products), backward + layer - products + masks
+    if on_gpu and setting.ranks == 1 and setting.micro_batch_size == training.global_batch_size:
+        weights["gradients"] = max(0, weights["gradients"] - kept)
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
     head += 4 * width * tokens * shape.hidden
