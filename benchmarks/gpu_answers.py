@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.modelserve.engines import vllm
 from finetune_trainer.contract.places import mounted_path
 
-SHARE, PORT, READY_SECONDS = 0.12, 8100, 200  # of the card for each of the engines that are up together
+PORT, READY_SECONDS = 8100, 200
 
 
 def rate(folder: Path) -> dict[str, Any]:
@@ -77,37 +78,61 @@ def _seconds(begun: float, loaded: float, rows: int) -> dict[str, float]:
 
 
 def served(folder: Path) -> dict[str, Any]:
-    """All engines at once, each with its share of the card."""
-    adapter = _artifact(folder, "adapter")
-    with contextlib.ExitStack() as stack:
-        servers = {
-            name: (stack.enter_context(_server(folder, name, _artifact(folder, name), PORT + number)), PORT + number)
-            for number, name in enumerate(n for n in _facts(folder)["artifacts"] if n != "adapter")
-        }
-        port = PORT + len(servers)
-        lora = ["--enable-lora", "--max-lora-rank", str(RANK)]
-        servers["adapter"] = (stack.enter_context(_server(folder, "base", folder / "bench/model", port, *lora)), port)
-        found: dict[str, Any] = {}
-        for name, (process, port) in servers.items():
-            seconds = _ready(process, port)
+    """One server after the other: several that start at once take each other's memory for their own. The adapter is laid over
+    the base as it was fetched, and over one that vLLM rounds to NF4, as the adapter was trained.
+    """
+    lora = ["--enable-lora", "--max-lora-rank", str(RANK)]
+    served: dict[str, tuple[Path, list[str]]] = {
+        n: (_artifact(folder, n), []) for n in _facts(folder)["artifacts"] if n != "adapter"
+    }
+    served["adapter"] = folder / "bench/model", lora
+    served["adapter-on-nf4"] = folder / "bench/model", [*lora, "--quantization", "bitsandbytes"]
+    found: dict[str, Any] = {}
+    for name, (model, more) in served.items():
+        with _server(folder, name, model, *more) as process:
+            seconds = _ready(process)
             if seconds is None:
                 found[name] = {"failed": "the server did not come up", "log": str(folder / f"out/serve-{name}.log")}
-                continue
-            if name == "adapter":
-                found["refused"] = _load_adapter(port, "absent", folder / "no-such-folder")
-                found["loaded"] = _load_adapter(port, "adapter", adapter)
-            found[name] = {"ready_s": seconds} | _ask(folder, name, port)
+            else:
+                found[name] = {"ready_s": seconds} | (_load_adapters(folder, name) if more else {}) | _ask(folder, name)
+        (folder / "out/served.json").write_text(json.dumps(found))
     return found
 
 
+def _load_adapters(folder: Path, name: str) -> dict[str, Any]:
+    """What vLLM says to the job's adapter, and to those that it must refuse."""
+    adapter = _artifact(folder, "adapter")
+    wrong = (folder / "no-such-folder", _of_rank(adapter, 4 * RANK), _of_other_modules(adapter))
+    return {w.name: _load_adapter(w.name, w) for w in wrong} | {"loaded": _load_adapter(f"{name}-of-the-job", adapter)}
+
+
+def _of_rank(adapter: Path, rank: int) -> Path:
+    """A copy whose configuration tells another rank."""
+    copy = shutil.copytree(adapter, adapter.parents[2] / f"rank-{rank}", dirs_exist_ok=True)
+    file = copy / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": rank}))
+    return copy
+
+
+def _of_other_modules(adapter: Path) -> Path:
+    """A copy whose tensors belong to modules that the model does not have."""
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(adapter, adapter.parents[2] / "other-modules", dirs_exist_ok=True)
+    file = copy / "adapter_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    save_file({name.replace("q_proj", "query_proj"): tensor for name, tensor in tensors.items()}, file)
+    return copy
+
+
 @contextlib.contextmanager
-def _server(folder: Path, name: str, model: Path, port: int, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`vllm serve` with the arguments that a ModelServe gives it, another port and a share of the card."""
+def _server(folder: Path, name: str, model: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`vllm serve` with the arguments that a ModelServe gives it, and another port."""
     spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://bench/model"}, "engine": {"type": "VLLM"}})
     launch = vllm.launch(spec, name)
-    own = ["--gpu-memory-utilization", str(SHARE), "--max-model-len", "4096", *more]
-    arguments = [str(model), *launch.args[1:], *own]
-    arguments[arguments.index("--port") + 1] = str(port)
+    arguments = [str(model), *launch.args[1:], "--max-model-len", "4096", *more]
+    arguments[arguments.index("--port") + 1] = str(PORT)
     command = [
         EVALUATOR,
         "-c",
@@ -115,7 +140,14 @@ def _server(folder: Path, name: str, model: Path, port: int, *more: str) -> Iter
         "serve",
         *arguments,
     ]
-    environment = os.environ | launch.env | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+    environment = (
+        os.environ
+        | launch.env
+        | {
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",  # where FlashInfer is absent; the gate's questions are greedy
+        }
+    )
     with (folder / f"out/serve-{name}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -126,19 +158,19 @@ def _server(folder: Path, name: str, model: Path, port: int, *more: str) -> Iter
             process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes], port: int) -> float | None:
+def _ready(process: subprocess.Popen[bytes]) -> float | None:
     begun = time.monotonic()
     while time.monotonic() - begun < READY_SECONDS and process.poll() is None:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2)
             return round(time.monotonic() - begun, 1)
         time.sleep(1)
     return None
 
 
-def _load_adapter(port: int, name: str, folder: Path) -> dict[str, Any]:
+def _load_adapter(name: str, folder: Path) -> dict[str, Any]:
     body = json.dumps({"lora_name": name, "lora_path": str(folder)}).encode()
-    url, headers = f"http://127.0.0.1:{port}/v1/load_lora_adapter", {"Content-Type": "application/json"}
+    url, headers = f"http://127.0.0.1:{PORT}/v1/load_lora_adapter", {"Content-Type": "application/json"}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
             return {"status": answer.status, "said": answer.read().decode()[:300]}
@@ -146,13 +178,14 @@ def _load_adapter(port: int, name: str, folder: Path) -> dict[str, Any]:
         return {"status": error.code, "said": error.read().decode()[:300]}
 
 
-def _ask(folder: Path, name: str, port: int) -> dict[str, Any]:
+def _ask(folder: Path, name: str) -> dict[str, Any]:
     """What a ModelServe's gate finds: test rows whose token ids and whose answers are the evaluation's."""
-    subject = "merged" if name == "adapter" else name
+    subject = "merged" if name.startswith("adapter") else name
     uri = _facts(folder)["artifacts"][subject]["evaluation"]
+    model = f"{name}-of-the-job" if name.startswith("adapter") else name
     prompts, termination = folder / "out/prompts.json", folder / f"out/ask-{name}.json"
     prompts.write_text(json.dumps([{"prompt": "What is 2 + 3?"}]))
-    options = ["--url", f"http://127.0.0.1:{port}/v1", "--model", name, "--prompts", str(prompts), "--rows", uri]
+    options = ["--url", f"http://127.0.0.1:{PORT}/v1", "--model", model, "--prompts", str(prompts), "--rows", uri]
     environment = os.environ | {
         "FINETUNE_MOUNTS": str(folder / "path/mounts"),
         "FINETUNE_TERMINATION_LOG": str(termination),
