@@ -154,7 +154,7 @@ def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path
 def test_a_resumed_run_in_16_bits_on_the_fused_path_equals_the_unbroken_one(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on GPUs. PEFT reads adapters into float32 copies; the optimizer would change those, and nothing compute with them."""
+    """PEFT reads adapters in 16 bits, as GPUs have them, into float32 copies, with which the fused path would not compute."""
     monkeypatch.setattr(acceleration, "accelerate", lambda network, *_, **__: fuse(network))
     settings = LORA | {"method": "QLoRA", "precision": "BF16", "maxSteps": 6, "learningRate": 3e-3}
     unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
