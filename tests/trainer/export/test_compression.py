@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,11 +134,16 @@ def test_what_was_trained_on_nf4_is_not_undone_where_it_is_rounded_to_nf4_again(
 
     training = {"maxSteps": 1, "globalBatchSize": 4, "maxLength": 128}
     asked: list[Path] = []
+
+    def between(_merged: Path, fetched: Path, _quantization: adapters.Quantization) -> Any:
+        asked.append(fetched)
+        return network
+
+    monkeypatch.setattr(compression, "between", between)
     for merge_base in ("Dequantized", "Original"):
         run = make_run(training=training, artifacts=[NF4], merge_base=merge_base)
         prepare(run, tmp_path, test=PAIRS)
         at = context(run, "quantize-nf4", tmp_path)
-        monkeypatch.setattr(compression, "between", lambda *given: asked.append(given[1]) or network)
         compression.make(at, run.artifacts[0], merged, at.scratch / "made")
     assert asked == [base]  # a merge into the base as it was fetched lies on none of those values
 

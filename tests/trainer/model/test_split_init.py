@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.trainer.entries import prepare
 from tests.trainer.export.test_merge import TRAINING, divergence_from_trained, merged_folder
-from tests.trainer.training.test_train import LORA, committed, preempted, trained
+from tests.trainer.training.test_train import LORA, check_resumed, committed
 
 from finetune_trainer.contract import pod
-from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.model import adapters, compute, loading
@@ -64,13 +62,4 @@ def test_pain_20_resumed_run_equals_the_unbroken_one(
 ) -> None:
     monkeypatch.setenv(pod.ENV_GRACE_SECONDS, "120")
     settings = LORA | {"maxSteps": 4, "learningRate": 1e-3, "lora": {"init": init, "dropout": 0.1}}
-    unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
-    prepare(unbroken_run, tmp_path)
-    _, unbroken = trained(unbroken_run, tmp_path)
-    run = unbroken_run.model_copy(update={"store": StoreConfig(uri="pvc://store/broken")})
-    prepare(run, tmp_path)
-    before = preempted(run, tmp_path, after=2)
-    _, after = trained(run, tmp_path)
-    assert before.by_step | after.by_step == unbroken.by_step
-    weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
-    assert weights[0] == weights[1]
+    check_resumed(make_run, tmp_path, settings, after=2)

@@ -130,25 +130,29 @@ def untrained_loss(folder: Path) -> float:
     return total / count
 
 
-def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
-    """Bit for bit, with dropout, stopped between two micro-batches in the middle of an epoch."""
-    settings = LORA | {"maxSteps": 7, "lora": {"dropout": 0.1}}
+def check_resumed(make_run: MakeRun, tmp_path: Path, settings: dict[str, Any], after: int) -> None:
+    """A run that is stopped within a step and started again has the losses and the adapter of one that never was."""
     unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
     prepare(unbroken_run, tmp_path)
     _, unbroken = trained(unbroken_run, tmp_path)
 
     run = unbroken_run.model_copy(update={"store": StoreConfig(uri="pvc://store/broken")})
     prepare(run, tmp_path)
-    before = preempted(run, tmp_path, after=3)
-    assert checkpoints(run, tmp_path) == [3]
-    result, after = trained(run, tmp_path)
+    before = preempted(run, tmp_path, after=after)
+    assert checkpoints(run, tmp_path) == [after]
+    result, later = trained(run, tmp_path)
 
     assert result.train is not None
-    assert result.train.resumed_from_step == 3
-    assert before.by_step | after.by_step == unbroken.by_step
+    assert result.train.resumed_from_step == after
+    assert before.by_step | later.by_step == unbroken.by_step
     weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
     assert weights[0] == weights[1]
     assert checkpoints(run, tmp_path) == []  # the work is committed
+
+
+def test_pain_20_resumed_run_equals_the_unbroken_one(make_run: MakeRun, tmp_path: Path) -> None:
+    """Bit for bit, with dropout, stopped between two micro-batches in the middle of an epoch."""
+    check_resumed(make_run, tmp_path, LORA | {"maxSteps": 7, "lora": {"dropout": 0.1}}, after=3)
 
 
 def test_a_resumed_run_in_16_bits_on_the_fused_path_equals_the_unbroken_one(
@@ -157,16 +161,7 @@ def test_a_resumed_run_in_16_bits_on_the_fused_path_equals_the_unbroken_one(
     """PEFT reads adapters in 16 bits, as GPUs have them, into float32 copies, with which the fused path would not compute."""
     monkeypatch.setattr(acceleration, "accelerate", lambda network, *_, **__: fuse(network))
     settings = LORA | {"method": "QLoRA", "precision": "BF16", "maxSteps": 6, "learningRate": 3e-3}
-    unbroken_run = make_run(training=settings, store={"uri": "pvc://store/unbroken"})
-    prepare(unbroken_run, tmp_path)
-    _, unbroken = trained(unbroken_run, tmp_path)
-    run = unbroken_run.model_copy(update={"store": StoreConfig(uri="pvc://store/broken")})
-    prepare(run, tmp_path)
-    before = preempted(run, tmp_path, after=2)
-    _, after = trained(run, tmp_path)
-    assert before.by_step | after.by_step == unbroken.by_step
-    weights = [(committed(r, tmp_path) / "adapter_model.safetensors").read_bytes() for r in (run, unbroken_run)]
-    assert weights[0] == weights[1]
+    check_resumed(make_run, tmp_path, settings, after=2)
 
 
 def test_damaged_checkpoint_is_passed_over(make_run: MakeRun, tmp_path: Path) -> None:
