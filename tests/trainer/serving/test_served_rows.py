@@ -21,6 +21,7 @@ from finetune_trainer.contract.reports import StepResult, Termination
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.export import llamacpp
 from finetune_trainer.serving import ask
+from finetune_trainer.serving.endpoint import Endpoint
 from finetune_trainer.stages import evaluate
 
 pytestmark = pytest.mark.slow
@@ -84,6 +85,14 @@ def test_the_same_model_reads_the_same_tokens_and_answers_alike(
     assert report.served_rows is not None
     assert (report.served_rows.asked, report.served_rows.same_token_ids) == (8, 8)
     assert report.served_rows.same_answers >= 7
+
+
+def test_its_speed_is_told_by_the_tokens_that_the_engine_counts(smollm: Path, tmp_path: Path) -> None:
+    with llama_server(smollm, tmp_path) as url:
+        streamed = Endpoint(url, "facts", max_tokens=8).stream("Name three colours.", 60)
+    assert streamed is not None
+    assert streamed.tokens == 8
+    assert 0 < streamed.first < streamed.last
 
 
 def test_another_model_is_refused(
