@@ -27,7 +27,7 @@ def _sentence(error: dict[str, Any], model: type[BaseModel], at: str) -> str:
     for part in error["loc"]:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"
     path = path.removeprefix(".")
-    context, given = error.get("ctx", {}), _shown(error.get("input"))
+    context, given = error.get("ctx", {}), shown(error.get("input"))
     match error["type"]:
         case "missing":
             return f"{path} is required; add it"
@@ -50,7 +50,8 @@ def _sentence(error: dict[str, Any], model: type[BaseModel], at: str) -> str:
     return f"{path} is {given}; {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A wrong value as a sentence names it."""
     if isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'}"
     text = "empty" if value is None or value == "" else str(value)

@@ -81,9 +81,19 @@ ROWS = [
     ("method: LoRA", "method: Lora", "spec.training.method is Lora; it takes 'QLoRA', 'LoRA' or 'Full'"),
     ("learningRate: 0.001", "learningRate: 5", "spec.training.learningRate is 5; it must be at most 1"),
     ("learningRate: 0.001", "learningRate: 0", "spec.training.learningRate is 0; it must be above 0"),
+    ("learningRate: 0.001", "maxGradNorm: .inf", "spec.training.maxGradNorm is inf; input should be a finite number"),
     ("learningRate: 0.001", "learningRate: fast", "spec.training.learningRate is fast; input should be a valid number"),
     ("learningRate:", "learning_rates:", "spec.training.learning_rates is not a field; write spec.training.learningRate"),
     ("  training:", "  training: {seed: 1}\n  training:", "is not YAML: the key training comes twice; remove one of them"),
+    *(
+        ("  training:", f"  evaluation: {{gates: [{{name: g, metric: {metric}, {bound}}}]}}\n  training:", sentence)
+        for metric, bound, sentence in (
+            ("exactMatch", "min: 80", "gates[] g: min is 80, but exactMatch is 1 at most, so that no model passes; lower it"),
+            ("rougeL", "minImprovementOverBase: 5", "g: minImprovementOverBase is 5, but rougeL is 1 at most, so that no"),
+            ("perplexity", "max: 0.5", "g: max is 0.5, but perplexity is 1 at least, so that no model passes; raise it"),
+            ("loss", "max: -1", "g: max is -1, but loss is 0 at least, so that no model passes; raise it"),
+        )
+    ),
     (
         "  training:",
         "  evaluation: {gates: [{name: g, metric: rougeX, min: 0.5}]}\n  training:",
@@ -129,6 +139,26 @@ def test_a_gate_on_a_task_is_taken(tmp_path: Path) -> None:
     gates = "gates: [{name: g, metric: arc/acc_norm, min: 0.5}]"
     text = GOOD.replace("  training:", f"  evaluation: {{{ARC}, {gates}}}\n  training:")
     assert read_document(write(tmp_path, text)).job.spec.evaluation.gates[0].metric == "arc/acc_norm"
+
+
+@pytest.mark.parametrize(
+    ("config_map", "sentence"),
+    [
+        ("data: {a: b}", "a ConfigMap of the file has no metadata.name; add it"),
+        ("metadata: [c]\ndata: {a: b}", "a ConfigMap of the file has no metadata.name; add it"),
+        ("metadata: {name: c}\ndata: [a]", "data of the ConfigMap c is a list; it takes a mapping of keys to texts"),
+        ("metadata: {name: c}\ndata: {a: {b: c}}", "data.a of the ConfigMap c is a mapping; write it as text, in quotes or"),
+        ("metadata: {name: c}\ndata: {a: 1}", "data.a of the ConfigMap c is 1; write it as text, in quotes or after |"),
+        (
+            "metadata: {name: c}\nbinaryData: {a: '*'}",
+            "binaryData.a of the ConfigMap c is not base64; write what `base64 FILE`",
+        ),
+    ],
+)
+def test_config_maps_that_an_api_server_would_refuse(config_map: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError) as error:
+        read_document(write(tmp_path, f"{GOOD}---\nkind: ConfigMap\n{config_map}\n"))
+    assert error.value.problems[0].startswith(sentence)
 
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:

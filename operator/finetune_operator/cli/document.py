@@ -14,7 +14,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.cli import rules
 from finetune_operator.finetunejob import admission
 from finetune_operator.meta import API_VERSION
-from finetune_operator.sentences import sentences
+from finetune_operator.sentences import sentences, shown
 
 
 class FileError(Exception):
@@ -60,22 +60,34 @@ def read_document(path: Path, *, cpu: bool = False) -> Document:
     if len(jobs) != 1:
         raise FileError(f"{path} holds {len(jobs)} FineTuneJobs; write exactly one into the file")
     job = _job(jobs[0], cpu=cpu)
-    maps = {o["metadata"]["name"]: _held(o) for o in objects if o.get("kind") == "ConfigMap"}
+    maps = dict(_held(o) for o in objects if o.get("kind") == "ConfigMap")
     return Document(job, maps)
 
 
-def _held(config_map: dict[str, Any]) -> dict[str, bytes]:
-    """The bytes of each key, as a pod finds them mounted. Raises FileError for binaryData that is not base64."""
-    held = {key: str(text).encode() for key, text in (config_map.get("data") or {}).items()}
-    for key, text in (config_map.get("binaryData") or {}).items():
-        try:
-            held[key] = base64.b64decode("".join(str(text).split()), validate=True)
-        except ValueError:
-            name = config_map["metadata"]["name"]
-            raise FileError(
-                f"binaryData.{key} of the ConfigMap {name} is not base64; write what `base64 {key}` prints"
-            ) from None
-    return held
+def _held(config_map: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """Its name, and the bytes of each key as a pod finds them mounted. Raises FileError for what the API server refuses."""
+    metadata = config_map.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(name, str):
+        raise FileError("a ConfigMap of the file has no metadata.name; add it")
+    held: dict[str, bytes] = {}
+    for field in ("data", "binaryData"):
+        texts = config_map.get(field) or {}
+        if not isinstance(texts, dict):
+            raise FileError(f"{field} of the ConfigMap {name} is {shown(texts)}; it takes a mapping of keys to texts")
+        held |= {str(key): _bytes(f"{field}.{key} of the ConfigMap {name}", text, field) for key, text in texts.items()}
+    return name, held
+
+
+def _bytes(where: str, text: Any, field: str) -> bytes:
+    if not isinstance(text, str):
+        raise FileError(f"{where} is {shown(text)}; write it as text, in quotes or after |")
+    if field == "data":
+        return text.encode()
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        raise FileError(f"{where} is not base64; write what `base64 FILE` prints") from None
 
 
 def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_operator.api.finetunejob import FineTuneJobSpec
-from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.run_config import devices
 from finetune_trainer.contract import combinations
 
@@ -15,7 +15,7 @@ from finetune_trainer.contract import combinations
 def problems(spec: FineTuneJobSpec) -> list[str]:
     """Sentences that name the field and the remedy; none for a spec that can be run."""
     together = combinations.refusals(spec.training, devices(spec))
-    return [*together, *_duplicates(spec), *handover.problems(spec)]
+    return [*together, *_duplicates(spec), *gates.problems(spec.evaluation.gates), *handover.problems(spec)]
 
 
 def _duplicates(spec: FineTuneJobSpec) -> Iterator[str]:

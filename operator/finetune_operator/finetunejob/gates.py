@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from finetune_operator.api.evaluation import Gate, GateAction
 from finetune_operator.api.finetunejob_status import GateVerdict
-from finetune_trainer.contract.metrics import LOWER_IS_BETTER, ONLY_FOR, Metric
+from finetune_trainer.contract.metrics import BOUNDS, LOWER_IS_BETTER, ONLY_FOR, SHARE, Metric
 from finetune_trainer.contract.objectives import OBJECTIVES, Objective
 from finetune_trainer.contract.pipeline import BASE, MERGED
 from finetune_trainer.contract.reports import Scores
@@ -29,6 +29,19 @@ def verdicts(gates: Iterable[Gate], scores: Iterable[Scores], objective: Objecti
 def blocking(judged: Iterable[GateVerdict]) -> list[GateVerdict]:
     """The failed gates that stop the job."""
     return [v for v in judged if not v.passed and v.action is GateAction.BLOCK]
+
+
+def problems(gates: Iterable[Gate]) -> Iterator[str]:
+    """A sentence for each gate that no model can pass, told before anything is trained."""
+    for gate in (gate for gate in gates if gate.metric in list(Metric)):
+        least, most = BOUNDS.get(Metric(gate.metric), SHARE)
+        given = {"min": gate.min, "minImprovementOverBase": gate.min_improvement_over_base}
+        above = [(field, value) for field, value in given.items() if value is not None and value > most]
+        at = f"spec.evaluation.gates[] {gate.name}"
+        for field, value in above:
+            yield f"{at}: {field} is {value:g}, but {gate.metric} is {most:g} at most, so that no model passes; lower it"
+        if gate.max is not None and gate.max < least:
+            yield f"{at}: max is {gate.max:g}, but {gate.metric} is {least:g} at least, so that no model passes; raise it"
 
 
 def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:

@@ -111,3 +111,20 @@ def test_a_class_that_transformers_does_not_have(make_run: MakeRun, tmp_path: Pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "lama"}))
     assert "ModelUnsupported: spec.model: transformers can't make a language model" in refusal(make_run(training=LORA), folder)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sentence"),
+    [
+        ("adam_w", "InvalidSpec: spec.training.optimizer: transformers knows no adam_w; use Auto or one of adafactor, "),
+        ("galore_adamw", "InvalidSpec: spec.training.optimizer: galore_adamw can't be had here; use Auto, adamw_torch or "),
+        ("adamw_torch_xla", "InvalidSpec: spec.training.optimizer: adamw_torch_xla can't be had here; use Auto, adamw_torch"),
+    ],
+)
+def test_an_optimizer_that_is_not_there(make_run: MakeRun, tmp_path: Path, optimizer: str, sentence: str) -> None:
+    said = refusal(make_run(training=LORA | {"optimizer": optimizer}), model(tmp_path / "model", "llama"))
+    assert said.startswith(sentence)
+
+
+def test_an_optimizer_of_bitsandbytes_is_let_through_though_prepare_has_no_gpu(make_run: MakeRun, tmp_path: Path) -> None:
+    check_trainable(make_run(training=LORA | {"optimizer": "paged_adamw_8bit"}), rows(64), model(tmp_path / "model", "llama"))

@@ -15,7 +15,12 @@ class Strict(BaseModel):
     """A value that we write: an unknown key is an error, not a surprise."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,  # JSON, which the API server speaks, has neither
     )
 
 

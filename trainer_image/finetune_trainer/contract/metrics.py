@@ -7,6 +7,7 @@ filter chose the answer.
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
 
 
 class Metric(StrEnum):
@@ -23,6 +24,9 @@ class Metric(StrEnum):
 
 
 LOWER_IS_BETTER = frozenset({Metric.LOSS, Metric.PERPLEXITY, Metric.ENTROPY})
+# The least and the most that a score can be; a metric that is not named here is a share.
+SHARE = (0.0, 1.0)
+BOUNDS = {Metric.LOSS: (0.0, inf), Metric.ENTROPY: (0.0, inf), Metric.PERPLEXITY: (1.0, inf)}
 # Metrics that only rows of one format have, and what to judge where they are not there.
 ONLY_FOR = {
     Metric.ACCURACY: ("Classification", Metric.EXACT_MATCH),

@@ -21,6 +21,8 @@ def check_trainable(run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
     _check_vocabulary(network, folder)
     _check_positions(network, run, rows, folder)
     training = run.training
+    if training.optimizer != "Auto":
+        _check_optimizer(training.optimizer)
     if training.packing:
         _check_packing(folder)
     if training.method is Method.QLORA:
@@ -77,6 +79,23 @@ def _learns_positions(network: Any, positions: int) -> bool:
     tokens = network.get_input_embeddings()
     tables = [m for m in network.modules() if isinstance(m, Embedding) and m is not tokens]
     return any(positions <= table.num_embeddings <= positions + 2 for table in tables)
+
+
+def _check_optimizer(name: str) -> None:
+    """Half of the names that transformers knows need a package, or a device, that the trainer's image is without."""
+    from transformers import Trainer, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    known = sorted(optimizer.value for optimizer in OptimizerNames)
+    if name not in known:
+        raise bad_config(f"spec.training.optimizer: transformers knows no {name}; use Auto or one of {', '.join(known)}")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=True, report_to=[]))
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise bad_config(
+            f"spec.training.optimizer: {name} can't be had here; use Auto, adamw_torch or adamw_bnb_8bit, or an image that has"
+            f" it in spec.stages.train.image and .prepare.image ({first_line(error, 160)})"
+        ) from error
 
 
 def _check_packing(folder: Path) -> None:
