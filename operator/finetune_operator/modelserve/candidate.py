@@ -55,9 +55,9 @@ def _begun(case: Case, target: Target, candidate: Revision, live: Revision | Non
 
 
 def _and(step: Rollout, text: str) -> str:
-    """A message with what the strategy means, where it is more than that the live one goes on."""
+    """A message with what the strategy means for those who ask."""
     told = step.candidate and step.candidate.strategy_message
-    return f"{text}; {told}" if told and step.live is not None else text
+    return f"{text}; {told}" if told else text
 
 
 def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:

@@ -38,6 +38,8 @@ class Choice:
 def choose(case: Case, target: Target, candidate: Revision, live: Revision, found: Trouble | None) -> Choice:
     """How this revision is to load. What was begun in the live one's place goes on so: its pods are gone by now."""
     asked, down = case.serve.spec.rollout.strategy, downtime(case, target, live)
+    if candidate.strategy is Strategy.RECREATE and asked is not Strategy.SURGE and candidate.strategy_message:
+        return Choice(Strategy.RECREATE, candidate.strategy_message)  # foretold while the live one's pods still told of it
     stopped = f"revision {live.name} is stopped until then: nothing answers for {down.text}, and while the gate asks"
     if asked is Strategy.RECREATE:
         return Choice(Strategy.RECREATE, f"{stopped}, as spec.rollout.strategy is Recreate")

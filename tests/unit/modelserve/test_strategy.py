@@ -66,8 +66,19 @@ def test_recreate_says_before_how_long_nothing_will_answer() -> None:
 
 
 def test_the_live_revisions_own_load_time_foretells_the_outage() -> None:
-    stage, _, _ = another(strategy="Recreate")
+    stage, live, _ = another(strategy="Recreate")
     assert f"nothing answers for about {TOOK} s" in stage.message()
+    stop_live(stage, live)
+    stage.settle()
+    assert f"nothing answers for about {TOOK} s" in stage.message(), "its pods are gone, and what they told stays true"
+
+
+def test_a_spec_that_asks_for_surge_again_brings_the_stopped_one_back() -> None:
+    stage, live, new = another(strategy="Recreate")
+    stop_live(stage, live)
+    stage.edit(rollout={"strategy": "Surge"})
+    stage.settle()
+    assert (replicas(stage, live), replicas(stage, new)) == (1, 1)
 
 
 def test_the_old_revision_comes_back_where_the_one_in_its_place_is_refused() -> None:
