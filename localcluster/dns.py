@@ -9,7 +9,8 @@ from localcluster.processes import Process, answers
 from localcluster.settings import DNS_SERVICE, NODE_ADDRESS, Settings
 
 PORT = 10053  # 53 and 5353 may be taken on every address of the machine
-READY_URL = f"http://{NODE_ADDRESS}:10054/ready"
+READY_PORT = 10054
+READY_URL = f"http://{NODE_ADDRESS}:{READY_PORT}/ready"
 USER = "finetune-localcluster:dns"
 RULES: list[Object] = [
     {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
@@ -19,7 +20,7 @@ CONFIGURATION = """\
 .:{port} {{
     bind {address}
     errors
-    ready {address}:10054
+    ready {address}:{ready}
     kubernetes cluster.local in-addr.arpa ip6.arpa {{
         kubeconfig {kubeconfig}
         pods insecure
@@ -40,15 +41,20 @@ def ensure(settings: Settings, api: Api, server: str) -> None:
     kubeconfig = identity.write_kubeconfig(settings.directory / "dns.kubeconfig", server)
     access.grant(api, USER, RULES)
     _apply_service(api)
-    resolver = kubelet.RESOLVED if kubelet.RESOLVED.exists() else Path("/etc/resolv.conf")
-    has_servers = resolver.exists() and "nameserver" in resolver.read_text()
-    forward = f"forward . {resolver}" if has_servers else ""
     file = settings.directory / "Corefile"
-    file.write_text(CONFIGURATION.format(port=PORT, address=NODE_ADDRESS, kubeconfig=kubeconfig, forward=forward))
+    file.write_text(corefile(NODE_ADDRESS, PORT, READY_PORT, kubeconfig))
     command = [str(toolchain.binary(settings.cache, "coredns")), "-conf", str(file)]
     process = Process(settings.directory, "coredns", command, configuration=(file,))
     process.ensure()
     process.wait(lambda: answers(READY_URL))
+
+
+def corefile(address: str, port: int, ready: int, kubeconfig: Path) -> str:
+    """The configuration: Services of the cluster, and all else from the machine's own resolver, if it has one."""
+    resolver = kubelet.RESOLVED if kubelet.RESOLVED.exists() else Path("/etc/resolv.conf")
+    has_servers = resolver.exists() and "nameserver" in resolver.read_text()
+    forward = f"forward . {resolver}" if has_servers else ""
+    return CONFIGURATION.format(port=port, ready=ready, address=address, kubeconfig=kubeconfig, forward=forward)
 
 
 def _apply_service(api: Api) -> None:
