@@ -1,4 +1,4 @@
-"""What the local cluster and the demo rest on, against a real API server: CoreDNS with our plugins, the overlay over install/."""
+"""What the local cluster and the demo rest on, against a real API server: CoreDNS's plugins, the overlay over install/."""
 
 from __future__ import annotations
 
