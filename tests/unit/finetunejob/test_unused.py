@@ -169,7 +169,7 @@ PROGRAMS = [(rule, ENVIRONMENT.program(ENVIRONMENT.compile(rule.must))) for rule
 
 
 def is_refused(spec: FineTuneJobSpec, path: str) -> bool:
-    """A field is read by the operator, or by a rule of the API server that looks at the field."""
+    """The operator refuses the spec, or a rule of the API server does that looks at the field."""
     body, name = {"spec": spec.model_dump(mode="json", by_alias=True, exclude_none=True)}, path.rpartition(".")[2]
     asked = ((program, rule.at.split(".")) for rule, program in PROGRAMS if name in rule.must)
     return bool(admission.problems(spec)) or any(
