@@ -127,7 +127,8 @@ def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:
 
 def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
     """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay, and all
-    of them while a stranger has its name: what served may serve again.
+    of them while a stranger has its name: what served may serve again. Whose they are is told by their names: a label may
+    have been edited, and is put back.
     """
     if case.world.stranger:
         return
@@ -137,6 +138,8 @@ def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
     for child in case.world.children:
         meta, revision = child["metadata"], revision_of(child)
         stays = remembered if child["kind"] == "ControllerRevision" else kept
+        if meta["name"] in {objects.revision_name(case.serve, name) for name in stays}:
+            continue
         if revision and (revision not in stays or _superseded(case, rollout, child)):
             yield Delete(child["kind"], meta["name"], meta["uid"])
 

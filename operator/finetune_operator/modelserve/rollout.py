@@ -59,11 +59,12 @@ def next_rollout(case: Case) -> Rollout:
 def _live(case: Case) -> Revision | None:
     """The revision that the Service selects; what is known of it comes from the status, or from its Deployment.
 
-    A Service that is away takes nothing down: what it selected is what the status tells, while that can be rendered.
+    A Service that is away, or selects what never was, takes nothing down: the status tells what it selected.
     """
     status, world = case.serve.status, case.world
-    name = world.live or (status.live.name if status.live and not world.stranger else None)
-    if name is None or (world.live is None and name not in world.records and name not in world.deployed):
+    told = status.live.name if status.live and not world.stranger else None
+    name = next((n for n in (world.live, told) if n in world.records or n in world.deployed), world.live)
+    if name is None:
         return None
     known = next((r for r in (status.live, status.candidate) if r is not None and r.name == name), None)
     known = _served(case, name, known)

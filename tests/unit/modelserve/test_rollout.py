@@ -156,6 +156,27 @@ def test_a_service_that_lost_its_owner_is_still_ours() -> None:
     assert (stage.live(), stage.revisions()) == (old, {old})
 
 
+@pytest.mark.parametrize("kind", ["Deployment", "Service"])
+def test_an_edited_label_of_the_revision_costs_no_pod(kind: str) -> None:
+    """Found by editing each field by hand: what was labelled as another revision was removed, while it served."""
+    stage = Stage()
+    old = refused_second(stage)
+    stage.deleted.clear()
+    child = stage.objects[kind, f"facts-{old}"]
+    child["metadata"]["labels"][LABEL_REVISION] = "another"
+    stage.settle()
+    assert stage.objects[kind, f"facts-{old}"]["metadata"]["labels"][LABEL_REVISION] == old
+    assert stage.deleted == []
+
+
+def test_a_service_that_selects_what_never_was_costs_no_revision() -> None:
+    stage = Stage()
+    old = refused_second(stage)
+    stage.objects["Service", "facts"]["spec"]["selector"][LABEL_REVISION] = "another"
+    stage.settle()
+    assert (stage.live(), stage.revisions()) == (old, {old})
+
+
 def test_a_stranger_under_the_services_name_costs_no_revision() -> None:
     stage = Stage()
     old = refused_second(stage)
