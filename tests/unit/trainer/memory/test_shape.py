@@ -38,6 +38,8 @@ def test_a_config_is_read_by_the_names_that_families_use() -> None:
     other = shape_of(gpt2, LARGE)
     assert (other.hidden, other.heads, other.layers, other.feed_forward) == (8, 4, 6, 32)
     assert (other.query, other.key_value, other.tied) == (8, 8, False)
+    mpt = shape_of({"d_model": 8, "n_heads": 4, "n_layers": 6, "vocab_size": 100}, LARGE)
+    assert (mpt.hidden, mpt.heads, mpt.layers) == (8, 4, 6)
     assert shape_of({"text_config": PLAIN, "tie_word_embeddings": True}, LARGE).tied
     with pytest.raises(KeyError):
         shape_of({k: v for k, v in PLAIN.items() if k != "num_hidden_layers"}, LARGE)
