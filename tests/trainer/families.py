@@ -19,7 +19,8 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 512,
     "sliding_window": 8,
 }
-EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_local_experts": 4}
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4}
+NARROW_EXPERTS = EXPERTS | {"moe_intermediate_size": 32}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"]}
 LATENT = {
     "q_lora_rank": 32,
@@ -47,14 +48,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "ministral3": {},
     "mixtral": EXPERTS,
     "qwen2": {"use_sliding_window": True, "max_window_layers": 1},
-    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 48},
+    "qwen2_moe": NARROW_EXPERTS | {"shared_expert_intermediate_size": 48},
     "qwen3": {},
-    "qwen3_moe": EXPERTS,
+    "qwen3_moe": NARROW_EXPERTS,
     "gemma": {},
     "gemma2": WINDOWS | {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
     "gemma3_text": WINDOWS | {"query_pre_attn_scalar": 16},
     "gpt_oss": EXPERTS | WINDOWS,
-    "phi": {},
+    "phi": {"num_key_value_heads": 4},  # llama.cpp knows no other, and there is no other
     "phi3": {"pad_token_id": 0},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": {},
@@ -62,7 +63,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "stablelm": {},
     "starcoder2": {},
     "olmo2": {},
-    "olmoe": EXPERTS | {"sliding_window": None},  # it has none, and of one here transformers' implementations differ
+    "olmoe": EXPERTS
+    | {"num_key_value_heads": 4, "sliding_window": None},  # it has none, and of one here transformers' implementations differ
     "granite": {},
     "granitemoe": EXPERTS,
     "cohere": {},

@@ -30,13 +30,13 @@ def folder(tmp_path: Path, smollm: Path) -> Path:
 
 def refusal(folder: Path, scratch: Path) -> str:
     with pytest.raises(StepFailed) as caught:
-        convertible.check(folder, scratch)
+        convertible.check(folder, scratch, ["Q8_0"])
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_CONFIG, "ModelNotConvertible")
     return caught.value.message
 
 
 def test_a_known_model_passes(folder: Path, tmp_path: Path) -> None:
-    convertible.check(folder, tmp_path)
+    convertible.check(folder, tmp_path, ["Q8_0"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "skeleton"]
 
 
@@ -61,6 +61,6 @@ def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
 ) -> None:
     (tmp_path / "convert_hf_to_gguf.py").write_text("import nothing_of_this_name")
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path))
-    convertible.check(folder, tmp_path)
+    convertible.check(folder, tmp_path, ["Q8_0"])
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path / "nowhere"))
-    convertible.check(folder, tmp_path)
+    convertible.check(folder, tmp_path, ["Q8_0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,14 @@ def test_merged_folder_can_be_served(make_run: MakeRun, tmp_path: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token != tokenizer.eos_token
     assert divergence_from_trained(run, tmp_path, folder) <= 1e-4  # also where most of the 4-bit layers have no adapter
+
+
+def test_the_file_of_sentencepiece_comes_along_for_converters(make_run: MakeRun, tmp_path: Path) -> None:
+    models = tmp_path / "mounts/claims/models"
+    shutil.copytree(models / "tiny", models / "pieces")
+    (models / "pieces/tokenizer.model").write_bytes(b"pieces")
+    folder = merged_folder(make_run(training=TRAINING, model={"uri": "pvc://models/pieces"}), tmp_path)
+    assert (folder / "tokenizer.model").read_bytes() == b"pieces"
 
 
 @pytest.mark.parametrize("method", ["LoRA", "Full"])

@@ -35,6 +35,15 @@ def test_pain_19_older_servers_find_the_names_that_they_know(tmp_path: Path) -> 
     assert written(tmp_path, rope_parameters=by_layer) == {"rope_parameters": by_layer}
 
 
+def test_llama_cpp_s_converter_finds_the_names_that_it_knows(tmp_path: Path) -> None:
+    """Without them GGUF of these families ended with a KeyError, after training."""
+    assert written(tmp_path, model_type="gpt2", n_positions=512)["n_ctx"] == 512
+    rotary = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
+    assert written(tmp_path, model_type="gpt_neox", rope_parameters=rotary)["rotary_pct"] == 0.25
+    assert written(tmp_path, model_type="cohere2", rope_parameters={"rope_theta": 1e4})["rotary_pct"] == 1.0
+    assert written(tmp_path, model_type="cohere2", rotary_pct=0.5)["rotary_pct"] == 0.5
+
+
 def test_pain_19_the_pinned_transformers_reads_the_same_model(tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoTokenizer
 

@@ -32,9 +32,9 @@ class Format:
     quantizations: tuple[Quantization, ...]
     named: str  # these, as a sentence names them to somebody who has to choose: the customary first
     made_by: str  # module of export/, with `make`, `prove` and the LIMITS of its quantizations
+    checked_by: str  # module of export/, with `check`: it tells before training whether the model can become one
     image: Literal["trainer", "quantizer"] = "trainer"  # that has what `made_by` needs
     needs_llama_cpp: bool = False  # its programs and its converter
-    checked_by: str | None = None  # module of export/, with `check`: it tells before training whether the model can become one
     scored_by: str | None = None
     """Engine that scores it in a step of its own, on the CPU; None: scored beside the base model, by what scores that."""
     tried_by: tuple[str, ...] = ()  # commands of people who have the folder, told at the end of `finetune run`
@@ -42,9 +42,9 @@ class Format:
 
 FORMATS: dict[ArtifactFormat, Format] = {
     ArtifactFormat.COMPRESSED_TENSORS: Format(
-        ("FP8", "W4A16", "AWQ"), "FP8, W4A16 or AWQ", made_by="compression", image="quantizer"
+        ("FP8", "W4A16", "AWQ"), "FP8, W4A16 or AWQ", made_by="compression", image="quantizer", checked_by="quantizable"
     ),
-    ArtifactFormat.BITS_AND_BYTES: Format(("NF4",), "NF4", made_by="compression"),
+    ArtifactFormat.BITS_AND_BYTES: Format(("NF4",), "NF4", made_by="compression", checked_by="quantizable"),
     ArtifactFormat.GGUF: Format(
         ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"),
         "Q4_K_M, Q5_K_M, Q6_K, Q8_0 or F16",

@@ -15,17 +15,14 @@ from typing import Any
 from finetune_trainer.context import Context
 from finetune_trainer.contract.adapters import Quantization
 from finetune_trainer.contract.artifacts import Artifact
-from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
-from finetune_trainer.export import calibration, proof
+from finetune_trainer.export import calibration, proof, quantizable
 from finetune_trainer.export.proof import FixedRow, Limits
+from finetune_trainer.export.quantizable import HEAD, group_size
 from finetune_trainer.export.server_files import make_readable
-from finetune_trainer.failures import StepFailed
 
-GROUPS = (128, 64, 32)  # weights that share one scale; those that vLLM's kernels have, best first
 AWQ_ROWS = 16  # as many as its paper (arXiv 2306.00978) needs; each goes through every layer twenty times
-HEAD = "lm_head"  # stays as it is: few of the weights, and the most sensitive ones
 
 # SmolLM2-135M has divergences of 0.06, 0.17, 0.23 and 0.60, ratios of 1.05, 1.10, 1.17 and 1.45.
 LIMITS = {
@@ -37,9 +34,10 @@ LIMITS = {
 
 
 def make(context: Context, artifact: Artifact, merged: Path, folder: Path) -> dict[str, str]:
-    """Write the quantized model with its tokenizer; returns what the manifest should note."""
+    """Write the quantized model with its tokenizer; returns what the manifest should note. Raises StepFailed."""
     from transformers import AutoTokenizer
 
+    quantizable.check(merged, context.scratch, [artifact.quantization])
     context.progress(f"quantizing to {artifact.quantization}")
     write = {"FP8": _write_fp8, "W4A16": _write_w4a16, "AWQ": _write_awq, "NF4": _write_nf4}[artifact.quantization]
     notes = write(context, merged, folder)
@@ -74,7 +72,6 @@ def _write_awq(context: Context, merged: Path, folder: Path) -> dict[str, str]:
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
     network = _dense(merged)
-    check_mapped(network)
     scheme, group = _in_groups("W4A16_ASYM", network)
     rows = calibration.rows(context.inputs.data()[1], AWQ_ROWS)
     with unpinned():
@@ -104,21 +101,6 @@ def _calibrate(network: Any, recipe: Any, rows: list[list[int]]) -> None:
         num_calibration_samples=len(rows),
         max_seq_length=calibration.TOKENS,
     )
-
-
-def check_mapped(network: Any) -> None:
-    """AWQ scales up what a layer reads and scales down what writes it, so it must know which writes for which.
-
-    llm-compressor knows the pairs of some architectures. For any other it takes Llama's pairs, and where no layer has their
-    names it only rounds, without a word. This raises StepFailed ConversionFailed instead.
-    """
-    from llmcompressor.modifiers.transform.awq.dynamic_mappings import AWQ_DYNAMIC_MAPPING_REGISTRY
-    from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
-
-    architecture = type(network).__name__
-    if architecture not in AWQ_MAPPING_REGISTRY and architecture not in AWQ_DYNAMIC_MAPPING_REGISTRY:
-        message = f"llm-compressor can't make AWQ of {architecture}, whose layers it doesn't know; take W4A16"
-        raise StepFailed(StepReason.ConversionFailed, message)
 
 
 def unpinned() -> AbstractContextManager[None]:
@@ -183,18 +165,6 @@ def _dense(merged: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(merged, dtype="auto", use_safetensors=True)
-
-
-def group_size(network: Any) -> int:
-    """The largest group that divides every row which is quantized. Raises StepFailed ConversionFailed where none does."""
-    import torch
-
-    rows = {m.in_features for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and not n.endswith(HEAD)}
-    fits = [size for size in GROUPS if all(row % size == 0 for row in rows)]
-    if not fits:
-        message = f"4-bit groups need rows of a multiple of {GROUPS[-1]} values, and this model's have {sorted(rows)}; take FP8"
-        raise StepFailed(StepReason.ConversionFailed, message)
-    return fits[0]
 
 
 def prove(context: Context, artifact: Artifact, merged: Path, folder: Path) -> tuple[Check, ...]:

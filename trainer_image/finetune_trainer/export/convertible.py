@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
+from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.export import llamacpp, skeleton
 from finetune_trainer.failures import StepFailed
@@ -16,7 +18,7 @@ LOGGED = "ERROR:hf-to-gguf:"
 SECONDS = 300
 
 
-def check(model_folder: Path, scratch: Path) -> None:
+def check(model_folder: Path, scratch: Path, asked: Collection[Quantization]) -> None:
     """Convert all but the numbers of the model that merge would write: its configuration, tokenizer and weights' names.
 
     Raises StepFailed ModelNotConvertible; does nothing where there is no converter.
@@ -38,6 +40,6 @@ def check(model_folder: Path, scratch: Path) -> None:
         return
     raise StepFailed(
         StepReason.ModelNotConvertible,
-        f"spec.artifacts asks for GGUF, which llama.cpp can't make of this model"
+        f"spec.artifacts asks for GGUF ({', '.join(asked)}), which llama.cpp can't make of this model"
         f" ({said.removeprefix(LOGGED).replace(f'{folder}/', '')[:300]}): take out the GGUF artifacts or take another model",
     )

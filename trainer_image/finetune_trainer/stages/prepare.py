@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from finetune_trainer import environment
 from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
+from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.remarks import remarks
@@ -73,7 +74,7 @@ def run(context: Context) -> StepResult:
     if pipeline.TRAIN not in {result.step for result in done}:
         context.progress("looking at the model's layers")
         check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
-        _check_formats(context)
+    _check_formats(context, {result.step for result in done})
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
     told = context.inputs.with_teacher(facts)
@@ -86,13 +87,15 @@ def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...] | None
     return remarks(context.run, rows, positions_of(config)) or None
 
 
-def _check_formats(context: Context) -> None:
-    """Raises StepFailed where the model can't become one of the artifacts, as far as that is known before training."""
-    for name in dict.fromkeys(artifact.of_format.checked_by for artifact in context.run.artifacts):
-        if name is not None:
-            context.progress("asking whether the model can be converted")
-            checked_by = importlib.import_module(f"finetune_trainer.export.{name}")
-            checked_by.check(context.inputs.model_without_weights(), context.scratch)
+def _check_formats(context: Context, done: Collection[str]) -> None:
+    """Raises StepFailed where the model can't become one of the artifacts that are to be made, as far as that can be known."""
+    asked: dict[str, set[Quantization]] = {}
+    for artifact in (a for a in context.run.artifacts if f"quantize-{a.name}" not in done):
+        asked.setdefault(artifact.of_format.checked_by, set()).add(artifact.quantization)
+    for name, quantizations in asked.items():
+        context.progress("asking whether the model can be converted")
+        checked_by = importlib.import_module(f"finetune_trainer.export.{name}")
+        checked_by.check(context.inputs.model_without_weights(), context.scratch, sorted(quantizations))
 
 
 # ── The model ─────────────────────────────────────────────────────────────────────────────────────────────────────────

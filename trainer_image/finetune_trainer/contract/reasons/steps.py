@@ -107,7 +107,7 @@ class StepReason(Reason):
         ExitCode.BAD_CONFIG, "teacher and student have different vocabularies; take two models of one family"
     )
     ModelNotConvertible = ends(
-        ExitCode.BAD_CONFIG, "llama.cpp can't convert this model; remove the GGUF artifacts, or take another model"
+        ExitCode.BAD_CONFIG, "an artifact can't be made of this model; remove it, take another format, or take another model"
     )
     # ── The chat template ─────────────────────────────────────────────────────────────────────────────────────────────
     ChatTemplateMissing = ends(
