@@ -36,7 +36,7 @@ def test_pain_19_older_servers_find_the_names_that_they_know(tmp_path: Path) -> 
 
 
 def test_llama_cpp_s_converter_finds_the_names_that_it_knows(tmp_path: Path) -> None:
-    """Without them GGUF of these families ended with a KeyError, after training."""
+    """GGUF of these families ended with a KeyError otherwise, after training."""
     assert written(tmp_path, model_type="gpt2", n_positions=512)["n_ctx"] == 512
     rotary = {"rope_theta": 1e4, "partial_rotary_factor": 0.25}
     assert written(tmp_path, model_type="gpt_neox", rope_parameters=rotary)["rotary_pct"] == 0.25

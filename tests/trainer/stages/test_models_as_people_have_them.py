@@ -1,4 +1,4 @@
-"""Models as they lie on the hub, with a peculiarity each: they are trained, merged, quantized and scored, and know their rows."""
+"""Models as they lie on the hub, with a peculiarity each, are trained, merged, quantized and scored, and know their rows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plain(folder: Path) -> None:
 
 
 def generation_config_that_contradicts_itself(folder: Path) -> None:
-    """As many published ones do: transformers saves no model with such settings."""
+    """Many published ones do, and transformers saves no model with such settings."""
     plain(folder)
     edit(folder / "generation_config.json", do_sample=False, temperature=0.7, top_p=0.9)
 
