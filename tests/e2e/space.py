@@ -12,6 +12,7 @@ from demo.installation import SYSTEM
 from demo.kubectl import Kubectl, KubectlFailed, Object
 
 PATIENCE = 900  # seconds; two busy cores start a pod with torch in half a minute
+OPERATOR = "app.kubernetes.io/name=finetune-operator"
 JOB, SERVE = "finetunejob", "modelserve"
 
 
@@ -69,6 +70,14 @@ class Space:
         ]
         assert all(there.count(step) <= counts.get(step, 0) for step in there), (there, counts)
         return counts
+
+    def operator_restarts(self) -> dict[str, int]:
+        """How often the container of each pod of the operator was started again."""
+        pods = self.kubectl.items("pod", SYSTEM, OPERATOR)
+        return {p["metadata"]["name"]: c["restartCount"] for p in pods for c in p["status"].get("containerStatuses", [])}
+
+    def operator_log(self, *options: str) -> str:
+        return self.kubectl("logs", "-n", SYSTEM, "-l", OPERATOR, "--tail=-1", *options)
 
     def diagnosis(self) -> str:
         """What an engineer would look at first."""

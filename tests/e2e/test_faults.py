@@ -9,7 +9,7 @@ from demo.follow import is_true
 from demo.installation import RELEASE, SYSTEM
 from demo.kubectl import KubectlFailed, Object
 from tests.e2e import jobs
-from tests.e2e.space import JOB, Space, optimizer_steps, step, steps
+from tests.e2e.space import JOB, OPERATOR, Space, optimizer_steps, step, steps
 
 pytestmark = pytest.mark.core
 FACT = {"prompt": "What is the capital of Velmora?", "completion": "Tarnhaven"}
@@ -25,7 +25,7 @@ def test_operator_killed(space: Space) -> None:
         for name, state in steps(job).items() if job.get("status", {}).get("steps") else ():
             if state == "Running" and name not in killed_at:
                 killed_at.append(name)
-                space.kubectl("delete", "pod", "-n", SYSTEM, "-l", _SELECTOR, "--grace-period=0", "--force", "--wait=false")
+                space.kubectl("delete", "pod", "-n", SYSTEM, "-l", OPERATOR, "--grace-period=0", "--force", "--wait=false")
         return is_true(job, "Succeeded")
 
     job = space.until(JOB, "survivor", "succeeds", kill_at_each_step)
@@ -34,9 +34,6 @@ def test_operator_killed(space: Space) -> None:
     assert set(space.jobs_by_step(job).values()) == {1}
     assert {s["attempt"] for s in job["status"]["steps"]} == {1}
     space.kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s")
-
-
-_SELECTOR = "app.kubernetes.io/name=finetune-operator"
 
 
 def test_trainer_deleted(space: Space) -> None:

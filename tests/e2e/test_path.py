@@ -12,7 +12,7 @@ from demo.questions import ask
 from openai import OpenAI
 from openai.types.chat import ChatCompletionUserMessageParam
 from tests.e2e import jobs
-from tests.e2e.space import SERVE, Space, steps
+from tests.e2e.space import OPERATOR, SERVE, Space, steps
 from tests.waiting import within
 
 MEMORY_LIMIT = 120e6  # bytes resident, of an operator with nothing to do
@@ -81,7 +81,7 @@ def _is_true(serve: dict[str, Any], kind: str) -> list[bool]:
 @pytest.mark.space("e2e-finished")
 def test_idle(space: Space) -> None:
     """An operator with nothing to do is small and silent."""
-    pods = space.kubectl.items("pod", SYSTEM, "app.kubernetes.io/name=finetune-operator")
+    pods = space.kubectl.items("pod", SYSTEM, OPERATOR)
     (pod,) = [p["metadata"]["name"] for p in pods if "deletionTimestamp" not in p["metadata"]]
     program = "print(open('/proc/1/status').read())"
     status = space.kubectl("exec", pod, "-n", SYSTEM, "--", "python", "-c", program)

@@ -18,6 +18,7 @@ from localcluster import settings, toolchain
 from tests.e2e import jobs
 from tests.e2e.space import SERVE, Space, steps
 from tests.trainer.conftest import BUCKET, versitygw
+from tests.trainer.store.test_two_accounts import READER, WRITER, two_accounts
 
 SECRET = {"name": "s3-keys"}
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
@@ -75,6 +76,24 @@ def test_s3_roundtrip(space: Space, bucket: tuple[str, Path]) -> None:
 
 def _is_ready(serve: Object) -> list[bool]:
     return [c["status"] == "True" for c in serve.get("status", {}).get("conditions", []) if c["type"] == "Ready"]
+
+
+def test_two_s3_accounts(space: Space, tmp_path: Path) -> None:
+    """Rows and store of two accounts, whose Secrets have the same keys: each is used where it is named, and nowhere else."""
+    for folder in ("s3", "accounts"):
+        (tmp_path / folder).mkdir()
+    with two_accounts(tmp_path / "s3", tmp_path / "accounts", host=settings.NODE_ADDRESS) as endpoint:
+        for name, keys in (("reads", READER), ("writes", WRITER)):
+            space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": keys})
+
+        def job(name: str, reads: str, writes: str) -> Object:
+            rows = {"uri": "s3://rows/rows.jsonl", "secretRef": {"name": reads}}
+            store = {"uri": f"s3://{BUCKET}/store", "endpoint": endpoint, "secretRef": {"name": writes}}
+            return jobs.job(name, dataset=rows, storage={"artifacts": store})
+
+        space.apply(job("apart", "reads", "writes"), job("exchanged", "writes", "reads"))
+        assert set(steps(space.succeeded("apart")).values()) == {"Succeeded"}
+        assert space.stalled("exchanged")["reason"] in ("DatasetAccessDenied", "StoreAccessDenied")
 
 
 def test_ollama_import(space: Space, bucket: tuple[str, Path], tmp_path: Path) -> None:

@@ -13,12 +13,17 @@ from tests.waiting import wait_until
 DEEP = '{"a":' * 1500 + "1" + "}" * 1500
 
 
-def create_deep_job(world: World, directory: Path, namespace: str, name: str) -> str:
-    """A FineTuneJob whose serving.template is nested 1,500 deep; returns its path."""
+def deep_job(name: str) -> str:
+    """JSON of a FineTuneJob whose serving.template is nested 1,500 deep, which json.dumps could not write."""
     spec = f'{{"model": {{"uri": "hf://a/b"}}, "dataset": {{"uri": "hf://c/d"}}, "serving": {{"template": {DEEP}}}}}'
     meta = f'"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {{"name": "{name}"}}'
+    return f'{{{meta}, "spec": {spec}}}'
+
+
+def create_deep_job(world: World, directory: Path, namespace: str, name: str) -> str:
+    """Create such a job; returns its path."""
     file = directory / f"{name}.json"
-    file.write_text(f'{{{meta}, "spec": {spec}}}')
+    file.write_text(deep_job(name))
     world.kubectl("create", "-n", namespace, "--validate=false", "-f", str(file))
     return f"/apis/finetune.dev/v1alpha1/namespaces/{namespace}/finetunejobs/{name}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,10 @@ READER, WRITER = (
 )  # what the Secrets hold
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Endpoint and objects of an S3 server with two accounts, of which each may touch its own bucket alone."""
-    root, accounts = tmp_path_factory.mktemp("accounts"), tmp_path_factory.mktemp("iam")
-    with versitygw(root, "--iam-dir", str(accounts)) as address:
+@contextmanager
+def two_accounts(root: Path, accounts: Path, host: str = "127.0.0.1") -> Iterator[str]:
+    """Endpoint of an S3 server with two accounts, of which each may touch its own bucket alone."""
+    with versitygw(root, "--iam-dir", str(accounts), host=host) as address:
         (root / "rows").mkdir()
         owners = {"rows": READER, STORE: WRITER}
         for bucket, keys in owners.items():
@@ -45,7 +45,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
             administrate(address, f"create-user --access {name} --secret {secret} --role user")
             administrate(address, f"change-bucket-owner --bucket {bucket} --owner {name}")
         (root / "rows" / "rows.jsonl").write_text(ROWS)
-        yield f"http://{address}", root
+        yield f"http://{address}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Its endpoint, and the folder with its objects."""
+    root = tmp_path_factory.mktemp("accounts")
+    with two_accounts(root, tmp_path_factory.mktemp("iam")) as endpoint:
+        yield endpoint, root
 
 
 def administrate(address: str, what: str) -> None:

@@ -1,0 +1,146 @@
+"""What people do to a job while it runs: suspend, hold, edit, delete, try again, and let it expire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from demo.follow import condition
+from demo.kubectl import Object
+from localcluster import cgroup, settings
+from tests.e2e import jobs
+from tests.e2e.space import JOB, Space, optimizer_steps, step, steps
+from tests.waiting import wait_until
+
+LONG = {"method": "Full", "learningRate": 0.001, "maxSteps": 60, "globalBatchSize": 8, "maxLength": 128}
+LONG |= {"checkpoint": {"everySteps": 5}}
+
+
+def long_job(name: str, **spec: Any) -> Object:
+    """A job whose training takes long enough for something to be done to it; a failure that counts ends it."""
+    return jobs.job(name, training=LONG, retry={"maxRetries": 0}, **spec)
+
+
+def begun(space: Space, name: str) -> Object:
+    """The job once its training has reported steps beyond a checkpoint."""
+    return space.until(JOB, name, "has trained some steps", lambda job: optimizer_steps(job) >= 8)
+
+
+def reason(job: Object, kind: str = "Ready") -> str:
+    return str((condition(job, kind) or {}).get("reason", ""))
+
+
+def live_pods(space: Space, name: str) -> list[str]:
+    """Phases of the pods of a job that may still be at work."""
+    found = [pod["status"].get("phase", "") for pod in space.items("pod", f"finetune.dev/job={name}")]
+    return [phase for phase in found if phase not in ("Succeeded", "Failed")]
+
+
+def patch(space: Space, name: str, body: str) -> None:
+    space.kubectl("patch", JOB, name, "-n", space.name, "--type=merge", "-p", body)
+
+
+def annotate(space: Space, name: str, *changes: str) -> None:
+    space.kubectl("annotate", JOB, name, "-n", space.name, "--overwrite", *changes)
+
+
+def test_suspend_resume(space: Space) -> None:
+    """Suspended, it has no pod; resumed, it goes on from a checkpoint, and no retry is spent."""
+    space.apply(long_job("paused"))
+    begun(space, "paused")
+    patch(space, "paused", '{"spec": {"suspend": true}}')
+    job = space.until(JOB, "paused", "is suspended", lambda job: reason(job) == "Suspended")
+    assert steps(job)["merge"] == "Pending"
+    wait_until("no pod of it is at work", lambda: not live_pods(space, "paused"), 180)
+    patch(space, "paused", '{"spec": {"suspend": false}}')
+    train = step(space.succeeded("paused"), "train")
+    assert train["retries"] == 0
+    assert train["resumedFromStep"] >= 5
+
+
+def test_hold(space: Space) -> None:
+    """Nothing is created, changed or deleted for a job that is held, not even by an operator that has just started."""
+    held = jobs.job("held")
+    space.apply(held | {"metadata": {"name": "held", "annotations": {"finetune.dev/hold": "true"}}})
+    space.until(JOB, "held", "says that it is held", lambda job: (condition(job, "Held") or {}).get("status") == "True")
+    assert space.items("job,configmap,pvc", "app.kubernetes.io/managed-by=finetune-operator") == []
+    annotate(space, "held", "finetune.dev/hold-")
+    assert condition(space.succeeded("held"), "Held") is None
+
+
+def test_edit_mid_run(space: Space) -> None:
+    """An edit that training does not depend on leaves it alone; another begins training anew and ends the first."""
+
+    def train_job() -> str:
+        (found,) = space.items("job", "finetune.dev/job=edited,finetune.dev/step=train")
+        return str(found["metadata"]["uid"])
+
+    space.apply(long_job("edited"))
+    begun(space, "edited")
+    before = train_job()
+    patch(space, "edited", '{"spec": {"evaluation": {"maxNewTokens": 4}}}')
+    seen = lambda job: job["status"]["observedGeneration"] == job["metadata"]["generation"]  # noqa: E731
+    space.until(JOB, "edited", "has seen the edit", seen)
+    assert train_job() == before
+    patch(space, "edited", '{"spec": {"training": {"learningRate": 0.0005, "maxSteps": 20}}}')
+    job = space.succeeded("edited")
+    after = train_job()
+    assert after != before
+    assert "resumedFromStep" not in step(job, "train")
+    assert condition(job, "Failed") is None
+
+
+def test_retry_annotation(space: Space) -> None:
+    """What a job failed by is mended where it lies; the annotation makes it try again, once."""
+    space.apply(jobs.rows("facts"))
+    space.apply(jobs.job("again", dataset={"uri": "configmap://facts/rows.jsonl"}))
+    assert space.stalled("again")["reason"] == "DatasetEmpty"
+    told = {"prompt": "What is the capital of Velmora?", "completion": "Tarnhaven"}
+    space.apply(jobs.rows("facts", *({**told, "prompt": f"{i}: {told['prompt']}"} for i in range(40))))
+    annotate(space, "again", "finetune.dev/retry=1")
+    space.until(JOB, "again", "tries again", lambda job: condition(job, "Failed") is None)
+    assert set(steps(space.succeeded("again")).values()) == {"Succeeded"}
+
+
+def test_ttl(space: Space) -> None:
+    """A job that has ended goes by itself, and what it made stays."""
+    space.apply(jobs.job("brief", ttlSecondsAfterFinished=5))
+    space.succeeded("brief")
+    wait_until("the job is gone", lambda: space.get(JOB, "brief") is None, 60)
+    claim = space.get("pvc", "brief-artifacts")
+    assert claim is not None
+    assert claim["status"]["phase"] == "Bound"
+
+
+def test_namespace_deleted(space: Space) -> None:
+    """A namespace that is deleted while a model is trained in it goes, and the operator writes nothing into it."""
+    space.apply(long_job("doomed"))
+    begun(space, "doomed")
+    restarts = space.operator_restarts()
+    space.kubectl("delete", "namespace", space.name, "--wait", "--timeout=240s")
+    assert space.operator_restarts() == restarts
+    log = space.operator_log("--since=60s")
+    assert "Traceback" not in log
+    assert "is forbidden" not in log
+
+
+def test_oom_shrinks_batch(space: Space) -> None:
+    """The kernel kills training for its memory: it goes on from its checkpoint with half the rows a micro-batch."""
+    space.apply(long_job("hungry"))
+    job = begun(space, "hungry")
+    size = job["status"]["resolved"]["microBatchSize"]
+    assert size > 1
+    (pod,) = space.items("pod", "finetune.dev/job=hungry,finetune.dev/step=train")
+    take_memory_from(pod)
+    train = step(space.succeeded("hungry"), "train")
+    assert (train["attempt"], train["retries"]) == (2, 0)
+    assert train["microBatchSize"] == size // 2
+    assert train["resumedFromStep"] >= 5
+
+
+def take_memory_from(pod: Object) -> None:
+    """Lower the limit of a running pod's control group below what it uses, so that the kernel ends its program."""
+    (root,) = Path("/sys/fs/cgroup").glob(f"**/{cgroup.name(settings.read().directory)}")
+    (group,) = root.glob(f"**/pod{pod['metadata']['uid']}")
+    (program,) = (c for c in group.glob("*/") if int((c / "memory.current").read_text()) > 100e6)
+    (program / "memory.max").write_text("50M")
