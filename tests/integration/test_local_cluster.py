@@ -58,9 +58,18 @@ def _free_ports() -> tuple[int, int]:
 def _asked(port: int, name: str) -> list[str]:
     """The addresses of a name, by a query of type A as RFC 1035 lays it out."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        asking.settimeout(10)
-        asking.sendto(struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1), (ADDRESS, port))
-        answer = asking.recv(512)
+    question = struct.pack(">6H", 7, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
+
+    def ask() -> bytes:
+        """Nothing where the question was lost: CoreDNS says that it is ready a moment before it listens."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(1)
+            asking.sendto(question, (ADDRESS, port))
+            try:
+                return asking.recv(512)
+            except TimeoutError:
+                return b""
+
+    answer = wait_until(f"{name} is answered", ask)
     (count,) = struct.unpack(">H", answer[6:8])
     return [socket.inet_ntoa(answer[-4:])] if count else []

@@ -115,6 +115,9 @@ def is_ready(pod: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or [])
 
 
+AT_ONCE = {"rollbackWindowSeconds": 0}  # the revision before goes when the next one serves
+
+
 def test_rollout_promotion_refusal_and_silence(world: World, operators: Operators) -> None:
     space = world.namespace("serving")
     path = apply_serve(world, space)
@@ -135,16 +138,16 @@ def test_rollout_promotion_refusal_and_silence(world: World, operators: Operator
         wait_until("the refused one is gone", lambda: deployments(world, space) == {first})
 
         node.gate = Termination()
-        apply_serve(world, space, model={"uri": "pvc://models/three"})
+        apply_serve(world, space, model={"uri": "pvc://models/three"}, rollout=AT_ONCE)
         wait_until("the third serves", lambda: is_true(world, path, "Ready"))
         third = selected(world, space)
         assert third != first
         wait_until("the first is gone", lambda: deployments(world, space) == {third})
 
-        apply_serve(world, space, model={"uri": "pvc://models/three"}, suspend=True)
+        apply_serve(world, space, model={"uri": "pvc://models/three"}, rollout=AT_ONCE, suspend=True)
         wait_until("no pod is left", lambda: not answering(world, space))
         wait_until("that is as it should be", lambda: is_true(world, path, "Ready"))
-        apply_serve(world, space, model={"uri": "pvc://models/three"}, replicas=2)
+        apply_serve(world, space, model={"uri": "pvc://models/three"}, rollout=AT_ONCE, replicas=2)
         wait_until("two pods answer", lambda: len(answering(world, space)) == 2 and is_true(world, path, "Ready"))
         assert world.get(path)["status"]["replicas"] == 2  # type: ignore[index]
 
