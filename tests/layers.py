@@ -73,7 +73,6 @@ def layers(everything: bool) -> list[Layer]:
         Layer("unit", (*pytest_, "tests/unit")),
         Layer("house", (*pytest_, "tests/house")),
         Layer("integration", (*pytest_, "tests/integration"), prepare=_build_programs),
-        Layer("faults", ("-m", "tests.faults", "--quick", "--cases", "24"), prepare=_build_programs),
         Layer("trainer", (*pytest_, "tests/trainer", "-n", "2", *quick), prepare=_install_everything),
         Layer("e2e", (*pytest_, "tests/e2e", "-s", *scenarios), _no_root),
     ]

@@ -17,7 +17,18 @@ from finetune_operator.names import LABEL_REVISION
 MADE = tuple(kind for kind in KINDS if kind != "Pod")
 VOLATILE = frozenset(
     {
-        *("activeSince", "startedAt", "finishedAt", "updatedAt", "lastTransitionTime", "jobUid", "uid", "gpuSeconds", "time"),
+        *(
+            "activeSince",
+            "startedAt",
+            "finishedAt",
+            "updatedAt",
+            "lastTransitionTime",
+            "jobUid",
+            "uid",
+            "gpuSeconds",
+            "time",
+            "reached",
+        ),
         *("createdAt", "runDigest", "runSpec", "progress", "message"),
     }
 )

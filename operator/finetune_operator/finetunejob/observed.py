@@ -25,6 +25,7 @@ from finetune_trainer.contract.exits import CONSEQUENCES
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reports import Progress, Termination
 
+UNSEEN_SECONDS = 45  # behind the end of a Job: a watch of pods that was cut goes on after 30 s at most
 LOST_SECONDS = 60  # behind the end of a deleted pod's grace: no kubelet has confirmed it
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
@@ -135,7 +136,8 @@ def _attempt(job: Object, pods: Sequence[Pod], now: datetime) -> Attempt:
     end = ended.get("Complete") or ended.get("Failed")
     state = State.SUCCEEDED if "Complete" in ended else State.FAILED if "Failed" in ended else State.ACTIVE
     pod = most_telling(pods)
-    if any(p.live for p in pods):
+    unseen = end is not None and not pods and seconds_since(end["lastTransitionTime"], now) < UNSEEN_SECONDS
+    if any(p.live for p in pods) or (state is State.SUCCEEDED and unseen):
         state = State.ACTIVE  # pods and Jobs are not read at the same moment: wait until the pod's report is seen too
     left_behind = state is State.ACTIVE and bool(pods) and all(_is_over(p, now) for p in pods)
     if left_behind:

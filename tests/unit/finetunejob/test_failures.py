@@ -217,6 +217,13 @@ def test_an_attempt_of_several_pods_goes_on_until_the_last_has_ended() -> None:
     assert (attempt.state, attempt.running_pods) == (State.ACTIVE, 1)
 
 
+def test_a_job_whose_pod_was_never_seen_waits_until_the_watch_of_pods_has_caught_up() -> None:
+    """Not for ever: somebody may have deleted the pod as soon as it had ended."""
+    world = Observed({"Job": (finish(JOB),)})
+    states = [observe(world, UID, NOW + timedelta(seconds=60 + later)).attempts[0].state for later in (1, 44, 46)]
+    assert states == [State.ACTIVE, State.ACTIVE, State.SUCCEEDED]
+
+
 SIDECAR = {"name": "proxy", "state": {"running": {"startedAt": "2026-11-23T15:00:00Z"}}}
 
 
