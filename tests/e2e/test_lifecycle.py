@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from demo.follow import condition
 from demo.kubectl import Object
-from localcluster import cgroup, settings
 from tests.e2e import jobs
 from tests.e2e.space import JOB, Space, optimizer_steps, step, steps
 from tests.waiting import wait_until
@@ -113,26 +111,5 @@ def test_namespace_deleted(space: Space) -> None:
     assert space.operator_restarts() == restarts
     log = space.operator_log("--since=60s")
     assert "Traceback" not in log
-    assert "is forbidden" not in log
-
-
-def test_oom_shrinks_batch(space: Space) -> None:
-    """The kernel kills training for its memory: it goes on from its checkpoint with half the rows a micro-batch."""
-    space.apply(long_job("hungry"))
-    job = begun(space, "hungry")
-    size = job["status"]["resolved"]["microBatchSize"]
-    assert size > 1
-    (pod,) = space.items("pod", "finetune.dev/job=hungry,finetune.dev/step=train")
-    take_memory_from(pod)
-    train = step(space.succeeded("hungry"), "train")
-    assert (train["attempt"], train["retries"]) == (2, 0)
-    assert train["microBatchSize"] == size // 2
-    assert train["resumedFromStep"] >= 5
-
-
-def take_memory_from(pod: Object) -> None:
-    """Lower the limit of a running pod's control group below what it uses, so that the kernel ends its program."""
-    (root,) = Path("/sys/fs/cgroup").glob(f"**/{cgroup.name(settings.read().directory)}")
-    (group,) = root.glob(f"**/pod{pod['metadata']['uid']}")
-    (program,) = (c for c in group.glob("*/") if int((c / "memory.current").read_text()) > 100e6)
-    (program / "memory.max").write_text("50M")
+    refused = [line for line in log.splitlines() if "is forbidden" in line and "it is being terminated" not in line]
+    assert refused == []
