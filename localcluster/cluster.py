@@ -36,22 +36,26 @@ STOP_FIRST = ("kubelet", "kube-controller-manager", "kube-scheduler", "storage")
 
 def up_registry(settings: Settings) -> None:
     """Start the registry alone, which images are pushed to while the programs of the cluster are compiled."""
-    _check_machine()
-    with ownership.exclusively(settings.directory):
-        ownership.claim(settings.directory)
-        _end_unrecorded(settings.directory)
+    with _claimed(settings):
         with _step("packages"):
             debian.ensure_tools()
         with _step("registry"):
             registry.ensure(settings)
 
 
-def up(settings: Settings) -> None:
-    """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash."""
+@contextmanager
+def _claimed(settings: Settings) -> Iterator[None]:
+    """The machine can hold a cluster, and while the block runs nobody else makes or ends this one."""
     _check_machine()
     with ownership.exclusively(settings.directory):
         ownership.claim(settings.directory)
         _end_unrecorded(settings.directory)
+        yield
+
+
+def up(settings: Settings) -> None:
+    """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash."""
+    with _claimed(settings):
         with _step("packages"):
             debian.ensure_tools()
             runtime = debian.runtime(settings.cache)

@@ -11,27 +11,12 @@ from typing import Any
 
 from tests.faults.stage import KINDS, Change, Object
 from tests.faults.stories import Scene, is_ready
+from tests.integration import test_crashes
 
 from finetune_operator.names import LABEL_REVISION
 
 MADE = tuple(kind for kind in KINDS if kind != "Pod")
-VOLATILE = frozenset(
-    {
-        *(
-            "activeSince",
-            "startedAt",
-            "finishedAt",
-            "updatedAt",
-            "lastTransitionTime",
-            "jobUid",
-            "uid",
-            "gpuSeconds",
-            "time",
-            "reached",
-        ),
-        *("createdAt", "runDigest", "runSpec", "progress", "message"),
-    }
-)
+VOLATILE = frozenset({"createdAt", "reached", "runSpec"}) | test_crashes.VOLATILE
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z")
 OF_THE_SERVER = frozenset(
     {

@@ -69,13 +69,18 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     if empty := list(_nulls(spec.serving.template, at)):
         return [f"{path} is null; remove it, or give it a value" for path in empty]
     try:
-        body = {**spec.serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}}
-        template = ModelServeSpec.model_validate(body, by_name=False)  # names as the API server will take them
+        template = served_spec(spec.serving)
     except ValidationError as error:
         return sentences(error, ModelServeSpec, at)
     if broken := broken_by(template):
         return [f"{at}: {sentence}" for sentence in broken]
     return _unsuited(spec, template, serving_artifact(spec))
+
+
+def served_spec(serving: Serving) -> ModelServeSpec:
+    """The template as a ModelServe's spec, before there is a model. Raises ValidationError; names are the API server's."""
+    body = {**serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}}
+    return ModelServeSpec.model_validate(body, by_name=False)
 
 
 def _nulls(value: Any, path: str) -> Iterator[str]:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from finetune_operator.api.finetunejob import FineTuneJob, FineTuneJobSpec
-from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.finetunejob import handover
 from finetune_operator.modelserve import offered as serving
 from finetune_operator.platforms import Asked, refusals
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.places import PVC
 
 
 def under_profile(job: FineTuneJob, settings: Settings) -> FineTuneJob:
@@ -56,7 +55,6 @@ def _of_serving(spec: FineTuneJobSpec, settings: Settings) -> list[str]:
     if spec.serving is None:
         return []
     try:
-        body = {**spec.serving.template, "model": {"uri": f"{PVC.prefix}the/artifact"}}
-        return serving.problems(ModelServeSpec.model_validate(body, by_name=False), settings)
+        return serving.problems(handover.served_spec(spec.serving), settings)
     except ValidationError:
         return []  # admission tells that

@@ -147,5 +147,6 @@ def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
 def _superseded(case: Case, rollout: Rollout, child: Object) -> bool:
     """A gate's Job of the candidate that no longer counts."""
     candidate = rollout.candidate
-    of_candidate = candidate is not None and child["kind"] == "Job" and revision_of(child) == candidate.name
-    return of_candidate and candidate is not None and child["metadata"]["name"] != gate_of(case.serve, candidate)
+    if candidate is None or child["kind"] != "Job" or revision_of(child) != candidate.name:
+        return False
+    return bool(child["metadata"]["name"] != gate_of(case.serve, candidate))

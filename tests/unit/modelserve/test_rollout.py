@@ -344,13 +344,7 @@ def test_deployment_of_the_live_revision_is_put_back() -> None:
 
 def refused_beside(stage: Stage) -> str:
     """A live revision, and another that was refused: what is live can no longer be told from the spec."""
-    live = stage.roll_out()
-    stage.edit(model=OTHER)
-    stage.step()
-    stage.available(stage.candidate())
-    stage.step()
-    stage.finish_gate(WRONG)
-    stage.settle()
+    live = refused_second(stage)
     assert (stage.live(), stage.revisions(), standing(stage)) == (live, {live}, STALLED)
     return live
 
