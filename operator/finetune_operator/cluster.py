@@ -1,31 +1,23 @@
-"""The only Kubernetes client: plain dicts in and out, one field manager, errors by what follows from them.
+"""The operator's only Kubernetes client: plain dicts in and out, one field manager, errors by what follows from them.
 
 `fence` is called before every write but the Lease's and raises where this replica may not act any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import aiohttp
-
-from finetune_operator import metrics
+from finetune_operator.apiserver import TIMEOUT_SECONDS, ApiServer, Request
 from finetune_operator.decision import Event, Ref
-from finetune_operator.decoding import decode_objects, lines
-from finetune_operator.errors import ClusterError, Conflict, NotFound, Unavailable, of_answer
+from finetune_operator.decoding import decode_objects
+from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
 from finetune_operator.refusals import REFUSAL
 from finetune_operator.resources import RESOURCES
-from finetune_operator.settings import has_service_account
 
-if TYPE_CHECKING:
-    from kubernetes.aio.client.api_client import ApiClient
-
-TIMEOUT_SECONDS = 30.0
 LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
 LOG_BYTES = 65536
 PAGE = 500  # objects of one answer
@@ -34,44 +26,22 @@ SILENT_SECONDS = 150.0  # a bookmark comes each minute
 APPLY_PATCH, MERGE_PATCH = "application/apply-patch+yaml", "application/merge-patch+json"
 
 
-@dataclass(frozen=True)
-class Request:
-    """One request to the API server; `timeout` in seconds."""
-
-    method: str
-    path: str
-    query: Mapping[str, str] = field(default_factory=dict)
-    body: Object | None = None
-    content_type: str = "application/json"
-    accept: str = "application/json, */*"
-    timeout: float = TIMEOUT_SECONDS
-
-
 class Cluster:
     """The API server. Methods raise the errors of errors.py."""
 
-    def __init__(self, client: ApiClient, fence: Callable[[], None], identity: str) -> None:
-        self._client = client
+    def __init__(self, api: ApiServer, fence: Callable[[], None], identity: str) -> None:
+        self._api = api
         self._fence = fence
         self._identity = identity
 
     @classmethod
     async def connect(cls, fence: Callable[[], None], identity: str) -> Cluster:
-        """A client by $KUBECONFIG, else by the pod's service account, else by ~/.kube/config."""
-        from kubernetes.aio import config
-        from kubernetes.aio.client.api_client import ApiClient
-        from kubernetes.aio.client.configuration import Configuration
-
-        configuration = Configuration()
-        if has_service_account():
-            config.load_incluster_config(client_configuration=configuration)
-        else:
-            await config.load_kube_config(client_configuration=configuration)
-        return cls(ApiClient(configuration), fence, identity)
+        """With the credentials that ApiServer.connect finds."""
+        return cls(await ApiServer.connect(), fence, identity)
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._api.close()
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -79,7 +49,7 @@ class Cluster:
         """One object, or None where there is none."""
         timeout = LEASE_TIMEOUT_SECONDS if kind == "Lease" else TIMEOUT_SECONDS
         try:
-            found: Object = await self._json(Request("GET", RESOURCES[kind].path(namespace, name), timeout=timeout))
+            found: Object = await self._api.json(Request("GET", RESOURCES[kind].path(namespace, name), timeout=timeout))
         except NotFound:
             return None
         return found
@@ -89,21 +59,21 @@ class Cluster:
         if ref.kind != REFUSAL:
             return await self.get(ref.kind, namespace, ref.name)
         fields = f"regarding.kind=Job,regarding.name={ref.name},reason=FailedCreate"
-        events = _items(await self._json(Request("GET", RESOURCES["Event"].path(namespace), {"fieldSelector": fields})))
+        events = _items(await self._api.json(Request("GET", RESOURCES["Event"].path(namespace), {"fieldSelector": fields})))
         return max(events, key=lambda event: str(event["metadata"].get("creationTimestamp")), default=None)
 
     async def list(self, kind: str, namespace: str = "", labels: dict[str, str] | None = None) -> tuple[Object, ...]:
         """All objects of a kind with these labels. An empty namespace is all of them."""
         resource = RESOURCES[kind]
-        query = {"labelSelector": _selector(labels)} if labels else {}
-        found = await self._json(Request("GET", resource.path(namespace), query))
+        query = {"labelSelector": selector(labels)} if labels else {}
+        found = await self._api.json(Request("GET", resource.path(namespace), query))
         return tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
 
     async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
         """All objects of a kind with these labels, page by page, each with the version from which a watch goes on."""
-        resource, query = RESOURCES[kind], {"labelSelector": _selector(labels), "limit": str(PAGE)}
+        resource, query = RESOURCES[kind], {"labelSelector": selector(labels), "limit": str(PAGE)}
         while True:
-            found = await self._json(Request("GET", resource.path(namespace), query))
+            found = await self._api.json(Request("GET", resource.path(namespace), query))
             page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
             yield page, found["metadata"]["resourceVersion"]
             if not (going_on := found["metadata"].get("continue")):
@@ -113,7 +83,7 @@ class Cluster:
     async def own_resources(self) -> frozenset[str]:
         """Plural names of what the API server serves of our group; none before the CRDs are there."""
         try:
-            found = await self._json(Request("GET", f"/apis/{API_VERSION}"))
+            found = await self._api.json(Request("GET", f"/apis/{API_VERSION}"))
         except NotFound:
             return frozenset()
         return frozenset(resource["name"] for resource in found.get("resources") or [])
@@ -121,31 +91,22 @@ class Cluster:
     async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-        found = await self._json(Request("GET", RESOURCES[kind].path(namespace), accept=accept))
+        found = await self._api.json(Request("GET", RESOURCES[kind].path(namespace), accept=accept))
         metas = [item["metadata"] for item in _items(found)]
         versions = {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
         return versions, int(found["metadata"]["resourceVersion"])
 
     async def watch(self, kind: str, namespace: str, labels: dict[str, str], version: str) -> AsyncIterator[Object]:
         """Events after this version, until the server ends the watch. One that is silent without bookmarks is Unavailable."""
-        query = {"watch": "true", "allowWatchBookmarks": "true", "labelSelector": _selector(labels)}
+        query = {"watch": "true", "allowWatchBookmarks": "true", "labelSelector": selector(labels)}
         query |= {"resourceVersion": version, "timeoutSeconds": str(WATCH_SECONDS)}
-        path = RESOURCES[kind].path(namespace)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_SECONDS, sock_read=SILENT_SECONDS)
-        call = await self._serialized(Request("GET", path, query))
-        try:
-            async with (await self._client.call_api(*call, _request_timeout=timeout)).response as response:
-                if response.status >= 300:
-                    raise _error(response.status, await response.text(), response.headers.get("Retry-After"))
-                async for line in lines(response.content):
-                    yield decode_objects(line)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unavailable(f"watch {path}: {error or type(error).__name__}") from error
+        async for line in self._api.lines(Request("GET", RESOURCES[kind].path(namespace), query, timeout=SILENT_SECONDS)):
+            yield decode_objects(line)
 
     async def log_tail(self, namespace: str, pod: str, lines: int) -> str:
         """The last lines that our container of a step's pod printed."""
         query = {"container": STEP_CONTAINER, "tailLines": str(lines), "limitBytes": str(LOG_BYTES)}
-        return await self._text(Request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query))
+        return await self._api.text(Request("GET", RESOURCES["Pod"].path(namespace, pod, "log"), query))
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +114,7 @@ class Cluster:
         """POST. Raises AlreadyExists."""
         metadata = body["metadata"]
         timeout = self._fenced(body)
-        return await self._json(
+        return await self._api.json(
             Request("POST", RESOURCES[body["kind"]].path(metadata["namespace"]), body=body, timeout=timeout)
         )
 
@@ -162,7 +123,7 @@ class Cluster:
         metadata = body["metadata"]
         timeout = self._fenced(body)
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
-        return await self._json(Request("PUT", path, body=body, timeout=timeout))
+        return await self._api.json(Request("PUT", path, body=body, timeout=timeout))
 
     async def apply(self, body: Object) -> Object:
         """Server-side apply by force: the fields in the body become ours and as the body says."""
@@ -170,7 +131,7 @@ class Cluster:
         metadata = body["metadata"]
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._json(Request("PATCH", path, query, body, content_type=APPLY_PATCH))
+        return await self._api.json(Request("PATCH", path, query, body, content_type=APPLY_PATCH))
 
     async def merge(self, read: Object, patch: Object) -> Object:
         """A merge patch of just this object: it replaces lists whole, which an apply can't where others have items in them."""
@@ -179,7 +140,7 @@ class Cluster:
         path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"])
         body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
+        return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         """Write the whole status of an object as it was read; raises Conflict if anybody wrote to it since.
@@ -193,14 +154,14 @@ class Cluster:
         query = {"fieldManager": FIELD_MANAGER}
         identity = {k: metadata[k] for k in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": read["apiVersion"], "kind": read["kind"], "metadata": identity, "status": status}
-        return await self._json(Request("PUT", path, query, body))
+        return await self._api.json(Request("PUT", path, query, body))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
         self._fence()
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
+            await self._api.json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
         except (NotFound, Conflict):
             return
 
@@ -210,7 +171,7 @@ class Cluster:
         body = {"metadata": {"uid": uid}, "spec": {"suspend": suspend}}
         path = RESOURCES["Job"].path(namespace, name)
         query = {"fieldManager": FIELD_MANAGER}
-        return await self._json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
+        return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         """An events.k8s.io/v1 Event that `kubectl describe` shows."""
@@ -233,7 +194,7 @@ class Cluster:
                 **{k: metadata[k] for k in ("name", "namespace", "uid")},
             },
         }
-        await self._json(Request("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body))
+        await self._api.json(Request("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body))
 
     def _fenced(self, body: Object) -> float:
         """Seconds that a write of this body may take. Raises NotLeader where this replica may not write. The Lease alone is
@@ -243,52 +204,12 @@ class Cluster:
         self._fence()
         return TIMEOUT_SECONDS
 
-    # ── one request ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _json(self, request: Request) -> Object:
-        found: Object = decode_objects(await self._text(request))
-        return found
-
-    async def _text(self, request: Request) -> str:
-        call = await self._serialized(request)
-        try:
-            response = await self._client.call_api(*call, _request_timeout=request.timeout)
-            content: bytes = await response.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            metrics.API_REQUESTS.labels(request.method, "none").inc()
-            raise Unavailable(f"{request.method} {request.path}: {error or type(error).__name__}") from error
-        metrics.API_REQUESTS.labels(request.method, str(response.status)).inc()
-        text = content.decode(errors="replace")
-        if response.status >= 300:
-            raise _error(response.status, text, response.getheader("Retry-After"))
-        return text
-
-    async def _serialized(self, request: Request) -> Any:
-        """What the client's call_api takes."""
-        return await self._client.param_serialize(
-            request.method,
-            request.path,
-            query_params=list(request.query.items()),
-            header_params={"Accept": request.accept, "Content-Type": request.content_type},
-            body=request.body,
-            auth_settings=["BearerToken"],
-        )
-
 
 def _items(found: Object) -> list[Object]:
     """A list's objects. One of metadata alone that holds none says null."""
     return found["items"] or []
 
 
-def _selector(labels: dict[str, str]) -> str:
+def selector(labels: dict[str, str]) -> str:
+    """A label selector as a query takes it."""
     return ",".join(f"{k}={v}" for k, v in labels.items())
-
-
-def _error(code: int, text: str, retry_after: str | None) -> ClusterError:
-    """The error for an answer that is none of ours to read further: the server's own sentence, typed."""
-    try:
-        answer = decode_objects(text)
-        message, reason = str(answer["message"]), answer.get("reason")
-    except (ValueError, KeyError, TypeError):
-        message, reason = text[:300] or f"HTTP {code}", None
-    return of_answer(code, reason, message, float(retry_after) if retry_after and retry_after.isdigit() else None)

@@ -12,6 +12,7 @@ ClusterError
 └── Unavailable    no answer, or "not now" (429, 5xx): try again later
 InvalidSpec        a spec that this version can't read, though the API server let it in
 NotLeader          another replica acts now
+NotPossible        what a person asked the command line for
 """
 
 from __future__ import annotations
@@ -76,3 +77,7 @@ def of_answer(code: int, reason: str | None, message: str, retry_after: float | 
     kinds = {400: Invalid, 401: Forbidden, 403: Forbidden, 404: NotFound, 409: Conflict, 410: Gone, 422: Invalid}
     kind = kinds.get(code)
     return Unavailable(message, retry_after) if kind is None else kind(message)
+
+
+class NotPossible(Exception):
+    """What a person asked for can't be done; the message says why, and what can."""

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from finetune_operator.cli import local, pythons, show
+from finetune_operator.cli import cluster_commands, local, pythons, show
 from finetune_operator.cli.document import Document, FileError, read_document
 from finetune_operator.cli.render import children, manifests
+from finetune_operator.cli.words import warning
 from finetune_operator.cli.workdir import Given, Workdir, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.finetunejob.unused import unused
@@ -18,18 +19,15 @@ from finetune_operator.finetunejob.unused import unused
 FAILED, BAD_FILE = 1, 2
 
 app = typer.Typer(
-    help="Fine-tune, prove and serve language models: the file of `kubectl apply`, on this machine.",
+    help="Fine-tune, prove and serve language models: in a cluster, or the file of `kubectl apply` on this machine.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 File = Annotated[Path, typer.Argument(help="YAML file with one FineTuneJob and the ConfigMaps that it reads.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use no GPU, whatever spec.parallelism says.")]
 
 
-@app.callback()
-def main() -> None:
-    """Keep `run` a command of its own even if it were the only one."""
+app.add_typer(cluster_commands.app)
 
 
 @app.command()
@@ -78,7 +76,7 @@ def render(file: File, cpu: Cpu = False) -> None:
     except FileError as error:
         raise typer.Exit(_refuse(Console(stderr=True), error)) from None
     for remark in unused(document.job.spec):
-        Console(stderr=True).print(show.warning(remark), soft_wrap=True, highlight=False, markup=False)
+        Console(stderr=True).print(warning(remark), soft_wrap=True, highlight=False, markup=False)
     print(manifests(children(document.job)), end="")
 
 

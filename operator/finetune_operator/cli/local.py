@@ -25,6 +25,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli import environment
 from finetune_operator.cli.document import Document
+from finetune_operator.cli.words import reported
 from finetune_operator.cli.workdir import Workdir
 from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE
@@ -207,18 +208,11 @@ def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
 def _follow(process: subprocess.Popen[str], log: TextIO, report: Callable[[Progress], None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
-        if (progress := _progress(line)) is not None:
+        if (progress := reported(line)) is not None:
             report(progress)
         else:
             log.write(line)
             log.flush()
-
-
-def _progress(line: str) -> Progress | None:
-    try:
-        return Progress.model_validate_json(line) if line.startswith("{") else None
-    except ValidationError:
-        return None
 
 
 def _termination(path: Path) -> Termination:

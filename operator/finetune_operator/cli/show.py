@@ -10,14 +10,14 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from finetune_operator.api.finetunejob_status import ArtifactStatus, GateVerdict, StepState
+from finetune_operator.api.finetunejob_status import ArtifactStatus, StepState
 from finetune_operator.cli.local import Ending, Watcher
+from finetune_operator.cli.words import describe, duration, scores_table, verdicts_table, warning
 from finetune_operator.cli.workdir import Workdir
 from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
-from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.pipeline import MERGED, Step
 from finetune_trainer.contract.places import mounted_path
-from finetune_trainer.contract.reports import Progress, Remark, Scores
+from finetune_trainer.contract.reports import Progress, Remark
 
 PLAIN_SECONDS = 10.0  # between two lines about the same activity
 WORD = {StepState.SUCCEEDED: "done", StepState.REUSED: "reused"}
@@ -90,39 +90,10 @@ class LiveBars:
         self.bars.update(self._task, total=1, completed=1, description=f"{WORD[state]}{took}")
 
 
-def warning(remark: Remark) -> str:
-    """A remark as the events of a cluster tell it."""
-    return f"warning: {remark.reason}: {remark.message}"
-
-
-def describe(progress: Progress) -> str:
-    """One progress line for people: activity, step/total, loss, tokens/s, time left."""
-    parts = [progress.activity] if progress.activity else []
-    if progress.total:
-        parts.append(f"{progress.step}/{progress.total}")
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3f}")
-    if progress.tokens_per_second is not None:
-        parts.append(f"{progress.tokens_per_second:.0f} tok/s")
-    if progress.eta_seconds is not None:
-        parts.append(f"{duration(progress.eta_seconds)} left")
-    return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 8s, 3m05s, 1h02m."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-
-
 def show_result(console: Console, ending: Ending, workdir: Workdir, file: Path) -> None:
     """Scores, verdicts, artifacts with their paths, and what to do next."""
-    console.print(_scores(ending.status.scores))
-    console.print(_verdicts(ending.verdicts))
+    console.print(scores_table(ending.status.scores))
+    console.print(verdicts_table(ending.verdicts))
     artifacts = [(a, path_of(a, workdir)) for a in ending.status.artifacts]
     table = Table("artifact", "format", "MB", title="Artifacts", title_justify="left")
     for artifact, _ in artifacts:
@@ -154,22 +125,3 @@ def next_commands(artifacts: list[tuple[ArtifactStatus, str]], file: Path) -> li
             # Where Ollama's template language can't say a model's chat template there is no Modelfile.
             commands += [command for command in told if "Modelfile" not in command or (Path(path) / "Modelfile").is_file()]
     return [*commands, f"kubectl apply -f {file}"]
-
-
-def _scores(scores: list[Scores]) -> Table:
-    """One column a model: there are more metrics than a terminal has room for side by side."""
-    table = Table("score", *(s.subject for s in scores), title="Scores on the test rows", title_justify="left")
-    of_tasks = dict.fromkeys(metric for s in scores for metric in s.values if "/" in metric)
-    for metric in (*Metric, *of_tasks):
-        if any(metric in s.values for s in scores):
-            table.add_row(metric, *(f"{s.values[metric]:.4g}" if metric in s.values else "-" for s in scores))
-    table.add_row("rows", *(str(s.samples) for s in scores))
-    return table
-
-
-def _verdicts(verdicts: tuple[GateVerdict, ...]) -> Table:
-    table = Table("gate", "verdict", "why", title="Gates", title_justify="left")
-    for verdict in verdicts:
-        word = "passed" if verdict.passed else "failed" if verdict.action == "Block" else "warned"
-        table.add_row(verdict.name, word, verdict.message)
-    return table

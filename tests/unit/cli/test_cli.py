@@ -10,7 +10,7 @@ from tests.unit.test_sentences import DATA, GOOD, write
 from typer.testing import CliRunner
 
 from finetune_operator.cli.commands import app
-from finetune_operator.cli.show import describe, duration
+from finetune_operator.cli.words import describe, duration
 from finetune_trainer.contract.reports import Progress
 
 MODEL = GOOD.replace("hf://org/model", "pvc://models/tiny")

@@ -1,0 +1,141 @@
+"""The commands that look at a cluster, or change something in it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from finetune_operator.cli import changes, following, logs, reach, status
+from finetune_operator.cli.reach import Reach
+from finetune_operator.errors import ClusterError, NotPossible
+from finetune_operator.meta import Object
+
+NOT_POSSIBLE = 2
+
+app = typer.Typer()
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: the namespace of the context.")]
+Context = Annotated[str | None, typer.Option(help="A context of the kubeconfig. Default: the current one.")]
+Name = Annotated[str, typer.Argument(help="A FineTuneJob or ModelServe: NAME, ftj/NAME or mserve/NAME.")]
+Job = Annotated[str, typer.Argument(help="A FineTuneJob.")]
+Serve = Annotated[str, typer.Argument(help="A ModelServe.")]
+
+
+@app.command("status")
+def show(
+    name: Annotated[str | None, typer.Argument(help="NAME, ftj/NAME or mserve/NAME. Default: a list of all jobs.")] = None,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Show how a job or a served model stands. Exit status 0: it has what was asked for, or goes on; 1: it has failed."""
+
+    async def work(cluster: Reach) -> int:
+        if name is None:
+            Console().print(status.listed(await cluster.list("FineTuneJob")))
+            return 0
+        body = await reach.named(cluster, name)
+        Console().print(status.shown(body, datetime.now(UTC)))
+        return status.exit_status(body) or 0
+
+    in_cluster(context, namespace, work)
+
+
+@app.command()
+def watch(name: Name, namespace: Namespace = None, context: Context = None) -> None:
+    """Follow a job or a rollout, live, until it has ended. Exit status as that of `status`."""
+
+    async def work(cluster: Reach) -> int:
+        return await following.until_it_stands(cluster, await reach.named(cluster, name), Console())
+
+    in_cluster(context, namespace, work)
+
+
+@app.command("logs")
+def print_logs(
+    name: Job,
+    step: Annotated[str | None, typer.Option(help="This step alone: train, evaluate, quantize-q4, …")] = None,
+    attempt: Annotated[int | None, typer.Option(help="This attempt alone.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the job has ended.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Reports of progress as the pods print them.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Print what a job's pods have printed, step by step and attempt by attempt."""
+
+    async def work(cluster: Reach) -> int:
+        job, asked = await reach.named(cluster, name, "FineTuneJob"), logs.Asked(step, attempt)
+        if follow:
+            return await following.follow_logs(cluster, job, asked, print, raw=raw)
+        await following.print_logs(cluster, job, asked, print, raw=raw)
+        return 0
+
+    in_cluster(context, namespace, work)
+
+
+@app.command()
+def promote(name: Serve, namespace: Namespace = None, context: Context = None) -> None:
+    """Let the revision that has passed its gate, and waits, take the traffic."""
+    _change(name, "ModelServe", changes.promotion, namespace, context)
+
+
+@app.command()
+def rollback(name: Serve, namespace: Namespace = None, context: Context = None) -> None:
+    """Leave the live revision for the one before it."""
+    _change(name, "ModelServe", changes.rollback, namespace, context)
+
+
+@app.command()
+def cancel(
+    name: Job,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the job; results in its store stay.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Stop a job: it saves a checkpoint and gives its GPUs back, and can go on later."""
+    if not delete:
+        _change(name, "FineTuneJob", changes.cancellation, namespace, context)
+
+    async def work(cluster: Reach) -> int:
+        job = await reach.named(cluster, name, "FineTuneJob")
+        await cluster.delete(job)
+        print(f"FineTuneJob {job['metadata']['name']} deleted; its store stays, and a job of the same inputs finds it")
+        return 0
+
+    in_cluster(context, namespace, work)
+
+
+def _change(
+    name: str, kind: str, decide: Callable[[Object], changes.Change], namespace: str | None, context: str | None
+) -> None:
+    async def work(cluster: Reach) -> int:
+        body = await reach.named(cluster, name, kind)
+        change = decide(body)
+        await cluster.change(body, change.patch)
+        print(f"{kind} {body['metadata']['name']}: {change.told}")
+        return 0
+
+    in_cluster(context, namespace, work)
+
+
+def in_cluster(context: str | None, namespace: str | None, work: Callable[[Reach], Awaitable[int]]) -> None:
+    """Do it there, and end with its exit status; what can't be done is one sentence, and status 2."""
+
+    async def connected() -> int:
+        cluster = await reach.connect(context, namespace)
+        try:
+            return await work(cluster)
+        finally:
+            await cluster.close()
+
+    try:
+        code = asyncio.run(connected())
+    except (ClusterError, NotPossible) as error:
+        Console(stderr=True).print(str(error), soft_wrap=True, highlight=False, markup=False)
+        code = NOT_POSSIBLE
+    except KeyboardInterrupt:
+        code = 130
+    raise typer.Exit(code)

@@ -1,0 +1,162 @@
+"""The cluster as a person reaches it: by a kubeconfig's context, in one namespace, under a field manager of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from finetune_operator.apiserver import ApiServer, Request
+from finetune_operator.cluster import MERGE_PATCH, selector
+from finetune_operator.decoding import decode_objects
+from finetune_operator.errors import NotFound, NotPossible
+from finetune_operator.meta import Object
+from finetune_operator.resources import RESOURCES, Resource
+
+FIELD_MANAGER = "kubectl-finetune"
+WATCH_SECONDS = 600
+SILENT_SECONDS = 86400.0  # a watch of one object, or a pod's log, may say nothing for long
+KINDS = {
+    **RESOURCES,
+    "CustomResourceDefinition": Resource("apiextensions.k8s.io/v1", "customresourcedefinitions"),
+    "LocalQueue": Resource("kueue.x-k8s.io/v1beta1", "localqueues"),
+    "Node": Resource("v1", "nodes"),
+    "ResourceQuota": Resource("v1", "resourcequotas"),
+    "StorageClass": Resource("storage.k8s.io/v1", "storageclasses"),
+}
+PREFIXES = {
+    "FineTuneJob": ("ftj", "finetunejob", "finetunejobs"),
+    "ModelServe": ("mserve", "modelserve", "modelserves"),
+}
+CLUSTER_WIDE = frozenset({"CustomResourceDefinition", "Node", "StorageClass"})
+
+
+@dataclass(frozen=True)
+class Right:
+    """A verb on a kind, as the API server's authorizer asks for it."""
+
+    verb: str
+    kind: str
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {KINDS[self.kind].plural}{self.subresource and '/' + self.subresource}"
+
+
+class Reach:
+    """The API server, and the namespace that is meant. Methods raise the errors of errors.py."""
+
+    def __init__(self, api: ApiServer, namespace: str) -> None:
+        self._api = api
+        self.namespace = namespace
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.close()
+
+    async def get(self, kind: str, name: str) -> Object | None:
+        """One object, or None where there is none."""
+        try:
+            return await self._api.json(Request("GET", KINDS[kind].path(self._space(kind), name)))
+        except NotFound:
+            return None
+
+    async def list(self, kind: str, labels: dict[str, str] | None = None, namespace: str | None = None) -> list[Object]:
+        """The objects of a kind with these labels; of all namespaces where `namespace` is empty. None of a kind that is not
+        served."""
+        query = {"labelSelector": selector(labels)} if labels else {}
+        where = self._space(kind) if namespace is None else namespace
+        try:
+            found: list[Object] = (await self._api.json(Request("GET", KINDS[kind].path(where), query)))["items"] or []
+        except NotFound:
+            return []
+        return [{"kind": kind, **item} for item in found]
+
+    async def follow(self, kind: str, name: str) -> AsyncIterator[Object]:
+        """An object as it is now, then each time that it changes, until it is deleted."""
+        query = {"watch": "true", "fieldSelector": f"metadata.name={name}", "timeoutSeconds": str(WATCH_SECONDS)}
+        request = Request("GET", KINDS[kind].path(self.namespace), query, timeout=SILENT_SECONDS)
+        while await self.get(kind, name) is not None:
+            async for line in self._api.lines(request):
+                event = decode_objects(line)
+                if event["type"] in ("ADDED", "MODIFIED"):
+                    yield event["object"]
+                elif event["type"] == "DELETED":
+                    return
+
+    async def change(self, body: Object, patch: Object) -> Object:
+        """A merge patch of just this object: one of its name by another uid is a Conflict."""
+        metadata = body["metadata"]
+        patched = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
+        path = KINDS[body["kind"]].path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._api.json(Request("PATCH", path, query, patched, content_type=MERGE_PATCH))
+
+    async def delete(self, body: Object) -> None:
+        """Delete just this object, and what it owns."""
+        metadata = body["metadata"]
+        options = {"preconditions": {"uid": metadata["uid"]}, "propagationPolicy": "Background"}
+        await self._api.json(Request("DELETE", KINDS[body["kind"]].path(metadata["namespace"], metadata["name"]), body=options))
+
+    async def log(self, pod: str, container: str, *, follow: bool = False, tail: int | None = None) -> AsyncIterator[str]:
+        """The lines that a pod's container has printed, and with `follow` those to come."""
+        query = {"container": container, "follow": str(follow).lower()} | ({} if tail is None else {"tailLines": str(tail)})
+        path = KINDS["Pod"].path(self.namespace, pod, "log")
+        async for line in self._api.lines(Request("GET", path, query, timeout=SILENT_SECONDS)):
+            yield line.decode(errors="replace")
+
+    async def may(self, right: Right) -> bool:
+        """Whether whoever asks has this right in the namespace."""
+        resource = KINDS[right.kind]
+        group = resource.api_version.rpartition("/")[0]
+        wanted = {"verb": right.verb, "group": group, "resource": resource.plural, "subresource": right.subresource}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {**wanted, "namespace": self._space(right.kind)}},
+        }
+        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        return bool((await self._api.json(Request("POST", path, body=body)))["status"]["allowed"])
+
+    async def serves(self, group: str) -> bool:
+        """Whether the API server has this group, such as monitoring.coreos.com."""
+        groups = (await self._api.json(Request("GET", "/apis")))["groups"]
+        return any(found["name"] == group for found in groups)
+
+    def _space(self, kind: str) -> str:
+        return "" if kind in CLUSTER_WIDE else self.namespace
+
+
+async def connect(context: str | None, namespace: str | None) -> Reach:
+    """Reach the cluster of a context, or of the current one; its namespace counts where none is named. Raises NotPossible."""
+    from kubernetes.aio.config import ConfigException
+
+    try:
+        api = await ApiServer.connect(context)
+        return Reach(api, namespace or _namespace_of(context))
+    except (ConfigException, OSError) as error:
+        raise NotPossible(f"no cluster can be reached: {error}; set KUBECONFIG or --context") from None
+
+
+def _namespace_of(context: str | None) -> str:
+    from kubernetes.aio.config import ConfigException, list_kube_config_contexts
+
+    try:
+        contexts, current = list_kube_config_contexts()
+    except ConfigException:  # in a pod there is none
+        return "default"
+    chosen = next((c for c in contexts if c["name"] == context), current)
+    return str((chosen or {}).get("context", {}).get("namespace") or "default")
+
+
+async def named(reach: Reach, text: str, *kinds: str) -> Object:
+    """The object that NAME means, or ftj/NAME or mserve/NAME: of several kinds the first that has it. Raises NotPossible."""
+    prefix, _, name = text.rpartition("/")
+    wanted = [kind for kind in kinds or PREFIXES if not prefix or prefix.lower() in PREFIXES[kind]]
+    if not wanted:
+        raise NotPossible(
+            f"{text}: this command takes {' or '.join(f'{PREFIXES[kind][0]}/NAME' for kind in kinds or PREFIXES)}"
+        )
+    for kind in wanted:
+        if (body := await reach.get(kind, name)) is not None:
+            return {**body, "kind": kind}
+    raise NotPossible(f"no {' or '.join(wanted)} {name} is in the namespace {reach.namespace}; -n names another")
