@@ -18,10 +18,11 @@ AMOUNTS = ("limits", "requests", "sizeLimit")
 
 
 class Applied:
-    """What our applies came to, as hashes. It is kept in memory only: a fresh process may apply once more."""
+    """What our writes came to, as hashes and versions. It is kept in memory only: a fresh process may apply once more."""
 
     def __init__(self) -> None:
         self._left: dict[Key, tuple[str, str]] = {}
+        self._statuses: dict[Key, str] = {}
 
     def stands(self, wanted: Object, found: Object) -> bool:
         """Whether there is nothing to apply."""
@@ -32,6 +33,18 @@ class Applied:
     def keep(self, wanted: Object, answer: Object) -> None:
         """What the API server answered to an apply."""
         self._left[_key(wanted)] = (_hash(wanted), _hash(_shape(answer)))
+
+    def keep_status(self, answer: Object) -> None:
+        """What the API server answered to a status of ours."""
+        self._statuses[_key(answer)] = answer["metadata"]["resourceVersion"]
+
+    def is_ours(self, body: Object) -> bool:
+        """Whether nobody has written to the object since: its status is what this very release made of it."""
+        return self._statuses.get(_key(body)) == body["metadata"]["resourceVersion"]
+
+    def forget(self, key: Key) -> None:
+        """Its object is gone."""
+        self._statuses.pop(key, None)
 
 
 def contains(found: Any, wanted: Any, *, amounts: bool = False) -> bool:

@@ -81,9 +81,23 @@ class Backoffs(Iterable[float]):
         return itertools.chain((1, 1, 2, 3, 5, 8, 13, 21), itertools.repeat(LONGEST_BACKOFF_SECONDS))
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Kopf copies each object to compare it with what it handled last: with handlers of events alone, for nothing."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Nothing is kept, so that nothing is written to the object."""
+
+
 def kopf_settings() -> kopf.OperatorSettings:
     """Kopf as a watcher only: no scanning for new kinds, no annotations, no events of its own, no early surrender."""
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = NoDiffs()
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.peering.standalone = True

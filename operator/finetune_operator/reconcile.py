@@ -91,6 +91,7 @@ async def reconcile(key: Key, kind: Kind, means: Means, now: datetime) -> Outcom
     """One pass. Raises ClusterError where it must be repeated; what a Refused error says is in the status by then."""
     body = means.own.get(key)
     if body is None or body["metadata"].get("deletionTimestamp"):
+        means.applied.forget(key)
         return Outcome("gone")  # what it owns is collected by its owner references
     return await _Pass(key, kind, means, now, body).run()
 
@@ -150,9 +151,11 @@ class _Pass:
 
     async def _decide(self) -> tuple[Decision, Observed]:
         """What the policy makes of what is known; what it looks at besides is read."""
-        read = bounded(self.body.get("status", {}), status_schema(self.kind.model))
-        known = without_unknown(self.kind.model, {**self.body, "status": read})
         policy, means = self.kind.policy, self.means
+        status = self.body.get("status", {})
+        if not means.applied.is_ours(self.body):
+            status = bounded(status, status_schema(self.kind.model))
+        known = without_unknown(self.kind.model, {**self.body, "status": status})
         reads = policy.reads(known)
         observed = observe(means, self.key, reads)
         try:
@@ -182,6 +185,7 @@ class _Pass:
             return
         self.body = await self.means.cluster.replace_status(self.body, told)
         self.means.own.keep(self.body)
+        self.means.applied.keep_status(self.body)
         self.writes += 1
         self.told = True
         await self._post(events)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 from demo.follow import condition
-from demo.kubectl import Object
+from demo.kubectl import KubectlFailed, Object
 from tests.e2e import jobs
 from tests.e2e.space import JOB, Space, optimizer_steps, step, steps
 from tests.waiting import wait_until
@@ -65,6 +66,25 @@ def test_hold(space: Space) -> None:
     assert space.items("job,configmap,pvc", "app.kubernetes.io/managed-by=finetune-operator") == []
     annotate(space, "held", "finetune.dev/hold-")
     assert condition(space.succeeded("held"), "Held") is None
+
+
+# Each takes less than the trainer, so that the kernel chooses the trainer, as where that itself took too much.
+EATERS = "import os, time\nwhile os.fork(): time.sleep(0.05)\nheld = b'x' * 2**26\ntime.sleep(60)"
+
+
+def test_oom_shrinks_batch(space: Space) -> None:
+    """The kernel kills a trainer for its pod's memory: it goes on from its checkpoint, with half the micro-batch."""
+    space.apply(long_job("tight", stages={"train": {"resources": {"limits": {"memory": "2Gi"}}}}))
+    whole = begun(space, "tight")["status"]["fit"]["microBatchSize"]
+    (pod,) = space.items("pod", "finetune.dev/job=tight,finetune.dev/step=train")
+    with contextlib.suppress(KubectlFailed):  # they go with the container in which they run
+        space.kubectl("exec", "-n", space.name, pod["metadata"]["name"], "--", "python", "-c", EATERS)
+    told = lambda job: job["status"].get("lastFailure", {}).get("reason") == "OutOfMemory"  # noqa: E731
+    space.until(JOB, "tight", "tells of the lack", told, 180)
+    train = step(space.succeeded("tight"), "train")
+    assert train["microBatchSize"] == whole // 2
+    assert train["resumedFromStep"] >= 5
+    assert (train["attempt"], train["retries"]) == (2, 0)
 
 
 def test_edit_mid_run(space: Space) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import kopf
 from tests.fake_cluster import FakeCluster
 
 from finetune_operator.cache import Own
@@ -122,4 +123,6 @@ def test_kopf_watches_only_and_never_gives_up() -> None:
     settings = kopf_settings()
     assert settings.scanning.disabled
     assert not settings.posting.enabled
+    body = kopf.Body({"metadata": {"name": "a"}, "spec": {"model": {"uri": "hf://a/b"}}})
+    assert settings.persistence.diffbase_storage.build(body=body) == {}, "Kopf compares, and copies, nothing"
     assert len(list(itertools.islice(Backoffs(), 1000))) == 1000

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tests.fake_cluster import FakeCluster
 
+from finetune_operator.api.crdgen import Schema
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.applied import Applied
+from finetune_operator.bounds import bounded
 from finetune_operator.decision import (
     Apply,
     Create,
@@ -81,6 +83,25 @@ async def test_actions_then_status_then_events() -> None:
     told = await one_pass(cluster, Scripted(Decision(status=STATUS | {"stage": "Merging"}, requeue_after=30)))
     assert told == Outcome("changed", generation=1, writes=1, requeue_after=30), "a status causes nothing more"
     assert cluster.events == [TOLD]
+
+
+async def test_a_status_is_bounded_as_it_is_read_unless_this_process_wrote_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, applied, seen = FakeCluster(make_job()), Applied(), 0
+
+    def counted(status: Object, schema: Schema) -> Object:
+        nonlocal seen
+        seen += 1
+        return bounded(status, schema)
+
+    monkeypatch.setattr("finetune_operator.reconcile.bounded", counted)
+    policy = Scripted(Decision(status=STATUS))
+    await one_pass(cluster, policy, applied=applied)
+    read_and_written, seen = seen, 0
+    await one_pass(cluster, policy, applied=applied)
+    assert (read_and_written, seen) == (2, 0)
+    await cluster.replace(cluster.objects[KEY])
+    await one_pass(cluster, policy, applied=applied)
+    assert seen == 1, "somebody else wrote to the object"
 
 
 async def test_an_intent_is_in_the_status_before_what_it_names_exists() -> None:

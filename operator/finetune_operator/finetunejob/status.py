@@ -33,6 +33,7 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import FitFacts, Progress
 
 STALE_SECONDS = 120
+ENDINGS = ("Succeeded", "Stalled")  # conditions that a job has once it has ended
 
 
 def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
@@ -168,26 +169,33 @@ def events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Event, 
 
 
 def _step_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
-    known = {s.name: s for s in before.steps} if before.run == after.run else {}
-    for step in after.steps:
-        old = known.get(step.name)
-        changed = old is None or (old.state, old.attempt) != (step.state, step.attempt)
-        if changed and step.state is StepState.RUNNING:
-            yield Event(OperatorReason.StepStarted, f"{step.name} started, attempt {step.attempt}, Job {step.job}")
-        elif changed and step.state is StepState.SUCCEEDED:
-            yield Event(OperatorReason.StepSucceeded, f"{step.name} succeeded")
-        elif changed and step.state is StepState.REUSED:
+    """One for each change. A step that starts when another has succeeded is one change, and so is the last step's end."""
+    known = {s.name: (s.state, s.attempt) for s in before.steps} if before.run == after.run else {}
+    changed = [step for step in after.steps if known.get(step.name) != (step.state, step.attempt)]
+    for step in changed:
+        if step.state is StepState.REUSED:
             yield Event(OperatorReason.StepReused, f"{step.name} is done already; its output is reused")
+    succeeded = " and ".join(step.name for step in changed if step.state is StepState.SUCCEEDED)
+    started = [step for step in changed if step.state is StepState.RUNNING]
+    for step in started:
+        since = f" as {succeeded} has succeeded" if succeeded else ""
+        yield Event(OperatorReason.StepStarted, f"{step.name} started{since}, attempt {step.attempt}, Job {step.job}")
+    if succeeded and not started and not _has_ended(after):
+        yield Event(OperatorReason.StepSucceeded, f"{succeeded} succeeded")
     failure = after.last_failure
     if failure is not None and failure != before.last_failure:
         yield Event(failure.reason, f"{failure.step}, attempt {failure.attempt}: {failure.message}", warning=True)
+
+
+def _has_ended(status: FineTuneJobStatus) -> bool:
+    return any(c.type in ENDINGS for c in status.conditions)
 
 
 def _ending_events(before: FineTuneJobStatus, after: FineTuneJobStatus) -> Iterator[Event]:
     old = {c.type: c for c in before.conditions}
     for condition in after.conditions:
         was = old.get(condition.type)
-        if condition.type not in ("Succeeded", "Stalled") or (was and was.reason == condition.reason):
+        if condition.type not in ENDINGS or (was and was.reason == condition.reason):
             continue
         failed_step = after.last_failure is not None and after.last_failure.reason == condition.reason
         if not failed_step:  # that event was posted with the failure

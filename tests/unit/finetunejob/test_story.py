@@ -29,8 +29,7 @@ def test_the_steps_run_in_order_one_at_a_time_and_the_job_succeeds() -> None:
     assert succeeded(story)
     assert {s["state"] for s in story.job["status"]["steps"]} == {"Succeeded"}
     assert [a["name"] for a in story.job["status"]["artifacts"]] == ["adapter", "merged", "q4"]
-    assert "StepStarted" in story.events
-    assert story.events[-1] == "Succeeded"
+    assert story.events == [*["StepStarted"] * len(ALL_STEPS), "Succeeded"], "one for each change: each is a request"
 
 
 def test_a_second_pass_over_the_same_world_does_nothing() -> None:

@@ -83,8 +83,8 @@ class OperatorReason(Reason):
     NoPods = means("no pod of the live revision is available")
     NothingLive = means("no revision has passed its gate yet")
     # ── Events ────────────────────────────────────────────────────────────────────────────────────────────────────────
-    StepStarted = means("a step's Job was created")
-    StepSucceeded = means("a step has ended, and its result is kept")
+    StepStarted = means("a step's Job was created; it names the step that has succeeded just before")
+    StepSucceeded = means("a step has ended, its result is kept, and no other step was started at once")
     StepReused = means("a step's output was in the artifact store already")
     RevisionLoading = means("a new revision is started")
     RevisionRefused = means("a revision failed to load or did not pass its gate; the live one goes on serving")
