@@ -40,7 +40,7 @@ class Applied:
 
     def is_ours(self, body: Object) -> bool:
         """Whether nobody has written to the object since: its status is what this very release made of it."""
-        return self._statuses.get(_key(body)) == body["metadata"]["resourceVersion"]
+        return bool(self._statuses.get(_key(body)) == body["metadata"]["resourceVersion"])
 
     def forget(self, key: Key) -> None:
         """Its object is gone."""
