@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import kopf
 import structlog
+from prometheus_client import REGISTRY
 
 from finetune_operator import crds, handlers, logs, metrics, probes
 from finetune_operator.cache import Children, Own
@@ -28,6 +29,7 @@ from finetune_operator.leader import Elector
 from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
+from finetune_operator.series import Series
 from finetune_operator.settings import Settings, read_settings
 from finetune_operator.watches import WATCHED, Watches
 from finetune_operator.workqueue import WorkQueue
@@ -83,8 +85,7 @@ async def lead(
     queue: WorkQueue[Key] = WorkQueue()
     progress = ProgressReader(cluster)
     own, children = Own(), Children()
-    metrics.ConditionCounts(own.counts)
-    metrics.MAX_WORKERS.set(settings.workers)
+    _measure(own, children, queue, settings)
     controller = Controller(kinds, cluster, queue, progress, own, children, settings)
     events = handlers.Events(queue.add, lambda key: queue.add_after(key, BURST_SECONDS), own, progress)
     watches = Watches(cluster, settings.namespace, children, events.child)
@@ -101,6 +102,15 @@ async def lead(
     await asyncio.wait(workers, timeout=DRAIN_SECONDS)
     for part in (*workers, *others):
         part.cancel()
+
+
+def _measure(own: Own, children: Children, queue: WorkQueue[Key], settings: Settings) -> None:
+    """Have /metrics tell what this replica, which acts, knows and does."""
+    metrics.begin(KINDS, settings.workers)
+    metrics.LEADER.labels(settings.lease).set(1)  # also where nothing is elected
+    metrics.LONGEST_PASS.set_function(queue.longest_pass)
+    metrics.ConditionCounts(own.counts)
+    REGISTRY.register(Series(own, children))
 
 
 def _vital(part: Coroutine[Any, Any, None], stop: asyncio.Event) -> asyncio.Task[None]:

@@ -72,7 +72,7 @@ class ApiServer:
             response = await self._client.call_api(*call, _request_timeout=request.timeout)
             content: bytes = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            metrics.API_REQUESTS.labels(request.method, "none").inc()
+            metrics.API_REQUESTS.labels(request.method, metrics.NO_ANSWER).inc()
             raise Unavailable(f"{request.method} {request.path}: {error or type(error).__name__}") from error
         metrics.API_REQUESTS.labels(request.method, str(response.status)).inc()
         text = content.decode(errors="replace")

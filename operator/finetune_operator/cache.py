@@ -8,8 +8,10 @@ It is a cache only: a write rests on a version that the API server compares, or 
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from finetune_operator.meta import Key, Object
@@ -86,6 +88,15 @@ class Store:
     def keys(self, kind: str) -> list[Key]:
         return [key for key in self._kept if key.kind == kind]
 
+    def latest(self, kind: str, most: int) -> Iterator[Object]:
+        """At most so many objects of this kind: those at work first, then those that changed last."""
+        for key in heapq.nsmallest(most, self.keys(kind), lambda key: (self._is_over(key), -self._kept[key].version)):
+            if (body := self.get(key)) is not None:
+                yield body
+
+    def _is_over(self, key: Key) -> bool:
+        return False
+
     def _added(self, key: Key, body: Object) -> None: ...
 
     def _removed(self, key: Key, body: Object) -> None: ...
@@ -151,6 +162,9 @@ class Own(Store):
     def counts(self) -> Counter[tuple[str, str, str]]:
         """Number of objects by kind, condition and status."""
         return Counter((key.kind, *condition) for key, found in self._conditions.items() for condition in found)
+
+    def _is_over(self, key: Key) -> bool:
+        return not {("Succeeded", "True"), ("Failed", "True")}.isdisjoint(self._conditions.get(key, ()))
 
     def _added(self, key: Key, body: Object) -> None:
         self._labelled[key._replace(name=label_value(key.name))] = key

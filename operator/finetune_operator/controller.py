@@ -61,7 +61,10 @@ class Controller:
             except ShutDown:
                 return
             try:
-                with metrics.ACTIVE_WORKERS.track_inprogress(), metrics.RECONCILE_SECONDS.labels(key.kind).time():
+                with (
+                    metrics.ACTIVE_WORKERS.labels(key.kind).track_inprogress(),
+                    metrics.RECONCILE_SECONDS.labels(key.kind).time(),
+                ):
                     await self._one_pass(key)
             finally:
                 self.queue.done(key)
@@ -75,7 +78,6 @@ class Controller:
         except ClusterError as error:
             self._failed(key, error, begin)
         except Exception as error:  # a policy's own fault must not stop the other objects
-            metrics.RECONCILE_ERRORS.labels(key.kind).inc()
             self._failed(key, error, begin, fault=True)
         else:
             self._passed(key, outcome, begin)
@@ -101,7 +103,11 @@ class Controller:
     def _failed(self, key: Key, error: Exception, begin: float, *, fault: bool = False) -> None:
         wish = error.retry_after if isinstance(error, Unavailable) else None
         delay = self.queue.add_failed(key, wish or 0.0)
-        metrics.RECONCILES.labels(key.kind, "requeue" if isinstance(error, Conflict) else "error").inc()
+        if isinstance(error, Conflict):  # somebody else wrote in between: the next pass reads that
+            metrics.RECONCILES.labels(key.kind, "requeue").inc()
+        else:
+            metrics.RECONCILES.labels(key.kind, "error").inc()
+            metrics.RECONCILE_ERRORS.labels(key.kind).inc()
         log.error(
             "failed",
             key=str(key),

@@ -31,11 +31,11 @@ class WorkQueue(Generic[K]):
     def __init__(self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random) -> None:
         self._clock = clock
         self._jitter = jitter
-        self._ready: dict[K, None] = {}  # in the order in which they came
+        self._ready: dict[K, float] = {}  # since when, in the order in which they came
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []  # of _due, and of what was due before it was asked for otherwise
         self._order = itertools.count()
-        self._busy: set[K] = set()
+        self._busy: dict[K, float] = {}  # since when
         self._failures: dict[K, int] = {}
         self._closed = False
         self._changed = asyncio.Event()
@@ -44,8 +44,8 @@ class WorkQueue(Generic[K]):
         """Hand the key out as soon as a worker asks."""
         if key not in self._ready:
             metrics.QUEUE_ADDS.inc()
+            self._ready[key] = self._clock()
         self._due.pop(key, None)
-        self._ready[key] = None
         self._wake()
 
     def add_after(self, key: K, seconds: float) -> None:
@@ -84,8 +84,13 @@ class WorkQueue(Generic[K]):
 
     def done(self, key: K) -> None:
         """The pass is over, however it ended."""
-        self._busy.discard(key)
+        if (since := self._busy.pop(key, None)) is not None:
+            metrics.QUEUE_WORKS.observe(self._clock() - since)
         self._wake()
+
+    def longest_pass(self) -> float:
+        """Seconds for which the oldest pass that runs has run; 0 where none does."""
+        return self._clock() - min(self._busy.values()) if self._busy else 0.0
 
     def shut_down(self) -> None:
         """Give out nothing more; passes that run may end."""
@@ -97,8 +102,8 @@ class WorkQueue(Generic[K]):
             self.add(heapq.heappop(self._heap)[2])
         key = next((k for k in self._ready if k not in self._busy), None)
         if key is not None:
-            del self._ready[key]
-            self._busy.add(key)
+            self._busy[key] = self._clock()
+            metrics.QUEUE_WAITS.observe(self._busy[key] - self._ready.pop(key))
         metrics.QUEUE_DEPTH.set(len(self._ready))
         return key
 

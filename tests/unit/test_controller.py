@@ -8,12 +8,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 from tests.fake_cluster import FakeCluster
 
+from finetune_operator import metrics
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.controller import Controller, WatchDied
 from finetune_operator.decision import Decision, Observed, Reads
-from finetune_operator.errors import NotLeader, Unavailable
+from finetune_operator.errors import Conflict, NotLeader, Refused, Unavailable
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
@@ -115,6 +117,36 @@ async def test_a_failed_pass_comes_back_after_a_backoff(error: Exception) -> Non
     setup.queue.add(KEY)
     await setup.work_off(0.5, 1.4, 1.5)
     assert setup.cluster.objects[KEY]["status"]["stage"] == "three"
+
+
+def counted(metric: Any, *labels: str) -> float:
+    return float(metric.labels(*labels)._value.get())
+
+
+async def test_every_failed_pass_counts_as_an_error_and_a_conflict_does_not() -> None:
+    errors, conflicts = metrics.RECONCILE_ERRORS, metrics.RECONCILES
+    before = counted(errors, "FineTuneJob"), counted(conflicts, "FineTuneJob", "requeue")
+    setup = Setup(
+        *[Unavailable("no answer")] * 9,
+        *[Refused("by a webhook")] * 9,
+        KeyError("ours"),
+        Conflict("late"),
+        Decision(status={"stage": "done"}),
+    )
+    setup.queue.add(KEY)
+    await setup.work_off(*range(1, 5000, 100))
+    assert setup.cluster.objects[KEY]["status"]["stage"] == "done"
+    assert counted(errors, "FineTuneJob") - before[0] == 19
+    assert counted(conflicts, "FineTuneJob", "requeue") - before[1] == 1
+
+
+def test_every_series_of_a_kind_stands_before_its_first_pass() -> None:
+    """A rate begins at the second sample: what comes into being with the first failure hides it."""
+    metrics.begin(["Other"], workers=3)
+    text = generate_latest().decode()
+    assert 'controller_runtime_reconcile_errors_total{controller="Other"} 0.0' in text
+    assert 'controller_runtime_reconcile_total{controller="Other",result="error"} 0.0' in text
+    assert 'controller_runtime_max_concurrent_reconciles{controller="Other"} 3.0' in text
 
 
 async def test_the_servers_own_wish_is_heeded() -> None:

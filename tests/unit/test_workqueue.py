@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from finetune_operator import metrics
 from finetune_operator.workqueue import LONGEST_DELAY, ShutDown, WorkQueue
 
 
@@ -122,3 +123,18 @@ async def test_many_workers_share_the_keys(queue: WorkQueue[str]) -> None:
     for key in ("a", "b", "c"):
         queue.add(key)
     assert {await w for w in workers} == {"a", "b", "c"}
+
+
+async def test_it_tells_how_long_keys_wait_and_are_worked_on(queue: WorkQueue[str], time: Time) -> None:
+    def sums() -> tuple[float, float]:
+        return metrics.QUEUE_WAITS._sum.get(), metrics.QUEUE_WORKS._sum.get()
+
+    waited, worked = sums()
+    queue.add("a")
+    time.now += 2
+    assert await queue.get() == "a"
+    time.now += 3
+    assert queue.longest_pass() == 3
+    queue.done("a")
+    assert queue.longest_pass() == 0
+    assert (sums()[0] - waited, sums()[1] - worked) == (2, 3)

@@ -15,7 +15,6 @@ from finetune_trainer.contract import places, pod
 from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS
 
-ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"
 ENV_ENDS, ENV_LOG = "FINETUNE_RANK_ENDS", "FINETUNE_RANK_LOG"  # from a pod's first process to those that it starts
 
 
@@ -40,7 +39,7 @@ class Pod:
 
 def read(variables: Mapping[str, str] = os.environ) -> Pod:
     """What this process was told. Raises ValueError where a number is none."""
-    smaller, port = variables.get(pod.ENV_MICRO_BATCH_SIZE), variables.get(ENV_METRICS_PORT)
+    smaller, port = variables.get(pod.ENV_MICRO_BATCH_SIZE), variables.get(pod.ENV_METRICS_PORT)
     return Pod(
         run_file=Path(variables.get(pod.ENV_RUN_FILE, pod.RUN_FILE)),
         mounts=variables.get(pod.ENV_MOUNTS, pod.MOUNTS),

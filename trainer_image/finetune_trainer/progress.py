@@ -10,7 +10,15 @@ from typing import Any, TextIO
 
 from finetune_trainer.contract.reports import Progress
 
-GAUGES = ("step", "total", "loss", "learning_rate", "tokens_per_second", "memory_bytes", "eta_seconds")
+GAUGES = {
+    "step": "Optimizer steps or rows that are done.",
+    "total": "How many it will be in all.",
+    "loss": "Training loss of the last reported step.",
+    "learning_rate": "Learning rate of that step.",
+    "tokens_per_second": "Training speed, padding not counted.",
+    "memory_bytes": "The most memory that training has taken on a device.",
+    "eta_seconds": "Seconds to the end of this step.",
+}
 
 Report = Callable[[Progress], None]
 
@@ -57,13 +65,18 @@ class Reporter:
         )
 
 
-def serve_metrics(port: int) -> Report:
-    """Serve finetune_* gauges on /metrics and return the function that sets them."""
+def serve_metrics(port: int) -> Report | None:
+    """Serve finetune_* gauges on /metrics and return the function that sets them; None where the port is taken, as nothing
+    that trains must end for want of it."""
     from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
     registry = CollectorRegistry()
-    gauges = {n: Gauge(f"finetune_{n}", f"{n} of the running step", ["step_name"], registry=registry) for n in GAUGES}
-    start_http_server(port, registry=registry)
+    gauges = {name: Gauge(f"finetune_{name}", text, ["step_name"], registry=registry) for name, text in GAUGES.items()}
+    try:
+        start_http_server(port, registry=registry)
+    except OSError as error:
+        print(f"no metrics are served on port {port}: {error}", file=sys.stderr)
+        return None
 
     def record(reading: Progress) -> None:
         values: dict[str, Any] = reading.model_dump(include=set(GAUGES), exclude_none=True)
@@ -74,5 +87,5 @@ def serve_metrics(port: int) -> Report:
 
 
 def make_reporter(metrics_port: int | None, *, silent: bool) -> Reporter:
-    """The reporter of this process; serves metrics on the port, where there is one."""
-    return Reporter(on_reading=serve_metrics(metrics_port) if metrics_port else None, silent=silent)
+    """The reporter of this process; serves metrics on the port, where there is one, unless it is silent."""
+    return Reporter(on_reading=serve_metrics(metrics_port) if metrics_port and not silent else None, silent=silent)

@@ -10,7 +10,7 @@ from finetune_operator.api.evaluation import GateAction
 from finetune_operator.meta import Condition
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.fields import Report
-from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Remark, Scores
+from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Remark, Scores, TrainFacts
 from finetune_trainer.contract.training import Recomputing
 
 
@@ -162,6 +162,8 @@ class FineTuneJobStatus(Report):
     warnings: list[Remark] = Field(default_factory=list)
     """What goes on all the same, and may not be what was meant: each is posted as a Warning event, too."""
     progress: ProgressStatus | None = None
+    training: TrainFacts | None = None
+    """What training came to, once it has ended; its seconds and its peak memory are those of the last attempt."""
     scores: list[Scores] = Field(default_factory=list)
     gates: list[GateVerdict] = Field(default_factory=list)
     artifacts: list[ArtifactStatus] = Field(default_factory=list)

@@ -27,6 +27,7 @@ from finetune_trainer.contract.pipeline import TRAIN, Step
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
 RANKS_PORT = 29500  # torchrun's own
+METRICS_PORT_NAME = "metrics"  # the chart's PodMonitor asks for it
 _GIB = 1024**3
 # Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
 MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
@@ -45,6 +46,7 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
         "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told(job, start.step, status)),
+        "ports": [{"name": METRICS_PORT_NAME, "containerPort": pod.METRICS_PORT}],
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": pod_security.container(),
         "volumeMounts": [*(v.mount for v in mounted), *credentials.mounts(secret)],
@@ -90,6 +92,7 @@ def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, s
         pod.ENV_TERMINATION_LOG: pod.TERMINATION_LOG,
         pod.ENV_ATTEMPT: str(attempt),
         pod.ENV_GRACE_SECONDS: str(grace),
+        pod.ENV_METRICS_PORT: str(pod.METRICS_PORT),
         "HOME": "/tmp",  # the root file system is read-only
         "HF_HOME": f"{pod.SCRATCH}/huggingface",
         "PYTHONUNBUFFERED": "1",  # progress lines are read while the pod runs

@@ -149,6 +149,7 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
     if result.train is not None:
         progress = status.progress or ProgressStatus(step=result.step)
         changes["progress"] = progress.model_copy(update={"loss": rounded(result.train.loss)})
+        changes["training"] = result.train
     if result.scores:
         new = {s.subject: s.answers for s in result.scores}
         kept = [s for s in status.scores if s.subject not in new]

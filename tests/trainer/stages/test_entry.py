@@ -19,7 +19,7 @@ from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Progress, Termination
 from finetune_trainer.contract.run import RunConfig
-from finetune_trainer.progress import Reporter, serve_metrics
+from finetune_trainer.progress import Reporter, make_reporter, serve_metrics
 
 SOURCE = Path(__file__).parents[3] / "trainer_image"
 
@@ -109,9 +109,34 @@ def test_the_same_figures_are_served_to_prometheus() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     record = serve_metrics(port)
+    assert record is not None
     record(Progress(step_name="train", step=7, total=40, loss=0.25, time=time.time()))
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
     assert 'finetune_step{step_name="train"} 7.0' in text
     assert 'finetune_loss{step_name="train"} 0.25' in text
     assert "finetune_learning_rate{" not in text
+
+
+def test_a_port_that_is_taken_stops_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        make_reporter(taken.getsockname()[1], silent=False)(Progress(step_name="train", step=7, total=40))
+    told = capsys.readouterr()
+    assert "no metrics are served" in told.err
+    assert '"step":7' in told.out
+
+
+def test_other_ranks_of_a_pod_serve_no_metrics() -> None:
+    """They share the port of the first, and the pod's readings are told once."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    make_reporter(port, silent=True)
+    with socket.socket() as free:
+        free.bind(("0.0.0.0", port))
