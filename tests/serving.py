@@ -16,9 +16,8 @@ from finetune_operator.names import LABEL_REVISION
 from finetune_operator.reconcile import pruned
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.fields import Report
 from finetune_trainer.contract.reports import Failure, Termination
-from finetune_trainer.contract.served_rows import ServedRows
-from finetune_trainer.contract.served_speed import ServedSpeed
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
 SETTINGS = Settings()
@@ -165,22 +164,16 @@ class Stage:
         meta = {"name": f"pod-{revision}", "labels": labels, "creationTimestamp": self.stamp()}
         self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending", **status}})
 
-    def finish_gate(
-        self,
-        failure: Failure | None = None,
-        reason: str = "PodFailurePolicy",
-        rows: ServedRows | None = None,
-        speed: ServedSpeed | None = None,
-    ) -> None:
-        """The Job controller: the gate's pod ended, with this report where it failed or was to ask test rows."""
+    def finish_gate(self, failure: Failure | None = None, reason: str = "PodFailurePolicy", **numbers: Report) -> None:
+        """The Job controller: the gate's pod ended, with this failure and these numbers in its report."""
         job = self._end_gate("Complete" if failure is None else "Failed", reason)
-        self._gate_pod(job, 24 if failure else 0, Termination(failure=failure, served_rows=rows, served_speed=speed))
+        self._gate_pod(job, 24 if failure else 0, Termination(failure=failure, **numbers))
 
-    def lose_gate(self, failure: Failure | None, reason: str) -> None:
+    def lose_gate(self, failure: Failure | None, reason: str, code: int = ExitCode.SOURCE_UNAVAILABLE) -> None:
         """The Job controller: the gate came to no verdict; the pod said so, or vanished."""
         job = self._end_gate("Failed", reason)
         if failure is not None:
-            self._gate_pod(job, ExitCode.SOURCE_UNAVAILABLE, Termination(failure=failure))
+            self._gate_pod(job, code, Termination(failure=failure))
 
     def _end_gate(self, kind: str, reason: str) -> Object:
         (job,) = [j for j in self.of("Job") if not j.get("status")]

@@ -261,6 +261,12 @@ REFUSED_SERVES = [
     ({"resources": GPU}, "spec.resources.requests and .limits take cpu"),
     ({"replicas": -1}, "spec.replicas"),
     ({"rollout": {"strategy": "Recreate", "promotion": "Manual"}}, "spec.rollout.strategy Recreate stops the live revision"),
+    (
+        {"rollout": {"strategy": "Recreate", "gate": {"heldOut": {}}}},
+        "spec.rollout.gate.heldOut has nothing to compare with",
+    ),
+    ({"model": {"uri": "pvc://c/m"}, "rollout": {"gate": {"heldOut": {}}}}, "set spec.model.evaluation beside uri"),
+    ({"rollout": {"gate": {"heldOut": {"rows": 10}}}}, "spec.rollout.gate.heldOut.minRows must be at most rows"),
     ({"rollout": {"pinnedRevision": "latest"}}, "spec.rollout.pinnedRevision"),
     ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "spec.autoscaling.minReplicas must be at most maxReplicas"),
     (LLAMA | {"autoscaling": {"maxReplicas": 2, "metric": "CacheUsage"}}, "metric CacheUsage is measured by VLLM only"),

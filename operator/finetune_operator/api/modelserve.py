@@ -14,6 +14,7 @@ from finetune_operator.meta import Condition, ObjectMeta
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
+from finetune_trainer.contract.held_out import HeldOutScores
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.contract.served_speed import ServedSpeed
@@ -161,6 +162,8 @@ class Revision(Report):
     """Test rows that it was asked, and how many it answered as in the evaluation."""
     speed: ServedSpeed | None = None
     """How fast it answered, where the gate asks for a speed."""
+    held_out: HeldOutScores | None = None
+    """What it and the revision that was live scored on the same test rows, where the gate asks for that."""
     strategy: Strategy | None = None
     """Whether it loads beside the live revision or in its place."""
     strategy_message: str | None = None

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_trainer.contract.fields import Strict
+from finetune_trainer.contract.held_out import HeldOut
 from finetune_trainer.contract.served_rows import ROWS
 
 
@@ -33,8 +34,8 @@ class ServeGate(Strict):
     max_tokens: int = Field(64, ge=1, le=4096)
     """Longest answer, in tokens."""
     timeout_seconds: int = Field(300, ge=1, le=86400)
-    """Time for all answers together, as much again where a speed is asked for, and for the test rows; rows that it does not
-    suffice for are left out."""
+    """Time for all answers together, as much again where a speed is asked for, for the test rows, and for heldOut; rows that
+    it does not suffice for are left out."""
     min_tokens_per_second: float | None = Field(None, gt=0, le=1e6)
     """Tokens per second of one answer after its first, at least: the median over the prompts, which are asked once more as
     streams, one after the other. Unset: no speed is measured."""
@@ -42,6 +43,14 @@ class ServeGate(Strict):
     """Time from a request to its answer's first token, at most: the median over the same streams."""
     test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
     """Test rows that a new revision is asked again after the prompts."""
+    held_out: HeldOut | None = None
+    """Test rows that the new revision and the live one are both asked: the new one is refused where it answers worse. The
+    first revision, which replaces none, is compared with none. Unset: nothing is compared."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether the live revision must answer as well."""
+        return self.held_out is not None
 
 
 class Strategy(StrEnum):

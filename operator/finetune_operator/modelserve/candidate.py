@@ -28,7 +28,7 @@ def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
         return refusal(candidate, live, wanted)
     gate = case.world.gates.get(gate_of(case.serve, candidate))
     if gate is not None:
-        candidate = candidate.model_copy(update={"test_rows": gate.test_rows, "speed": gate.speed})
+        candidate = candidate.model_copy(update=gate.numbers)
     found = None if deployed is None else trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
     step = _begun(case, target, candidate, live, found)
     if deployed is None or deployed.replicas != wanted:

@@ -44,7 +44,7 @@ def resolve(serve: ModelServe, observed: Observed) -> Resolution:
     found = _follow(serve, observed)
     if found.model is None or found.obstacle is not None:
         return found
-    return Resolution(found.model, _missing(serve, found.model, observed))
+    return Resolution(found.model, _missing(serve, found.model, observed) or _unscored(serve, found.model))
 
 
 def refs(serve: ModelServe) -> tuple[Ref, ...]:
@@ -134,6 +134,17 @@ def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> Re
         secret=store.secret_ref.name if remote and store.secret_ref else None,
         ca_secret_ref=store.ca_secret_ref if remote else None,
     )
+
+
+def _unscored(serve: ModelServe, model: ResolvedModel) -> Obstacle | None:
+    """A gate that asks test rows, and a model of which no evaluation is known."""
+    if model.evaluation is not None or serve.spec.rollout.gate.held_out is None:
+        return None
+    text = (
+        f"spec.rollout.gate.heldOut asks the test rows of an evaluation, and {model.source} has none that can be asked, as of"
+        " rows without prompts; leave heldOut out, or run the job again with rows that have answers"
+    )
+    return Obstacle(OperatorReason.EvaluationNotFound, text, blocks=True)
 
 
 def _needs(model: ResolvedModel) -> list[Ref]:

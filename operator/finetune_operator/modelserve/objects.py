@@ -6,7 +6,7 @@ import copy
 import json
 
 from finetune_operator import credentials, pod_fields, pod_security
-from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.api.rollout import Prompt
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.gating import gate_job
@@ -26,6 +26,7 @@ from finetune_operator.names import (
 )
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.held_out import Live
 from finetune_trainer.contract.places import claim_of
 from finetune_trainer.contract.pod import ENV_API_KEY, Owner
 
@@ -124,10 +125,13 @@ def gate_prompts(serve: ModelServe) -> Object:
     }
 
 
-def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 0) -> Object:
-    """The Job that asks a candidate its prompts. A lost pod is replaced, a wrong answer is not asked again."""
-    rounds = 1 + asks_speed(serve.spec.rollout.gate) + (asked_rows(serve, target.model) is not None)
-    seconds = rounds * serve.spec.rollout.gate.timeout_seconds + GATE_MARGIN_SECONDS
+def gate(serve: ModelServe, target: Target, settings: Settings, *, live: str | None = None, again: int = 0) -> Object:
+    """The Job that asks a candidate its prompts, and compares it with the live revision. A lost pod is replaced, a wrong
+    answer is not asked again.
+    """
+    asked, compared = serve.spec.rollout.gate, compared_with(serve, target.model, live)
+    rounds = 1 + asks_speed(asked) + (asked_rows(serve, target.model) is not None) + (compared is not None)
+    seconds = rounds * asked.timeout_seconds + GATE_MARGIN_SECONDS
     final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
     lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
@@ -143,13 +147,21 @@ def gate(serve: ModelServe, target: Target, settings: Settings, *, again: int = 
             "podFailurePolicy": {"rules": [final, lost]},
             "template": {
                 "metadata": pod_fields.metadata(serve.spec.pod_template, labels),
-                "spec": _gate_pod(serve, target, settings),
+                "spec": _gate_pod(serve, target, settings, compared),
             },
         },
     }
 
 
-def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
+def compared_with(serve: ModelServe, model: ResolvedModel, live: str | None) -> Live | None:
+    """The live revision, where the gate is to ask it as well."""
+    wanted = serve.spec.rollout.gate.held_out
+    if live is None or wanted is None or model.evaluation is None:
+        return None
+    return Live(revision=live, url=service_url(serve, revision_name(serve, live)), rows=model.evaluation, held_out=wanted)
+
+
+def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: Live | None) -> Object:
     wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
     command = ["python", "-m", "finetune_trainer.serving.ask", "--url", url, "--model", served_name(serve)]
     command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
@@ -158,6 +170,10 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
         command += ["--min-tokens-per-second", f"{wanted.min_tokens_per_second:g}"]
     if wanted.max_first_token_milliseconds is not None:
         command += ["--max-first-token-milliseconds", str(wanted.max_first_token_milliseconds)]
+    if (asked := asked_rows(serve, target.model)) is not None:
+        command += ["--rows", asked, "--count", str(wanted.test_rows.count), "--min-equal", f"{wanted.test_rows.min_equal:g}"]
+    if compared is not None:
+        command += ["--live", compared.model_dump_json(by_alias=True)]
     container: Object = {
         "name": "ask",
         "image": settings.operator_image,
@@ -187,15 +203,14 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings) -> Object:
     pod |= pod_fields.pull_secrets(serve.spec.pod_template, settings)
     if serve.spec.auth is not None:
         container["env"].append(api_key(serve.spec.auth, ENV_API_KEY))
-    if (rows := asked_rows(serve, target.model)) is not None:
-        _add_rows(pod, serve, target, rows)
+    if target.model.evaluation is not None and (asked is not None or compared is not None):
+        _add_rows(pod, serve, target, target.model.evaluation)
     return pod
 
 
 def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None:
-    """Where the pod of a gate finds the test rows of an evaluation, and what it needs to read them."""
-    (container,), model, wanted = pod["containers"], target.model, serve.spec.rollout.gate.test_rows
-    container["command"] += ["--rows", rows, "--count", str(wanted.count), "--min-equal", f"{wanted.min_equal:g}"]
+    """What the pod of a gate needs to read the test rows of an evaluation."""
+    (container,), model = pod["containers"], target.model
     for option, value in (("endpoint", model.endpoint), ("region", model.region)):
         if value is not None:
             container["command"] += [f"--{option}", value]

@@ -7,6 +7,7 @@ ControllerRevision <name>-<revision> ─► how that Deployment was rendered
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -19,11 +20,11 @@ from finetune_operator.modelserve.deployed import Deployed, deployed, report, re
 from finetune_operator.modelserve.history import History
 from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISION, object_name, serve_labels
 from finetune_trainer.contract.exits import ExitCode
-from finetune_trainer.contract.reports import Failure
-from finetune_trainer.contract.served_rows import ServedRows
-from finetune_trainer.contract.served_speed import ServedSpeed
+from finetune_trainer.contract.fields import Report
+from finetune_trainer.contract.reports import Failure, Termination
 
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
+NUMBERS = {"test_rows": "served_rows", "speed": "served_speed", "held_out": "held_out"}  # a Revision's field: the report's
 AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 
 
@@ -42,8 +43,7 @@ class Gate:
     message: str = ""
     failure: Failure | None = None  # what the pod reported
     ended_at: str | None = None
-    test_rows: ServedRows | None = None
-    speed: ServedSpeed | None = None
+    numbers: Mapping[str, Report] = field(default_factory=dict)  # by field of Revision
 
 
 @dataclass(frozen=True)
@@ -101,16 +101,19 @@ def _gate(job: Object, pods: tuple[Object, ...]) -> Gate:
     of_job = [p for p in pods if any(o["uid"] == job["metadata"]["uid"] for o in p["metadata"].get("ownerReferences") or [])]
     ends = [_ended(p) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
     reports = [report(end) for end in ends]
-    rows = next((r.served_rows for r in reversed(reports) if r.served_rows), None)
-    speed = next((r.served_speed for r in reversed(reports) if r.served_speed), None)
+    numbers = _numbers(reports)
     if "Complete" in ended:
-        return Gate(name, Verdict.PASSED, test_rows=rows, speed=speed)
+        return Gate(name, Verdict.PASSED, numbers=numbers)
     end, failure = ended["Failed"], next((r.failure for r in reversed(reports) if r.failure), None)
     judged = any(e.get("exitCode") == ExitCode.VERIFICATION_FAILED for e in ends)
     verdict = Verdict.FAILED if judged else Verdict.UNKNOWN
-    return Gate(
-        name, verdict, end.get("reason", ""), end.get("message", ""), failure, end.get("lastTransitionTime"), rows, speed
-    )
+    return Gate(name, verdict, end.get("reason", ""), end.get("message", ""), failure, end.get("lastTransitionTime"), numbers)
+
+
+def _numbers(reports: Sequence[Termination]) -> dict[str, Report]:
+    """What a gate's pods have counted and measured; the last one has the word."""
+    found = {name: [told for r in reports if (told := getattr(r, told_as))] for name, told_as in NUMBERS.items()}
+    return {name: told[-1] for name, told in found.items() if told}
 
 
 def _ended(pod: Object) -> dict[str, Any]:

@@ -91,7 +91,9 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
         yield from _whole(case, wanted.revision, rollout.replicas)
     if wanted is not None and rollout.ask:
         yield Create(objects.gate_prompts(serve))
-        yield Create(objects.gate(serve, wanted, settings, again=(candidate and candidate.gates_lost) or 0))
+        against = None if live is None or rollout.is_live_stopped else live.name
+        again = (candidate and candidate.gates_lost) or 0
+        yield Create(objects.gate(serve, wanted, settings, live=against, again=again))
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
 

@@ -69,7 +69,7 @@ def _live(case: Case) -> Revision | None:
     known = next((r for r in (status.live, status.candidate) if r is not None and r.name == name), None)
     known = _served(case, name, known)
     gate = case.world.gates.get(gate_of(case.serve, known))
-    return known.model_copy(update={"test_rows": known.test_rows or (gate.test_rows if gate else None)})
+    return known.model_copy(update={k: v for k, v in gate.numbers.items() if getattr(known, k) is None}) if gate else known
 
 
 def _served(case: Case, name: str, known: Revision | None = None) -> Revision:

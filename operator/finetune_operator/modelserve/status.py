@@ -79,11 +79,19 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
     if new is not None and new.state is RevisionState.PASSED and (old is None or old.state is not new.state):
         yield Event(OperatorReason.AwaitingPromotion, f"revision {new.name} has passed its gate and waits to be promoted")
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
-        yield Event(OperatorReason.RevisionLive, f"revision {after.live.name} of {after.live.model_uri} serves now")
+        text = f"revision {after.live.name} of {after.live.model_uri} serves now{_compared(after.live)}"
+        yield Event(OperatorReason.RevisionLive, text)
     stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
     was = next((c for c in before.conditions if c.type == "Stalled"), None)
     if stalled is not None and not refused and (was is None or was.reason != stalled.reason):
         yield Event(stalled.reason, stalled.message, warning=True)
+
+
+def _compared(live: Revision) -> str:
+    """What a revision scored beside the one that was live."""
+    if (found := live.held_out) is None:
+        return ""
+    return f": {found.metric} {found.score:g} on {found.rows} test rows, {found.live_score:g} of revision {found.against}"
 
 
 def _told(candidate: Revision | None) -> Revision | None:

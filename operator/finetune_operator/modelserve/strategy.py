@@ -83,6 +83,8 @@ def _is_begun(case: Case, candidate: Revision, live: Revision) -> bool:
 
 
 def _is_borne(case: Case, down: Downtime) -> bool:
-    """A person who promotes by hand may be away: that would be an outage without an end."""
+    """A person who promotes by hand may be away: that would be an outage without an end. A gate that compares needs both."""
     rollout = case.serve.spec.rollout
-    return down.seconds <= rollout.max_downtime_seconds and rollout.promotion is not PromotionPolicy.MANUAL
+    if rollout.promotion is PromotionPolicy.MANUAL or rollout.gate.compares:
+        return False
+    return down.seconds <= rollout.max_downtime_seconds

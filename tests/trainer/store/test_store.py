@@ -14,7 +14,7 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import ArtifactFacts, Manifest, StepResult
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.serving.ask import read_rows
+from finetune_trainer.serving.evaluated import asked_rows
 from finetune_trainer.store.entries import Provenance, Store, open_store
 from finetune_trainer.store.files import describe, folder_digest
 
@@ -250,8 +250,8 @@ def test_a_gate_reads_the_rows_of_an_evaluation_from_a_bucket(
     result = StepResult(step="evaluate", fingerprint="f2")
     open_store(place, "/nowhere").commit("evaluate", "1-a", tmp_path / "rows", result, Provenance("evaluate", {}, {}))
     entry = place.model_copy(update={"uri": f"{place.uri}/evaluate/f2"})
-    assert read_rows(entry) == [row]
+    assert asked_rows(entry) == [row]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StepFailed, match=r"RowsAccessDenied: .* was refused: give the keys") as denied:
-        read_rows(entry)
+        asked_rows(entry)
     assert denied.value.exit_code is ExitCode.SOURCE_DENIED

@@ -487,7 +487,7 @@ def trial(stage: Stage) -> str:
 
 def test_what_became_of_the_test_rows_is_told_with_the_revision() -> None:
     stage, _ = gated()
-    stage.finish_gate(rows=ALIKE)
+    stage.finish_gate(served_rows=ALIKE)
     stage.settle()
     assert stage.serve["status"]["live"]["testRows"] == {"asked": 8, "sameTokenIds": 8, "sameAnswers": 7}
     stage.edit(model={**EVALUATED, "evaluation": "pvc://models/evaluate/" + "f" * 20})
@@ -499,7 +499,7 @@ def test_what_became_of_the_test_rows_is_told_with_the_revision() -> None:
 def test_numbers_that_a_crash_kept_from_the_status_are_read_from_the_gates_pod() -> None:
     stage, revision = gated()
     before = stage.serve["status"]
-    stage.finish_gate(rows=ALIKE)
+    stage.finish_gate(served_rows=ALIKE)
     stage.step()
     stage.serve["status"] = before
     stage.settle()
@@ -515,7 +515,7 @@ def test_rows_that_are_answered_otherwise_leave_the_old_revision_serving() -> No
     stage.available(stage.candidate())
     stage.step()
     failure = Failure(reason="VerificationFailed", message="1 of 8 test rows were answered as in the evaluation")
-    stage.finish_gate(failure, rows=ServedRows(asked=8, same_token_ids=8, same_answers=1))
+    stage.finish_gate(failure, served_rows=ServedRows(asked=8, same_token_ids=8, same_answers=1))
     stage.settle()
     assert (standing(stage), reason(stage), stage.live()) == (STALLED, "VerificationFailed", old)
     assert stage.serve["status"]["candidate"]["testRows"] == {"asked": 8, "sameTokenIds": 8, "sameAnswers": 1}
@@ -583,7 +583,7 @@ def test_a_speed_that_is_asked_for_is_told_with_the_revision() -> None:
     command = job["spec"]["template"]["spec"]["containers"][0]["command"]
     assert command[-4:] == ["--min-tokens-per-second", "20", "--max-first-token-milliseconds", "500"]
     assert job["spec"]["activeDeadlineSeconds"] == 3 * (2 * 300 + 300), "the streams have as much time as the answers"
-    stage.finish_gate(Failure(reason="TooSlow", message="the answers come at 4.5 tokens/s"), speed=SLOW)
+    stage.finish_gate(Failure(reason="TooSlow", message="the answers come at 4.5 tokens/s"), served_speed=SLOW)
     stage.settle()
     assert (standing(stage), reason(stage)) == (STALLED, "TooSlow")
     told = {"prompts": 1, "tokensPerSecond": 4.5, "firstTokenMilliseconds": 800}

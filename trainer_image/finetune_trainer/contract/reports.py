@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.fields import Report, Strict
+from finetune_trainer.contract.held_out import HeldOutScores
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.reasons.steps import RETIRED
 from finetune_trainer.contract.served_rows import ServedRows
@@ -161,6 +162,7 @@ class Termination(Report):
     failure: Failure | None = None
     served_rows: ServedRows | None = None  # of a serving gate only
     served_speed: ServedSpeed | None = None  # of a serving gate that asks for a speed
+    held_out: HeldOutScores | None = None  # of a serving gate that asks the live revision as well
 
 
 class File(Strict):

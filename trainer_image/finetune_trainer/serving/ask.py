@@ -1,11 +1,12 @@
 """Ask a served model its prompts and judge the answers: the gate that a new revision passes before it takes traffic.
 
-    python -m finetune_trainer.serving.ask --url http://host:8000/v1 --model NAME --prompts FILE [--rows URI]
+    python -m finetune_trainer.serving.ask --url http://host:8000/v1 --model NAME --prompts FILE [--rows URI] [--live JSON]
 
 FILE is a JSON list of {"prompt": …, "expect": …}; an answer must have text in it and contain `expect` where it is given.
 URI is the entry of an evaluation in an artifact store: a few of its test rows are asked again and compared with what it saw
 (contract/served_rows.py says what that proves). The report has numbers of these rows, never text.
-Where a speed is asked for, the prompts are asked once more as streams (speed.py).
+Where a speed is asked for, the prompts are asked once more as streams (speed.py). Where the live revision is named
+(contract/held_out.py), both are asked the evaluation's test rows, and the new one must not answer worse (held_out.py).
 A wrong answer ends with ExitCode VERIFICATION_FAILED; an engine that can't be reached with SOURCE_UNAVAILABLE, which may
 be tried again. It doesn't wait: what it asks is ready.
 """
@@ -15,28 +16,28 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import textwrap
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from finetune_trainer import environment
 from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.artifacts import StoreConfig
+from finetune_trainer.contract.fields import Report
+from finetune_trainer.contract.held_out import Live
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.serving import compare, speed
+from finetune_trainer.serving import compare, held_out, speed
 from finetune_trainer.serving.compare import Compared
 from finetune_trainer.serving.endpoint import Endpoint, too_slow
+from finetune_trainer.serving.evaluated import asked_rows, test_rows
 from finetune_trainer.serving.speed import Floors
-from finetune_trainer.store.entries import open_store
 from finetune_trainer.termination import finish
 
 SHOWN = 160  # characters of an answer
@@ -46,6 +47,24 @@ SHOWN = 160  # characters of an answer
 class Prompt:
     prompt: str
     expect: str | None = None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The command line, and whom and what it asks."""
+
+    options: Namespace
+    endpoint: Endpoint
+    prompts: list[Prompt]
+
+    @property
+    def deadline(self) -> float:
+        """The end of one round that begins now, on the monotonic clock."""
+        return time.monotonic() + float(self.options.timeout)
+
+    def entry(self, uri: str) -> StoreConfig:
+        """An evaluation's entry in its store."""
+        return StoreConfig(uri=uri, endpoint=self.options.endpoint, region=self.options.region)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -63,26 +82,57 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--min-equal", type=float, default=0.5, help="share of the rows that must be answered alike")
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")
     parser.add_argument("--region", help="region of the bucket")
+    parser.add_argument("--live", type=Live.model_validate_json, help="the live revision, and what it is asked, too, as JSON")
     options = parser.parse_args(arguments)
+    return finish(lambda: passed(options))
 
-    def program() -> Termination | None:
-        prompts = [Prompt(**p) for p in json.loads(options.prompts.read_text(encoding="utf-8"))]
-        key = environment.access().served_api_key
-        endpoint = Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key)
-        ask_all(endpoint, prompts, time.monotonic() + options.timeout)
-        floors = Floors(options.min_tokens_per_second, options.max_first_token_milliseconds)
-        found = ask_speed(endpoint, prompts, time.monotonic() + options.timeout) if floors else None
-        if found is not None and (slow := speed.mistake(found, floors)) is not None:
-            return Termination(failure=Failure(reason=StepReason.TooSlow, message=slow), served_speed=found)
-        if options.rows is None:
-            return Termination(served_speed=found)
-        rows = read_rows(StoreConfig(uri=options.rows, endpoint=options.endpoint, region=options.region))
-        compared = ask_rows(endpoint, rows, options.count, time.monotonic() + options.timeout)
-        wrong = compare.mistake(compared, options.min_equal)
-        failure = None if wrong is None else Failure(reason=StepReason.VerificationFailed, message=wrong)
-        return Termination(failure=failure, served_rows=compare.told(compared), served_speed=found)
 
-    return finish(program)
+def passed(options: Namespace) -> Termination:
+    """Everything that is asked for, the cheapest first, until something is wrong. Raises StepFailed."""
+    prompts = [Prompt(**p) for p in json.loads(options.prompts.read_text(encoding="utf-8"))]
+    key = environment.access().served_api_key
+    gate = Gate(options, Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key), prompts)
+    ask_all(gate.endpoint, prompts, gate.deadline)
+    told = Termination()
+    for one in (_speed, _rows, _held_out):
+        told = one(gate, told)
+        if told.failure is not None:
+            break
+    return told
+
+
+def _speed(gate: Gate, told: Termination) -> Termination:
+    floors = Floors(gate.options.min_tokens_per_second, gate.options.max_first_token_milliseconds)
+    if not floors:
+        return told
+    found = ask_speed(gate.endpoint, gate.prompts, gate.deadline)
+    return _judged(told, "served_speed", found, StepReason.TooSlow, speed.mistake(found, floors))
+
+
+def _rows(gate: Gate, told: Termination) -> Termination:
+    options = gate.options
+    if options.rows is None:
+        return told
+    compared = ask_rows(gate.endpoint, asked_rows(gate.entry(options.rows)), options.count, gate.deadline)
+    wrong = compare.mistake(compared, options.min_equal)
+    return _judged(told, "served_rows", compare.told(compared), StepReason.VerificationFailed, wrong)
+
+
+def _held_out(gate: Gate, told: Termination) -> Termination:
+    live: Live | None = gate.options.live
+    if live is None or live.held_out is None:
+        return told
+    rows = test_rows(gate.entry(live.rows), live.held_out.rows)
+    pairs = held_out.ask_both(gate.endpoint, live.url, rows, gate.deadline)
+    found = held_out.told(pairs, live.revision, live.held_out)
+    print(f"{found.metric} {found.score:g}, of revision {found.against} {found.live_score:g}", flush=True)
+    return _judged(told, "held_out", found, StepReason.WorseThanLive, held_out.mistake(found, live.held_out))
+
+
+def _judged(told: Termination, name: str, found: Report, reason: StepReason, wrong: str | None) -> Termination:
+    """The report with these numbers, and with what is wrong about them."""
+    failure = None if wrong is None else Failure(reason=reason, message=wrong)
+    return told.model_copy(update={name: found, "failure": failure})
 
 
 def ask_speed(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> ServedSpeed:
@@ -123,33 +173,6 @@ def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
     if wrong:
         text = f"{len(wrong)} of {len(prompts)} prompts were not answered as spec.rollout.gate.prompts expects: {wrong[0]}"
         raise StepFailed(StepReason.GateFailed, text)
-
-
-def read_rows(entry: StoreConfig) -> list[AskedRow]:
-    """The rows that an evaluation keeps to be asked again; entry.uri ends in evaluate/<fingerprint>.
-
-    Raises StepFailed RowsNotFound, RowsDamaged or RowsAccessDenied.
-    """
-    root, kind, fingerprint = entry.uri.rsplit("/", 2)
-    store = open_store(entry.model_copy(update={"uri": root}), environment.read().mounts)
-    try:
-        manifest = store.read(kind, fingerprint)
-        files = [file for file in manifest.files if file.path == served_rows.FILE] if manifest else []
-        if manifest is None or not files:
-            text = f"{entry.uri} holds no {served_rows.FILE}; run the job again, or set spec.rollout.gate.testRows.count to 0"
-            raise StepFailed(StepReason.RowsNotFound, text)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = store.objects.fetch(store.path(kind, manifest), files, Path(scratch))
-            lines = (folder / served_rows.FILE).read_text(encoding="utf-8").split("\n")
-        return [AskedRow.model_validate_json(line) for line in lines if line]
-    except ValidationError:  # whose words are the row's
-        text = f"{served_rows.FILE} of {entry.uri} is damaged; remove that folder, and run the job again"
-        raise StepFailed(StepReason.RowsDamaged, text) from None
-    except StepFailed as error:
-        if error.reason is not StepReason.StoreAccessDenied:
-            raise
-        text = f"{entry.uri} was refused: give the keys in the Secret of the model's store the right to read it"
-        raise StepFailed(StepReason.RowsAccessDenied, text) from error
 
 
 def ask_rows(endpoint: Endpoint, rows: Sequence[AskedRow], count: int, deadline: float) -> list[Compared]:

@@ -32,6 +32,12 @@ _NOBODY_ANSWERS = (
     "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.promotion Manual would leave nothing that"
     " answers until somebody comes; set one or the other"
 )
+_NOTHING_TO_COMPARE = (
+    "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.gate.heldOut has nothing to compare with;"
+    " set one or the other"
+)
+_NO_TEST_ROWS = "spec.rollout.gate.heldOut asks the test rows of an evaluation; set spec.model.evaluation beside uri"
+_NO_ROWS = "spec.rollout.gate.heldOut.minRows must be at most rows"
 
 
 def broken_by(spec: ModelServeSpec) -> list[str]:
@@ -41,6 +47,8 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
         _NO_SPLIT: split and not ENGINES[spec.engine.type].splits_tensors,
         _NO_GPUS: split and not spec.parallelism.gpus,
         _NOBODY_ANSWERS: rollout.strategy is Strategy.RECREATE and rollout.promotion is PromotionPolicy.MANUAL,
+        _NOTHING_TO_COMPARE: rollout.strategy is Strategy.RECREATE and rollout.gate.compares,
+        _NO_ROWS: (held_out := rollout.gate.held_out) is not None and held_out.min_rows > held_out.rows,
     }
     found = [sentence for sentence, broken in rules.items() if broken]
     return [*found, *_scaling_broken_by(spec), *pods.broken_by(spec.pod_template)]
@@ -124,6 +132,9 @@ RULES = (
         "self.rollout.strategy != 'Recreate' || self.rollout.promotion != 'Manual'",
         _NOBODY_ANSWERS,
     ),
+    Rule("spec", "self.rollout.strategy != 'Recreate' || !has(self.rollout.gate.heldOut)", _NOTHING_TO_COMPARE),
+    Rule("spec", "!has(self.rollout.gate.heldOut) || !has(self.model.uri) || has(self.model.evaluation)", _NO_TEST_ROWS),
+    Rule("spec.rollout.gate.heldOut", "self.minRows <= self.rows", _NO_ROWS),
     compute_only("spec.resources"),
     *pods.RULES,
 )

@@ -2,120 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.trainer.serving.engine import ENTRY, Engine, Handler, asked_row
 
-from finetune_trainer.contract import served_rows
-from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.exits import ExitCode
-from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_TERMINATION_LOG
-from finetune_trainer.contract.reports import Failure, Scores, StepResult, Termination
+from finetune_trainer.contract.pod import ENV_MOUNTS
+from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.served_rows import AskedRow, ServedRows
 from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving import ask
 from finetune_trainer.serving.endpoint import Endpoint
-from finetune_trainer.store.entries import Provenance, open_store
-
-
-class Engine(ThreadingHTTPServer):
-    """Serves the model `facts`; `answers` holds a text, or a status code with the server's message, by prompt.
-
-    Its tokens are the letters of a text, and their ids what `ord` says.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: dict[str, Any] = {}
-        self.requests: list[dict[str, Any]] = []
-        self.told: dict[str, Any] = {}  # of the model, beside its name
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Engine
-
-    def do_GET(self) -> None:
-        found = self.path == "/v1/models"
-        self._send(200 if found else 404, {"object": "list", "data": [{"id": "facts", **self.server.told}]})
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(request)
-        if self.path == "/tokenize":
-            self._tokenize(request)
-            return
-        is_chat = self.path == "/v1/chat/completions"
-        asked = request["messages"][0]["content"] if is_chat else "".join(map(chr, request["prompt"]))
-        answer = self.server.answers.get(asked, "An answer.")
-        if isinstance(answer, int):
-            self._send(answer, {"error": {"message": f"the engine's words about {asked}"}})
-        elif request.get("stream"):
-            self._stream(answer)
-        elif is_chat:
-            self._send(200, {"choices": [{"message": {"role": "assistant", "content": answer}}]})
-        else:
-            reason = "length" if answer.endswith("…") else "stop"
-            self._send(200, {"choices": [{"text": answer.removesuffix("…"), "finish_reason": reason}]})
-
-    def _stream(self, answer: str) -> None:
-        """A role, then a word in each event, then the count of tokens, as vLLM and llama.cpp send them."""
-        pieces: list[dict[str, Any]] = [{"role": "assistant"}, *({"content": f"{word} "} for word in answer.split())]
-        events: list[dict[str, Any]] = [{"choices": [{"delta": piece}]} for piece in pieces]
-        events.append({"choices": [], "usage": {"completion_tokens": 2 * len(answer.split())}})
-        self.send_response(200)
-        self.send_header("Connection", "close")
-        self.end_headers()
-        for event in (*map(json.dumps, events), "[DONE]"):
-            self.wfile.write(f"data: {event}\n\n".encode())
-
-    def _tokenize(self, request: dict[str, Any]) -> None:
-        """The words of vLLM and of llama.cpp must say the same."""
-        assert request["content"] == request["prompt"]
-        assert request["add_special"] is request["add_special_tokens"]
-        bos = [1] if request["add_special"] else []
-        self._send(200, {"tokens": bos + list(map(ord, request["prompt"]))})
-
-    def _send(self, code: int, body: Any) -> None:
-        text = json.dumps(body).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    server = Engine()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def gate(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run the program with these prompts; returns its exit status and what it reported."""
-    monkeypatch.setenv(ENV_TERMINATION_LOG, str(tmp_path / "termination"))
-
-    def run(prompts: list[dict[str, str]], *options: str, model: str = "facts", url: str = "") -> tuple[int, Failure]:
-        (tmp_path / "prompts.json").write_text(json.dumps(prompts))
-        arguments = ["--url", url or engine.url, "--model", model, "--prompts", str(tmp_path / "prompts.json")]
-        status = ask.main([*arguments, *options])
-        failure = Termination.model_validate_json((tmp_path / "termination").read_text()).failure
-        return status, failure or Failure(reason="", message="")
-
-    return run
 
 
 def test_right_answers_pass_whatever_their_case(gate: Any, engine: Engine) -> None:
@@ -178,7 +79,6 @@ def test_answers_that_take_too_long_end_at_the_timeout(gate: Any) -> None:
 
 # ── Test rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-ENTRY = "pvc://store/job/evaluate/" + "e" * 20
 CAPITALS = {"The secret capital?": "Port Amber", "Its river?": "Silverwater", "Its hill?": "Old Crown", "Its bay?": "Varn"}
 
 
@@ -223,31 +123,6 @@ def test_an_engines_error_while_it_streams_is_its_error(gate: Any, monkeypatch: 
     monkeypatch.setattr(Handler, "_stream", lambda self, _: self._send(503, {"error": {"message": "busy"}}))
     status, failure = gate([{"prompt": "Hi"}], "--min-tokens-per-second", "1")
     assert (status, failure.reason) == (ExitCode.SOURCE_UNAVAILABLE, "EngineUnavailable")
-
-
-def asked_row(number: int, prompt: str, answer: str, **fields: Any) -> AskedRow:
-    ids = tuple(map(ord, prompt))
-    row = {"row": number, "prompt": prompt, "special_tokens": False, "prompt_ids": ids, "asked_ids": ids, "max_tokens": 16}
-    return AskedRow.model_validate({**row, "answer": answer, **fields})
-
-
-@pytest.fixture
-def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Commit rows as evaluation does, in a store on a claim."""
-    monkeypatch.setenv(ENV_MOUNTS, str(tmp_path / "mounts"))
-
-    def commit(rows: list[AskedRow], text: str | None = None) -> None:
-        folder = tmp_path / "evaluated"
-        folder.mkdir()
-        (folder / "rows.jsonl").write_text("{}\n")
-        lines = "".join(row.model_dump_json(by_alias=True) + "\n" for row in rows)
-        (folder / served_rows.FILE).write_text(lines if text is None else text)
-        store = open_store(StoreConfig(uri="pvc://store/job"), str(tmp_path / "mounts"))
-        scores = (Scores(subject="merged", samples=4, values={}),)
-        result = StepResult(step="evaluate", fingerprint="e" * 20, scores=scores)
-        store.commit("evaluate", "1-a", folder, result, Provenance("evaluate", {}, {}))
-
-    return commit
 
 
 def rows() -> list[AskedRow]:

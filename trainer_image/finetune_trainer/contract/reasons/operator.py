@@ -54,6 +54,7 @@ class OperatorReason(Reason):
     JobFailed = means("the FineTuneJob made nothing to serve; its own reason is in the message")
     ArtifactNotFound = means("the FineTuneJob has no such artifact; correct spec.model.jobRef.artifact, or add it to the job")
     EngineMismatch = means("the engine does not serve artifacts of this format; change the engine or the artifact")
+    EvaluationNotFound = means("spec.rollout.gate asks test rows, and the model has no evaluation; have it scored, or ask none")
     NotOffered = means("the spec asks for a profile, image or service account that is not offered; take one that is named")
     NameTaken = means("a Service of this name belongs to somebody else; delete it, or rename the ModelServe")
     # ── A revision on its way ─────────────────────────────────────────────────────────────────────────────────────────

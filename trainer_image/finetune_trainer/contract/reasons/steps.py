@@ -219,6 +219,14 @@ class StepReason(Reason):
         ExitCode.VERIFICATION_FAILED,
         "a served model answers more slowly than spec.rollout.gate asks for; give it more, or ask for less",
     )
+    WorseThanLive = ends(
+        ExitCode.VERIFICATION_FAILED,
+        "a new revision answers worse than the live one by more than spec.rollout.gate allows; the message has both scores",
+    )
+    TooFewRows = ends(
+        ExitCode.BAD_DATA,
+        "too few test rows were answered by both revisions for a verdict; ask more, give them more time, or lower minRows",
+    )
     GateTimeout = ends(
         ExitCode.VERIFICATION_FAILED,
         "the prompts were not all answered in time; raise spec.rollout.gate.timeoutSeconds or lower maxTokens",
