@@ -47,6 +47,9 @@ test-trainer: setup ## Tests of the programs in the pods, on tiny models, the sl
 integration: setup ## Tests against a real API server; needs no root
 	$(PYTHON) -m pytest tests/integration
 
+observability-test: setup ## A real Prometheus over our programs' metrics: rules, alerts and the query of each panel
+	$(PYTHON) -m pytest tests/observability
+
 faults: setup ## Faults at every kind of write, read and pod, on a real API server: about 20 minutes; SEED=1 draws the same cases again
 	$(PYTHON) -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(ONLY),--only '$(ONLY)')
 
@@ -76,4 +79,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration faults e2e crds docs install-yaml format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test faults e2e crds docs install-yaml format requirements images clean-cluster

@@ -99,6 +99,11 @@ def registry(cache: Path) -> Path:
     return _program(cache, REGISTRY, REGISTRY)
 
 
+def prometheus(cache: Path, program: str = "prometheus") -> Path:
+    """Prometheus, or its `promtool`: for the tests of rules and dashboards."""
+    return _program(cache, program, "prometheus")
+
+
 def _program(cache: Path, command: str, package: str) -> Path:
     installed = shutil.which(command, path=SYSTEM_PATH)
     return Path(installed) if installed else _find(cache / UNPACKED_INTO, command, package)

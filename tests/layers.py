@@ -73,6 +73,7 @@ def layers(everything: bool) -> list[Layer]:
         Layer("unit", (*pytest_, "tests/unit")),
         Layer("house", (*pytest_, "tests/house")),
         Layer("integration", (*pytest_, "tests/integration"), prepare=_build_programs),
+        Layer("observability", (*pytest_, "tests/observability")),
         Layer("trainer", (*pytest_, "tests/trainer", "-n", "2", *quick), prepare=_install_everything),
         Layer("e2e", (*pytest_, "tests/e2e", "-s", *scenarios), _no_root),
     ]

@@ -15,7 +15,8 @@ from localcluster import chart, settings, toolchain
 ROOT = Path(__file__).parents[2]
 SETS = ROOT / "tests/golden/chart"
 NAMES = sorted(folder.name for folder in SETS.iterdir())
-MONITORS = [f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in ("ServiceMonitor", "PodMonitor")]
+KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")  # of the Prometheus operator
+MONITORS = [f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in KINDS]
 
 
 def rendered(name: str) -> list[dict[str, Any]]:
@@ -33,9 +34,10 @@ def test_there_are_six_sets() -> None:
 
 
 def test_monitors_are_made_only_where_their_kinds_are() -> None:
-    assert {"ServiceMonitor", "PodMonitor"} <= {body["kind"] for body in rendered("monitored")}
+    assert set(KINDS) <= {body["kind"] for body in rendered("monitored")}
     values = f"--values={SETS / 'monitored/values.yaml'}"
-    assert not {body["kind"] for body in chart.render([values])} & {"ServiceMonitor", "PodMonitor"}
+    assert not {body["kind"] for body in chart.render([values])} & set(KINDS)
+    assert chart.render([values, "--set=metrics.always=true"]) == rendered("monitored"), "asked for, where Helm can't see them"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -84,6 +84,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [create, list]
 {{- end }}
 
+{{- /* Whether to make objects of a kind of the Prometheus operator: (list . "PodMonitor"). */ -}}
+{{- define "finetune.knows" -}}
+{{- $root := first . -}}
+{{- if or $root.Values.metrics.always ($root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" (last .))) }}yes{{ end }}
+{{- end }}
+
 {{- define "finetune.dns" -}}
 - {port: 53, protocol: UDP}
 - {port: 53, protocol: TCP}
