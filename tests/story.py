@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 from tests.builders import NOW, Namespace, data_config_map, make_result
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.decision import Create, Decision
+from finetune_operator.decision import Create, Decision, Observed
 from finetune_operator.finetunejob import policy
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.meta import Object
@@ -47,7 +47,13 @@ class Story:
 
     def decide(self) -> Decision:
         """What a pass would do now."""
-        return policy.decide(self.job, self.space.observed(), self.settings, NOW + timedelta(minutes=self.minute))
+        return policy.decide(self.job, self.seen(), self.settings, NOW + timedelta(minutes=self.minute))
+
+    def seen(self) -> Observed:
+        """What a pass reads of the namespace, and no more."""
+        space, reads = self.space.observed(), policy.reads(self.job)
+        children = {kind: space.children.get(kind, ()) for kind in reads.kinds}
+        return replace(space, children=children, named={ref: space.named[ref] for ref in reads.named if ref in space.named})
 
     def passes(self, count: int = 3) -> list[str]:
         return [what for _ in range(count) for what in self.one_pass()]

@@ -104,6 +104,12 @@ def test_a_job_that_names_what_is_allowed_runs() -> None:
     assert story.passes(2)[-1] == "job prepare"
 
 
+def test_a_template_that_no_model_serve_can_have_is_for_admission_to_refuse() -> None:
+    story = Story(make_job(serving={"template": {"engine": {"type": "Abacus"}}}), settings=having(allowed=ALLOWED))
+    story.passes(2)
+    assert story.conditions()["Stalled"] == ("True", "InvalidSpec")
+
+
 def test_a_serve_that_asks_for_what_is_not_offered_goes_on_as_it_is() -> None:
     stage = Stage(make_serve())
     stage.roll_out()
@@ -111,7 +117,7 @@ def test_a_serve_that_asks_for_what_is_not_offered_goes_on_as_it_is() -> None:
     stage.serve["spec"]["engine"]["image"] = "other/x"
     stage.settings = having(allowed=ALLOWED)
     stage.settle()
-    assert stage.live() == live
+    assert stage.revisions() == {stage.live()} == {live}
     assert stage.conditions()["Stalled"] == ("True", "NotOffered")
     assert "allowed are registry/team/*: take one of these" in stage.message("Stalled")
     assert stage.conditions()["Available"][0] == "True"

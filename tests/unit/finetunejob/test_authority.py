@@ -11,6 +11,7 @@ from tests.story import Story
 
 from finetune_operator.decision import Ref, SuspendJob
 from finetune_operator.meta import Object
+from finetune_operator.names import FIELD_MANAGER
 from finetune_operator.settings import Settings
 
 UNSERVABLE = {"template": {"engine": {"type": "VLLM"}}, "artifact": "q4"}
@@ -176,7 +177,7 @@ def test_replicas_that_an_autoscaler_set_are_left_out_of_the_next_hand_over() ->
     story.to_the_end()
     (action,) = story.decide().actions
     assert "replicas" not in action.body["spec"]  # type: ignore[union-attr]
-    served["metadata"]["managedFields"] = []
+    served["metadata"]["managedFields"][0]["manager"] = FIELD_MANAGER
     (action,) = story.decide().actions
     assert action.body["spec"]["replicas"] == 1  # type: ignore[union-attr]
 

@@ -31,6 +31,14 @@ def test_pods_that_never_start_end_the_job_with_the_schedulers_words() -> None:
     assert story.passes() == []
 
 
+def test_a_pod_of_which_nothing_is_said_ends_the_job_with_the_deadline_alone() -> None:
+    story = pending(pendingDeadlineSeconds=3600)
+    for pod in story.space.pods.values():
+        pod["status"]["conditions"] = []
+    story.passes(6)
+    assert story.job["status"]["lastFailure"]["message"] == "no pod started within spec.pendingDeadlineSeconds, 3600 s"
+
+
 def test_pods_are_waited_for_where_no_deadline_is_set() -> None:
     story = pending()
     story.passes(20)

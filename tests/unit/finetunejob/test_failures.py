@@ -27,7 +27,8 @@ JOB: Object = {
 }
 LOW = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 88Mi. "
 GREEDY = LOW + "Container step was using 6Gi, request is 1Gi, has larger consumption of memory. "
-MODEST = LOW + "Container step was using 900Mi, request is 1Gi, has larger consumption of memory. "
+UNTOLD = LOW + "Container step was using an amount, request is 1Gi. Container other was using 6Gi, request is unknown. "
+MODEST = LOW + "Container step was using 1Gi, request is 1Gi, has larger consumption of memory. "
 EVICTED_FULL = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi".'
 
 
@@ -60,6 +61,7 @@ ROWS: list[tuple[str, Object | None, Retry, str]] = [
     ("evicted by node pressure", with_status(None, reason="Evicted", message="low on memory"), Retry.FREE, "Evicted"),
     ("evicted for its own memory", with_status(None, reason="Evicted", message=GREEDY), Retry.COUNTED, "Evicted"),
     ("evicted for another's memory", with_status(None, reason="Evicted", message=MODEST), Retry.FREE, "Evicted"),
+    ("evicted for nobody knows how much", with_status(None, reason="Evicted", message=UNTOLD), Retry.FREE, "Evicted"),
     ("evicted for its own disk use", with_status(None, reason="Evicted", message=EVICTED_FULL), Retry.COUNTED, "ScratchFull"),
     ("refused by the kubelet", with_status(None, reason="OutOfcpu"), Retry.FREE, "OutOfcpu"),
     ("no exit code", with_status(None), Retry.FREE, "PodLost"),

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tests.builders import make_scores
 
 from finetune_operator.api.evaluation import Gate
-from finetune_operator.finetunejob.gates import blocking, verdicts
+from finetune_operator.finetunejob.gates import blocking, problems, verdicts
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.objectives import Objective
 from finetune_trainer.contract.reports import Scores
@@ -126,3 +126,21 @@ def test_only_failed_gates_that_block_are_blocking() -> None:
     bound: dict[str, Any] = {"metric": Metric.LOSS, "max": 0.1}
     gates = [Gate(name="a", **bound), Gate(name="b", action="Warn", **bound), Gate(name="c", metric="loss", max=1)]
     assert [v.name for v in blocking(verdicts(gates, SCORES))] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("bound", "sentence"),
+    [
+        ({"metric": "exactMatch", "min": 1}, None),
+        ({"metric": "exactMatch", "min": 1.01}, "min is 1.01, but exactMatch is 1 at most"),
+        ({"metric": "exactMatch", "minImprovementOverBase": 1}, None),
+        ({"metric": "loss", "max": 0}, None),
+        ({"metric": "perplexity", "max": 1}, None),
+        ({"metric": "perplexity", "max": 0.99}, "max is 0.99, but perplexity is 1 at least"),
+        ({"metric": "task/acc", "min": 7}, None),
+    ],
+)
+def test_a_bound_that_no_model_can_reach_is_told(bound: dict[str, Any], sentence: str | None) -> None:
+    said = list(problems([Gate.model_validate({"name": "g", **bound})]))
+    assert len(said) == (sentence is not None)
+    assert sentence is None or said[0].startswith(f"spec.evaluation.gates[] g: {sentence}")

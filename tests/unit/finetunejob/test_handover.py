@@ -13,6 +13,7 @@ from tests.story import Story
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.api.rules.modelserve import RULES
@@ -105,6 +106,51 @@ def test_a_model_serve_that_is_to_go_with_its_job_is_owned_by_it() -> None:
     assert owner == {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "name": "facts", "uid": UID}
 
 
+def test_a_model_serve_of_weights_in_a_bucket_gets_what_reads_them() -> None:
+    store = {"uri": "s3://a/b", "secretRef": {"name": "keys"}, "endpoint": "https://s3", "region": "eu-1"}
+    store |= {"caSecretRef": {"name": "ca", "key": "bundle"}}
+    job = make_job(serving=SERVING, storage={"artifacts": store})
+    found = ArtifactStatus(name="q4", format="GGUF", uri="s3://a/b/q4", digest="sha256:" + "a" * 64, bytes=1)
+    wanted = handover.wanted_serve(FineTuneJob.model_validate(job), FineTuneJobStatus(artifacts=[found]))
+    assert wanted is not None
+    assert wanted["spec"]["model"] == store | {"uri": found.uri, "digest": found.digest}
+
+
+def test_a_hand_over_is_the_same_in_whatever_order_its_fields_are() -> None:
+    one, other = {"spec": {"replicas": 1, "servedName": "a"}}, {"spec": {"servedName": "a", "replicas": 1}}
+    assert handover.fingerprint(one) == handover.fingerprint(other)
+
+
+def test_a_model_serve_that_got_another_model_before_it_was_ready_is_not_fought_for() -> None:
+    story = Story(make_job(serving=SERVING))
+    story.to_the_end()
+    (action,) = story.decide().actions
+    assert isinstance(action, Apply)
+    served = {**action.body, "metadata": {**action.body["metadata"], "generation": 1}}
+    story.space.named[Ref("ModelServe", "facts")] = served
+    story.passes()
+    assert "Succeeded" not in story.conditions()
+    other = {**served["spec"], "model": {"uri": "pvc://other/model", "digest": "sha256:" + "f" * 64}}
+    story.space.named[Ref("ModelServe", "facts")] = {**served, "spec": other}
+    assert story.passes() == []
+    assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+
+
+@pytest.mark.parametrize(
+    ("generation", "conditions"),
+    [(1, {"Ready": "False", "Available": "True"}), (0, {"Ready": "True"}), (1, {"Available": "True"}), (1, {})],
+)
+def test_what_was_handed_over_is_not_ready_before_its_model_serve_says_so(generation: int, conditions: dict[str, str]) -> None:
+    story = handed_over()
+    served = story.space.named[Ref("ModelServe", "facts")]
+    assert served is not None
+    assert story.job["status"]["serving"]["ready"] is True
+    told = [{"type": name, "status": status} for name, status in conditions.items()]
+    served["status"] = {"observedGeneration": generation, "conditions": told}
+    story.passes()
+    assert story.job["status"]["serving"]["ready"] is False
+
+
 def test_a_model_serve_that_another_job_took_over_is_not_fought_for() -> None:
     story = handed_over()
     served = story.space.named[Ref("ModelServe", "facts")]
@@ -120,7 +166,9 @@ def test_a_model_serve_that_got_another_model_since_is_left_to_whoever_gave_it()
     served = story.space.named[Ref("ModelServe", "facts")]
     assert served is not None
     assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+    given = story.job["status"]["serving"]["handedOver"]
     served["spec"]["model"] = {"uri": "pvc://other/model", "digest": "sha256:" + "f" * 64}
     assert story.passes() == []
     assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+    assert story.job["status"]["serving"]["handedOver"] == given
     assert story.job["status"]["serving"]["ready"] is False

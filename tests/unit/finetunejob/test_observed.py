@@ -134,6 +134,7 @@ def test_what_a_label_counts(text: str | None, number: int) -> None:
         (replace(POD, exit_code=1, index=5), replace(POD, exit_code=137)),  # a kill that follows from another pod's end
         (replace(POD, exit_code=137, oom_killed=True, index=5), replace(POD, exit_code=25)),
         (replace(POD, exit_code=143, removed="Evicted", index=5), replace(POD, exit_code=25)),
+        (replace(POD, exit_code=137, oom_killed=True), replace(POD, exit_code=1, index=1)),
         (replace(POD, exit_code=25), replace(POD, exit_code=143, removed="Deleted")),
         (replace(POD, exit_code=25, index=1), replace(POD, exit_code=25, index=2)),
         (replace(POD, waiting=Waiting("Unschedulable", ""), index=1), replace(POD, pending_since=stamp())),

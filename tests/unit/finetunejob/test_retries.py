@@ -8,9 +8,9 @@ import pytest
 from tests.builders import make_job, reported_failure
 from tests.story import Story
 
-from finetune_operator.api.finetunejob_status import StepStatus
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, StepStatus
 from finetune_operator.finetunejob.failures import Failure
-from finetune_operator.finetunejob.retries import avoided, cost, with_node
+from finetune_operator.finetunejob.retries import avoided, cost, reached_by, with_node
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.pipeline import Step
 
@@ -35,6 +35,14 @@ def test_a_retry_without_progress_counts_double(
     step: Step, before: int | None, reached: int, failure: Failure, expected: int
 ) -> None:
     assert cost(step, StepStatus(name=step.name, attempt=2, reached=before), failure, reached) == expected
+
+
+@pytest.mark.parametrize(
+    ("progress", "reached"),
+    [(ProgressStatus(step="train", current=7), 7), (ProgressStatus(step="prepare", current=7), 0), (None, 0)],
+)
+def test_training_has_come_as_far_as_it_said_itself(progress: ProgressStatus | None, reached: int) -> None:
+    assert reached_by(FineTuneJobStatus(progress=progress), TRAIN_STEP) == reached
 
 
 def failed_on(*failures: Failure) -> StepStatus:
@@ -87,13 +95,16 @@ def test_the_third_attempt_is_kept_off_the_node_of_the_first_two_as_far_as_there
     asked = fail_again(story)["affinity"]["nodeAffinity"]
     kept, away = asked["preferredDuringSchedulingIgnoredDuringExecution"]
     assert kept == mine
-    assert away["preference"]["matchFields"] == [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]
+    assert away == {"weight": 100, "preference": {"matchFields": fields}}
     assert set(asked) == {"preferredDuringSchedulingIgnoredDuringExecution"}, "a cluster of one node goes on"
 
 
 def test_training_that_crashes_at_once_each_time_ends_sooner() -> None:
     story = at_training(retry={"maxRetries": 3})
-    for _ in range(3):
+    fail_again(story)
+    assert story.job["status"]["lastFailure"]["message"] == "the step crashed"
+    for _ in range(2):
         fail_again(story)
     assert story.step("train")["attempt"] == 3
     assert story.step("train")["state"] == "Failed"

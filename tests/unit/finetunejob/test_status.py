@@ -222,12 +222,15 @@ def test_progress_is_what_the_pod_said_last_and_goes_stale() -> None:
     story.succeed()
     story.passes()
     pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
-    said = {"stepName": "train", "activity": "training", "step": 10, "total": 40, "loss": 1.50004, "etaSeconds": 90.4}
+    said = {"stepName": "train", "activity": "training", "step": 39, "total": 40, "loss": 1.50004, "etaSeconds": 90.4}
     at = NOW + timedelta(minutes=60)
     story.space.progress[pod] = {**said, "tokensPerSecond": 1000.0, "time": at.timestamp()}
     status = decide_at(story, at)["progress"]
-    assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (25, 1.5, 90, False)
+    assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (97, 1.5, 90, False)
     assert decide_at(story, at + timedelta(seconds=121))["progress"]["stale"] is True
+    for step, total, percent in ((41, 40, 100), (0, 40, 0), (1, 1, 100), (1, 0, 0)):
+        story.space.progress[pod] |= {"step": step, "total": total}
+        assert decide_at(story, at)["progress"]["percent"] == percent
 
 
 def test_the_loss_stays_when_training_has_ended() -> None:
@@ -246,6 +249,19 @@ def test_a_job_that_does_not_fit_fails_before_a_gpu_is_taken() -> None:
     assert fits is not None
     assert failed is not None
     assert (fits["status"], failed["reason"]) == ("False", "DoesNotFit")
+    assert story.job["status"]["lastFailure"]["step"] == "prepare"
+
+
+def test_a_spec_that_begins_no_run_keeps_what_was_told_of_the_memory() -> None:
+    story = preparing()
+    story.succeed()
+    story.passes()
+    before = condition(story.job, "Fits")
+    assert before is not None
+    story.edit(profile="none-of-the-charts")
+    story.passes()
+    assert story.conditions()["Stalled"][0] == "True"
+    assert condition(story.job, "Fits") == before | {"observedGeneration": 2}
 
 
 def test_what_prepare_found_not_to_fit_is_told_without_an_estimate() -> None:

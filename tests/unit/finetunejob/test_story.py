@@ -9,7 +9,7 @@ import pytest
 from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure, stamp
 from tests.story import Story
 
-from finetune_operator.decision import Apply, Create, Ref
+from finetune_operator.decision import Apply, Create, Ref, SuspendJob
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pipeline import steps
@@ -72,6 +72,7 @@ def test_an_attempt_that_the_status_does_not_know_is_ours_while_it_runs() -> Non
     assert story.one_pass() == []
     (name,) = story.space.jobs
     assert (story.step("prepare")["state"], story.step("prepare")["job"]) == ("Running", name)
+    assert "finishedAt" not in story.step("prepare")
     assert "runs, attempt 1" in next(c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Ready")
 
 
@@ -304,15 +305,20 @@ def test_missing_references_start_no_pod_and_the_job_goes_on_when_they_appear() 
 def test_suspend_stops_the_job_and_resume_goes_on() -> None:
     story = Story(make_job())
     story.passes()
+    job = story.space.running()["metadata"]
+    name, uid = job["name"], job["uid"]
     story.edit(suspend=True)
+    assert story.decide().actions == (SuspendJob(name, uid, True),)
     assert story.one_pass() == ["SuspendJob"]
-    name = story.space.running()["metadata"]["name"]
+    assert story.step("prepare")["suspended"] is True
     story.space.jobs[name]["spec"]["suspend"] = True
     story.space.pods.clear()
     assert story.passes() == []
     assert story.conditions() == {"Ready": ("False", "Suspended"), "Reconciling": ("True", "Suspended")}
     story.edit(suspend=False)
+    assert story.decide().actions == (SuspendJob(name, uid, False),)
     assert story.one_pass() == ["SuspendJob"]
+    assert "suspended" not in story.step("prepare")
 
 
 def test_a_lost_node_costs_an_attempt_and_no_person() -> None:
@@ -342,6 +348,7 @@ def test_pods_that_are_taken_away_for_ever_are_replaced_a_bounded_number_of_time
         story.space.pods.clear()
     assert story.conditions()["Failed"] == ("True", "JobDeleted")
     assert story.step("prepare")["attempt"] == 100
+    assert "(attempt 100: no more are made)" in story.job["status"]["lastFailure"]["message"]
 
 
 def test_a_job_whose_pod_is_refused_does_not_say_that_it_runs() -> None:

@@ -201,3 +201,10 @@ def test_a_field_counts_or_is_refused_or_said_to_do_nothing(path: str) -> None:
 
 def test_each_row_says_why() -> None:
     assert [row.why for row in TABLE if "; " not in row.why or "remove" not in row.why] == []
+
+
+def test_what_an_entry_of_publish_does_not_need_is_named_by_its_number() -> None:
+    entries = [{"uri": "hf://a/b", "private": False}, {"uri": "pvc://a/b", "private": False, "secretRef": {"name": "s"}}]
+    spec = FineTuneJobSpec.model_validate({"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "publish": entries})
+    said = [remark.message.partition(" does nothing: ")[0] for remark in unused(spec)]
+    assert said == ["spec.publish[1].private", "spec.publish[1].secretRef"]

@@ -76,7 +76,8 @@ def test_cpus_are_scaled_by_their_use() -> None:
     stage = Stage(make_serve(autoscaling={"maxReplicas": 3, "metric": "CPU"}, resources={"requests": {"cpu": "2"}}))
     stage.step()
     (metric,) = around(stage)["HorizontalPodAutoscaler"]["metrics"]
-    assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}
+    target = {"type": "Utilization", "averageUtilization": 80}
+    assert metric == {"type": "Resource", "resource": {"name": "cpu", "target": target}}
 
 
 def test_of_two_pods_one_may_be_taken_at_a_time() -> None:
@@ -92,6 +93,11 @@ def test_of_two_pods_one_may_be_taken_at_a_time() -> None:
     stage.edit(replicas=1)
     stage.step()
     assert "PodDisruptionBudget" not in around(stage)
+
+
+def test_an_autoscaler_may_be_held_to_one_number() -> None:
+    spec = make_serve(autoscaling={"minReplicas": 2, "maxReplicas": 2})["spec"]
+    assert broken_by(ModelServeSpec.model_validate(spec)) == []
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

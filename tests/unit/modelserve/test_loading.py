@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.serving import Stage, make_serve
 
+from finetune_operator.decision import pause_after
 from finetune_trainer.contract.reports import Failure, Termination
 
 
@@ -218,7 +219,10 @@ def test_a_gate_without_a_verdict_is_asked_again_and_then_counts(case: str) -> N
         assert stage.conditions()["Ready"] == ("False", reason)
         assert ("Stalled" in stage.conditions()) == (lost >= 2)
         assert stage.revisions() == {revision}
-        stage.later(400)
+        stage.later(pause_after(lost + 1) - 1)
+        assert stage.step().requeue_after == 1
+        stage.later(1)
+        stage.step()  # which asks: nothing else may wake it soon
         stage.settle()
         (again,) = stage.of("Job")
         assert again["metadata"]["name"] != job["metadata"]["name"]

@@ -79,7 +79,8 @@ def test_artifact_of_a_job_comes_with_its_evaluation() -> None:
 def test_s3_artifact_takes_the_jobs_credentials() -> None:
     stage = by_job()
     job = make_finished_job()
-    job["spec"] = {"storage": {"artifacts": {"uri": "s3://b/p", "secretRef": {"name": "keys"}, "endpoint": "http://s3:7070"}}}
+    store = {"uri": "s3://b/p", "secretRef": {"name": "keys"}, "endpoint": "http://s3:7070", "region": "eu-1"}
+    job["spec"] = {"storage": {"artifacts": store}}
     for artifact in job["status"]["artifacts"]:
         artifact["uri"] = f"s3://b/p/{artifact['name']}"
     stage.put(job)
@@ -90,7 +91,7 @@ def test_s3_artifact_takes_the_jobs_credentials() -> None:
     mount = {"name": volume["name"], "mountPath": "/mnt/finetune/secrets/model", "readOnly": True}
     assert volume["secret"]["secretName"] == "keys"
     assert mount in loader["volumeMounts"]
-    assert loader["command"][-2:] == ["--endpoint", "http://s3:7070"]
+    assert loader["command"][-4:] == ["--endpoint", "http://s3:7070", "--region", "eu-1"]
     assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
     assert mount not in pod["containers"][0]["volumeMounts"], "the engine needs no credentials"
     assert not any("envFrom" in c for c in (*pod["initContainers"], *pod["containers"]))

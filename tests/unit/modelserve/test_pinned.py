@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.serving import Stage, make_serve
+from tests.serving import SPEC, Stage, make_serve
 from tests.unit.modelserve.test_contract import awaiting_promotion
 from tests.unit.modelserve.test_rollout import SERVING, STALLED, WORKING, WRONG, reason, standing
 
@@ -97,6 +97,8 @@ def test_a_former_revision_is_loaded_as_it_was_and_takes_over_without_a_gate(go_
     stage.settle()
     assert (stage.live(), standing(stage), reason(stage)) == (old, SERVING, "Pinned")
     assert [h["name"] for h in stage.serve["status"]["history"]] == [old, new]
+    live = stage.serve["status"]["live"]
+    assert (live["modelUri"], live["modelDigest"]) == ("pvc://models/q4", SPEC["model"]["digest"])
 
 
 def test_a_revision_that_is_still_warm_takes_over_at_once() -> None:
@@ -143,15 +145,15 @@ def test_a_rollback_ends_with_the_next_spec() -> None:
     assert (stage.live(), standing(stage)) == (third, SERVING)
 
 
-@pytest.mark.parametrize("go_back", [pin_by_annotation, roll_back])
-def test_what_is_not_remembered_changes_nothing(go_back: object) -> None:
+@pytest.mark.parametrize(("go_back", "wish"), [(pin_by_annotation, "0123456789"), (roll_back, "before this one")])
+def test_what_is_not_remembered_changes_nothing(go_back: object, wish: str) -> None:
     stage = Stage()
     live = stage.roll_out()
     assert callable(go_back)
     go_back(stage, "0123456789")
     stage.settle()
     assert (stage.live(), stage.revisions(), standing(stage), reason(stage)) == (live, {live}, STALLED, "RevisionNotFound")
-    assert f"set one of: {live}" in stage.message()
+    assert f"asks for the revision {wish}, which is not remembered; set one of: {live}" in stage.message()
 
 
 def test_a_former_revision_that_can_not_load_any_more_is_refused() -> None:

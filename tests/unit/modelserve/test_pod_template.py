@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.serving import Stage, make_serve
+import pytest
+from tests.serving import SPEC, Stage, make_serve
+
+from finetune_operator.api.pod_template import PodTemplate
+from finetune_operator.api.rules.pods import broken_by
 
 TEMPLATE = {
     "labels": {"team": "nlp"},
@@ -33,8 +37,9 @@ def templates(stage: Stage) -> tuple[dict[str, Any], dict[str, Any]]:
     return serving["spec"]["template"], gate["spec"]["template"]
 
 
-def test_the_pods_that_serve_and_the_gates_take_it() -> None:
-    serving, gate = templates(stage_with(podTemplate=TEMPLATE))
+@pytest.mark.parametrize("model", [SPEC["model"], SPEC["model"] | {"evaluation": "pvc://models/evaluate/49fadf0f95cd7ac4f806"}])
+def test_the_pods_that_serve_and_the_gates_take_it(model: dict[str, Any]) -> None:
+    serving, gate = templates(stage_with(podTemplate=TEMPLATE, model=model))
     for template in (serving, gate):
         assert template["metadata"]["labels"]["team"] == "nlp"
         assert template["metadata"]["annotations"] == {"a": "b"}
@@ -44,6 +49,23 @@ def test_the_pods_that_serve_and_the_gates_take_it() -> None:
     (spread,) = serving["spec"]["topologySpreadConstraints"]
     assert spread["labelSelector"]["matchLabels"].items() <= serving["metadata"]["labels"].items()
     assert "topologySpreadConstraints" not in gate["spec"]
+
+
+def test_a_template_that_keeps_the_rules_is_taken() -> None:
+    spread = {"maxSkew": 1, "topologyKey": "zone", "labelSelector": {}}
+    tolerations = [{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Equal", "value": "c"}]
+    constraints = [
+        spread | {"whenUnsatisfiable": "ScheduleAnyway"},
+        spread | {"whenUnsatisfiable": "DoNotSchedule"},
+        spread | {"whenUnsatisfiable": "DoNotSchedule", "minDomains": 2},
+    ]
+    template = {"labels": {"team": "nlp"}, "tolerations": tolerations, "topologySpreadConstraints": constraints}
+    assert broken_by(PodTemplate.model_validate(template)) == []
+    wrong = {
+        "tolerations": [tolerations[0] | {"value": "c"}],
+        "topologySpreadConstraints": [constraints[0] | {"minDomains": 2}],
+    }
+    assert len(broken_by(PodTemplate.model_validate(wrong | {"labels": {"finetune.dev/serve": "x"}}))) == 3
 
 
 def test_another_template_is_another_revision_and_none_is_the_one_of_before() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.serving import Stage, make_serve
+from tests.unit.modelserve.test_loading import UNSCHEDULABLE
 
 from finetune_operator.decision import Delete
 from finetune_operator.modelserve import policy
@@ -595,3 +596,15 @@ def test_a_floor_is_part_of_the_trial_and_of_no_revision() -> None:
     fast, same = gated(model={k: v for k, v in EVALUATED.items() if k != "evaluation"}, rollout=FLOORS)
     assert (revision, trial(plain)) == (same, "a84085"), "who asks for no speed is tried as before there was any"
     assert trial(fast) != trial(plain)
+
+
+def test_a_live_revisions_pod_that_finds_no_node_is_waited_for_and_then_somebody_should_look() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    stage.available(live, 0)
+    stage.pod(live, conditions=[UNSCHEDULABLE])
+    stage.step()
+    assert (standing(stage), reason(stage)) == (WORKING, "Unschedulable")
+    stage.later(300)
+    stage.step()
+    assert (standing(stage), reason(stage), stage.revisions()) == (STALLED, "Unschedulable", {live})

@@ -76,6 +76,8 @@ def test_an_engine_that_ends_sends_traffic_back(case: str) -> None:
     assert numbers in stage.message()
     candidate = stage.serve["status"]["candidate"]
     assert (candidate["name"], candidate["state"], candidate["rolledBackAt"]) == (new, "Refused", "2026-11-23T16:00:42Z")
+    noted = json.loads(notes(stage)[ANNOTATION_HISTORY])[1]["rolledBack"]
+    assert noted == {k: candidate[k] for k in ("trial", "reason", "message")} | {"at": candidate["rolledBackAt"]}
 
 
 def test_a_failing_probe_sends_traffic_back_after_its_time() -> None:
@@ -85,7 +87,9 @@ def test_a_failing_probe_sends_traffic_back_after_its_time() -> None:
     stage.available(new, 0)
     assert stage.settle().requeue_after == 30
     assert stage.live() == new
-    stage.later(30)
+    stage.later(29)
+    assert stage.step().requeue_after == 1
+    stage.later(1)
     stage.settle()
     assert (stage.live(), reason(stage)) == (old, "ProbesFailed")
     assert "1 of 1 pods that had started have not been ready for 30 s" in stage.message()
@@ -99,6 +103,15 @@ def test_a_pod_that_can_not_load_again_sends_traffic_back() -> None:
     stage.available(new, 0)
     stage.settle()
     assert (stage.live(), reason(stage)) == (old, "ModelDamaged")
+
+
+def test_what_was_rolled_back_is_not_tried_again_for_a_retry_that_was_asked_for_before() -> None:
+    stage, old, new = promoted()
+    stage.annotate(ANNOTATION_RETRY, "1")
+    stage.settle()
+    stage.engine(new, restarts=1, **CRASHED)
+    stage.settle()
+    assert (stage.live(), stage.revisions(), standing(stage)) == (old, {old}, STALLED)
 
 
 def borne(stage: Stage, revision: str) -> None:
@@ -120,9 +133,27 @@ def short(stage: Stage, revision: str) -> None:
     stage.later(29)
 
 
+def steady(stage: Stage, revision: str) -> None:
+    stage.engine(revision)
+    stage.later(200)
+
+
+def unprobed(stage: Stage, revision: str) -> None:
+    stage.engine(revision)
+    stage.objects["Pod", f"pod-{revision}"]["status"]["conditions"] = []
+    stage.later(200)
+
+
 @pytest.mark.parametrize(
     ("happens", "rollout"),
-    [(borne, {"rollbackOn": {"maxRestarts": 1}}), (crashed_before, {}), (deleted, {}), (short, {})],
+    [
+        (borne, {"rollbackOn": {"maxRestarts": 1}}),
+        (crashed_before, {}),
+        (deleted, {}),
+        (short, {}),
+        (steady, {}),
+        (unprobed, {}),
+    ],
 )
 def test_no_verdict(happens: Any, rollout: Any) -> None:
     stage, old, new = promoted(**rollout)

@@ -104,10 +104,9 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         f" {_gib(needed)}, the device has {_gib(available)}"
     )
     least = replace(smallest, micro_batch_size=training.learning.least_rows, checkpointing="Full")
-    loosened = training.model_copy(update={"micro_batch_size": None, "gradient_checkpointing": "Auto"})
-    if sum(estimate(shape, loosened, least, row, on_gpu).values()) <= available:
+    if sum(estimate(shape, training, least, row, on_gpu).values()) <= available:
         return f"{said}; it fits with spec.training.gradientCheckpointing: Auto and without microBatchSize"
-    length = _longest(shape, loosened, row, available, on_gpu, least)
+    length = _longest(shape, training, row, available, on_gpu, least)
     if length is not None:
         return f"{said}; it fits with spec.training.maxLength: {length}"
     others: list[tuple[str, dict[str, Any]]] = [
@@ -121,7 +120,7 @@ def _advice(shape: Shape, training: Training, smallest: Setting, row: int, avail
         none = training.lora.model_copy(update={"modules_to_save": []})
         others.insert(0, ("spec.training.lora.modulesToSave: []", {"lora": none}))
     for remedy, change in others:
-        if sum(estimate(shape, loosened.model_copy(update=change), least, row, on_gpu).values()) <= available:
+        if sum(estimate(shape, training.model_copy(update=change), least, row, on_gpu).values()) <= available:
             return f"{said}; it fits with {remedy}"
     return f"{said}; take a device with more memory or a smaller model"
 

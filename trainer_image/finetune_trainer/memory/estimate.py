@@ -130,7 +130,7 @@ def estimate(
     if code == "Fused" and training.method is Method.QLORA and training.quantization.double_quantization:
         weights["scales"] = int(BLOCK_SCALES * shape.linear)  # the fused path expands them once and keeps both
     if on_gpu:
-        reserve = GPU_FRAGMENTATION * (sum(stepwise.values()) + weights.get("gradients", 0))
+        reserve = GPU_FRAGMENTATION * (sum(stepwise.values()) + weights["gradients"])
     elif setting.checkpointing != "Off":
         reserve = 0  # the trainer has freed memory given back at once
     else:

@@ -14,7 +14,7 @@ from finetune_trainer.contract.dataset import Dataset
     [
         ("{0: bad, 1: good}", {"0": "bad", "1": "good"}),
         ("{true: spam, false: ham}", {"true": "spam", "false": "ham"}),
-        ("{1.0: one, 2: 2}", {"1": "one", "2": "2"}),
+        ("{1.0: one, 2: 2, 0.5: 1.5}", {"1": "one", "2": "2", "0.5": "1.5"}),
         ('{"0": "no", "1": "yes"}', {"0": "no", "1": "yes"}),
     ],
 )

@@ -39,10 +39,10 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "LongWarmup",
         "spec.training.warmupRatio is 0.99: the learning rate rises for that share of the steps",
     ),
-    "a learning rate of 1": (
-        {"training": {"learningRate": 1}},
+    "a learning rate of more than a hundred times the customary": (
+        {"training": {"learningRate": 0.021}},
         "HighLearningRate",
-        "spec.training.learningRate is 1; 0.0002 is customary for SFT with method QLoRA",
+        "spec.training.learningRate is 0.021; 0.0002 is customary for SFT with method QLoRA",
     ),
     "an adapter's learning rate for every weight": (
         {"training": {"learningRate": 0.005, "method": "Full"}},
@@ -55,9 +55,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "spec.training.evaluateEverySteps is 100, but there are 15 optimizer steps in all",
     ),
     "patience beyond the end": (
-        {"training": {"evaluateEverySteps": 5, "earlyStopping": {"patience": 3}}},
+        {"training": {"evaluateEverySteps": 5, "earlyStopping": {"patience": 2}}},
         "RarelyValidated",
-        "spec.training.earlyStopping can't end this training: 15 optimizer steps hold 3 validations, and it waits for 3 after",
+        "spec.training.earlyStopping can't end this training: 15 optimizer steps hold 3 validations, and it waits for 2 after",
     ),
 }
 
@@ -119,6 +119,7 @@ def test_what_plain_text_does_not_need_is_said(field: str, spec: dict[str, Any])
 )
 def test_nothing_is_said_of_what_people_do(training: dict[str, Any]) -> None:
     assert remarks(run_of(training=training), DATASET, POSITIONS) == ()
+    assert remarks(run_of(training=training), DATASET, DATASET.longest_row_tokens) == ()
     assert remarks(run_of(training=training), DATASET, None) == ()
 
 

@@ -16,7 +16,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory import fit
-from finetune_trainer.memory.estimate import frozen_bytes
+from finetune_trainer.memory.estimate import CPU_FIXED, GPU_FIXED, frozen_bytes
 from finetune_trainer.memory.fit import Teacher, available_memory, fit_for
 from finetune_trainer.memory.shape import shape_of
 
@@ -84,6 +84,11 @@ def test_auto_shards_what_does_not_fit(
     tmp_path: Path, training: dict[str, Any], devices: dict[str, Any], strategy: Strategy | None
 ) -> None:
     assert fitted(tmp_path, training, **devices).strategy is strategy
+
+
+@pytest.mark.parametrize(("gpus", "fixed"), [(1, GPU_FIXED), (0, CPU_FIXED)])
+def test_without_a_gpu_the_estimate_is_that_of_cpus(tmp_path: Path, gpus: int, fixed: int) -> None:
+    assert fitted(tmp_path, {"method": "QLoRA"}, gpus=gpus).terms["fixed"] == fixed
 
 
 def test_8_bit_weights_are_not_shared_out_even_where_they_do_not_fit(tmp_path: Path) -> None:

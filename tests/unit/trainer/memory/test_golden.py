@@ -48,6 +48,8 @@ CASES: dict[str, tuple[dict[str, Any], Setting, bool]] = {
     "lora on cpus, packed and checkpointed": (LORA | {"packing": True, "precision": "FP32"}, Setting(1, "Full"), False),
     "lora on cpus, long rows": (LORA | {"precision": "BF16"}, Setting(32, "Off"), False),
     "lora, zero3": (LORA, Setting(3, "Off", Strategy.ZERO3, 4), True),
+    "lora, sharded with dora": (LORA | {"lora": {"dora": True}}, Setting(3, "Off", Strategy.FSDP, 4), True),
+    "lora, sharded with dropout": (LORA | {"lora": {"dropout": 0.1}}, Setting(3, "Off", Strategy.FSDP, 4), True),
     "lora, head trained whole": (LORA | {"lora": {"modulesToSave": ["lm_head", "norm"]}}, Setting(1, "Full"), True),
     "lora, all trained whole": (LORA | {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}}, Setting(1, "Full"), False),
     "lora, 8-bit optimizer": (LORA | {"optimizer": "adamw_bnb_8bit"}, ONE, True),

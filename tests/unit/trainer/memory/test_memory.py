@@ -182,6 +182,13 @@ def test_the_length_that_is_named_fits() -> None:
         fit(MISTRAL, training(maxLength=length + 64), length + 64, 24 * GIB, on_gpu=True)
 
 
+def test_the_length_that_is_named_is_the_next_multiple_of_64_that_fits() -> None:
+    short = training(maxLength=8192, globalBatchSize=1)
+    available = sum(estimate(MISTRAL, short, Setting(1, "Full"), 8128, on_gpu=True).values())
+    with pytest.raises(DoesNotFit, match=r"maxLength: 8128$"):
+        fit(MISTRAL, short, 8192, available, on_gpu=True)
+
+
 def test_a_cpu_counts_four_bytes_and_the_copies_of_a_tile_of_logits() -> None:
     on_cpu = estimate(SMOLLM, training(), Setting(1, "Off"), 64, on_gpu=False)
     assert on_cpu["lossHead"] + on_cpu["backward"] == 4 * 8.25 * 64 * 32768 + 16 * 64 * 576

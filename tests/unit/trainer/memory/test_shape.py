@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.memory.shape import Shape, positions_of, shape_of
+from finetune_trainer.memory.shape import Shape, plain_attention_of, positions_of, shape_of
 
 PLAIN = {
     "hidden_size": 8,
@@ -74,6 +74,30 @@ def test_experts_lie_in_the_layers_that_have_some(config: dict[str, Any], expert
 )
 def test_positions_are_told_where_the_config_tells_them(config: dict[str, Any], positions: int | None) -> None:
     assert positions_of(config) == positions
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({}, None),
+        ({"model_type": "gpt_oss"}, 0),
+        ({"text_config": {"model_type": "bloom"}}, 0),
+        ({"attn_logit_softcapping": 50.0}, 0),
+        ({"mamba_d_state": 16}, 0),
+        ({"layer_types": ["linear_attention", "full_attention"]}, 0),
+        ({"layer_types": ["full_attention"], "sliding_window": 512}, None),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 512}, 512),
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"model_type": "mistral", "sliding_window": 4096, "use_sliding_window": False}, None),
+    ],
+)
+def test_attention_is_plain_up_to_a_window_and_not_at_all_with_anything_else(
+    config: dict[str, Any], tokens: int | None
+) -> None:
+    assert plain_attention_of(config) == tokens
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""What a job's status says of the memory estimate."""
+
+from __future__ import annotations
+
+import pytest
+from tests.builders import FIT
+
+from finetune_operator.finetunejob.fit import judge
+from finetune_trainer.contract.devices import Devices
+
+NEED = FIT.predicted_bytes
+
+
+@pytest.mark.parametrize(
+    ("available", "status", "reason"),
+    [(None, "Unknown", "MemoryUnknown"), (NEED, "True", "EnoughMemory"), (NEED - 1, "False", "DoesNotFit")],
+)
+def test_training_fits_where_it_is_estimated_to_need_no_more_than_there_is(
+    available: int | None, status: str, reason: str
+) -> None:
+    found = judge(FIT.model_copy(update={"available_bytes": available}), Devices())
+    assert (found.status, found.reason) == (status, reason)

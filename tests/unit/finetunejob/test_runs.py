@@ -1,0 +1,25 @@
+"""Which run a spec asks for: the one that the status tells of, or another."""
+
+from __future__ import annotations
+
+import pytest
+from tests.builders import NOW, make_job
+from tests.story import Story
+
+from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.finetunejob.runs import begins_another
+from finetune_operator.meta import stamp
+from finetune_operator.names import ANNOTATION_RETRY
+
+
+@pytest.mark.parametrize(
+    ("condition", "status", "again"), [("Failed", "True", True), ("Failed", "False", False), ("Ready", "True", False)]
+)
+def test_a_retry_begins_another_run_of_a_job_that_has_failed(condition: str, status: str, again: bool) -> None:
+    story = Story(make_job(annotations={}))
+    story.passes()
+    told = {"type": condition, "status": status, "reason": "R", "message": "", "lastTransitionTime": stamp(NOW)}
+    story.job["status"]["conditions"] = [told]
+    assert not begins_another(FineTuneJob.model_validate(story.job))
+    story.job["metadata"]["annotations"][ANNOTATION_RETRY] = "1"
+    assert begins_another(FineTuneJob.model_validate(story.job)) is again
