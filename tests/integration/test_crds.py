@@ -263,7 +263,11 @@ REFUSED_SERVES = [
     ({"rollout": {"strategy": "Recreate", "promotion": "Manual"}}, "spec.rollout.strategy Recreate stops the live revision"),
     (
         {"rollout": {"strategy": "Recreate", "gate": {"heldOut": {}}}},
-        "spec.rollout.gate.heldOut has nothing to compare with",
+        "spec.rollout.gate.heldOut and judge have nothing to compare with",
+    ),
+    (
+        {"rollout": {"gate": {"judge": {"baseUrl": "http://j/v1", "model": "m", "maxCalls": 10}}}},
+        "spec.rollout.gate.judge.maxCalls must be at least twice minPairs",
     ),
     ({"model": {"uri": "pvc://c/m"}, "rollout": {"gate": {"heldOut": {}}}}, "set spec.model.evaluation beside uri"),
     ({"rollout": {"gate": {"heldOut": {"rows": 10}}}}, "spec.rollout.gate.heldOut.minRows must be at most rows"),

@@ -114,6 +114,7 @@ class Access:
     hub_token: str | None
     https_authorization: str | None
     served_api_key: str | None
+    judge_api_key: str | None
     google_endpoint: str | None
     azure_endpoint: str | None
     s3_endpoint: str | None
@@ -141,6 +142,7 @@ def access(owner: Owner | None = None, place: places.Place | None = None, variab
         hub_token=variables.get("HF_TOKEN"),
         https_authorization=variables.get("HTTPS_AUTHORIZATION"),
         served_api_key=variables.get(pod.ENV_API_KEY),
+        judge_api_key=variables.get(pod.ENV_JUDGE_KEY),
         google_endpoint=variables.get("GOOGLE_BASE_URL"),
         azure_endpoint=variables.get("AZURE_STORAGE_ENDPOINT"),
         s3_endpoint=variables.get("AWS_ENDPOINT_URL"),

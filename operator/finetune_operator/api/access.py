@@ -11,6 +11,13 @@ from finetune_operator.meta import Quantity
 from finetune_trainer.contract.fields import Strict
 
 
+class ApiKey(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the same namespace."""
+    key: str = Field("api-key", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Its key with the API key."""
+
+
 class Load(StrEnum):
     """What an autoscaler looks at."""
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_operator.api.access import Autoscaling, Network
+from finetune_operator.api.access import ApiKey, Autoscaling, Network
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.rollout import Rollout, Strategy
@@ -15,6 +15,7 @@ from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict
 from finetune_trainer.contract.held_out import HeldOutScores
+from finetune_trainer.contract.judging import Judged
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.contract.served_speed import ServedSpeed
@@ -81,13 +82,6 @@ class ServeParallelism(Strict):
     """False serves on CPUs."""
     gpu: Gpu = Field(default_factory=lambda: Gpu())
     """Which GPUs."""
-
-
-class ApiKey(Strict):
-    name: str = Field(min_length=1, max_length=253)
-    """Name of a Secret in the same namespace."""
-    key: str = Field("api-key", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
-    """Its key with the API key."""
 
 
 class Auth(Strict):
@@ -164,6 +158,8 @@ class Revision(Report):
     """How fast it answered, where the gate asks for a speed."""
     held_out: HeldOutScores | None = None
     """What it and the revision that was live scored on the same test rows, where the gate asks for that."""
+    judged: Judged | None = None
+    """What a judge said of its answers beside those of the revision that was live, where the gate asks one."""
     strategy: Strategy | None = None
     """Whether it loads beside the live revision or in its place."""
     strategy_message: str | None = None

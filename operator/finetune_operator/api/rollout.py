@@ -6,8 +6,10 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_trainer.contract.fields import Strict
+from finetune_operator.api.access import ApiKey
+from finetune_trainer.contract.fields import ConfigMapKeyRef, Strict
 from finetune_trainer.contract.held_out import HeldOut
+from finetune_trainer.contract.judging import Judging
 from finetune_trainer.contract.served_rows import ROWS
 
 
@@ -28,14 +30,22 @@ class AskedRows(Strict):
     a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""
 
 
+class Judge(Judging):
+    secret_ref: ApiKey | None = None
+    """The judge's API key. Unset: it asks for none."""
+    rubric: ConfigMapKeyRef | None = None
+    """What the judge is to prefer, in plain words. Unset: the answer that is right, as the reference says, then the clearer and
+    shorter one."""
+
+
 class ServeGate(Strict):
     prompts: list[Prompt] = Field(default_factory=list, max_length=50)
     """Asked of a new revision before it takes traffic; each must be answered. Empty: one greeting is asked."""
     max_tokens: int = Field(64, ge=1, le=4096)
     """Longest answer, in tokens."""
     timeout_seconds: int = Field(300, ge=1, le=86400)
-    """Time for all answers together, as much again where a speed is asked for, for the test rows, and for heldOut; rows that
-    it does not suffice for are left out."""
+    """Time for all answers together, as much again where a speed is asked for, for the test rows, for heldOut, and for judge;
+    rows that it does not suffice for are left out."""
     min_tokens_per_second: float | None = Field(None, gt=0, le=1e6)
     """Tokens per second of one answer after its first, at least: the median over the prompts, which are asked once more as
     streams, one after the other. Unset: no speed is measured."""
@@ -46,11 +56,14 @@ class ServeGate(Strict):
     held_out: HeldOut | None = None
     """Test rows that the new revision and the live one are both asked: the new one is refused where it answers worse. The
     first revision, which replaces none, is compared with none. Unset: nothing is compared."""
+    judge: Judge | None = None
+    """A language model that compares the new revision's answers to test rows with the live one's: each pair twice, the order
+    swapped. Unset: none is asked."""
 
     @property
     def compares(self) -> bool:
         """Whether the live revision must answer as well."""
-        return self.held_out is not None
+        return self.held_out is not None or self.judge is not None
 
 
 class Strategy(StrEnum):

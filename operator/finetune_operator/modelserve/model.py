@@ -138,11 +138,11 @@ def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> Re
 
 def _unscored(serve: ModelServe, model: ResolvedModel) -> Obstacle | None:
     """A gate that asks test rows, and a model of which no evaluation is known."""
-    if model.evaluation is not None or serve.spec.rollout.gate.held_out is None:
+    if model.evaluation is not None or not serve.spec.rollout.gate.compares:
         return None
     text = (
-        f"spec.rollout.gate.heldOut asks the test rows of an evaluation, and {model.source} has none that can be asked, as of"
-        " rows without prompts; leave heldOut out, or run the job again with rows that have answers"
+        f"spec.rollout.gate.heldOut and judge take the test rows of an evaluation, and {model.source} has none that can be"
+        " asked, as of rows without prompts; leave heldOut and judge out, or run the job again with rows that have answers"
     )
     return Obstacle(OperatorReason.EvaluationNotFound, text, blocks=True)
 
@@ -155,7 +155,13 @@ def _needs(model: ResolvedModel) -> list[Ref]:
 
 
 def _keys(serve: ModelServe) -> list[Ref]:
-    return [] if serve.spec.auth is None else [Ref("Secret", serve.spec.auth.secret_ref.name)]
+    """API keys of the engine and of the judge, and what the judge is told."""
+    auth, judge = serve.spec.auth, serve.spec.rollout.gate.judge
+    found = [] if auth is None else [Ref("Secret", auth.secret_ref.name)]
+    if judge is not None:
+        found += [Ref("Secret", judge.secret_ref.name)] if judge.secret_ref else []
+        found += [Ref("ConfigMap", judge.rubric.name)] if judge.rubric else []
+    return found
 
 
 def _missing(serve: ModelServe, model: ResolvedModel, observed: Observed) -> Obstacle | None:
@@ -164,4 +170,15 @@ def _missing(serve: ModelServe, model: ResolvedModel, observed: Observed) -> Obs
         if ref in observed.named and observed.named[ref] is None:
             text = f"{model.source} needs the {ref.kind} {ref.name}, which does not exist in this namespace; create it"
             return Obstacle(NOT_FOUND[ref.kind], text, blocks=True)
-    return None
+    return _no_rubric(serve, observed)
+
+
+def _no_rubric(serve: ModelServe, observed: Observed) -> Obstacle | None:
+    judge = serve.spec.rollout.gate.judge
+    if judge is None or judge.rubric is None:
+        return None
+    found = observed.named.get(Ref("ConfigMap", judge.rubric.name))
+    if found is None or judge.rubric.key in (found.get("data") or {}):
+        return None
+    text = f"the ConfigMap {judge.rubric.name} has no key {judge.rubric.key}; add it, or correct spec.rollout.gate.judge.rubric"
+    return Obstacle(OperatorReason.ConfigMapKeyNotFound, text, blocks=True)

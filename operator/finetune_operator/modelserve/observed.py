@@ -24,7 +24,8 @@ from finetune_trainer.contract.fields import Report
 from finetune_trainer.contract.reports import Failure, Termination
 
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
-NUMBERS = {"test_rows": "served_rows", "speed": "served_speed", "held_out": "held_out"}  # a Revision's field: the report's
+# A Revision's fields, and the report's.
+NUMBERS = {"test_rows": "served_rows", "speed": "served_speed", "held_out": "held_out", "judged": "judged"}
 AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 
 

@@ -33,7 +33,7 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     """The same spec, model and settings give the same revision. No part of it are replicas, gate, the loader's image and the
     chart's pull secrets: none of them may restart what serves.
 
-    Test rows, speed and heldOut are part of the trial where they are asked, so that who asks for none is tried as before
+    Test rows, speed, heldOut and judge are part of the trial where they are asked, so that who asks for none is tried as before
     there were any.
     """
     template = pod_template(serve, model, settings)
@@ -45,9 +45,8 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     more = [] if rows is None else [gate.test_rows.model_dump_json(), rows]
     if asks_speed(gate):
         more.append(f"{gate.min_tokens_per_second} {gate.max_first_token_milliseconds}")
-    if gate.held_out is not None:
-        more.append(gate.held_out.model_dump_json())
-    trial = short_hash(gate.model_dump_json(exclude={"test_rows", "held_out", *SPEED}), retry, *more, length=6)
+    more += [asked.model_dump_json() for asked in (gate.held_out, gate.judge) if asked is not None]
+    trial = short_hash(gate.model_dump_json(exclude={"test_rows", "held_out", "judge", *SPEED}), retry, *more, length=6)
     return Target(revision, trial, model, template)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finetune_operator import certificates, credentials, pod_fields, pod_security
-from finetune_operator.api.modelserve import Auth, ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.api.access import ApiKey
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.engines.engine import HEALTH, MODEL, Launch, is_served
@@ -126,7 +127,7 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
         **_probes(start.port, served_name(serve), budget(spec, model).start, _api_key_variable(spec)),
     }
     if spec.auth is not None:
-        container["env"].append(api_key(spec.auth, ENGINES[spec.engine.type].api_key_variable))
+        container["env"].append(api_key(spec.auth.secret_ref, ENGINES[spec.engine.type].api_key_variable))
     if start.command:
         container["command"] = start.command
     if resources := _resources(spec):
@@ -136,9 +137,9 @@ def _engine(serve: ModelServe, model: ResolvedModel, start: Launch, mounts: list
     return container
 
 
-def api_key(auth: Auth, variable: str) -> Object:
-    """The API key as a variable of a container."""
-    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": auth.secret_ref.name, "key": auth.secret_ref.key}}}
+def api_key(secret: ApiKey, variable: str) -> Object:
+    """An API key as a variable of a container."""
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
 
 
 def _api_key_variable(spec: ModelServeSpec) -> str | None:

@@ -12,7 +12,7 @@ from datetime import datetime
 from finetune_operator.api.modelserve import ModelServe, Revision
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, objects, pinned
+from finetune_operator.modelserve import around, gate, objects, pinned
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
@@ -90,10 +90,10 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     if wanted is not None and rollout.loading == wanted.revision:
         yield from _whole(case, wanted.revision, rollout.replicas)
     if wanted is not None and rollout.ask:
-        yield Create(objects.gate_prompts(serve))
+        yield Create(gate.gate_prompts(serve))
         against = None if live is None or rollout.is_live_stopped else live.name
         again = (candidate and candidate.gates_lost) or 0
-        yield Create(objects.gate(serve, wanted, settings, live=against, again=again))
+        yield Create(gate.gate(serve, wanted, settings, live=against, again=again))
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
 

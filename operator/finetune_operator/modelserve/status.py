@@ -89,9 +89,12 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
 
 def _compared(live: Revision) -> str:
     """What a revision scored beside the one that was live."""
-    if (found := live.held_out) is None:
-        return ""
-    return f": {found.metric} {found.score:g} on {found.rows} test rows, {found.live_score:g} of revision {found.against}"
+    text = ""
+    if (found := live.held_out) is not None:
+        text += f": {found.metric} {found.score:g} on {found.rows} test rows, {found.live_score:g} of revision {found.against}"
+    if (said := live.judged) is not None:
+        text += f"; win rate {said.win_rate:g} ({said.low:g} to {said.high:g}) against {said.against} by {said.model}"
+    return text
 
 
 def _told(candidate: Revision | None) -> Revision | None:

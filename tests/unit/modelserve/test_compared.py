@@ -12,6 +12,7 @@ from tests.unit.modelserve.test_rollout import SERVING, STALLED, is_available, r
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.held_out import HeldOut, HeldOutScores, Live
+from finetune_trainer.contract.judging import Judged
 from finetune_trainer.contract.reports import Failure
 
 EVALUATION = "pvc://models/job/evaluate/" + "e" * 20
@@ -134,4 +135,65 @@ def test_a_model_without_an_evaluation_takes_no_gpu() -> None:
     stage.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "facts-artifacts"}})
     stage.step()
     assert (stage.revisions(), standing(stage), reason(stage)) == (set(), STALLED, "EvaluationNotFound")
-    assert "leave heldOut out" in stage.message()
+    assert "leave heldOut and judge out" in stage.message()
+
+
+# ── A judge ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+JUDGE = {
+    "baseUrl": "https://judge.example/v1",
+    "model": "judge-1",
+    "secretRef": {"name": "judge"},
+    "rubric": {"name": "taste", "key": "rubric.txt"},
+}
+
+
+def judged(data: dict[str, str]) -> Stage:
+    stage = Stage(make_serve(model=MODEL, rollout={"gate": {"judge": JUDGE}}))
+    stage.put({"kind": "Secret", "metadata": {"name": "judge"}})
+    stage.put({"kind": "ConfigMap", "metadata": {"name": "taste"}, "data": data})
+    return stage
+
+
+def test_a_gate_gets_the_judges_key_and_rubric_and_no_key_is_in_its_command() -> None:
+    stage = judged({"rubric.txt": "Prefer short answers."})
+    stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    asked = command(stage)
+    told = Live.model_validate_json(asked[asked.index("--live") + 1])
+    assert (told.held_out, told.judge and told.judge.base_url, told.count) == (None, "https://judge.example/v1", 50)
+    assert asked[asked.index("--rubric") + 1] == "/etc/finetune-rubric/rubric.txt"
+    (job,) = [j for j in stage.of("Job") if not j.get("status")]
+    key = {"name": "FINETUNE_JUDGE_KEY", "valueFrom": {"secretKeyRef": {"name": "judge", "key": "api-key"}}}
+    assert key in container(job)["env"]
+    assert {"name": "rubric", "configMap": {"name": "taste"}} in job["spec"]["template"]["spec"]["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "data", "why"),
+    [
+        ("Secret", {"rubric.txt": "x"}, "SecretNotFound"),
+        ("ConfigMap", {"rubric.txt": "x"}, "ConfigMapNotFound"),
+        ("", {"other": "x"}, "ConfigMapKeyNotFound"),
+    ],
+)
+def test_what_a_judge_needs_is_there_before_a_gpu_is_taken(lost: str, data: dict[str, str], why: str) -> None:
+    stage = judged(data)
+    for kind, name in [key for key in stage.objects if key[0] == lost]:
+        del stage.objects[kind, name]
+    stage.step()
+    assert (stage.revisions(), reason(stage)) == (set(), why)
+
+
+def test_a_judges_verdict_is_told_with_its_interval() -> None:
+    stage, _, _ = another()
+    told = Judged(
+        against="a1", model="j", pairs=20, wins=14, losses=4, win_rate=0.75, low=0.53, high=0.89, calls=40, tokens=9000
+    )
+    stage.finish_gate(judged=told)
+    (event,) = stage.step().events
+    assert "win rate 0.75 (0.53 to 0.89) against a1 by j" in event.message
+    assert stage.serve["status"]["live"]["judged"]["winRate"] == 0.75

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_trainer.contract.fields import Report, Strict
+from finetune_trainer.contract.judging import Judging
 
 FILE = "rows.jsonl"  # of an evaluation: every test row with its reference
 
@@ -51,3 +52,9 @@ class Live(Strict):
     url: str
     rows: str  # uri of the evaluation's entry
     held_out: HeldOut | None = None
+    judge: Judging | None = None
+
+    @property
+    def count(self) -> int:
+        """Test rows that both are asked at most."""
+        return max(self.held_out.rows if self.held_out else 0, self.judge.max_calls // 2 if self.judge else 0)

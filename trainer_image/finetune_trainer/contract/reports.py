@@ -10,6 +10,7 @@ from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.fields import Report, Strict
 from finetune_trainer.contract.held_out import HeldOutScores
+from finetune_trainer.contract.judging import Judged
 from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.reasons.steps import RETIRED
 from finetune_trainer.contract.served_rows import ServedRows
@@ -163,6 +164,7 @@ class Termination(Report):
     served_rows: ServedRows | None = None  # of a serving gate only
     served_speed: ServedSpeed | None = None  # of a serving gate that asks for a speed
     held_out: HeldOutScores | None = None  # of a serving gate that asks the live revision as well
+    judged: Judged | None = None  # of a serving gate that has a judge compare the two
 
 
 class File(Strict):

@@ -5,8 +5,9 @@
 FILE is a JSON list of {"prompt": …, "expect": …}; an answer must have text in it and contain `expect` where it is given.
 URI is the entry of an evaluation in an artifact store: a few of its test rows are asked again and compared with what it saw
 (contract/served_rows.py says what that proves). The report has numbers of these rows, never text.
-Where a speed is asked for, the prompts are asked once more as streams (speed.py). Where the live revision is named
-(contract/held_out.py), both are asked the evaluation's test rows, and the new one must not answer worse (held_out.py).
+Where a speed is asked for, the prompts are asked once more as streams (speed.py).
+Where the live revision is named (contract/held_out.py), both are asked the evaluation's test rows, and the new one must not
+answer worse, by scores (held_out.py) or to a judge (judge.py).
 A wrong answer ends with ExitCode VERIFICATION_FAILED; an engine that can't be reached with SOURCE_UNAVAILABLE, which may
 be tried again. It doesn't wait: what it asks is ready.
 """
@@ -24,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune_trainer import environment
-from finetune_trainer.contract import served_rows
+from finetune_trainer.contract import judging, served_rows
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.fields import Report
 from finetune_trainer.contract.held_out import Live
@@ -33,10 +34,10 @@ from finetune_trainer.contract.reports import Failure, Termination
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.serving import compare, held_out, speed
+from finetune_trainer.serving import compare, held_out, judge, speed
 from finetune_trainer.serving.compare import Compared
 from finetune_trainer.serving.endpoint import Endpoint, too_slow
-from finetune_trainer.serving.evaluated import asked_rows, test_rows
+from finetune_trainer.serving.evaluated import asked_rows, held_out_rows
 from finetune_trainer.serving.speed import Floors
 from finetune_trainer.termination import finish
 
@@ -82,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--min-equal", type=float, default=0.5, help="share of the rows that must be answered alike")
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")
     parser.add_argument("--region", help="region of the bucket")
+    parser.add_argument("--rubric", type=Path, help="file that says what the judge is to prefer")
     parser.add_argument("--live", type=Live.model_validate_json, help="the live revision, and what it is asked, too, as JSON")
     options = parser.parse_args(arguments)
     return finish(lambda: passed(options))
@@ -94,7 +96,7 @@ def passed(options: Namespace) -> Termination:
     gate = Gate(options, Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key), prompts)
     ask_all(gate.endpoint, prompts, gate.deadline)
     told = Termination()
-    for one in (_speed, _rows, _held_out):
+    for one in (_speed, _rows, _compared):
         told = one(gate, told)
         if told.failure is not None:
             break
@@ -118,15 +120,24 @@ def _rows(gate: Gate, told: Termination) -> Termination:
     return _judged(told, "served_rows", compare.told(compared), StepReason.VerificationFailed, wrong)
 
 
-def _held_out(gate: Gate, told: Termination) -> Termination:
+def _compared(gate: Gate, told: Termination) -> Termination:
+    """Both revisions' answers, by their scores and by a judge, as far as that is asked for."""
     live: Live | None = gate.options.live
-    if live is None or live.held_out is None:
+    if live is None:
         return told
-    rows = test_rows(gate.entry(live.rows), live.held_out.rows)
+    rows = held_out_rows(gate.entry(live.rows), live.count)
     pairs = held_out.ask_both(gate.endpoint, live.url, rows, gate.deadline)
-    found = held_out.told(pairs, live.revision, live.held_out)
-    print(f"{found.metric} {found.score:g}, of revision {found.against} {found.live_score:g}", flush=True)
-    return _judged(told, "held_out", found, StepReason.WorseThanLive, held_out.mistake(found, live.held_out))
+    if (asked := live.held_out) is not None:
+        found = held_out.told(pairs[: asked.rows], live.revision, asked)
+        print(f"{found.metric} {found.score:g}, of revision {found.against} {found.live_score:g}", flush=True)
+        told = _judged(told, "held_out", found, StepReason.WorseThanLive, held_out.mistake(found, asked))
+    if told.failure is not None or live.judge is None:
+        return told
+    rubric = judge.RUBRIC if gate.options.rubric is None else gate.options.rubric.read_text(encoding="utf-8")
+    asks = judge.Judge(live.judge, rubric, environment.access().judge_api_key, gate.deadline)
+    said = asks.compare(pairs, live.revision)
+    print(f"win rate {said.win_rate:g} ({said.low:g} to {said.high:g}) over {said.pairs} pairs", flush=True)
+    return _judged(told, "judged", said, StepReason.WorseThanLive, judging.mistake(said, live.judge))
 
 
 def _judged(told: Termination, name: str, found: Report, reason: StepReason, wrong: str | None) -> Termination:
@@ -165,7 +176,7 @@ def ask_all(endpoint: Endpoint, prompts: list[Prompt], deadline: float) -> None:
             raise too_slow()
         begun = time.monotonic()
         answer = endpoint.answer(prompt.prompt, left)
-        mistake = judge(prompt, answer)
+        mistake = wrong_in(prompt, answer)
         verdict = "wrong" if mistake else "right"
         print(f"{number}/{len(prompts)} {verdict} in {time.monotonic() - begun:.1f} s: {answer!r}", flush=True)
         if mistake:
@@ -209,7 +220,7 @@ def _compare(endpoint: Endpoint, row: AskedRow, deadline: float) -> Compared:
     return Compared(row.row, tuple(ids) == row.prompt_ids, compare.is_same_answer(row, completion))
 
 
-def judge(prompt: Prompt, answer: str) -> str | None:
+def wrong_in(prompt: Prompt, answer: str) -> str | None:
     """What is wrong with an answer; None where nothing is."""
     if not answer.strip():
         return "got an empty answer"

@@ -20,7 +20,7 @@ from finetune_trainer.store.entries import open_store
 
 
 @dataclass(frozen=True)
-class TestRow:
+class HeldOutRow:
     """A test row; its prompt is as training rendered it, with the chat template's own tokens."""
 
     row: int  # its number, from 1
@@ -40,12 +40,12 @@ def asked_rows(entry: StoreConfig) -> list[AskedRow]:
         raise _damaged(entry, served_rows.FILE) from None
 
 
-def test_rows(entry: StoreConfig, count: int) -> list[TestRow]:
+def held_out_rows(entry: StoreConfig, count: int) -> list[HeldOutRow]:
     """The first test rows, and what they were to be answered with. Raises StepFailed as asked_rows does."""
     special = any(row.special_tokens for row in asked_rows(entry)[:1])
     try:
         found = [json.loads(line) for line in _lines(entry, held_out.FILE, count) if line]
-        return [TestRow(n, str(row["prompt"]), special, str(row["reference"])) for n, row in enumerate(found, 1)]
+        return [HeldOutRow(n, str(row["prompt"]), special, str(row["reference"])) for n, row in enumerate(found, 1)]
     except (ValueError, KeyError, TypeError):
         raise _damaged(entry, held_out.FILE) from None
 

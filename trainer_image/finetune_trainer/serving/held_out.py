@@ -19,7 +19,7 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.scoring.scores import exact_match, normalized
 from finetune_trainer.serving.endpoint import Endpoint, too_slow
-from finetune_trainer.serving.evaluated import TestRow
+from finetune_trainer.serving.evaluated import HeldOutRow
 
 WORDS = re.compile(r"\w+")
 
@@ -28,12 +28,12 @@ WORDS = re.compile(r"\w+")
 class Pair:
     """One test row as both have answered it."""
 
-    row: TestRow
+    row: HeldOutRow
     answer: str
     live_answer: str
 
 
-def ask_both(revision: Endpoint, live_url: str, rows: Sequence[TestRow], deadline: float) -> list[Pair]:
+def ask_both(revision: Endpoint, live_url: str, rows: Sequence[HeldOutRow], deadline: float) -> list[Pair]:
     """Ask each row of both until `deadline`, on the monotonic clock.
 
     Rows that are too long for either context, that the live one refuses, or that time does not suffice for, are left out.
@@ -68,7 +68,7 @@ def _live(revision: Endpoint, url: str, deadline: float) -> Endpoint:
         raise StepFailed(StepReason.EngineUnavailable, text) from error
 
 
-def _live_answer(live: Endpoint, longest: int | None, row: TestRow, deadline: float) -> str | None:
+def _live_answer(live: Endpoint, longest: int | None, row: HeldOutRow, deadline: float) -> str | None:
     try:
         return _answer(live, longest, row, deadline)
     except StepFailed as error:
@@ -77,7 +77,7 @@ def _live_answer(live: Endpoint, longest: int | None, row: TestRow, deadline: fl
         raise
 
 
-def _answer(endpoint: Endpoint, longest: int | None, row: TestRow, deadline: float) -> str | None:
+def _answer(endpoint: Endpoint, longest: int | None, row: HeldOutRow, deadline: float) -> str | None:
     """The greedy answer; None where prompt and answer don't fit."""
     if (left := deadline - time.monotonic()) <= 0:
         raise too_slow()

@@ -33,11 +33,12 @@ _NOBODY_ANSWERS = (
     " answers until somebody comes; set one or the other"
 )
 _NOTHING_TO_COMPARE = (
-    "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.gate.heldOut has nothing to compare with;"
-    " set one or the other"
+    "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.gate.heldOut and judge have nothing to"
+    " compare with; set one or the other"
 )
-_NO_TEST_ROWS = "spec.rollout.gate.heldOut asks the test rows of an evaluation; set spec.model.evaluation beside uri"
+_NO_TEST_ROWS = "spec.rollout.gate.heldOut and judge take the test rows of an evaluation; set spec.model.evaluation beside uri"
 _NO_ROWS = "spec.rollout.gate.heldOut.minRows must be at most rows"
+_NO_PAIRS = "spec.rollout.gate.judge.maxCalls must be at least twice minPairs: a pair takes two"
 
 
 def broken_by(spec: ModelServeSpec) -> list[str]:
@@ -49,6 +50,7 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
         _NOBODY_ANSWERS: rollout.strategy is Strategy.RECREATE and rollout.promotion is PromotionPolicy.MANUAL,
         _NOTHING_TO_COMPARE: rollout.strategy is Strategy.RECREATE and rollout.gate.compares,
         _NO_ROWS: (held_out := rollout.gate.held_out) is not None and held_out.min_rows > held_out.rows,
+        _NO_PAIRS: (judge := rollout.gate.judge) is not None and judge.max_calls < 2 * judge.min_pairs,
     }
     found = [sentence for sentence, broken in rules.items() if broken]
     return [*found, *_scaling_broken_by(spec), *pods.broken_by(spec.pod_template)]
@@ -72,6 +74,8 @@ _ALIKE = " && ".join(
     f"self.evaluation.startsWith('{place.prefix}') == self.uri.startsWith('{place.prefix}')"
     for place in places.usable(Use.SERVE, Reach.BUCKET)
 )
+
+_COMPARES = "has(self.rollout.gate.heldOut) || has(self.rollout.gate.judge)"
 
 RULES = (
     Rule(
@@ -132,9 +136,10 @@ RULES = (
         "self.rollout.strategy != 'Recreate' || self.rollout.promotion != 'Manual'",
         _NOBODY_ANSWERS,
     ),
-    Rule("spec", "self.rollout.strategy != 'Recreate' || !has(self.rollout.gate.heldOut)", _NOTHING_TO_COMPARE),
-    Rule("spec", "!has(self.rollout.gate.heldOut) || !has(self.model.uri) || has(self.model.evaluation)", _NO_TEST_ROWS),
+    Rule("spec", f"self.rollout.strategy != 'Recreate' || !({_COMPARES})", _NOTHING_TO_COMPARE),
+    Rule("spec", f"!({_COMPARES}) || !has(self.model.uri) || has(self.model.evaluation)", _NO_TEST_ROWS),
     Rule("spec.rollout.gate.heldOut", "self.minRows <= self.rows", _NO_ROWS),
+    Rule("spec.rollout.gate.judge", "self.maxCalls >= 2 * self.minPairs", _NO_PAIRS),
     compute_only("spec.resources"),
     *pods.RULES,
 )

@@ -223,6 +223,13 @@ class StepReason(Reason):
         ExitCode.VERIFICATION_FAILED,
         "a new revision answers worse than the live one by more than spec.rollout.gate allows; the message has both scores",
     )
+    JudgeUnavailable = ends(ExitCode.SOURCE_UNAVAILABLE, "the judge of spec.rollout.gate does not answer; it is asked again")
+    JudgeRefused = ends(
+        ExitCode.SOURCE_DENIED, "the judge's server refuses the key or has no such model; correct spec.rollout.gate.judge"
+    )
+    TooFewVerdicts = ends(
+        ExitCode.BAD_DATA, "the judge gave too few verdicts; let it be asked more, or take one that says A, B or tie"
+    )
     TooFewRows = ends(
         ExitCode.BAD_DATA,
         "too few test rows were answered by both revisions for a verdict; ask more, give them more time, or lower minRows",

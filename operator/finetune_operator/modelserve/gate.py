@@ -1,0 +1,172 @@
+"""The gate's Job of a revision, and what it asks, as manifests."""
+
+from __future__ import annotations
+
+import json
+
+from finetune_operator import credentials, pod_fields, pod_security
+from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.rollout import Judge, Prompt
+from finetune_operator.meta import Object
+from finetune_operator.modelserve.gating import gate_job
+from finetune_operator.modelserve.objects import owned, revision_labels, revision_name, service_url
+from finetune_operator.modelserve.plan import Target, asked_rows, asks_speed
+from finetune_operator.modelserve.pod import api_key, mounted_claim, served_name
+from finetune_operator.names import LABEL_GATE, LABEL_REVISION, object_name, serve_labels, short_hash
+from finetune_operator.settings import Settings
+from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.held_out import Live
+from finetune_trainer.contract.judging import Judging
+from finetune_trainer.contract.places import claim_of
+from finetune_trainer.contract.pod import ENV_API_KEY, ENV_JUDGE_KEY, Owner
+
+GREETING = Prompt(prompt="Hello! Who are you?")
+GATE_FOLDER = "/etc/finetune"
+HOSTNAME = "kubernetes.io/hostname"
+GATE_REQUESTS, GATE_LIMITS = {"cpu": "100m", "memory": "128Mi"}, {"cpu": "1", "memory": "512Mi"}
+GATE_RETRIES = 2  # for pods that were lost; a wrong answer is final
+GATE_MARGIN_SECONDS = 300  # to schedule the gate's pod and pull its image
+RUBRIC_FOLDER = "/etc/finetune-rubric"
+
+
+def gate_prompts(serve: ModelServe) -> Object:
+    """The gate's prompts, under a name that is their hash, so that they never change under a running gate."""
+    body = _prompts(serve)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": owned(serve, _prompts_name(serve), {}),
+        "immutable": True,
+        "data": {"prompts.json": body},
+    }
+
+
+def gate(serve: ModelServe, target: Target, settings: Settings, *, live: str | None = None, again: int = 0) -> Object:
+    """The Job that asks a candidate its prompts, and compares it with the live revision. A lost pod is replaced, a wrong
+    answer is not asked again.
+    """
+    asked, compared = serve.spec.rollout.gate, compared_with(serve, target.model, live)
+    rounds = 1 + asks_speed(asked) + (asked_rows(serve, target.model) is not None)
+    rounds += 0 if compared is None else 1 + (compared.judge is not None)
+    seconds = rounds * asked.timeout_seconds + GATE_MARGIN_SECONDS
+    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
+    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
+    name = gate_job(serve, target.revision, target.trial, again)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": owned(serve, name, {LABEL_REVISION: target.revision}),
+        "spec": {
+            "backoffLimit": GATE_RETRIES,
+            "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": [final, lost]},
+            "template": {
+                "metadata": pod_fields.metadata(serve.spec.pod_template, labels),
+                "spec": _gate_pod(serve, target, settings, compared),
+            },
+        },
+    }
+
+
+def compared_with(serve: ModelServe, model: ResolvedModel, live: str | None) -> Live | None:
+    """The live revision, where the gate is to ask it as well."""
+    wanted = serve.spec.rollout.gate
+    if live is None or not wanted.compares or model.evaluation is None:
+        return None
+    return Live(
+        revision=live,
+        url=service_url(serve, revision_name(serve, live)),
+        rows=model.evaluation,
+        held_out=wanted.held_out,
+        judge=wanted.judge and Judging(**wanted.judge.model_dump(include=set(Judging.model_fields))),
+    )
+
+
+def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: Live | None) -> Object:
+    wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
+    command = ["python", "-m", "finetune_trainer.serving.ask", "--url", url, "--model", served_name(serve)]
+    command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
+    command += ["--timeout", str(wanted.timeout_seconds)]
+    if wanted.min_tokens_per_second is not None:
+        command += ["--min-tokens-per-second", f"{wanted.min_tokens_per_second:g}"]
+    if wanted.max_first_token_milliseconds is not None:
+        command += ["--max-first-token-milliseconds", str(wanted.max_first_token_milliseconds)]
+    if (asked := asked_rows(serve, target.model)) is not None:
+        command += ["--rows", asked, "--count", str(wanted.test_rows.count), "--min-equal", f"{wanted.test_rows.min_equal:g}"]
+    if compared is not None:
+        command += ["--live", compared.model_dump_json(by_alias=True)]
+    container: Object = {
+        "name": "ask",
+        "image": settings.operator_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": command,
+        "resources": {"requests": GATE_REQUESTS, "limits": GATE_LIMITS},
+        "env": [{"name": "HOME", "value": "/tmp"}],
+        "securityContext": pod_security.container(),
+        "volumeMounts": [
+            {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }
+    pod: Object = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": pod_security.pod(),
+        "containers": [container],
+        "volumes": [
+            {"name": "prompts", "configMap": {"name": _prompts_name(serve)}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    common = pod_fields.spec_fields(serve.spec.pod_template, {})
+    pod |= {name: value for name, value in common.items() if name not in pod_fields.OF_SERVING_ALONE}
+    pod |= pod_fields.pull_secrets(serve.spec.pod_template, settings)
+    if serve.spec.auth is not None:
+        container["env"].append(api_key(serve.spec.auth.secret_ref, ENV_API_KEY))
+    if compared is not None and wanted.judge is not None:
+        _add_judge(pod, wanted.judge)
+    if target.model.evaluation is not None and (asked is not None or compared is not None):
+        _add_rows(pod, serve, target, target.model.evaluation)
+    return pod
+
+
+def _add_judge(pod: Object, judge: Judge) -> None:
+    """The judge's key, and the rubric."""
+    (container,) = pod["containers"]
+    if judge.secret_ref is not None:
+        container["env"].append(api_key(judge.secret_ref, ENV_JUDGE_KEY))
+    if judge.rubric is not None:
+        container["command"] += ["--rubric", f"{RUBRIC_FOLDER}/{judge.rubric.key}"]
+        container["volumeMounts"].append({"name": "rubric", "mountPath": RUBRIC_FOLDER, "readOnly": True})
+        pod["volumes"].append({"name": "rubric", "configMap": {"name": judge.rubric.name}})
+
+
+def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None:
+    """What the pod of a gate needs to read the test rows of an evaluation."""
+    (container,), model = pod["containers"], target.model
+    for option, value in (("endpoint", model.endpoint), ("region", model.region)):
+        if value is not None:
+            container["command"] += [f"--{option}", value]
+    secrets = {} if model.secret is None else {Owner.STORE: model.secret}
+    container["volumeMounts"] += credentials.mounts(secrets)
+    pod["volumes"] += credentials.volumes(secrets)
+    if (claim := claim_of(rows)) is not None:
+        volume, mount = mounted_claim(claim)
+        pod["volumes"].append(volume)
+        container["volumeMounts"].append(mount)
+        # A ReadWriteOnce claim can be mounted where the engine has it and nowhere else, whatever that node's taints.
+        beside = {"labelSelector": {"matchLabels": revision_labels(serve, target.revision)}, "topologyKey": HOSTNAME}
+        pod["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
+        pod["tolerations"] = [*pod.get("tolerations", ()), {"operator": "Exists", "effect": "NoSchedule"}]
+
+
+def _prompts(serve: ModelServe) -> str:
+    prompts = serve.spec.rollout.gate.prompts or [GREETING]
+    return json.dumps([p.model_dump(exclude_none=True) for p in prompts], ensure_ascii=False, indent=1)
+
+
+def _prompts_name(serve: ModelServe) -> str:
+    return object_name(serve.metadata.name, "gate", short_hash(_prompts(serve)))
