@@ -5,8 +5,11 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import io
 import json
 import lzma
+import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,25 @@ def arrow_file(rows: list[dict[str, Any]]) -> bytes:
     return bytes(sink.getvalue())
 
 
+def archive(content: str) -> bytes:
+    packed, member = io.BytesIO(), tarfile.TarInfo("rows.jsonl")
+    member.size = len(content.encode())
+    with tarfile.open(fileobj=packed, mode="w") as file:
+        file.addfile(member, io.BytesIO(content.encode()))
+    return packed.getvalue()
+
+
+def twice_named() -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    cells = [pyarrow.array(["a"]), pyarrow.array(["b"]), pyarrow.array(["Who?"])]
+    names = ["completion", "completion", "prompt"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(cells, names=names), sink)
+    return bytes(sink.getvalue())
+
+
 @pytest.fixture
 def prepare(make_run: Callable[..., RunConfig], tmp_path: Path) -> Prepare:
     """Write files, prepare the first one (or the folder where there are several), and return what became of them."""
@@ -87,6 +109,17 @@ SAME: dict[str, tuple[str, bytes | str]] = {
     "pandas by index": ("rows.json", json.dumps({str(n): row for n, row in enumerate(ROWS)})),
     "pandas split": ("rows.json", json.dumps({"columns": [*ROWS[0]], "index": [0], "data": [[*r.values()] for r in ROWS]})),
     "a version beside the data": ("rows.json", json.dumps({"version": "1.0", "data": ROWS})),
+    "a comma behind each line": ("rows.jsonl", "".join(json.dumps(row) + ",\n" for row in ROWS)),
+    "a comma before the closing bracket": ("rows.json", json.dumps(ROWS, indent=1)[:-1] + ",]"),
+    "a comma at the end of each object": ("rows.jsonl", "".join(json.dumps(row)[:-1] + ",}\n" for row in ROWS)),
+    "Python's notation": ("rows.jsonl", "".join(f"{row | {'more': None}}\n" for row in ROWS)),
+    "one row in Python's notation": (
+        "rows.jsonl",
+        "".join(f"{ROWS[n] if n == 7 else json.dumps(ROWS[n])}\n" for n in range(COUNT)),
+    ),
+    "a list in Python's notation": ("rows.json", str(ROWS)),
+    "all objects on one line": ("rows.jsonl", "".join(map(json.dumps, ROWS))),
+    "lines that end as old Macs' did": ("rows.jsonl", LINES.replace("\n", "\r")),
     "rows under one key": ("rows.json", json.dumps({"rows": ROWS})),
     "rows under two keys": ("rows.json", json.dumps({"result": {"rows": ROWS}})),
     "one list a split": ("rows.json", json.dumps({"train": ROWS, "validation": ROWS[:3]})),
@@ -101,6 +134,8 @@ SAME: dict[str, tuple[str, bytes | str]] = {
     ),
     "capitals": ("rows.csv", csv(",", "Prompt,COMPLETION")),
     "the header twice": ("rows.csv", csv(",", extra="prompt,completion\n")),
+    "a delimiter at the end of each line": ("rows.csv", csv().replace(".\n", ".,\n")),
+    "a delimiter at the end of the header, too": ("rows.csv", csv(header="prompt,completion,").replace(".\n", ".,\n")),
     "an unnamed index": (
         "rows.csv",
         ",prompt,completion\n" + "".join(f"{n},{r['prompt']},{r['completion']}\n" for n, r in enumerate(ROWS)),
@@ -148,6 +183,47 @@ REFUSED: dict[str, tuple[str, bytes | str, str]] = {
     "an Excel workbook": ("rows.xlsx", b"PK\x03\x04\x14\x00", "is a zip archive or an Excel workbook: unpack it, or save"),
     "a web page": ("rows.csv", "<!DOCTYPE html><html></html>", "is a web page: take the address of the file itself"),
     "a pointer of Git LFS": ("rows.jsonl", "version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    "a web page behind white space": ("rows.jsonl", "\n  <HTML><body>", "is a web page: take the address of the file itself"),
+    "a tar archive": ("rows.tar", archive(LINES), "is a tar archive: unpack it"),
+    "a tar archive that is compressed": ("rows.jsonl.gz", gzip.compress(archive(LINES)), "is a tar archive: unpack it"),
+    "a 7z archive": ("rows.7z", b"7z\xbc\xaf\x27\x1c", "is a 7z archive: unpack it"),
+    "lz4": ("rows.jsonl.lz4", b"\x04\x22\x4d\x18" + LINES.encode(), "take .gz, .zst, .bz2 or .xz"),
+    "a pickle": ("rows.pkl", pickle.dumps(ROWS), "is a pickle: save the rows as JSON lines or Parquet"),
+    "numpy's file": ("rows.npy", b"\x93NUMPY\x01\x00", "is an array of numpy"),
+    "YAML": ("rows.yaml", "- prompt: Who?\n  completion: Mira.\n", "this looks like YAML: save the rows as JSON lines"),
+    "XML": ("rows.xml", "<?xml version='1.0'?><Error/>", "this is XML or HTML: save the rows as JSON lines"),
+    "comments": ("rows.jsonl", "// my rows\n" + LINES, "line 1: not JSON: Expecting value at column 1; JSON has no comments"),
+    "two rows on one line": (
+        "rows.jsonl",
+        LINES + json.dumps(ROWS[0]) * 2 + "\n",
+        f"line {COUNT + 1}: not JSON: Extra data at column {len(json.dumps(ROWS[0])) + 1}; put each row on a line of its own",
+    ),
+    "a write that was cut short": ("rows.jsonl", LINES.encode() + b"\0" * 512, "it holds NUL bytes"),
+    "a value that only Python knows": ("rows.jsonl", LINES + "{'prompt': nan}\n", "this is Python's notation: write the rows"),
+    "a key twice": (
+        "rows.jsonl",
+        LINES + '{"prompt": "Who?", "prompt": "Where?", "completion": "A."}\n',
+        f"line {COUNT + 1}: an object has the key prompt twice: keep one of them",
+    ),
+    "a key of a turn twice": (
+        "rows.jsonl",
+        '{"messages": [{"role": "user", "content": "Who?", "content": "Where?"}]}\n',
+        "line 1: an object has the key content twice",
+    ),
+    "a key twice in Python's notation": ("rows.jsonl", LINES + "{'prompt': 'Who?', 'prompt': 'Where?'}\n", "key prompt twice"),
+    "a key twice in a pretty-printed file": ("rows.json", '[\n{\n"a": 1,\n"a": 2\n}\n]', "an object has the key a twice"),
+    "two columns of one name in parquet": ("rows.parquet", twice_named(), "it has two columns of one name"),
+    "double quotes that are never closed": (
+        "rows.csv",
+        csv() + '"Who?,Mira.\nWho?,Mira.\n',
+        f"line {COUNT + 2}: not CSV: unexpected end of data; the double quotes that a cell of this line begins with",
+    ),
+    "double quotes behind a backslash": ("rows.csv", csv() + '"Who \\"x\\"?",Mira.\n', 'are written twice ("")'),
+    "a comma in a cell without quotes": (
+        "rows.csv",
+        csv() + "Who, then?,Mira.\n",
+        "a cell that holds a , stands in double quotes",
+    ),
     "half a gzip": ("rows.jsonl.gz", gzip.compress(LINES.encode())[:-20], "it is cut short or damaged"),
     "half a zstandard": ("rows.jsonl.zst", zstandard(LINES.encode() * 50)[:-20], "rows.jsonl.zst"),
     "a name twice in the header": ("rows.csv", "text,text\na,b\n", "line 1: the header has a name twice"),
@@ -200,6 +276,28 @@ def test_a_compressed_shard_beside_plain_ones_is_read_and_a_copy_is_not(prepare:
 def test_files_that_are_not_read_are_named(prepare: Prepare) -> None:
     files = {"train.jsonl": LINES, "test.jsonl": LINES, "notes.txt": "x", "rows.xlsx": b"PK", "README.md": "", "LICENSE": ""}
     assert prepare(files).facts.unread_files == ("notes.txt", "rows.xlsx", "test.jsonl")
+
+
+def test_what_programs_keep_for_themselves_is_no_data(prepare: Prepare) -> None:
+    copies = (".ipynb_checkpoints/rows-checkpoint.jsonl", "._rows.jsonl", "__MACOSX/rows.jsonl", ".cache/rows.jsonl")
+    assert prepare({"rows.jsonl": LINES, **dict.fromkeys(copies, LINES)}).facts.rows == COUNT
+
+
+def test_lines_of_a_text_file_end_where_those_of_json_do(prepare: Prepare) -> None:
+    lines = "".join(json.dumps({"prompt": f"Who\u2028{n}?", "completion": ""}, ensure_ascii=False) + "\n" for n in range(3))
+    with pytest.raises(StepFailed, match=r"3 NoAnswer \(rows\.txt line 1 "):
+        prepare({"rows.txt": lines})
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "NULL", "<NA>", "#N/A"])
+def test_what_stands_for_an_empty_cell_is_no_answer(prepare: Prepare, missing: str) -> None:
+    written = prepare({"rows.csv": csv() + f"Who?,{missing}\n"})
+    assert written.dropped == {"NoAnswer": (1, f"rows.csv line {COUNT + 2}")}
+
+
+def test_a_file_without_a_header_is_told_of_it(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match="the file's first line is taken for its header"):
+        prepare({"rows.csv": csv().partition("\n")[2]})
 
 
 def test_a_book_is_rows_of_whole_paragraphs(prepare: Prepare) -> None:

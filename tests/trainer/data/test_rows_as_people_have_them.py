@@ -83,6 +83,31 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "messages, turn 2: key function_call is not read",
     ),
     (
+        "a turn that is a call",
+        {"messages": [user("Weather?"), {"from": "function_call", "value": "w"}, {"from": "gpt", "value": "Rain."}]},
+        "messages, turn 2: role function_call is a call of a tool; calls are not learned",
+    ),
+    (
+        "a call as a content part",
+        {"messages": [user("Weather?"), assistant([{"type": "tool_use", "name": "w", "input": {}}])]},
+        "messages, turn 2, part 1 is of another type than text",
+    ),
+    (
+        "a turn of another type than a message",
+        {"messages": [user("Hi?", type="image"), assistant("Yes.")]},
+        "messages, turn 1: key type is not read",
+    ),
+    (
+        "turns that are texts",
+        {"messages": ["Who?", "Mira."]},
+        "messages must be a list of turns, each with a role and its content",
+    ),
+    (
+        "turns as numpy prints them",
+        {"messages": "[{'role': 'user', 'content': 'Who?'}\n {'role': 'assistant', 'content': 'Mira.'}]"},
+        "messages is text but not a JSON list of turns; it is what numpy prints, without commas",
+    ),
+    (
         "an image in the content",
         {"messages": [user([{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "x"}}])]},
         "messages, turn 1, part 2 is of another type than text, and only text is learned",
@@ -134,7 +159,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         good(1) | {"messages": [{"role": "system", "content": "A"}, *good(1)["messages"]], "system": "B"},
         "the column system and the conversation's own system turn differ",
     ),
-    ("a history that is no list", good(1) | {"history": "["}, "can't be read as Messages (JSONDecodeError)"),
+    ("a history that is no list", good(1) | {"history": "["}, "can't be read as Messages (NotJson)"),
     ("turns that are null", {"messages": [None]}, "messages must be a list of turns"),
     ("a role that is a list", {"messages": [{"role": ["user"], "content": "a"}]}, "messages, turn 1: role must be one of"),
 ]
@@ -178,6 +203,51 @@ LEARNED: list[tuple[str, dict[str, Any], str, str]] = [
         {"messages": [user("One?"), {"role": "function", "name": "w", "content": "42"}, assistant("A.")]},
         "A.<|im_end|>",
         "<|im_start|>tool\n42",
+    ),
+    (
+        "LangChain's turns",
+        {"messages": [{"type": "human", "content": "One?"}, {"type": "ai", "content": "A."}]},
+        "A.<|im_end|>",
+        "<|im_start|>user\nOne?",
+    ),
+    (
+        "turns that say that they are messages",
+        {"messages": [user("One?", type="message"), assistant([{"type": "output_text", "text": "A."}], type="message")]},
+        "A.<|im_end|>",
+        "One?",
+    ),
+    (
+        "Gemini's parts",
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be short."}]},
+            "messages": [{"role": "user", "parts": [{"text": "One?"}]}, {"role": "model", "parts": [{"text": "A."}]}],
+        },
+        "A.<|im_end|>",
+        "<|im_start|>system\nBe short.",
+    ),
+    (
+        "Bedrock's parts",
+        good(1) | {"system": [{"text": "Be short."}]},
+        "Mira 1.<|im_end|>",
+        "<|im_start|>system\nBe short.",
+    ),
+    (
+        "one part in place of a list",
+        {"messages": [user({"type": "text", "text": "One?"}), assistant("A.")]},
+        "A.<|im_end|>",
+        "One?",
+    ),
+    (
+        "what a tool answered",
+        {"messages": [user("One?"), {"role": "ipython", "content": "42", "tool_call_id": "x"}, assistant("A.")]},
+        "A.<|im_end|>",
+        "<|im_start|>tool\n42",
+    ),
+    (
+        "turns in Python's notation in a text",
+        {"messages": str([user("What's one?"), assistant("A.")])},
+        "A.<|im_end|>",
+        "What's one?",
     ),
     ("a column system", good(1) | {"system": "Be short."}, "Mira 1.<|im_end|>", "<|im_start|>system\nBe short."),
     ("a column system_prompt", good(1) | {"system_prompt": "Be short."}, "Mira 1.<|im_end|>", "Be short."),
@@ -345,6 +415,57 @@ def test_pandas_nan_is_no_answer(prepare: Prepare) -> None:
     assert prepare(among(pair(1, completion=float("nan")), like=pair)).dropped == {"NoAnswer": (1, "rows.jsonl line 1")}
     alpaca = [{"instruction": f"Sing {n}.", "input": float("nan"), "output": "La"} for n in range(GOOD)]
     assert "nan" not in prepare(alpaca).of("text")[0]
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_turns_in_the_cells_of_a_table_are_turns_in_every_format(prepare: Prepare, write: Callable[[Any], str]) -> None:
+    asked, better, worse = write([user("Who?")]), write([assistant("Mira.")]), write([assistant("Nobody.")])
+    rows = {
+        "SFT": {"prompt": asked, "completion": better},
+        "DPO": {"prompt": asked, "chosen": better, "rejected": worse},
+        "ORPO": {"chosen": write([user("Who?"), assistant("Mira.")]), "rejected": write([user("Who?"), assistant("Nobody.")])},
+    }
+    for objective, row in rows.items():
+        text = prepare([row], training={"objective": objective}).of("text")[0]
+        assert text == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nMira.<|im_end|>", objective
+
+
+@pytest.mark.parametrize("labels", [(1, 0), (1.0, 0.0), ("1", "0"), (True, False), ("desirable", "undesirable")])
+def test_labels_beside_an_answer_say_whether_it_is_desirable_where_that_is_what_is_learned(
+    prepare: Prepare, labels: tuple[Any, Any]
+) -> None:
+    written = prepare([pair(n, label=labels[n % 2]) for n in range(GOOD)], training={"objective": "KTO"})
+    assert written.facts.format == "UnpairedPreference"
+    assert written.of("desirable")[:2] == [True, False]
+
+
+def test_a_prompt_of_input_alone_begins_with_it(prepare: Prepare) -> None:
+    written = prepare([{"instruction": "", "input": f"Sing {n}.", "output": "La."} for n in range(GOOD)])
+    assert written.of("prompt")[0] == "<|im_start|>user\nSing 0.<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_labels_are_the_same_whatever_white_space_stands_around_them(prepare: Prepare) -> None:
+    rows = [{"text": f"Row {n}", "label": ("ham", " ham\n", "nan")[n % 3]} for n in range(GOOD)]
+    written = prepare(rows, maxDroppedFraction=0.5)
+    assert ({*written.of("completion")}, written.facts.labels) == ({"ham"}, 1)
+    assert written.dropped == {"NoAnswer": (GOOD // 3, "rows.jsonl line 3")}
+
+
+def test_rows_inside_an_object_each_are_told_of_it(prepare: Prepare) -> None:
+    with pytest.raises(StepFailed, match=r"column data holds an object with prompt, completion: make those the columns"):
+        prepare([{"data": pair(n)} for n in range(GOOD)])
+
+
+def test_text_that_was_rendered_before_begins_once(prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text of another program often has the model's first token already, which many tokenizers put before it by themselves."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer(None)
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    monkeypatch.setattr(f"{__name__}.byte_tokenizer", lambda _: tokenizer)
+    written = prepare([{"text": f"{begun}[INST] Who? [/INST] Mira."} for begun in (bos[0], "")])
+    assert [ids.count(bos[1]) for ids in written.of("input_ids")] == [1, 1]
 
 
 # ── Test rows are never trained on ────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.trainer.families import configuration
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_LLAMA_CPP
-from finetune_trainer.export import convertible
+from finetune_trainer.export import convertible, llamacpp
 from finetune_trainer.failures import StepFailed
 
 
@@ -64,3 +65,19 @@ def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
     convertible.check(folder, tmp_path, ["Q8_0"])
     monkeypatch.setenv(ENV_LLAMA_CPP, str(tmp_path / "nowhere"))
     convertible.check(folder, tmp_path, ["Q8_0"])
+
+
+@pytest.mark.parametrize(
+    ("config", "window"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "mixtral", "sliding_window": 4096}, 4096),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
+        ({"model_type": "phi3", "sliding_window": 2047}, None),  # whose file has it
+        ({"model_type": "llama"}, None),
+    ],
+)
+def test_windows_that_llama_cpp_leaves_out_are_known(config: dict[str, Any], window: int | None) -> None:
+    assert llamacpp.window_left_out(config) == window

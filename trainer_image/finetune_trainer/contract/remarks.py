@@ -9,24 +9,33 @@ import math
 from collections.abc import Iterator
 
 from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reports import DatasetFacts, Remark
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method, Training
 
-PARTS_OF_QUESTIONS = frozenset(("context", "input", "passage", "document", "article", "schema"))  # columns, as people name them
+# Columns, as people name them, that mostly are a part of the question.
+PARTS_OF_QUESTIONS = frozenset(("context", "input", "passage", "document", "article", "schema", "choices", "options", "hint"))
+ROLES = frozenset(("role", "from", "speaker", "author"))  # columns that say who speaks
 HIGH_RATE = 100  # times the customary one
 
 
-def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None) -> tuple[Remark, ...]:
-    """A sentence each, which names the field and the remedy. `positions` is how many tokens the model was made for."""
+def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None, window: int | None = None) -> tuple[Remark, ...]:
+    """A sentence each, which names the field and the remedy.
+
+    `positions` is how many tokens the model was made for, `window` how many its layers look back where llama.cpp's look back
+    to the beginning.
+    """
     said = (
         *_of_formats(run, rows.format),
         *_of_columns(rows),
+        *_of_labels(rows),
         *_of_batches(run.training, rows),
         *_of_validations(run.training, rows),
         *_of_rates(run.training),
         *_of_positions(rows, positions),
+        *_of_windows(run, rows, window),
     )
     return tuple(Remark(reason=reason, message=message) for reason, message in said)
 
@@ -65,6 +74,23 @@ def _of_columns(rows: DatasetFacts) -> _Said:
             RemarkReason.ColumnUnused,
             f"nothing is learned from the column {name}; if it is a part of the question, write spec.dataset.columns:"
             f" {{instruction: <your question column>, input: {name}, output: <your answer column>}}",
+        )
+
+
+def _of_labels(rows: DatasetFacts) -> _Said:
+    """Columns beside a text that say whether it is to be learned, or who says it."""
+    unused = {name.lower() for name in rows.unused_columns or ()}
+    if rows.format is DatasetFormat.PROMPT_COMPLETION and "label" in unused:
+        yield (
+            RemarkReason.ColumnUnused,
+            "nothing is learned from the column label; if it says which answers are to be avoided, they are learned all the"
+            " same: set spec.training.objective to KTO, or remove those rows",
+        )
+    if rows.format is DatasetFormat.TEXT and (found := sorted(unused & ROLES)):
+        yield (
+            RemarkReason.ColumnUnused,
+            f"nothing is learned from the column {found[0]}; if each row is one turn of a conversation, write the turns of one"
+            " into a row of format Messages",
         )
 
 
@@ -128,4 +154,15 @@ def _of_positions(rows: DatasetFacts, positions: int | None) -> _Said:
             RemarkReason.RowsBeyondPositions,
             f"the longest row has {rows.longest_row_tokens} tokens, and the model was made for {positions}: what lies beyond is"
             f" learned badly, if at all; set spec.training.maxLength to {positions}, or take a model for longer texts",
+        )
+
+
+def _of_windows(run: RunConfig, rows: DatasetFacts, window: int | None) -> _Said:
+    files = [artifact.name for artifact in run.artifacts if artifact.format is ArtifactFormat.GGUF]
+    if window is not None and files and rows.longest_row_tokens > window:
+        yield (
+            RemarkReason.WindowLeftOut,
+            f"the longest row has {rows.longest_row_tokens} tokens, and the model looks back {window}; llama.cpp lets it look"
+            f" back to the beginning, so that {', '.join(files)} may answer worse than the merged model beyond {window}"
+            f" tokens: set spec.training.maxLength to {window}, or take another format",
         )

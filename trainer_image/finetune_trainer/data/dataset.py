@@ -50,7 +50,8 @@ def load(run: RunConfig, scratch: Path, mounts: str) -> Splits:
     """Fetch and split the rows. Raises StepFailed with a reason of dataset sources or rows."""
     dataset, source = run.dataset, SourceFiles(run, scratch, mounts)
     rows = sample(source.rows(source.own), dataset.max_samples, dataset.test.seed)
-    shape = detect(rows, dataset.format, dataset.columns)
+    flags = DatasetFormat.UNPAIRED_PREFERENCE in OBJECTIVES[run.training.objective].rows
+    shape = detect(rows, dataset.format, dataset.columns, flags=flags)
     check_objective(run.training.objective, shape.format)
     label = _label_column(shape, dataset)
     held = {name: _alike(source.rows(place), shape, dataset) for name, place in source.held.items()}

@@ -33,15 +33,26 @@ MARKS = {
 }
 # What is often given in place of rows, by its first bytes.
 OTHERS = {
+    b"7z\xbc\xaf": "is a 7z archive: unpack it",
+    b"Rar!\x1a": "is a RAR archive: unpack it",
+    b"\x04\x22\x4d\x18": "is compressed by lz4: take .gz, .zst, .bz2 or .xz",
+    b"\x93NUMPY": "is an array of numpy: save the rows as JSON lines",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "is a pickle: save the rows as JSON lines or Parquet"
+    ),
+    b"FEA1\0": "is of Feather's first version: save it as Parquet",
+    b"Obj\x01": "is an Avro file: save it as Parquet",
+    b"\x89HDF": "is an HDF5 file: save it as Parquet",
+    b"\x89PNG": "is an image",
+    b"\xff\xd8\xff": "is an image",
     b"PK\x03\x04": "is a zip archive or an Excel workbook: unpack it, or save its sheet as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel workbook: save its sheet as CSV",
     b"%PDF": "is a PDF: take its text out of it first",
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`",
     b"SQLite format 3": "is an SQLite database: export the table as CSV",
-    b"<!DOCTYPE": "is a web page: take the address of the file itself",
-    b"<!doctype": "is a web page: take the address of the file itself",
-    b"<html": "is a web page: take the address of the file itself",
 }
+PAGES = (b"<!doctype html", b"<html")  # in whatever letters, behind white space
+TAR = (257, b"ustar")  # where its mark stands, also of one that was compressed
 UTF_8, CHUNK = "utf-8-sig", 1 << 20
 WESTERN = frozenset("àâäáãåæçèéêëìíîïñòóôõöøùúûüÿßœÀÂÄÁÃÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒ“”„‘’‚‹›–—…•«»€£§°©®™¡¿´·ªº½¼¾²³\xa0")
 # Central European text read as Western: signs inside words, and letters that stand otherwise in Western languages.
@@ -53,9 +64,8 @@ WESTERN_SHARE = 0.3  # most letters of a Western text have no accent
 def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
     """The file's bytes, decompressed. Raises StepFailed DatasetUnreadable."""
     with path.open("rb") as stream:
-        start = stream.read(32)
-    if (found := next((why for magic, why in OTHERS.items() if start.startswith(magic)), None)) is not None:
-        raise unreadable(name, found)
+        start = stream.read(512)
+    _refuse_other(name, start)
     opener = next((opener for magic, opener in MAGIC.items() if start.startswith(magic)), open)
     try:
         if start.startswith(ZSTANDARD):
@@ -72,6 +82,17 @@ def opened(path: Path, name: str) -> Iterator[IO[bytes]]:
         raise unreadable(name, error.strerror or "it is cut short or damaged: it can't be decompressed") from error
 
 
+def _refuse_other(name: str, start: bytes) -> None:
+    """Raises StepFailed DatasetUnreadable where the first bytes are those of something that is often given in place of rows."""
+    found = next((why for magic, why in OTHERS.items() if start.startswith(magic)), None)
+    if start.lstrip().lower().startswith(PAGES):
+        found = "is a web page: take the address of the file itself"
+    if start[TAR[0] :].startswith(TAR[1]):
+        found = "is a tar archive: unpack it"
+    if found is not None:
+        raise unreadable(name, found)
+
+
 @contextmanager
 def opened_text(path: Path, name: str) -> Iterator[tuple[io.TextIOWrapper, str | None]]:
     """The file as text with its own line ends, and the encoding where it is another than UTF-8."""
@@ -85,6 +106,7 @@ def _encoding(path: Path, name: str) -> str:
     """Raises StepFailed DatasetUnreadable where nothing says how the bytes are to be read."""
     with opened(path, name) as stream:
         start = stream.read(4096)
+    _refuse_other(name, start)
     marked = next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None)
     if marked is None and b"\0" in start:
         marked = next((e for e, odd in (("utf-16-le", 1), ("utf-16-be", 0)) if start[odd::2].count(0) > len(start) // 4), None)

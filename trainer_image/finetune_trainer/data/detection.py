@@ -34,10 +34,21 @@ NEVER_PROPOSED = (DatasetFormat.TEXT, DatasetFormat.UNPAIRED_PREFERENCE)  # what
 
 # Column names that people use, for the entry that a message proposes.
 SYNONYMS = {
-    "messages": ("conversation", "chat", "dialog", "dialogue", "turns"),
+    "messages": ("conversation", "chat", "dialog", "dialogue", "turns", "contents"),
     "conversations": ("conversation",),
-    "prompt": ("question", "query", "instruction", "input", "user", "source", "problem", "prompts"),
-    "completion": ("answer", "response", "output", "reply", "target", "chosen", "solution", "completions", "answers"),
+    "prompt": ("question", "query", "instruction", "input", "user", "source", "problem", "prompts", "inputs"),
+    "completion": (
+        "answer",
+        "response",
+        "output",
+        "reply",
+        "target",
+        "chosen",
+        "solution",
+        "completions",
+        "answers",
+        "targets",
+    ),
     "instruction": ("prompt", "question", "query"),
     "chosen": ("preferred", "accepted", "winner", "response_chosen", "chosen_response"),
     "rejected": ("dispreferred", "loser", "response_rejected", "rejected_response"),
@@ -46,7 +57,7 @@ SYNONYMS = {
     "text": ("content", "document", "body", "sentence", "review"),
 }
 # Names that mean one thing only, so they are taken without being asked for.
-ALIASES = {"system": ("system_prompt", "system_message")}
+ALIASES = {"system": ("system_prompt", "system_message", "systemInstruction", "system_instruction")}
 PAIRS = (
     ("chosen_response", "rejected_response"),
     ("response_chosen", "response_rejected"),
@@ -57,6 +68,8 @@ PAIRS = (
     ("winner", "loser"),
     ("response_j", "response_k"),
 )
+NAMES = frozenset((*(name for names in COLUMNS.values() for name in names), "input", *CONTEXT))
+USUAL = NAMES.union(*SYNONYMS.values())
 DIALOGUE = "\n\nAssistant:"  # in answers that begin with their prompt
 PROMPTS = ("question", "instruction", "query", "input", "conversations", "messages")  # of preferences
 
@@ -99,18 +112,24 @@ def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row.values))
 
 
-def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str]) -> Shape:
-    """The format of the rows and their columns. Raises StepFailed DatasetColumnsUnknown with the entry to write."""
+def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str], *, flags: bool = False) -> Shape:
+    """The format of the rows and their columns. Raises StepFailed DatasetColumnsUnknown with the entry to write.
+
+    `flags` says that a label beside prompt and completion is meant as desirable or not: what is trained learns of nothing else.
+    """
     found = columns_of(rows)
     named = {name: _spelled(source, found) for name, source in columns.items()}
     lost = [source for source in named.values() if not any(source in row.values for row in rows)]
     if lost:
-        raise _lost(found, lost, columns, format)
-    shape = _fitting(rows, format, _with_spelled(named, found))
+        raise _lost(rows, lost, columns, format)
+    sources = _with_spelled(named, found)
+    if flags and format is DatasetFormat.AUTO and {*found, *sources}.issuperset(COLUMNS[DatasetFormat.UNPAIRED_PREFERENCE]):
+        format = DatasetFormat.UNPAIRED_PREFERENCE
+    shape = _fitting(rows, format, sources)
     if shape is None:
         missing = [] if format is DatasetFormat.AUTO else [n for n in COLUMNS[format] if n not in {*found, *columns}]
         why = f"format {format.value} needs {' and '.join(missing)}" if missing else "no format fits them"
-        raise _unknown(found, why, columns, format)
+        raise _unknown(rows, why, columns, format)
     without_use = [name for name in columns if name not in shape.known]
     if without_use:
         raise _refused(
@@ -193,24 +212,26 @@ def _flagged(rows: Sequence[Row], columns: Mapping[str, str]) -> bool:
     return all(str(row.values.get(column)).lower() in ("true", "false") for row in rows)
 
 
-def _lost(found: Sequence[str], lost: Sequence[str], columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
+def _lost(rows: Sequence[Row], lost: Sequence[str], columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
     """The columns that are named are not there: mistyped, or the entry is the wrong way round."""
-    known = {name for names in COLUMNS.values() for name in names} | {"input", *CONTEXT}
-    if all(name in found for name in columns) and all(source in known for source in columns.values()):
+    found = columns_of(rows)
+    if all(name in found for name in columns) and all(source in NAMES for source in columns.values()):
         turned = ", ".join(f"{source}: {name}" for name, source in columns.items())
         return _refused(
             f"spec.dataset.columns is the wrong way round: it gives your column for each of the format's; write {{{turned}}}"
         )
     kept = {name: source for name, source in columns.items() if source not in lost}
-    return _unknown(found, f"spec.dataset.columns names {', '.join(lost)}, which no row has", kept, format)
+    return _unknown(rows, f"spec.dataset.columns names {', '.join(lost)}, which no row has", kept, format)
 
 
-def _unknown(found: Sequence[str], why: str, columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
+def _unknown(rows: Sequence[Row], why: str, columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:
     """Propose columns by their usual names, for the format asked for or the first one that they would make complete."""
+    found = columns_of(rows)
     formats = [f for f in COLUMNS if f not in NEVER_PROPOSED] if format is DatasetFormat.AUTO else [format]
     proposals = [_proposal(found, COLUMNS[f]) for f in formats]
     proposal = next((p for p in proposals if p), None)
     if proposal is None:
+        why += _between(rows)
         needed = COLUMNS[formats[0]] if len(formats) == 1 else COLUMNS[DatasetFormat.PROMPT_COMPLETION]
         proposal = {name: f"<your {name} column>" for name in needed}
     if {*proposal} == {"prompt", "completion"} and CONTEXT_OF_QUESTION in found and not columns:  # Dolly's, SQuAD's
@@ -219,6 +240,15 @@ def _unknown(found: Sequence[str], why: str, columns: Mapping[str, str], format:
     entry = ", ".join(f"{name}: {source}" for name, source in {**columns, **proposal}.items() if name != source)
     listed = ", ".join(found[:20]) + (", …" if len(found) > 20 else "")
     return _refused(f"the rows have the columns {listed or '(none)'}: {why}; write spec.dataset.columns: {{{entry}}}")
+
+
+def _between(rows: Sequence[Row]) -> str:
+    """What may stand between rows and their columns: an object around each, or a first line that is no header."""
+    for name, value in rows[0].values.items():
+        if isinstance(value, dict) and (found := [key for key in value if key in USUAL]):
+            return f" (column {name} holds an object with {', '.join(found)}: make those the columns)"
+    is_header = rows[0].place.endswith(" line 2") and USUAL.isdisjoint(map(_plain, rows[0].values))
+    return " (the file's first line is taken for its header)" if is_header else ""
 
 
 def _proposal(found: Sequence[str], needed: Iterable[str]) -> dict[str, str] | None:

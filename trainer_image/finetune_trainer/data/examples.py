@@ -15,7 +15,6 @@ these names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,14 +23,23 @@ from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.data import preferences
 from finetune_trainer.data.conversation import Example, answered, conversation
 from finetune_trainer.data.detection import Shape
+from finetune_trainer.data.json_text import loads
+from finetune_trainer.data.labels import stored
 from finetune_trainer.data.ledger import Cause, Note
 from finetune_trainer.data.rows import Row
-from finetune_trainer.data.turns import Turn, at, invalid, is_empty, refuse_unread, text_of, turns_of
+from finetune_trainer.data.turns import Turn, at, invalid, is_empty, refuse_unread, said, text_of, turns_of, unfolded
 
 # Columns that would change what a row says: what lies in them is not learned, so a row that has them is refused.
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 CALLS = ("tools", "functions", "tool_calls", "function_call")  # rows of format Text hold what a template made of them
-FLAGS = {"true": True, "false": False, "1": True, "0": False}  # what says whether an answer is desirable
+FLAGS = {
+    "true": True,
+    "false": False,
+    "1": True,
+    "0": False,
+    "desirable": True,
+    "undesirable": False,
+}  # what says whether an answer is desirable
 
 
 def examples(rows: Iterable[Row], shape: Shape, system_prompt: str | None) -> tuple[list[Example], list[Note]]:
@@ -66,7 +74,7 @@ def _example(row: Row, shape: Shape) -> Example | Cause:
 def _with_context(example: Example, values: Mapping[str, Any]) -> Example | Cause:
     """The example after the turns of the row's columns history and system."""
     before = _history(example.place, values.get("history"))
-    system = text_of(example.place, "system", values.get("system"))
+    system = said(example.place, "system", _without_role(values.get("system")))
     if system.strip() and not any(turn.role == "system" for turn in example.turns):
         before = [Turn("system", system), *before]
     elif system.strip() and system.strip() != next(t.content.strip() for t in example.turns if t.role == "system"):
@@ -85,11 +93,16 @@ def _history(place: str, value: Any) -> list[Turn]:
     if is_empty(value):
         return []
     if isinstance(value, str):
-        value = json.loads(value)
+        value = loads(value)
     if isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         asked = [(text_of(place, "history", q), text_of(place, "history", a)) for q, a in value]
         return [turn for q, a in asked for turn in (Turn("user", q), Turn("assistant", a))]
     return turns_of(place, value, "history")
+
+
+def _without_role(system: Any) -> Any:
+    """Gemini's {role: system, parts: [...]} is its parts."""
+    return system.get("parts", system) if isinstance(system, dict) else system
 
 
 def _with_system(example: Example, system_prompt: str | None) -> Example:
@@ -115,7 +128,7 @@ def _of_column(place: str, values: Mapping[str, Any], column: str) -> Example | 
 
 
 def _prompt_completion(place: str, values: Mapping[str, Any]) -> Example | Cause:
-    prompt, completion = values.get("prompt"), values.get("completion")
+    prompt, completion = unfolded(values.get("prompt")), unfolded(values.get("completion"))
     if isinstance(prompt, list):  # TRL's conversational form
         asked = turns_of(place, prompt, "prompt")
         if isinstance(completion, list):
@@ -127,12 +140,13 @@ def _prompt_completion(place: str, values: Mapping[str, Any]) -> Example | Cause
 def _alpaca(place: str, values: Mapping[str, Any]) -> Example | Cause:
     instruction = text_of(place, "instruction", values.get("instruction")).strip()
     given = text_of(place, "input", values.get("input")).strip()
-    prompt = f"{instruction}\n\n{given}" if given else instruction
+    prompt = "\n\n".join(part for part in (instruction, given) if part)
     return answered(place, prompt, text_of(place, "output", values.get("output")))
 
 
 def _classification(place: str, values: Mapping[str, Any]) -> Example | Cause:
-    return answered(place, text_of(place, "text", values.get("text")), text_of(place, "label", values.get("label")))
+    label = text_of(place, "label", values.get("label")).strip()
+    return answered(place, text_of(place, "text", values.get("text")), label if stored(label) else "")
 
 
 def _plain_text(place: str, values: Mapping[str, Any]) -> Example | Cause:
@@ -148,7 +162,7 @@ def _unpaired_preference(place: str, values: Mapping[str, Any]) -> Example | Cau
 def _desirable(place: str, label: Any) -> bool:
     known = FLAGS.get(label.strip().lower() if isinstance(label, str) else str(label).lower().removesuffix(".0"))
     if known is None:
-        raise invalid(place, "label must be true, of a desirable answer, or false (or 1 and 0)")
+        raise invalid(place, "label must be true, of a desirable answer, or false (or 1 and 0, or desirable and undesirable)")
     return known
 
 

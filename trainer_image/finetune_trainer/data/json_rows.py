@@ -10,13 +10,13 @@ one object a line             JSON lines
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.decoding import unreadable
+from finetune_trainer.data.json_text import NotJson, all_of, loads
 from finetune_trainer.data.layout import KEYWORDS, TRAIN
 from finetune_trainer.data.turns import CONTENT
 from finetune_trainer.failures import StepFailed
@@ -41,8 +41,8 @@ class Rows:
         if first is None:
             return
         try:
-            value = json.loads(first[1])
-        except json.JSONDecodeError:
+            value = loads(first[1])
+        except NotJson:
             yield from self._whole("\n" * (first[0] - 1) + first[1] + "".join(self._rest(stream)))
             return
         second = next(numbered, None)
@@ -60,21 +60,16 @@ class Rows:
 
     def _parsed(self, number: int, line: str) -> Any:
         try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
-            raise unreadable(f"{self.name} line {number}", f"not JSON: {error.msg} at column {error.colno}") from error
+            return loads(line)
+        except NotJson as error:
+            raise unreadable(f"{self.name} line {number}", str(error)) from error
 
     def _whole(self, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """The rows of a value that takes many lines, or of several of them."""
-        decoder, values, at = json.JSONDecoder(), [], 0
         try:
-            while at < len(text.rstrip()):
-                at += len(text[at:]) - len(text[at:].lstrip())
-                value, at = decoder.raw_decode(text, at)
-                values.append(value)
-        except json.JSONDecodeError as error:
-            place = f"{self.name} line {error.lineno}"
-            raise unreadable(place, f"not JSON: {error.msg} at column {error.colno}") from error
+            values = all_of(text)
+        except NotJson as error:
+            raise unreadable(f"{self.name} line {error.line}", str(error)) from error
         yield from self._values(values)
 
     def _values(self, values: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.data.csv_rows import MISSING
 from finetune_trainer.data.rows import Row
 from finetune_trainer.failures import StepFailed
 
@@ -70,7 +71,8 @@ def stored(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    found = str(value).strip()
+    return "" if found in MISSING else found
 
 
 def _with(row: Row, column: str, label: str | int) -> Row:

@@ -9,14 +9,14 @@ from typing import Any
 from finetune_trainer.data.conversation import Example, answered
 from finetune_trainer.data.detection import DIALOGUE
 from finetune_trainer.data.ledger import Cause
-from finetune_trainer.data.turns import Turn, invalid, is_empty, refuse_unread, text_of, turns_of
+from finetune_trainer.data.turns import Turn, invalid, is_empty, refuse_unread, text_of, turns_of, unfolded
 
 HUMAN, ASSISTANT = "\n\nHuman:", DIALOGUE  # what parts the turns of dialogues that are one text
 
 
 def read(place: str, values: Mapping[str, Any]) -> Example | Cause:
     """The example of one row; the better answer is the conversation's last turn."""
-    prompt, chosen, rejected = (values.get(name) for name in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (unfolded(values.get(name)) for name in ("prompt", "chosen", "rejected"))
     prompt, chosen, rejected = _asked(place, prompt), _listed(chosen), _listed(rejected)
     if isinstance(chosen, list) and isinstance(rejected, list):
         return _of_turns(place, prompt, turns_of(place, chosen, "chosen"), turns_of(place, rejected, "rejected"))

@@ -128,8 +128,9 @@ class Renderer:
     def _plain(self, prompt: str, completion: str) -> Rendered:
         """Prompt and answer one after the other; text without an answer is learned as a whole."""
         spans = [(len(prompt), len(prompt + completion))] if completion else [(0, len(prompt))]
-        # Here, and only here, the tokenizer adds its BOS: no template has put one into the text.
-        ids, offsets = self._encode(prompt + completion, add_special_tokens=True)
+        # Here, and only here, the tokenizer adds its BOS, unless the rows were rendered before and have it in their text.
+        begun = self._tokenizer.bos_token is not None and prompt.startswith(self._tokenizer.bos_token)
+        ids, offsets = self._encode(prompt + completion, add_special_tokens=not begun)
         row = self._masked(prompt + completion, ids, offsets, spans)
         return self._row(*row, prompt=prompt if completion else "", completion=completion or prompt)
 

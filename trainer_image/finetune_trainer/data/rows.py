@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any
 
 from finetune_trainer.data import csv_rows, json_rows
 from finetune_trainer.data.decoding import COMPRESSED, opened, opened_text, unreadable
+from finetune_trainer.data.json_text import loads
 from finetune_trainer.data.ledger import Cause, Note
 from finetune_trainer.failures import StepFailed
 
 READERS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 TEXT = ".txt"
 NOT_DATA = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "package.json")
+OF_MACOS = "__MACOSX"  # a folder with what else it knew of packed files
 PARAGRAPHS = 1000  # characters of a plain text's paragraphs that make one row
 
 
@@ -38,7 +40,9 @@ class Read:
 
 
 def is_data_file(path: str) -> bool:
-    """Whether the name is one of a data file that can be read, compressed or not."""
+    """Whether the name is one of a data file that can be read, compressed or not, and that no program keeps for itself."""
+    if any(part.startswith(".") or part == OF_MACOS for part in path.split("/")):
+        return False
     name = path.rpartition("/")[2]
     return kind_of(name) in READERS and name not in NOT_DATA
 
@@ -93,7 +97,7 @@ def _json_or_text(text: Any, name: str, kind: str, split: str | None, read: Read
         whole = text.read()
         if not _is_json(whole):
             return [Row(f"{name} line {line}", {"text": part}) for line, part in _paragraphs(whole)]
-        text = iter(whole.splitlines(keepends=True))
+        text = io.StringIO(whole, newline="")
     rows = json_rows.Rows(name, split)
     found = [Row(place, values) for place, values in rows.read(text)]
     read.chosen += rows.chosen
@@ -104,7 +108,7 @@ def _json_or_text(text: Any, name: str, kind: str, split: str | None, read: Read
 def _is_json(text: str) -> bool:
     """Whether a plain text begins as rows in JSON do."""
     try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict | list)
+        return isinstance(loads(text.lstrip().partition("\n")[0]), dict | list)
     except ValueError:
         return False
 
@@ -157,6 +161,8 @@ def _arrow(path: Path, name: str, *, is_file: bool) -> Iterator[Any]:
 def _numbered(batches: Iterable[Any], name: str) -> Iterator[Row]:
     number = 0
     for batch in batches:
+        if len({*batch.schema.names}) < len(batch.schema.names):
+            raise unreadable(name, "it has two columns of one name, one of which would be lost: name each column once")
         for values in batch.to_pylist():
             number += 1
             yield Row(f"{name} row {number}", values)

@@ -1,19 +1,21 @@
 """Turns of a conversation as rows hold them: role, content, and what else says how they are meant.
 
-    {role | from, content | value | text, weight | train | loss, reasoning_content | reasoning | thinking, name}
+    {role | from | type, content | value | text | parts, weight | train | loss, reasoning_content | reasoning | thinking, name}
 
 A key that would change what a turn says, or whether it is learned, is understood or refused; it is never passed over.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.data.json_text import NotJson, loads, quotable
 from finetune_trainer.failures import StepFailed
 
 ROLES = {
@@ -32,8 +34,12 @@ ROLES = {
     "observation": "tool",
     "developer": "system",
     "function": "tool",
+    "prompter": "user",
+    "ai": "assistant",
+    "ipython": "tool",
 }
-ROLE, CONTENT, NAME = ("role", "from"), ("content", "value", "text"), ("name",)
+ROLE, KIND, CONTENT, NAME = ("role", "from"), "type", ("content", "value", "text", "parts"), ("name",)
+KINDS = ("message", "text")  # of turns that have a role as well
 LEARNED = ("weight", "train", "loss")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 # Keys that describe a turn and are no part of what it says.
@@ -41,13 +47,12 @@ DESCRIPTION = frozenset((
     "id", "uuid", "message_id", "parent_id", "conversation_id", "session_id", "user_id", "turn", "turn_id", "turn_identifier",
     "index", "idx", "position", "time", "date", "timestamp", "created_at", "create_time", "updated_at", "model", "language",
     "lang", "country", "state", "header", "hashed_ip", "redacted", "toxic", "source", "metadata", "tokens", "token_count",
-    "num_tokens", "length", "score", "rating", "likes",
+    "num_tokens", "length", "score", "rating", "likes", "tool_call_id",
 ))  # fmt: skip
+CALLED = "calls are not learned: write them into content as the model is to write them, or remove the row"
+CALLS = frozenset(("function_call", "function_calls", "tool_call", "tool_calls"))  # also as a role, of a turn that is a call
 INSTEAD = {
-    **dict.fromkeys(
-        ("tool_calls", "function_call"),
-        "calls are not learned: write them into content as the model is to write them, or remove the row",
-    ),
+    **dict.fromkeys(CALLS, CALLED),
     **dict.fromkeys(
         ("tools", "functions"),
         "the model would not be told of them: write them into the system message, or remove the column",
@@ -58,8 +63,8 @@ INSTEAD = {
     ),
 }
 OTHERWISE = "what it says would be lost: write it into content, or remove the key"
+PRINTED = re.compile(r"\}\s+\{|\barray\(")
 NOTHING = ("[]", "{}", "null")  # an empty list or object, or null, as JSON text
-KEY_SHOWN = 40  # characters of a key that a message quotes
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,28 @@ def turns_of(place: str, value: Any, column: str) -> list[Turn]:
     """The turns in one column of a row. Raises StepFailed DatasetRowInvalid with place, turn and key."""
     if isinstance(value, str):  # csv and some exports hold the list as JSON text
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise invalid(place, f"{column} is text but not a JSON list of turns") from error
+            value = loads(value)
+        except NotJson as error:
+            printed = PRINTED.search(value) is not None
+            why = "; it is what numpy prints, without commas: write the column with json.dumps" if printed else ""
+            raise invalid(place, f"{column} is text but not a JSON list of turns{why}") from error
     if isinstance(value, dict) and value and all(isinstance(cells, list) for cells in value.values()):
         value = _transposed(place, column, value)
     if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value):
         raise invalid(place, f"{column} must be a list of turns, each with a role and its content")
     return [_turn(place, f"{column}, turn {number}", turn) for number, turn in enumerate(value, start=1)]
+
+
+def unfolded(value: Any) -> Any:
+    """The turns in a text that holds a list of them, as a CSV's cells do; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        found = loads(value)
+    except NotJson:
+        return value
+    are_turns = all(isinstance(turn, dict) and not turn.keys().isdisjoint(ROLE) for turn in found)
+    return found if are_turns else value
 
 
 def _transposed(place: str, column: str, cells: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
@@ -93,22 +112,41 @@ def _transposed(place: str, column: str, cells: Mapping[str, list[Any]]) -> list
 
 
 def _turn(place: str, where: str, turn: Mapping[str, Any]) -> Turn:
-    given = {key: value for key, value in turn.items() if not is_empty(value)}
+    given = _with_role({key: value for key, value in turn.items() if not is_empty(value)})
     refuse_unread(place, where, given, {*ROLE, *CONTENT, *NAME, *LEARNED, *REASONING, *DESCRIPTION})
-    name = _one(place, where, given, ROLE)
-    role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
-    if role is None:
-        raise invalid(place, f"{where}: role must be one of {', '.join(ROLES)}")
-    content = _one(place, where, given, CONTENT)
-    if isinstance(content, list):
-        content = "".join(_part(place, f"{where}, part {n}", part) for n, part in enumerate(content, start=1))
+    role = _role(place, where, _one(place, where, given, ROLE))
     return Turn(
         role,
-        text_of(place, where, content),
+        said(place, where, _one(place, where, given, CONTENT)),
         text_of(place, where, _one(place, where, given, REASONING)),
         text_of(place, where, given.get("name")),
         _learned(place, where, role, given),
     )
+
+
+def _with_role(given: dict[str, Any]) -> dict[str, Any]:
+    """The turn with a role: LangChain's turns call it `type`, which in turns with a role may say that they are messages."""
+    others = {key: value for key, value in given.items() if key != KIND}
+    if others.keys().isdisjoint(ROLE):
+        return {ROLE[0]: given[KIND], **others} if KIND in given else given
+    return others if given.get(KIND) in KINDS else given
+
+
+def _role(place: str, where: str, name: Any) -> str:
+    plain = name.strip().lower() if isinstance(name, str) else None
+    if plain in CALLS:
+        raise invalid(place, f"{where}: role {plain} is a call of a tool; {CALLED}")
+    if plain not in ROLES:
+        raise invalid(place, f"{where}: role must be one of {', '.join(ROLES)}")
+    return ROLES[plain]
+
+
+def said(place: str, where: str, content: Any) -> str:
+    """A text, or the texts of OpenAI's, Anthropic's or Gemini's content parts one after the other."""
+    parts = [content] if isinstance(content, dict) else content
+    if isinstance(parts, list):
+        return "".join(_part(place, f"{where}, part {n}", part) for n, part in enumerate(parts, start=1))
+    return text_of(place, where, content)
 
 
 def _one(place: str, where: str, given: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
@@ -151,7 +189,7 @@ def refuse_unread(place: str, where: str, given: Mapping[str, Any], known: set[s
     """Raises StepFailed DatasetRowInvalid where a value lies under a key that nobody reads."""
     unread = next((key for key in given if key not in known and given[key] not in NOTHING), None)
     if unread is not None:
-        shown = unread if isinstance(unread, str) and len(unread) <= KEY_SHOWN and unread.isidentifier() else "of another name"
+        shown = unread if quotable(unread) else "of another name"
         raise invalid(place, f"{where}: key {shown} is not read; {INSTEAD.get(unread, OTHERWISE)}")
 
 
@@ -164,10 +202,10 @@ def text_of(place: str, column: str, value: Any) -> str:
     """A cell as text: numbers as Python writes them, nothing for null and pandas' NaN. Raises StepFailed DatasetRowInvalid."""
     if value is None or value != value:
         return ""
-    if isinstance(value, bool | int | float):
+    if isinstance(value, bool | int | float | Decimal):
         return str(value)
     if not isinstance(value, str):
-        raise invalid(place, f"{column} must be text, not {type(value).__name__}")
+        raise invalid(place, f"{column} must be text, not {type(value).__name__}: write one text into it")
     if not value.isascii():
         try:
             value.encode()

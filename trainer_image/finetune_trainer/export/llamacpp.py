@@ -6,17 +6,29 @@ $LLAMA_CPP_DIR/convert_hf_to_gguf.py   bin/llama-quantize   lib/*.so   python/ll
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.libraries import threads
+from finetune_trainer.memory.shape import plain_attention_of
+
+# Families of which its converter writes no window into the file, so that layers look back to the beginning.
+WITHOUT_WINDOW = frozenset({
+    "mistral", "mixtral", "ministral", "ministral3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2",
+})  # fmt: skip
 
 
 def folder() -> Path:
     """llama.cpp's folder on this machine; nothing says that it is there."""
     return environment.read().llama_cpp
+
+
+def window_left_out(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the layers of a model look back, where those of its GGUF file look back further; None else."""
+    text = config.get("text_config", config)
+    return plain_attention_of(config) if text.get("model_type") in WITHOUT_WINDOW else None
 
 
 def binding() -> Any:

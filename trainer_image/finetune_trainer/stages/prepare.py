@@ -33,6 +33,7 @@ from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.vocabulary import check_vocabulary
 from finetune_trainer.digests import sha256
+from finetune_trainer.export import llamacpp
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.inputs import DATA, MODEL, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
@@ -84,7 +85,7 @@ def run(context: Context) -> StepResult:
 
 def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...] | None:
     config = json.loads((context.inputs.model_without_weights() / "config.json").read_bytes())
-    return remarks(context.run, rows, positions_of(config)) or None
+    return remarks(context.run, rows, positions_of(config), llamacpp.window_left_out(config)) or None
 
 
 def _check_formats(context: Context, done: Collection[str]) -> None:

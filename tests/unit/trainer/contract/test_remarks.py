@@ -88,6 +88,31 @@ def test_a_column_that_mostly_is_a_part_of_the_question_is_not_passed_over_in_si
 
 
 @pytest.mark.parametrize(
+    ("format", "column", "said"),
+    [
+        (DatasetFormat.PROMPT_COMPLETION, "choices", "if it is a part of the question, write spec.dataset.columns"),
+        (DatasetFormat.PROMPT_COMPLETION, "label", "if it says which answers are to be avoided, they are learned all the same"),
+        (DatasetFormat.TEXT, "role", "if each row is one turn of a conversation, write the turns of one into a row"),
+    ],
+)
+def test_a_column_that_changes_what_a_row_means_is_not_passed_over_in_silence(
+    format: DatasetFormat, column: str, said: str
+) -> None:
+    (remark,) = remarks(run_of(), DATASET.model_copy(update={"format": format, "unused_columns": ("id", column)}), None)
+    assert remark.reason == "ColumnUnused"
+    assert remark.message.startswith(f"nothing is learned from the column {column}; {said}")
+
+
+def test_rows_beyond_a_window_that_llama_cpp_leaves_out_are_said() -> None:
+    gguf = [{"name": "q8", "format": "GGUF", "quantization": "Q8_0"}]
+    (remark,) = remarks(run_of(artifacts=gguf), DATASET, POSITIONS, 32)
+    assert remark.reason == "WindowLeftOut"
+    assert remark.message.startswith("the longest row has 64 tokens, and the model looks back 32; llama.cpp lets it look back")
+    assert remarks(run_of(artifacts=gguf), DATASET, POSITIONS, 64) == ()
+    assert remarks(run_of(artifacts=[]), DATASET, POSITIONS, 32) == ()
+
+
+@pytest.mark.parametrize(
     ("field", "spec"),
     [
         ("spec.dataset.systemPrompt", {"dataset": {"uri": "hf://a/b", "systemPrompt": "Be brief."}}),

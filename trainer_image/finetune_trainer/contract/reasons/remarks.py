@@ -19,3 +19,4 @@ class RemarkReason(Reason):
     HighLearningRate = means("the learning rate is more than a hundred times the customary one; lower it")
     RarelyValidated = means("training ends before a validation could decide; lower spec.training.evaluateEverySteps")
     RowsBeyondPositions = means("rows are longer than the model was made for; lower spec.training.maxLength")
+    WindowLeftOut = means("llama.cpp leaves out the model's sliding window, and rows are longer; lower spec.training.maxLength")
