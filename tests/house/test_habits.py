@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SUBJECTLESS = {"Of", "Until", "Without", "By", "Over", "Beside", "Between", "As"}  # begin no sentence of ours
-WRITTEN = ("operator", "trainer_image", "localcluster", "demo", "tests", "benchmarks", "serving_images")
+WRITTEN = ("operator", "trainer_image", "localcluster", "demo", "dashboards", "tests", "benchmarks", "serving_images")
 MAY_SLEEP = {"tests/waiting.py"}  # between two looks at a real process, up to a deadline
 
 
