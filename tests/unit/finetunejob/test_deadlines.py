@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.builders import make_job, make_pod
 from tests.story import Story
 
@@ -37,6 +38,13 @@ def test_a_pod_of_which_nothing_is_said_ends_the_job_with_the_deadline_alone() -
         pod["status"]["conditions"] = []
     story.passes(6)
     assert story.job["status"]["lastFailure"]["message"] == "no pod started within spec.pendingDeadlineSeconds, 3600 s"
+
+
+@pytest.mark.parametrize(("minute", "over"), [(59, False), (60, True)])
+def test_a_deadline_has_passed_when_its_last_second_has(minute: int, over: bool) -> None:
+    story = pending(pendingDeadlineSeconds=3600)
+    story.minute = minute
+    assert any(c["type"] == "Failed" for c in story.decide().status["conditions"]) is over
 
 
 def test_pods_are_waited_for_where_no_deadline_is_set() -> None:

@@ -104,6 +104,7 @@ def test_training_that_crashes_at_once_each_time_ends_sooner() -> None:
     story = at_training(retry={"maxRetries": 3})
     fail_again(story)
     assert story.job["status"]["lastFailure"]["message"] == "the step crashed"
+    assert story.step("train")["reached"] == 0
     for _ in range(2):
         fail_again(story)
     assert story.step("train")["attempt"] == 3

@@ -7,7 +7,7 @@ from tests.builders import NOW, make_job
 from tests.story import Story
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.finetunejob.runs import begins_another
+from finetune_operator.finetunejob.runs import begins_another, current_run
 from finetune_operator.meta import stamp
 from finetune_operator.names import ANNOTATION_RETRY
 
@@ -23,3 +23,13 @@ def test_a_retry_begins_another_run_of_a_job_that_has_failed(condition: str, sta
     assert not begins_another(FineTuneJob.model_validate(story.job))
     story.job["metadata"]["annotations"][ANNOTATION_RETRY] = "1"
     assert begins_another(FineTuneJob.model_validate(story.job)) is again
+
+
+def test_an_edit_beside_the_run_gives_each_step_its_budget_anew() -> None:
+    story = Story(make_job())
+    story.passes()
+    story.job["status"]["steps"][0] |= {"state": "Failed", "retries": 2}
+    story.edit(retry={"maxRetries": 5})
+    run, status = current_run(FineTuneJob.model_validate(story.job))
+    assert run.config_map == story.job["status"]["run"]
+    assert (status.steps[0].state, status.steps[0].retries) == ("Pending", 0)

@@ -317,3 +317,9 @@ def test_a_warning_is_posted_as_one() -> None:
 
 def decide_at(story: Story, now: Any) -> dict[str, Any]:
     return policy.decide(story.job, story.space.observed(), Settings(), now).status
+
+
+def test_a_failure_is_a_warning_among_the_events() -> None:
+    story = preparing()
+    story.space.end(*reported_failure(ExitCode.BAD_DATA, "EmptyDataset", "there are no rows"))
+    assert [(e.reason, e.warning) for e in story.decide().events if e.reason == "EmptyDataset"] == [("EmptyDataset", True)]

@@ -8,8 +8,10 @@ import pytest
 from tests.builders import NOW, make_job, make_pod, stamp
 from tests.story import Story
 
+from finetune_operator.decision import Ref
 from finetune_operator.finetunejob.observed import Attempt, observe
 from finetune_operator.finetunejob.unstarted import LONG_START_SECONDS, no_pod, waiting_for
+from finetune_operator.refusals import REFUSAL
 
 
 def first_attempt(*, starts: bool) -> Attempt:
@@ -30,3 +32,11 @@ def test_what_takes_long_is_told_after_its_time(seconds: float, told: bool) -> N
     assert (starting is not None, missing is not None) == (told, told)
     assert waiting_for(first_attempt(starts=False), now) is None
     assert no_pod(first_attempt(starts=True), {}, now) is None
+
+
+def test_what_refused_a_pod_is_told_in_its_own_words() -> None:
+    attempt, now = first_attempt(starts=False), NOW + timedelta(seconds=LONG_START_SECONDS)
+    for event, said in (({"note": "exceeded quota: team"}, "exceeded quota: team"), ({}, "")):
+        found = no_pod(attempt, {Ref(REFUSAL, attempt.job): event}, now)
+        assert found is not None
+        assert found.message == f"its Job has no pod: {said}"

@@ -34,6 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], float, str, str]] = {
     "out of memory": (container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT), 10, "OutOfMemory", "refused"),
     "first crash": (container(restarts=1, reason="Error", exitCode=1, **SHORT), 10, "CrashLoopBackOff", "waits"),
     "third crash": (container(restarts=3, reason="Error", exitCode=1, **SHORT), 60, "CrashLoopBackOff", "refused"),
+    "ended just now": (container(restarts=0, reason="Error", exitCode=1, **SHORT), 10, "Loading", "waits"),
     "too slow": (container(restarts=1, reason="Error", exitCode=137, **LONG), 1900, "StartupTimeout", "refused"),
     "registry hiccups": (container(waiting="ErrImagePull"), 30, "ImagePullBackOff", "waits"),
     "no such image": (container(waiting="ImagePullBackOff"), 130, "ImagePullBackOff", "stuck"),

@@ -608,3 +608,12 @@ def test_a_live_revisions_pod_that_finds_no_node_is_waited_for_and_then_somebody
     stage.later(300)
     stage.step()
     assert (standing(stage), reason(stage), stage.revisions()) == (STALLED, "Unschedulable", {live})
+
+
+def test_a_live_revision_without_its_deployment_has_no_pods_and_gets_it_again() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    del stage.objects["Deployment", stage.deployment(live)["metadata"]["name"]]
+    stage.step()
+    assert (stage.revisions(), standing(stage)) == ({live}, WORKING)
+    assert stage.message() == "0 of 1 pods of the live revision are available"

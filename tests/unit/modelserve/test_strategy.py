@@ -163,3 +163,15 @@ def test_beside_a_live_one_with_room_no_outage_is_told() -> None:
     stage, live, _ = another()
     assert stage.serve["status"]["candidate"]["strategy"] == "Surge"
     assert f"beside revision {live}, which goes on serving" in stage.message()
+
+
+def test_what_was_begun_by_a_release_that_told_no_reason_goes_on_in_the_live_ones_place() -> None:
+    stage, live, new = another(strategy="Auto", maxDowntimeSeconds=TOOK)
+    find_no_room(stage, new)
+    del stage.serve["status"]["candidate"]["strategyMessage"]
+    stage.deployment(live)["spec"]["replicas"] = 1  # the write that stops it was lost
+    stage.later(1)
+    stage.pod(new)  # of which nothing is said yet
+    stage.step()
+    assert stage.serve["status"]["candidate"]["strategy"] == "Recreate"
+    assert replicas(stage, live) == 0

@@ -133,6 +133,10 @@ def short(stage: Stage, revision: str) -> None:
     stage.later(29)
 
 
+def vanished(stage: Stage, revision: str) -> None:
+    del stage.objects["Deployment", stage.deployment(revision)["metadata"]["name"]]
+
+
 def steady(stage: Stage, revision: str) -> None:
     stage.engine(revision)
     stage.later(200)
@@ -152,6 +156,7 @@ def unprobed(stage: Stage, revision: str) -> None:
         (deleted, {}),
         (short, {}),
         (steady, {}),
+        (vanished, {}),
         (unprobed, {}),
     ],
 )
@@ -174,8 +179,10 @@ def test_traffic_never_goes_to_pods_that_do_not_answer() -> None:
     stage, old, new = promoted()
     stage.available(old, 0)
     stage.engine(new, ready=False)
-    stage.later(60)
-    assert stage.settle().requeue_after == 240, "it is no reason to look without a pause"
+    stage.later(30)
+    assert stage.settle().requeue_after == 270, "it is no reason to look without a pause"
+    stage.later(30)
+    assert stage.settle().requeue_after == 240
     assert stage.live() == new
     stage.available(old)
     stage.settle()

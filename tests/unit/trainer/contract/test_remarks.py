@@ -35,9 +35,9 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "few steps": ({"training": {"maxSteps": 2}}, "RowsNotReached", "spec.training.maxSteps is 2: training ends after 32 of 80"),
     "a warm-up as long as the run": (
-        {"training": {"warmupRatio": 0.99}},
+        {"training": {"warmupRatio": 0.5}},
         "LongWarmup",
-        "spec.training.warmupRatio is 0.99: the learning rate rises for that share of the steps",
+        "spec.training.warmupRatio is 0.5: the learning rate rises for that share of the steps",
     ),
     "a learning rate of more than a hundred times the customary": (
         {"training": {"learningRate": 0.021}},
@@ -140,6 +140,7 @@ def test_what_plain_text_does_not_need_is_said(field: str, spec: dict[str, Any])
         {"evaluateEverySteps": 5, "earlyStopping": {"patience": 1}},
         {"globalBatchSize": 80},
         {"maxSteps": 5},
+        {"evaluateEverySteps": 15},
     ],
 )
 def test_nothing_is_said_of_what_people_do(training: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[dict[str, Any], Setting, bool]] = {
     "lora, zero3": (LORA, Setting(3, "Off", Strategy.ZERO3, 4), True),
     "lora, sharded with dora": (LORA | {"lora": {"dora": True}}, Setting(3, "Off", Strategy.FSDP, 4), True),
     "lora, sharded with dropout": (LORA | {"lora": {"dropout": 0.1}}, Setting(3, "Off", Strategy.FSDP, 4), True),
-    "lora, head trained whole": (LORA | {"lora": {"modulesToSave": ["lm_head", "norm"]}}, Setting(1, "Full"), True),
+    "lora, head trained whole": (LORA | {"lora": {"modulesToSave": ["model.lm_head", "norm"]}}, Setting(1, "Full"), True),
     "lora, all trained whole": (LORA | {"lora": {"modulesToSave": ["embed_tokens", "lm_head"]}}, Setting(1, "Full"), False),
     "lora, 8-bit optimizer": (LORA | {"optimizer": "adamw_bnb_8bit"}, ONE, True),
     "dpo": (QLORA | {"objective": "DPO"}, ONE, True),
@@ -58,6 +58,8 @@ CASES: dict[str, tuple[dict[str, Any], Setting, bool]] = {
     "dpo, full": (FULL | {"objective": "DPO"}, ONE, True),
     "distillation": (LORA | {"objective": "Distillation"}, ONE, True),
     "full": (FULL, ONE, True),
+    "full, 8-bit optimizer": (FULL | {"optimizer": "adamw_bnb_8bit"}, Setting(3, "Off", Strategy.DDP, 2), True),
+    "full, 8-bit optimizer on cpus": (FULL | {"optimizer": "adamw_bnb_8bit"}, ONE, False),
     "full, selective": (FULL, Setting(3, "Selective"), True),
     "full on cpus": (FULL | {"precision": "FP32"}, Setting(3, "Full"), False),
     "full, fsdp": (FULL, Setting(3, "Full", Strategy.FSDP, 4), True),
@@ -79,6 +81,7 @@ CHOICES: dict[str, tuple[dict[str, Any], float | None, bool, Ranks]] = {
     "refused, qlora": (QLORA | {"microBatchSize": 8}, 1.6, True, Ranks()),
     "refused, 8 bits": (QLORA | {"quantization": {"bits": 8}}, 1.38, True, Ranks()),
     "refused, whole modules": (LORA | {"lora": {"modulesToSave": ["lm_head"]}}, 1.6, True, Ranks()),
+    "refused, whole modules before the method": (LORA | {"lora": {"modulesToSave": ["lm_head"]}}, 2.3, True, Ranks()),
     "refused on cpus": (LORA | {"precision": "FP32"}, 0.5, False, Ranks()),
 }
 

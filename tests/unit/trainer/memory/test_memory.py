@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.training import Recomputing, Training
 from finetune_trainer.memory.choice import DoesNotFit, Ranks, divisors, fit
-from finetune_trainer.memory.estimate import GIB, Setting, estimate, frozen_bytes
+from finetune_trainer.memory.estimate import GIB, HEAP_FRAGMENTATION, Setting, estimate, frozen_bytes
 from finetune_trainer.memory.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
@@ -182,11 +183,34 @@ def test_the_length_that_is_named_fits() -> None:
         fit(MISTRAL, training(maxLength=length + 64), length + 64, 24 * GIB, on_gpu=True)
 
 
-def test_the_length_that_is_named_is_the_next_multiple_of_64_that_fits() -> None:
-    short = training(maxLength=8192, globalBatchSize=1)
-    available = sum(estimate(MISTRAL, short, Setting(1, "Full"), 8128, on_gpu=True).values())
-    with pytest.raises(DoesNotFit, match=r"maxLength: 8128$"):
-        fit(MISTRAL, short, 8192, available, on_gpu=True)
+@pytest.mark.parametrize(("length", "row"), [(8128, 8192), (128, 200)])
+def test_the_length_that_is_named_is_the_longest_multiple_of_64_that_fits(length: int, row: int) -> None:
+    given = training(maxLength=row, globalBatchSize=1)
+    available = sum(estimate(MISTRAL, given, Setting(1, "Full"), length, on_gpu=True).values())
+    with pytest.raises(DoesNotFit, match=rf"maxLength: {length}$"):
+        fit(MISTRAL, given, row, available, on_gpu=True)
+    assert fit(MISTRAL, given, length, available, on_gpu=True).predicted_bytes == available
+
+
+def test_what_fits_to_the_byte_fits() -> None:
+    asked = training(microBatchSize=2)
+    available = sum(estimate(MISTRAL, asked, Setting(1, "Full"), 2048, on_gpu=True).values())
+    with pytest.raises(DoesNotFit, match=r"gradientCheckpointing: Auto and without microBatchSize$"):
+        fit(MISTRAL, asked, 2048, available, on_gpu=True)
+
+
+def test_what_a_cpus_heap_keeps_is_a_share_of_all_small_tensors() -> None:
+    found = estimate(SMOLLM, training(), Setting(1, "Off"), 64, on_gpu=False)
+    kept = found["activations"] + found["backward"] + found["lossHead"]
+    assert found["fragmentation"] == pytest.approx(HEAP_FRAGMENTATION * kept, abs=1)
+
+
+def test_experts_are_cast_as_other_weights_are() -> None:
+    given = training(method="Full", precision="BF16")
+    plain, mixed = (
+        estimate(shape, given, Setting(1, "Off"), 64, on_gpu=True) for shape in (SMOLLM, replace(SMOLLM, experts=10**7))
+    )
+    assert mixed["castWeights"] == plain["castWeights"] > 0
 
 
 def test_a_cpu_counts_four_bytes_and_the_copies_of_a_tile_of_logits() -> None:
