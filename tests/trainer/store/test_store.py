@@ -107,7 +107,7 @@ def test_uncommitted_files_do_not_count(place: tuple[Store, Path], folder: Calla
     assert store.read("merge", "f1") is None
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "list"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "list", "torn", "empty"])
 def test_a_damaged_entry_counts_as_missing_and_the_next_commit_mends_it(
     place: tuple[Store, Path], folder: Callable[[str], Path], harm: str
 ) -> None:
@@ -118,8 +118,11 @@ def test_a_damaged_entry_counts_as_missing_and_the_next_commit_mends_it(
         (lies / "model.safetensors").write_text("on")
     elif harm == "gone":
         (lies / "deep" / "config.json").unlink()
-    else:
+    elif harm == "list":
         (lies / "files.json").unlink()
+    else:
+        manifest = lies.parent / "manifest.json"
+        manifest.write_text(manifest.read_text()[: 100 if harm == "torn" else 0])
     assert store.read("merge", "f1") is None
     mended = commit(store, folder("two"), "2-def")
     assert mended.prefix == "2-def"

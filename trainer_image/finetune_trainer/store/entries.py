@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from finetune_trainer import environment
 from finetune_trainer.contract import places
 from finetune_trainer.contract.artifacts import StoreConfig
@@ -79,11 +81,12 @@ class Store:
     # ── Entries ──
 
     def read(self, kind: str, fingerprint: str) -> Manifest | None:
-        """The manifest of a finished step, or None where there is none or a file of it is missing or cut short."""
+        """The manifest of a finished step, or None where there is none, or it or a file of it is missing or cut short."""
         content = self.objects.read(f"{kind}/{fingerprint}/{MANIFEST}")
-        if content is None:
+        try:
+            manifest = Manifest.model_validate_json(content or b"")
+        except ValidationError:
             return None
-        manifest = Manifest.model_validate_json(content)
         there = self.objects.sizes(self.path(kind, manifest))
         whole = FILES in there and all(there.get(f.path) == f.bytes for f in manifest.files)
         return manifest if whole else None
