@@ -72,12 +72,18 @@ class FakeCluster:
 
     async def apply(self, body: Object) -> Object:
         self._write("apply", body)
-        return self._store({**self.objects.get(self._key(body), {}), **body})
+        have = self.objects.get(self._key(body), {"metadata": {}})
+        if body["metadata"].get("resourceVersion") not in (None, have["metadata"].get("resourceVersion")):
+            raise Conflict("the object has been modified")
+        return self._store({**have, **body})
 
     async def merge(self, read: Object, patch: Object) -> Object:
         self._write("merge", read)
         have = self.objects[self._key(read)]
-        return self._store({**have, "spec": {**have["spec"], **patch["spec"]}})
+        if have["metadata"]["resourceVersion"] != read["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified")
+        metadata = {**have["metadata"], **patch.get("metadata", {})}
+        return self._store({**have, "metadata": metadata, "spec": {**have.get("spec", {}), **patch["spec"]}})
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         self._write("status", read)
@@ -88,11 +94,6 @@ class FakeCluster:
         if have is not None and have["metadata"]["uid"] == uid:
             self._write("delete", have)
             del self.objects[kind, namespace, name]
-
-    async def suspend(self, namespace: str, name: str, uid: str, suspend: bool) -> Object:
-        have = self.objects["Job", namespace, name]
-        self._write("suspend" if suspend else "resume", have)
-        return self._store({**have, "spec": have.get("spec", {}) | {"suspend": suspend}})
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         self._write("event", regarding)

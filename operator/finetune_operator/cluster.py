@@ -134,11 +134,15 @@ class Cluster:
         return await self._api.json(Request("PATCH", path, query, body, content_type=APPLY_PATCH))
 
     async def merge(self, read: Object, patch: Object) -> Object:
-        """A merge patch of just this object: it replaces lists whole, which an apply can't where others have items in them."""
+        """A merge patch of an object as it was read; raises Conflict if anybody wrote to it since.
+
+        It replaces lists whole, which an apply can't where others have items in them.
+        """
         self._fence()
         metadata = read["metadata"]
         path = RESOURCES[read["kind"]].path(metadata["namespace"], metadata["name"])
-        body = {**patch, "metadata": {**patch.get("metadata", {}), "uid": metadata["uid"]}}
+        identity = {k: metadata[k] for k in ("uid", "resourceVersion")}
+        body = {**patch, "metadata": {**patch.get("metadata", {}), **identity}}
         query = {"fieldManager": FIELD_MANAGER}
         return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
@@ -164,14 +168,6 @@ class Cluster:
             await self._api.json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
         except (NotFound, Conflict):
             return
-
-    async def suspend(self, namespace: str, name: str, uid: str, suspend: bool) -> Object:
-        """Suspend or resume just this Job; raises Conflict if another has its name by now."""
-        self._fence()
-        body = {"metadata": {"uid": uid}, "spec": {"suspend": suspend}}
-        path = RESOURCES["Job"].path(namespace, name)
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         """An events.k8s.io/v1 Event that `kubectl describe` shows."""

@@ -18,13 +18,14 @@ from functools import cached_property
 import structlog
 
 from finetune_operator import metrics
+from finetune_operator.acting import Means
 from finetune_operator.applied import Applied
 from finetune_operator.cache import KINDS, Children, Own
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
 from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
-from finetune_operator.reconcile import Kind, Means, Outcome, reconcile
+from finetune_operator.reconcile import Kind, Outcome, reconcile
 from finetune_operator.settings import Settings
 from finetune_operator.workqueue import ShutDown, WorkQueue
 

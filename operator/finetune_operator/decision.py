@@ -85,7 +85,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Apply:
-    """Server-side apply with our field manager, by force."""
+    """Server-side apply with our field manager, by force, on what the pass saw: refused where somebody wrote since."""
 
     body: Object
 
@@ -101,7 +101,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class SuspendJob:
-    """Patch spec.suspend of a batch Job, with a precondition on the uid."""
+    """Patch spec.suspend of a batch Job, and the annotation that says whose doing it is: just this Job, as the pass saw it."""
 
     name: str
     uid: str

@@ -26,6 +26,7 @@ ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HISTORY = f"{GROUP}/history"  # of the stable Service: which revisions took traffic, as JSON
 ANNOTATION_PROMOTE = f"{GROUP}/promote"  # names the revision that waits for it
+ANNOTATION_SUSPENDED = f"{GROUP}/suspended"  # of a step's Job that spec.suspend suspended: others suspend Jobs, too
 ANNOTATION_PIN = f"{GROUP}/pin"  # names the revision that serves, whatever the spec asks for
 ANNOTATION_ROLLBACK = f"{GROUP}/rollback"  # names the revision that is left for the one before
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted

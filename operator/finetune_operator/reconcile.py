@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -20,32 +20,26 @@ import structlog
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator import problems
-from finetune_operator.applied import Applied, replacing
+from finetune_operator.acting import Means, act, stands
 from finetune_operator.bounds import bounded, status_schema
-from finetune_operator.cache import KINDS, OWNER_LABELS, Children, Own, key_of
-from finetune_operator.cluster import Cluster
+from finetune_operator.cache import KINDS
 from finetune_operator.decision import (
     Action,
     Apply,
-    Create,
     Decision,
-    Delete,
     Event,
     Named,
     Observed,
     Policy,
     Reads,
     Ref,
-    SuspendJob,
     Unread,
 )
 from finetune_operator.decoding import UNREADABLE
-from finetune_operator.errors import AlreadyExists, ClusterError, Conflict, Invalid, InvalidSpec, NameTaken, NotLeader, Refused
+from finetune_operator.errors import ClusterError, Conflict, InvalidSpec, NameTaken, NotLeader, Refused
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
-from finetune_operator.settings import Settings
-from finetune_operator.trimmed import SHAPES
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
 
@@ -70,21 +64,6 @@ class Outcome:
     generation: int = 0
     writes: int = 0
     requeue_after: float | None = None  # seconds
-
-
-Progress = Callable[[Key], dict[str, dict[str, Any]]]
-
-
-@dataclass(frozen=True)
-class Means:
-    """What every pass works with."""
-
-    cluster: Cluster
-    own: Own
-    children: Children
-    applied: Applied
-    progress: Progress
-    settings: Settings
 
 
 async def reconcile(key: Key, kind: Kind, means: Means, now: datetime) -> Outcome:
@@ -132,7 +111,7 @@ class _Pass:
             for action in self._acts(decision, observed):
                 self.acted = True
                 self.writes += 1
-                await act(self.means, self.key.namespace, action)
+                await act(self.means, self.key.namespace, action, observed)
         except (Refused, NameTaken) as error:
             event = Event(OperatorReason.Refused, str(error), warning=True)
             await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
@@ -162,12 +141,14 @@ class _Pass:
             return policy.decide(known, observed, means.settings, self.now), observed
         except Unread:
             found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in reads.named))
-            observed = replace(observed, named=dict(zip(reads.named, found, strict=True)))
+            told = watched(means, self.key, reads)
+            named = {ref: body or told.get(ref) for ref, body in zip(reads.named, found, strict=True)}
+            observed = replace(observed, named=named)
             return policy.decide(known, observed, means.settings, self.now), observed
 
     def _acts(self, decision: Decision, observed: Observed) -> list[Action]:
         """The actions without those that would change nothing."""
-        return [a for a in decision.actions if not (isinstance(a, Apply) and _stands(self.means.applied, a.body, observed))]
+        return [a for a in decision.actions if not (isinstance(a, Apply) and stands(self.means, a.body, observed))]
 
     async def _is_old(self) -> bool:
         """Read the object itself before anything is done that no version guards. Whether it was another by now."""
@@ -200,6 +181,17 @@ class _Pass:
 
 def observe(means: Means, key: Key, reads: Reads) -> Observed:
     """What is known without a request; the rest of what the spec names is read when the policy looks at it."""
+    known = watched(means, key, reads)
+    children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
+    return Observed(children, Named(known, [r for r in reads.named if r not in known]), means.progress(key))
+
+
+def watched(means: Means, key: Key, reads: Reads) -> dict[Ref, Object | None]:
+    """What watches tell of the objects that a pass reads by name.
+
+    That one of them is gone is believed when its watch and a read agree: an answer may err for once, and what follows
+    from an absence, as the loss of all that a Service remembers, is not undone by the next answer.
+    """
     known: dict[Ref, Object | None] = {}
     for ref in reads.named:
         place = Key(ref.kind, key.namespace, ref.name)
@@ -207,67 +199,7 @@ def observe(means: Means, key: Key, reads: Reads) -> Observed:
             known[ref] = means.own.get(place)
         elif (child := means.children.get(place)) is not None and ref.kind in UNTRIMMED:
             known[ref] = child
-    children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
-    return Observed(children, Named(known, [r for r in reads.named if r not in known]), means.progress(key))
-
-
-def _stands(applied: Applied, body: Object, observed: Observed) -> bool:
-    name = body["metadata"]["name"]
-    found = next((o for o in observed.children.get(body["kind"], ()) if o["metadata"]["name"] == name), None)
-    return found is not None and applied.stands(body, found)
-
-
-async def act(means: Means, namespace: str, action: Action) -> None:
-    """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once."""
-    match action:
-        case Create(body):
-            _keep(means, await _create(means.cluster, body))
-        case Apply(body):
-            answer = await _apply(means, body)
-            means.applied.keep(body, answer)
-            _keep(means, answer)
-        case Delete(kind, name, uid):
-            await means.cluster.delete(kind, namespace, name, uid)
-            (means.own if kind in KINDS else means.children).hide(Key(kind, namespace, name), uid)
-        case SuspendJob(name, uid, suspend):
-            _keep(means, await means.cluster.suspend(namespace, name, uid, suspend))
-
-
-async def _apply(means: Means, body: Object) -> Object:
-    try:
-        return await means.cluster.apply(body)
-    except Invalid:  # perhaps only beside what others wrote: another port of our port's name
-        found = means.children.get(key_of(body))
-        if found is None or not _owners(body) <= _owners(found):
-            raise
-        return await means.cluster.merge(found, replacing(found, body))
-
-
-def _keep(means: Means, body: Object) -> None:
-    """A ModelServe that a job hands over to is left to its event, which wakes it: what is kept already is no news."""
-    if (
-        body["kind"] not in KINDS
-        and body["kind"] in SHAPES
-        and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS)
-    ):
-        means.children.keep(body)
-
-
-async def _create(cluster: Cluster, body: Object) -> Object:
-    try:
-        return await cluster.create(body)
-    except AlreadyExists:
-        metadata = body["metadata"]
-        found = await cluster.get(body["kind"], metadata["namespace"], metadata["name"])
-        if found is None or not _owners(body) <= _owners(found):
-            # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
-            text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
-            raise NameTaken(text) from None
-        return found
-
-
-def _owners(body: Object) -> set[str]:
-    return {owner["uid"] for owner in body["metadata"].get("ownerReferences", ())}
+    return known
 
 
 def pruned(value: Any) -> Any:

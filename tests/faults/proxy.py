@@ -48,6 +48,7 @@ class Fault:
     times: int = 1
     of_reads: bool = False
     struck: int = 0
+    under_way: int = 0  # struck requests of which the API server or the operator has not heard the last
 
 
 @dataclass
@@ -98,7 +99,12 @@ class Writes(FaultProxy):
             return await self._pass_on(request)
         fault.struck += 1
         told.requests[-1] += f" ◄ {fault.name}"
-        return await self._struck(request, found[1], fault)
+        fault.under_way += 1
+        try:
+            return await self._struck(request, found[1], fault)
+        finally:
+            fault.under_way -= 1
+            told.last = time.monotonic()
 
     def _count(self, request: web.Request, told: Told) -> int:
         """Which write, or which read, of its namespace this one is."""

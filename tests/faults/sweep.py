@@ -141,10 +141,15 @@ class Sweep:
         return scene
 
     async def _settled(self, scene: Scene, proxy: Writes) -> None:
-        """Return when the operator has written nothing for a while and no step's Job is left to remove."""
+        """Return when the operator has written nothing for a while and no step's Job is left to remove.
+
+        Not before the fault is over: a write that arrives 40 s late changes the cluster then, and is answered then.
+        """
         told, end = proxy.told[scene.space], time.monotonic() + SETTLING_SECONDS
+        fault = proxy.faults[scene.space]
         while time.monotonic() < end:
-            if time.monotonic() - told.last > SILENT_SECONDS and not self._left(scene):
+            silent = time.monotonic() - told.last > SILENT_SECONDS and not fault.under_way
+            if silent and not self._left(scene):
                 return
             await lasts(0.3)
         raise NoEffect("it is silent")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.fake_cluster import FakeCluster
 
+from finetune_operator.acting import Means
 from finetune_operator.api.crdgen import Schema
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.applied import Applied
@@ -27,7 +28,7 @@ from finetune_operator.decision import (
 from finetune_operator.decoding import UNREADABLE
 from finetune_operator.errors import Conflict, Forbidden, Invalid, InvalidSpec, NotLeader, Unavailable
 from finetune_operator.meta import API_VERSION, Key, Object
-from finetune_operator.reconcile import Kind, Means, Outcome, pruned, reconcile, without_unknown
+from finetune_operator.reconcile import Kind, Outcome, pruned, reconcile, without_unknown
 from finetune_operator.settings import Settings
 
 NOW = datetime(2026, 11, 23, 15, 0, tzinfo=UTC)
@@ -153,6 +154,34 @@ async def test_what_stands_as_applied_is_not_applied_again() -> None:
     assert cluster.writes == ["apply Service s"]
 
 
+async def test_an_apply_undoes_nothing_that_was_written_since_it_was_decided() -> None:
+    meta = {"name": "s", "namespace": "default", "labels": LABELS}
+    service = {"kind": "Service", "metadata": meta, "spec": {"selector": {"revision": "one"}}}
+    cluster = FakeCluster(make_job(), service)
+    own, children = cluster.caches()
+    await cluster.replace({**cluster.objects["Service", "default", "s"], "spec": {"selector": {"revision": "two"}}})
+    wanted = service | {"spec": {"selector": {"revision": "none"}}}
+    policy = Scripted(Decision((Apply(wanted),), STATUS), Reads(LABELS, ("Service",)))
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    with pytest.raises(Conflict):
+        await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)
+    assert cluster.objects["Service", "default", "s"]["spec"]["selector"] == {"revision": "two"}
+
+
+@pytest.mark.parametrize("uid", ["held-uid", "of the one before"])
+async def test_a_suspension_that_arrives_late_stops_no_job_that_works_again(uid: str) -> None:
+    held = {"kind": "Job", "metadata": {"name": "held", "namespace": "default", "uid": "held-uid", "labels": LABELS}}
+    cluster = FakeCluster(make_job(), held)
+    own, children = cluster.caches()
+    if uid == "held-uid":
+        await cluster.replace({**cluster.objects["Job", "default", "held"], "spec": {"suspend": False}})
+    policy = Scripted(Decision((SuspendJob("held", uid, True),), STATUS), Reads(LABELS, ("Job",)))
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    with pytest.raises(Conflict):
+        await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)
+    assert not cluster.objects["Job", "default", "held"].get("spec", {}).get("suspend")
+
+
 async def test_what_can_not_be_applied_beside_what_others_wrote_is_replaced() -> None:
     meta = {"name": "s", "namespace": "default", "labels": LABELS}
     wanted = {"kind": "Service", "metadata": meta, "spec": {"selector": {"a": "b"}, "ports": [{"name": "http", "port": 80}]}}
@@ -226,6 +255,24 @@ async def test_a_pass_over_an_unchanged_object_makes_no_request() -> None:
     policy = Scripted(decide, Reads(LABELS, ("Job", "Pod"), (secret, Ref("ModelServe", "bot"), Ref("ModelServe", "none"))))
     assert await one_pass(cluster, policy) == Outcome("unchanged", generation=1)
     assert (cluster.reads, cluster.writes) == (0, [])
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_a_child_is_gone_when_its_watch_and_a_read_agree(watched: bool) -> None:
+    meta = {"name": "facts", "namespace": "default", "labels": LABELS}
+    cluster = FakeCluster(make_job(), {"kind": "Service", "metadata": meta, "spec": {"selector": {"a": "b"}}})
+    before = cluster.caches()
+    del cluster.objects["Service", "default", "facts"]  # for a read
+    own, children = before if watched else cluster.caches()
+    service, claim = Ref("Service", "facts"), Ref("PersistentVolumeClaim", "c")
+    policy = Scripted(
+        lambda _, seen: Decision(status=STATUS | {"claim": seen.named[claim]}), Reads(LABELS, (), (service, claim))
+    )
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)
+    seen = policy.observed[-1].named
+    assert seen[claim] is None
+    assert (seen[service] is not None) == watched
 
 
 async def test_nothing_is_done_on_an_old_view_of_the_object() -> None:
@@ -306,12 +353,15 @@ async def test_an_object_that_is_gone_is_nothing_to_do() -> None:
 
 async def test_every_action_is_carried_out() -> None:
     old = {"kind": "Job", "metadata": {"name": "old", "namespace": "default", "uid": "old-uid"}}
-    held = {"kind": "Job", "metadata": {"name": "held", "namespace": "default", "uid": "held-uid"}}
+    held = {"kind": "Job", "metadata": {"name": "held", "namespace": "default", "uid": "held-uid", "labels": LABELS}}
     service = {"kind": "Service", "metadata": {"name": "s", "namespace": "default"}}
     cluster = FakeCluster(make_job(), old, held)
     actions = (Apply(service), Delete("Job", "old", "old-uid"), SuspendJob("held", "held-uid", True))
-    await one_pass(cluster, Scripted(Decision(actions, STATUS)))
-    assert cluster.writes[:3] == ["apply Service s", "delete Job old", "suspend Job held"]
+    await one_pass(cluster, Scripted(Decision(actions, STATUS), Reads(LABELS, ("Job",))))
+    assert cluster.writes[:3] == ["apply Service s", "delete Job old", "merge Job held"]
+    done = cluster.objects["Job", "default", "held"]
+    assert done["spec"] == {"suspend": True}
+    assert done["metadata"]["annotations"] == {"finetune.dev/suspended": "true"}, "whose doing it is"
 
 
 async def test_a_job_that_exists_and_is_ours_is_taken_as_created() -> None:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object, seconds_since
-from finetune_operator.names import LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
+from finetune_operator.names import ANNOTATION_SUSPENDED, LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.exits import CONSEQUENCES
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reports import Progress, Termination
@@ -76,6 +76,7 @@ class Attempt:
     uid: str
     state: State
     suspended: bool
+    suspended_by_us: bool  # one write suspends a Job and says so on it: a status may be lost
     deleting: bool
     pending: bool  # no pod of it has started yet
     admitted_at: str | None  # since when its pods may start
@@ -151,6 +152,7 @@ def _attempt(job: Object, pods: Sequence[Pod], now: datetime) -> Attempt:
         uid=meta["uid"],
         state=state,
         suspended=bool(spec.get("suspend")),
+        suspended_by_us=bool(spec.get("suspend")) and ANNOTATION_SUSPENDED in (meta.get("annotations") or {}),
         deleting="deletionTimestamp" in meta,
         pending=state is State.ACTIVE and not spec.get("suspend") and all(p.pending_since is not None for p in pods),
         admitted_at=status.get("startTime"),

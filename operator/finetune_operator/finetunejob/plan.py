@@ -155,7 +155,7 @@ def _at_work(case: Case) -> Outlook | None:
     if attempt is None:
         start = Start(step, record.attempt)
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} starts", start=start, requeue_after=LOOK_AGAIN)
-    if attempt.suspended and suspended_by_us(case.status, record):
+    if attempt.suspended and ours_to_resume(attempt, case.status, record):
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
     if attempt.suspended and attempt.queue:
         message = f"{step.name} waits until the queue {attempt.queue} of Kueue admits it"
@@ -175,8 +175,13 @@ def _at_work(case: Case) -> Outlook | None:
     return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
 
 
+def ours_to_resume(attempt: Attempt, status: FineTuneJobStatus, record: StepStatus) -> bool:
+    """Whether spec.suspend suspended the step's Job. Releases that did not say so on the Job told of it in the status."""
+    return attempt.suspended_by_us or suspended_by_us(status, record)
+
+
 def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:
-    """Whether spec.suspend suspended the step's Job. Releases that kept no record of it told of it in Ready's reason."""
+    """What the status tells of that. Releases that kept no record of it told of it in Ready's reason."""
     if record.suspended is not None:
         return record.suspended
     return any(c.type == "Ready" and c.reason == OperatorReason.Suspended for c in status.conditions)

@@ -16,7 +16,7 @@ from finetune_operator.finetunejob import admission, gates, handover, image, obj
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import World, observe
-from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, refused, suspended, suspended_by_us
+from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, ours_to_resume, refused, suspended
 from finetune_operator.finetunejob.record import absorb, step_record, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
@@ -119,7 +119,7 @@ def _with_suspensions(
             return None
         if step.job in by_us:
             return True
-        return suspended_by_us(before, step) if attempt.suspended else None
+        return ours_to_resume(attempt, before, step) if attempt.suspended else None
 
     steps = [s.model_copy(update={"suspended": of(s)}) for s in status.steps]
     since = None if outlook.reason == OperatorReason.Suspended else status.active_since

@@ -11,7 +11,7 @@ from tests.story import Story
 
 from finetune_operator.decision import Ref, SuspendJob
 from finetune_operator.meta import Object
-from finetune_operator.names import FIELD_MANAGER
+from finetune_operator.names import ANNOTATION_SUSPENDED, FIELD_MANAGER
 from finetune_operator.settings import Settings
 
 UNSERVABLE = {"template": {"engine": {"type": "VLLM"}}, "artifact": "q4"}
@@ -137,6 +137,21 @@ def test_a_job_that_somebody_else_suspended_is_left_to_them() -> None:
     story.space.pods = pods
     story.passes()
     assert story.conditions()["Reconciling"] == ("True", "Preparing")
+
+
+def test_what_we_suspended_goes_on_though_the_status_that_told_of_it_was_lost() -> None:
+    """A deletion in the same pass that got no answer left a suspended Job that was taken for somebody else's, for ever."""
+    story = Story(make_job())
+    story.passes()
+    before = story.job["status"]
+    story.edit(suspend=True)
+    assert story.one_pass() == ["SuspendJob"]
+    suspend(story, True)
+    story.space.running()["metadata"]["annotations"] = {ANNOTATION_SUSPENDED: "true"}
+    story.job["status"] = before
+    assert story.passes() == []
+    story.edit(suspend=False)
+    assert story.one_pass() == ["SuspendJob"]
 
 
 def test_what_a_release_without_that_record_suspended_goes_on() -> None:

@@ -158,6 +158,7 @@ def test_how_an_attempt_stands() -> None:
         uid="job-uid",
         state=State.ACTIVE,
         suspended=False,
+        suspended_by_us=False,
         deleting=False,
         pending=True,
         admitted_at=stamp(),

@@ -1,0 +1,109 @@
+"""How an action of a decision is carried out. What the API server answers to it is known at once: its event is no news.
+
+A create is made once, a deletion and a suspension are of one uid, and an apply rests on the version that the decision saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_operator.applied import Applied, replacing
+from finetune_operator.cache import KINDS, OWNER_LABELS, Children, Own, key_of
+from finetune_operator.cluster import Cluster
+from finetune_operator.decision import Action, Apply, Create, Delete, Observed, SuspendJob
+from finetune_operator.errors import AlreadyExists, Conflict, Invalid, NameTaken
+from finetune_operator.meta import Key, Object
+from finetune_operator.names import ANNOTATION_SUSPENDED
+from finetune_operator.settings import Settings
+from finetune_operator.trimmed import SHAPES
+
+Progress = Callable[[Key], dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What every pass works with."""
+
+    cluster: Cluster
+    own: Own
+    children: Children
+    applied: Applied
+    progress: Progress
+    settings: Settings
+
+
+def stands(means: Means, body: Object, observed: Observed) -> bool:
+    """Whether to apply it would change nothing."""
+    found = _seen(means, key_of(body), observed)
+    return found is not None and body["kind"] not in KINDS and means.applied.stands(body, found)
+
+
+def _seen(means: Means, key: Key, observed: Observed) -> Object | None:
+    """What the decision to write to an object rests on."""
+    if key.kind in KINDS:
+        return means.own.get(key)
+    return next((o for o in observed.children.get(key.kind, ()) if o["metadata"]["name"] == key.name), None)
+
+
+async def act(means: Means, namespace: str, action: Action, observed: Observed) -> None:
+    """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once."""
+    match action:
+        case Create(body):
+            _keep(means, await _create(means.cluster, body))
+        case Apply(body):
+            answer = await _apply(means, body, _seen(means, key_of(body), observed))
+            means.applied.keep(body, answer)
+            _keep(means, answer)
+        case Delete(kind, name, uid):
+            await means.cluster.delete(kind, namespace, name, uid)
+            (means.own if kind in KINDS else means.children).hide(Key(kind, namespace, name), uid)
+        case SuspendJob(name, uid, suspend):
+            job = _seen(means, Key("Job", namespace, name), observed)
+            if job is None or job["metadata"]["uid"] != uid:
+                raise Conflict(f"Job {name} is gone")
+            notes = {ANNOTATION_SUSPENDED: "true" if suspend else None}
+            patch = {"metadata": {"annotations": notes}, "spec": {"suspend": suspend}}
+            _keep(means, await means.cluster.merge(job, patch))
+
+
+async def _apply(means: Means, body: Object, seen: Object | None) -> Object:
+    """Raises Conflict where the object was written since it was seen: what arrives late undoes nothing, such as `replicas: 0`
+    that the network held up until pods were wanted again.
+    """
+    version = {} if seen is None else {"resourceVersion": seen["metadata"]["resourceVersion"]}
+    try:
+        return await means.cluster.apply({**body, "metadata": {**body["metadata"], **version}})
+    except Invalid:  # perhaps only beside what others wrote: another port of our port's name
+        found = means.children.get(key_of(body))
+        if found is None or not _owners(body) <= _owners(found):
+            raise
+        return await means.cluster.merge(found, replacing(found, body))
+
+
+def _keep(means: Means, body: Object) -> None:
+    """A ModelServe that a job hands over to is left to its event, which wakes it: what is kept already is no news."""
+    if (
+        body["kind"] not in KINDS
+        and body["kind"] in SHAPES
+        and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS)
+    ):
+        means.children.keep(body)
+
+
+async def _create(cluster: Cluster, body: Object) -> Object:
+    try:
+        return await cluster.create(body)
+    except AlreadyExists:
+        metadata = body["metadata"]
+        found = await cluster.get(body["kind"], metadata["namespace"], metadata["name"])
+        if found is None or not _owners(body) <= _owners(found):
+            # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
+            text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
+            raise NameTaken(text) from None
+        return found
+
+
+def _owners(body: Object) -> set[str]:
+    return {owner["uid"] for owner in body["metadata"].get("ownerReferences", ())}
