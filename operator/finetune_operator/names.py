@@ -18,6 +18,8 @@ LABEL_RUN = f"{GROUP}/run"
 LABEL_REVISION = f"{GROUP}/revision"
 LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL_REVISION, which Services select by
 
+LABEL_WATCH = f"{GROUP}/watch"  # the revision whose rollback window a Job watches, with the Services that it needs
+
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 

@@ -19,6 +19,7 @@ from finetune_trainer.contract.judging import Judged
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.contract.served_speed import ServedSpeed
+from finetune_trainer.contract.traffic import Traffic
 
 # ── spec ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,6 +161,8 @@ class Revision(Report):
     """What it and the revision that was live scored on the same test rows, where the gate asks for that."""
     judged: Judged | None = None
     """What a judge said of its answers beside those of the revision that was live, where the gate asks one."""
+    traffic: Traffic | None = None
+    """What its engines counted when its rollback window ended."""
     strategy: Strategy | None = None
     """Whether it loads beside the live revision or in its place."""
     strategy_message: str | None = None
@@ -175,6 +178,8 @@ class Signal(StrEnum):
 
     RESTARTS = "Restarts"
     PROBES = "Probes"
+    ERRORS = "Errors"
+    LATENCY = "Latency"
 
 
 class FormerRevision(Report):
@@ -192,7 +197,8 @@ class RollbackWindow(Report):
     """The revision that stays warm and takes traffic again if the live one proves bad."""
     until: str
     signals: list[Signal]
-    """What is watched: where an engine has no metrics of errors and latency, its restarts and probes decide."""
+    """What is watched: where an engine has no metrics of errors and latency, or they can't be read, its restarts and probes
+    decide."""
 
 
 class ResolvedModel(Report):

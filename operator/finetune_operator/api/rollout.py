@@ -84,6 +84,16 @@ class RollbackOn(Strict):
     """Restarts of its engines that are borne. A pod that was deleted or evicted is none."""
     not_ready_seconds: int = Field(30, ge=5, le=86400)
     """How long a pod that had started may fail its readiness probe."""
+    max_error_rate: float = Field(0.05, ge=0, le=1)
+    """Share of its requests that may end with an error of the engine, 5xx, over five minutes. VLLM counts them; where an engine
+    does not, restarts and probes decide. 1: errors are not watched."""
+    min_requests: int = Field(20, ge=1, le=1000000)
+    """Requests below which errors are no verdict."""
+    max_slowdown: float | None = Field(None, ge=1, le=1000)
+    """How many times as long as in the revision before the time between two tokens of an answer may be, as the engines count
+    both. Unset: it is not watched."""
+    min_tokens: int = Field(500, ge=1, le=1000000000)
+    """Tokens, of either revision, below which their time is no verdict."""
 
 
 class Rollout(Strict):

@@ -62,10 +62,7 @@ def gate(serve: ModelServe, target: Target, settings: Settings, *, live: str | N
             "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {"rules": [final, lost]},
-            "template": {
-                "metadata": pod_fields.metadata(serve.spec.pod_template, labels),
-                "spec": _gate_pod(serve, target, settings, compared),
-            },
+            "template": _gate_pod(serve, target, settings, compared, labels),
         },
     }
 
@@ -84,7 +81,21 @@ def compared_with(serve: ModelServe, model: ResolvedModel, live: str | None) -> 
     )
 
 
-def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: Live | None) -> Object:
+def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: Live | None, labels: dict[str, str]) -> Object:
+    wanted, asked = serve.spec.rollout.gate, asked_rows(serve, target.model)
+    template = asking_pod(serve, settings, "ask", _command(serve, target, compared, asked), labels)
+    pod = template["spec"]
+    (container,) = pod["containers"]
+    container["volumeMounts"].insert(0, {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True})
+    pod["volumes"].insert(0, {"name": "prompts", "configMap": {"name": _prompts_name(serve)}})
+    if compared is not None and wanted.judge is not None:
+        _add_judge(pod, wanted.judge)
+    if target.model.evaluation is not None and (asked is not None or compared is not None):
+        _add_rows(pod, serve, target, target.model.evaluation)
+    return template
+
+
+def _command(serve: ModelServe, target: Target, compared: Live | None, asked: str | None) -> list[str]:
     wanted, url = serve.spec.rollout.gate, service_url(serve, revision_name(serve, target.revision))
     command = ["python", "-m", "finetune_trainer.serving.ask", "--url", url, "--model", served_name(serve)]
     command += ["--prompts", f"{GATE_FOLDER}/prompts.json", "--max-tokens", str(wanted.max_tokens)]
@@ -93,22 +104,24 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: L
         command += ["--min-tokens-per-second", f"{wanted.min_tokens_per_second:g}"]
     if wanted.max_first_token_milliseconds is not None:
         command += ["--max-first-token-milliseconds", str(wanted.max_first_token_milliseconds)]
-    if (asked := asked_rows(serve, target.model)) is not None:
+    if asked is not None:
         command += ["--rows", asked, "--count", str(wanted.test_rows.count), "--min-equal", f"{wanted.test_rows.min_equal:g}"]
     if compared is not None:
         command += ["--live", compared.model_dump_json(by_alias=True)]
+    return command
+
+
+def asking_pod(serve: ModelServe, settings: Settings, name: str, command: list[str], labels: dict[str, str]) -> Object:
+    """The template of a small pod that asks the engines something, with their API key where there is one."""
     container: Object = {
-        "name": "ask",
+        "name": name,
         "image": settings.operator_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
         "resources": {"requests": GATE_REQUESTS, "limits": GATE_LIMITS},
         "env": [{"name": "HOME", "value": "/tmp"}],
         "securityContext": pod_security.container(),
-        "volumeMounts": [
-            {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True},
-            {"name": "tmp", "mountPath": "/tmp"},
-        ],
+        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     pod: Object = {
         "restartPolicy": "Never",
@@ -116,21 +129,14 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: L
         "enableServiceLinks": False,
         "securityContext": pod_security.pod(),
         "containers": [container],
-        "volumes": [
-            {"name": "prompts", "configMap": {"name": _prompts_name(serve)}},
-            {"name": "tmp", "emptyDir": {}},
-        ],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
     }
     common = pod_fields.spec_fields(serve.spec.pod_template, {})
     pod |= {name: value for name, value in common.items() if name not in pod_fields.OF_SERVING_ALONE}
     pod |= pod_fields.pull_secrets(serve.spec.pod_template, settings)
     if serve.spec.auth is not None:
         container["env"].append(api_key(serve.spec.auth.secret_ref, ENV_API_KEY))
-    if compared is not None and wanted.judge is not None:
-        _add_judge(pod, wanted.judge)
-    if target.model.evaluation is not None and (asked is not None or compared is not None):
-        _add_rows(pod, serve, target, target.model.evaluation)
-    return pod
+    return {"metadata": pod_fields.metadata(serve.spec.pod_template, labels), "spec": pod}
 
 
 def _add_judge(pod: Object, judge: Judge) -> None:

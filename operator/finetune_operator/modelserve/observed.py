@@ -25,7 +25,13 @@ from finetune_trainer.contract.reports import Failure, Termination
 
 OF_A_REVISION = ("Deployment", "Service", "Job", "ControllerRevision")
 # A Revision's fields, and the report's.
-NUMBERS = {"test_rows": "served_rows", "speed": "served_speed", "held_out": "held_out", "judged": "judged"}
+NUMBERS = {
+    "test_rows": "served_rows",
+    "speed": "served_speed",
+    "held_out": "held_out",
+    "judged": "judged",
+    "traffic": "traffic",
+}
 AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.api.modelserve import ModelServe, Revision
+from finetune_operator.api.modelserve import ModelServe, Revision, Signal
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, gate, objects, pinned
+from finetune_operator.modelserve import around, gate, objects, pinned, watch
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
@@ -22,7 +22,8 @@ from finetune_operator.modelserve.offered import offered, under_profile
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
-from finetune_operator.names import object_name, serve_labels
+from finetune_operator.modelserve.window import watch_job
+from finetune_operator.names import LABEL_WATCH, object_name, serve_labels
 from finetune_operator.settings import Settings
 
 KINDS = (*OF_A_REVISION, *AROUND, "Pod")
@@ -94,8 +95,26 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
         against = None if live is None or rollout.is_live_stopped else live.name
         again = (candidate and candidate.gates_lost) or 0
         yield Create(gate.gate(serve, wanted, settings, live=against, again=again))
+    yield from _watch(case, rollout, settings)
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
+
+
+def _watch(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
+    """The Job that reads what the engines count while a window is open, and what it needs; without a window, none of it."""
+    live, opened = rollout.live, rollout.window
+    wanted: set[str] = set()
+    if live is not None and opened is not None:
+        wanted = {watch_job(case.serve, live)}  # one that came to no verdict stays, so that it is not begun again and again
+        if {Signal.ERRORS, Signal.LATENCY} & set(opened.signals):
+            needed = list(watch.services(case.serve, live, opened))
+            wanted |= {body["metadata"]["name"] for body in needed}
+            yield from map(Apply, needed)
+            if watch_job(case.serve, live) not in case.world.gates:
+                yield Create(watch.job(case.serve, live, opened, settings, case.now))
+    for child in case.world.children:
+        if LABEL_WATCH in child["metadata"].get("labels", {}) and child["metadata"]["name"] not in wanted:
+            yield Delete(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
 
 
 def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
@@ -139,6 +158,8 @@ def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
     remembered = kept | {p.revision for p in case.world.history[: limit + 1]}
     for child in case.world.children:
         meta, revision = child["metadata"], revision_of(child)
+        if LABEL_WATCH in meta.get("labels", {}):
+            continue  # the window's, not the revision's
         stays = remembered if child["kind"] == "ControllerRevision" else kept
         if meta["name"] in {objects.revision_name(case.serve, name) for name in stays}:
             continue

@@ -68,8 +68,9 @@ def _live(case: Case) -> Revision | None:
         return None
     known = next((r for r in (status.live, status.candidate) if r is not None and r.name == name), None)
     known = _served(case, name, known)
-    gate = case.world.gates.get(gate_of(case.serve, known))
-    return known.model_copy(update={k: v for k, v in gate.numbers.items() if getattr(known, k) is None}) if gate else known
+    asked = (gate_of(case.serve, known), window.watch_job(case.serve, known))
+    numbers = {k: v for name in asked if (gate := case.world.gates.get(name)) for k, v in gate.numbers.items()}
+    return known.model_copy(update={k: v for k, v in numbers.items() if getattr(known, k) is None})
 
 
 def _served(case: Case, name: str, known: Revision | None = None) -> Revision:

@@ -1,7 +1,8 @@
 """The rollback window: a revision that has just taken traffic is watched, and the one before stays warm to take it back. Pure.
 
 promoted ──► the old pods run on, rollbackWindowSeconds ──► they go
-                  │ an engine ends, or can't load any more; a pod that had started fails its probe
+                  │ an engine ends, or can't load any more; a pod that had started fails its probe; the engines count too
+                  │ many errors, or answer much more slowly than before (watch.py's Job)
                   └──► the Service selects the old ones again; the new revision is refused, and the same write says why
 
 Pods that were deleted or evicted, and what is away for a moment, say nothing of the revision.
@@ -12,19 +13,20 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from finetune_operator.api.modelserve import Revision, RollbackWindow, Signal
+from finetune_operator.api.modelserve import ModelServe, Revision, RollbackWindow, Signal
 from finetune_operator.api.rollout import RollbackOn
 from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.case import Case
 from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod
+from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.loading import Trouble, trouble
+from finetune_operator.modelserve.observed import Verdict
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
+from finetune_operator.names import object_name, short_hash
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
-
-SIGNALS = [Signal.RESTARTS, Signal.PROBES]  # no engine's metrics are read
 
 
 def way_back(case: Case, live: Revision) -> str | None:
@@ -40,7 +42,34 @@ def window(case: Case, live: Revision) -> RollbackWindow | None:
     if back is None or live.promoted_at is None or seconds_since(live.promoted_at, case.now) >= seconds:
         return None
     until = datetime.fromisoformat(live.promoted_at) + timedelta(seconds=seconds)
-    return RollbackWindow(revision=back, until=stamp(until), signals=SIGNALS)
+    return RollbackWindow(revision=back, until=stamp(until), signals=[*_always(), *_counted(case, live, back)])
+
+
+def _always() -> list[Signal]:
+    return [Signal.RESTARTS, Signal.PROBES]
+
+
+def _counted(case: Case, live: Revision, back: str) -> list[Signal]:
+    """What the watch's Job reads of the engines, unless it came to no verdict."""
+    on, counters = case.serve.spec.rollout.rollback_on, ENGINES[case.serve.spec.engine.type].counters
+    watched = case.world.gates.get(watch_job(case.serve, live))
+    if watched is not None and watched.verdict is Verdict.UNKNOWN:
+        return []
+    found = [Signal.ERRORS] if counters.has_errors and on.max_error_rate < 1 else []
+    alike = _port(case, back) == _port(case, live.name) is not None
+    return [*found, *([Signal.LATENCY] if on.max_slowdown is not None and alike else [])]
+
+
+def _port(case: Case, revision: str) -> int | None:
+    """The port of a revision's engine: another engine, which counts otherwise, has another."""
+    containers = case.world.records.get(revision, {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
+    found: int | None = next((c["ports"][0]["containerPort"] for c in containers if c["name"] == ENGINE), None)
+    return found
+
+
+def watch_job(serve: ModelServe, live: Revision) -> str:
+    """Name of the Job that reads what the engines of a revision count, since this promotion of it."""
+    return object_name(serve.metadata.name, live.name, "watch", short_hash(live.promoted_at or "", length=6))
 
 
 def fault(case: Case, target: Target, live: Revision) -> Trouble | None:
@@ -49,6 +78,7 @@ def fault(case: Case, target: Target, live: Revision) -> Trouble | None:
     if deployed is None or since is None:
         return None
     found = _restarts(deployed, on, since) or _load(case, target, deployed) or _probes(deployed, on, case.now)
+    found = found or _traffic(case, live)
     text = f"{round(seconds_since(since, case.now))} s after it took traffic"
     return found and replace(found, message=f"{text}, {found.message}")
 
@@ -80,6 +110,14 @@ def _load(case: Case, target: Target, deployed: Deployed) -> Trouble | None:
     """A pod that took the place of another can't load."""
     found = trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
     return found if found is not None and found.bad else None
+
+
+def _traffic(case: Case, live: Revision) -> Trouble | None:
+    """What the watch has found in the engines' own counters."""
+    watched = case.world.gates.get(watch_job(case.serve, live))
+    if watched is None or watched.verdict is not Verdict.FAILED or watched.failure is None:
+        return None
+    return Trouble(watched.failure.reason, watched.failure.message)
 
 
 def _probes(deployed: Deployed, on: RollbackOn, now: datetime) -> Trouble | None:

@@ -15,6 +15,7 @@ from finetune_trainer.contract.metrics import MOST_SCORES, Metric
 from finetune_trainer.contract.reasons.steps import RETIRED
 from finetune_trainer.contract.served_rows import ServedRows
 from finetune_trainer.contract.served_speed import ServedSpeed
+from finetune_trainer.contract.traffic import Traffic
 from finetune_trainer.contract.training import Recomputing
 
 
@@ -164,6 +165,7 @@ class Termination(Report):
     served_rows: ServedRows | None = None  # of a serving gate only
     served_speed: ServedSpeed | None = None  # of a serving gate that asks for a speed
     held_out: HeldOutScores | None = None  # of a serving gate that asks the live revision as well
+    traffic: Traffic | None = None  # of the watch of a rollback window
     judged: Judged | None = None  # of a serving gate that has a judge compare the two
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
 from finetune_trainer.contract.formats import ArtifactFormat
+from finetune_trainer.contract.traffic import Counters
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
@@ -65,6 +66,7 @@ class Engine:
     launch: Callable[[ModelServeSpec, str], Launch]
     image: Callable[[Settings], str]
     api_key_variable: str  # of its environment: requests must bring its value
+    counters: Counters  # of its traffic, as it calls them itself
     loads: Mapping[Load, str]  # names of its metrics, as a metrics adapter serves them: a colon is an underscore there
     on_gpus_only: tuple[str, ...] = ()  # of the formats
     takes_file: bool = False  # instead of a folder

@@ -9,6 +9,7 @@ from finetune_operator.api.access import Load
 from finetune_operator.meta import quantity_value
 from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch
 from finetune_trainer.contract.formats import ArtifactFormat
+from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
@@ -43,6 +44,10 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.llamacpp_image,
     api_key_variable="LLAMA_API_KEY",
+    counters=Counters(  # it counts neither requests nor errors
+        tokens=Series(name="llamacpp:tokens_predicted_total"),
+        token_seconds=Series(name="llamacpp:tokens_predicted_seconds_total"),
+    ),
     loads={Load.WAITING_REQUESTS: "llamacpp_requests_deferred"},
     takes_file=True,
 )

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from finetune_operator.api.access import Load
 from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
 from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
+from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
 PORT = 8000
+ASKED = {"handler": "/v1/.*", "method": "POST"}  # labels of requests that the engine works for
 ENDPOINTS_SECONDS = 5  # until every node knows that a pod takes no more requests
 
 
@@ -50,6 +52,12 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.vllm_image,
     api_key_variable="VLLM_API_KEY",
+    counters=Counters(
+        requests=Series(name="http_requests_total", labels=ASKED),
+        errors=Series(name="http_requests_total", labels={**ASKED, "status": "5.."}),
+        tokens=Series(name="vllm:inter_token_latency_seconds_count"),
+        token_seconds=Series(name="vllm:inter_token_latency_seconds_sum"),
+    ),
     loads={Load.WAITING_REQUESTS: "vllm_num_requests_waiting", Load.CACHE_USAGE: "vllm_kv_cache_usage_perc"},
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
     splits_tensors=True,

@@ -223,6 +223,14 @@ class StepReason(Reason):
         ExitCode.VERIFICATION_FAILED,
         "a new revision answers worse than the live one by more than spec.rollout.gate allows; the message has both scores",
     )
+    TooManyErrors = ends(
+        ExitCode.VERIFICATION_FAILED,
+        "a revision failed at too many requests within its rollback window; the revision before serves again",
+    )
+    SlowedDown = ends(
+        ExitCode.VERIFICATION_FAILED,
+        "a revision answers its traffic much more slowly than the one before, which serves again; give it more",
+    )
     JudgeUnavailable = ends(ExitCode.SOURCE_UNAVAILABLE, "the judge of spec.rollout.gate does not answer; it is asked again")
     JudgeRefused = ends(
         ExitCode.SOURCE_DENIED, "the judge's server refuses the key or has no such model; correct spec.rollout.gate.judge"
