@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from tests.integration.conftest import Operator, World
-from tests.integration.fake_node import FakeNode
+from tests.integration.fake_node import Ending, FakeNode, Pod
 from tests.integration.test_crashes import PROGRAM
 from tests.integration.test_operator import condition, events, quiet
 from tests.integration.test_rollout import apply_serve, good_engine
 from tests.waiting import wait_until
+
+from finetune_trainer.contract.exits import ExitCode
 
 TWO = {"uri": "pvc://models/two"}
 
@@ -75,6 +78,40 @@ def test_traffic_goes_back_from_a_revision_that_crashes(world: World, operators:
         quiet(operator)
         assert (live(world, space), [revision(d) for d in world.items(deployments)]) == (first, [first])
         assert writes
+    assert operator.refusals() == []
+
+
+def test_traffic_goes_back_from_a_revision_whose_engines_count_errors(world: World, operators: Callable[..., Operator]) -> None:
+    """The watch's Job, as the chart's rights allow it, and its end on the real API server."""
+    space = world.namespace("burn")
+    spec: dict[str, Any] = {"engine": {"type": "VLLM"}}
+    path = apply_serve(world, space, **spec)
+    operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
+    said: dict[str, Any] = {"failure": {"reason": "TooManyErrors", "message": "9 of 60 requests ended with an error"}}
+    burnt = False
+
+    def ending(pod: Pod) -> Ending | None:
+        if pod["spec"]["containers"][0]["name"] != "watch":
+            return good_engine(pod)
+        return (ExitCode.VERIFICATION_FAILED, json.dumps(said)) if burnt else None
+
+    with FakeNode(world.api, space, ending):
+        wait_until("the first revision is live", lambda: condition(world, path, "Ready") == "True", 60)
+        first = live(world, space)
+        apply_serve(world, space, model=TWO, **spec)
+        wait_until("the second is live", lambda: live(world, space) not in (first, None), 60)
+        second = live(world, space)
+        quiet(operator)
+        assert world.read(path)["status"]["rollbackWindow"]["signals"] == ["Restarts", "Probes", "Errors"]
+        assert (world.get(f"/api/v1/namespaces/{space}/services/bot-{second}-pods") or {})["spec"]["clusterIP"] == "None"
+        burnt = True
+        wait_until("the first serves again", lambda: live(world, space) == first, 60)
+        wait_until("the watch is gone", lambda: world.get(f"/api/v1/namespaces/{space}/services/bot-{second}-pods") is None)
+        wait_until("it is told", lambda: condition(world, path, "Stalled") == "True")
+        status = world.read(path)["status"]
+        assert (status["candidate"]["name"], status["candidate"]["reason"]) == (second, "TooManyErrors")
+        assert "9 of 60 requests ended with an error" in status["candidate"]["message"]
+        quiet(operator)
     assert operator.refusals() == []
 
 

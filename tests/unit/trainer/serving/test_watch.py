@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -212,12 +213,12 @@ def test_growth_over_five_minutes_alone_is_judged(pods: dict[str, Pod], monkeypa
     count(pods["a"])
     count(pods["b"])
     clock = [0.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
-    def at(second: float, **counts: float) -> Callable[[], None]:
+    def at(second: float, good: float, bad: float = 0) -> Callable[[], None]:
         def step() -> None:
             clock[0] = second
-            count(pods["a"], **counts)
+            count(pods["a"], good=good, bad=bad)
 
         return step
 
