@@ -11,12 +11,15 @@ from pathlib import Path
 from localcluster.errors import NotOurs
 
 STAMP = ".finetune-localcluster"
+LEAVING = ".finetune-localcluster.leaving"  # there while what the directory holds is deleted
 
 
 def claim(directory: Path) -> None:
     """Make `directory` ours; raises if somebody else's files are in it, for it will be deleted some day."""
     directory.mkdir(parents=True, exist_ok=True)
     stamp = directory / STAMP
+    if (directory / LEAVING).exists():
+        _empty(directory)  # a deletion was cut off: half of an image store must not be taken for one
     if stamp.exists():
         return
     if any(entry.name != f"{STAMP}.partial" for entry in directory.iterdir()):
@@ -39,14 +42,20 @@ def remove(directory: Path) -> None:
         raise NotOurs(f"{directory} was not made by the local cluster, so it is not deleted")
     if mounted := list(mounts_below(directory)):
         raise NotOurs(f"{mounted[0]} is still mounted, so {directory} is not deleted")
-    stamp = directory / STAMP
+    _empty(directory)
+    directory.rmdir()
+
+
+def _empty(directory: Path) -> None:
+    leaving, stamp = directory / LEAVING, directory / STAMP
+    leaving.touch()
     for entry in directory.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry != stamp:
+        elif entry not in (leaving, stamp):
             entry.unlink()
+    leaving.unlink()
     stamp.unlink(missing_ok=True)  # last: a deletion that was cut off can be taken up again
-    directory.rmdir()
 
 
 def mounts_below(directory: Path) -> Iterator[Path]:

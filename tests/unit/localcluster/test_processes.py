@@ -88,3 +88,24 @@ def test_our_own_directory_goes_with_all_in_it(directory: Path) -> None:
     (directory / "volumes/data/file").touch()
     ownership.remove(directory)
     assert not directory.exists()
+
+
+def test_a_deletion_that_was_cut_off_is_ended_before_the_directory_is_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "cluster"
+    ownership.claim(directory)
+    before = ownership.identity(directory)
+    for name in ("images", "names"):
+        (directory / name / "half").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ownership.remove(directory)
+    ownership.claim(directory)
+    assert [entry.name for entry in directory.iterdir()] == [ownership.STAMP]
+    assert ownership.identity(directory) != before
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
