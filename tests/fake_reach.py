@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 
 from finetune_operator.cli import reach
 from finetune_operator.cli.commands import app
-from finetune_operator.cli.reach import Right
-from finetune_operator.errors import NotFound
+from finetune_operator.cli.kinds import Right
+from finetune_operator.errors import Forbidden, NotFound
 from finetune_operator.meta import Object
 
 
@@ -25,7 +25,8 @@ class FakeReach:
         self.story: list[Object] = []
         self.logs: dict[str, list[str]] = {}
         self.forbidden: set[str] = set()
-        self.groups: set[str] = set()
+        self.served: dict[str, frozenset[str]] = {}
+        self.unreadable: set[str] = set()
         self.deleted: list[str] = []
 
     async def close(self) -> None: ...
@@ -34,6 +35,8 @@ class FakeReach:
         return copy.deepcopy(self.objects.get((kind, name)))
 
     async def list(self, kind: str, labels: Mapping[str, str] | None = None, namespace: str | None = None) -> list[Object]:
+        if kind in self.unreadable:
+            raise Forbidden(f"{kind} is forbidden")
         wanted = (labels or {}).items()
         return [
             {**copy.deepcopy(body), "kind": kind}
@@ -62,11 +65,11 @@ class FakeReach:
         for line in self.logs[pod]:
             yield line
 
-    async def may(self, right: Right) -> bool:
-        return str(right) not in self.forbidden
+    async def may(self, right: Right, user: str | None = None) -> bool:
+        return f"{user} {right}" not in self.forbidden if user else str(right) not in self.forbidden
 
-    async def serves(self, group: str) -> bool:
-        return group in self.groups
+    async def resources(self, api_version: str) -> frozenset[str]:
+        return self.served.get(api_version, frozenset())
 
 
 def merged(value: Any, patch: Any) -> Any:

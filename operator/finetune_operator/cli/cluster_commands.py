@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from finetune_operator.cli import changes, following, logs, reach, status
+from finetune_operator.cli import changes, checkup, doctor, following, logs, reach, status
 from finetune_operator.cli.reach import Reach
 from finetune_operator.errors import ClusterError, NotPossible
 from finetune_operator.meta import Object
@@ -72,6 +72,16 @@ def print_logs(
             return await following.follow_logs(cluster, job, asked, print, raw=raw)
         await following.print_logs(cluster, job, asked, print, raw=raw)
         return 0
+
+    in_cluster(context, namespace, work)
+
+
+@app.command("doctor")
+def examine(namespace: Namespace = None, context: Context = None) -> None:
+    """Tell what of the cluster is in the way of fine-tuning and serving, and what to do. Exit status 1: there is a fault."""
+
+    async def work(cluster: Reach) -> int:
+        return checkup.told(doctor.examine(await checkup.read_facts(cluster)), Console())
 
     in_cluster(context, namespace, work)
 

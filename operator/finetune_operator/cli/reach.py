@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 
 from finetune_operator.apiserver import ApiServer, Request
+from finetune_operator.cli.kinds import CLUSTER_WIDE, KINDS, PREFIXES, Right
 from finetune_operator.cluster import MERGE_PATCH, selector
 from finetune_operator.decoding import decode_objects
 from finetune_operator.errors import NotFound, NotPossible
 from finetune_operator.meta import Object
-from finetune_operator.resources import RESOURCES, Resource
 
 FIELD_MANAGER = "kubectl-finetune"
 WATCH_SECONDS = 600
 SILENT_SECONDS = 86400.0  # a watch of one object, or a pod's log, may say nothing for long
-KINDS = {
-    **RESOURCES,
-    "CustomResourceDefinition": Resource("apiextensions.k8s.io/v1", "customresourcedefinitions"),
-    "LocalQueue": Resource("kueue.x-k8s.io/v1beta1", "localqueues"),
-    "Node": Resource("v1", "nodes"),
-    "ResourceQuota": Resource("v1", "resourcequotas"),
-    "StorageClass": Resource("storage.k8s.io/v1", "storageclasses"),
-}
-PREFIXES = {
-    "FineTuneJob": ("ftj", "finetunejob", "finetunejobs"),
-    "ModelServe": ("mserve", "modelserve", "modelserves"),
-}
-CLUSTER_WIDE = frozenset({"CustomResourceDefinition", "Node", "StorageClass"})
-
-
-@dataclass(frozen=True)
-class Right:
-    """A verb on a kind, as the API server's authorizer asks for it."""
-
-    verb: str
-    kind: str
-    subresource: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.verb} {KINDS[self.kind].plural}{self.subresource and '/' + self.subresource}"
 
 
 class Reach:
@@ -104,23 +78,24 @@ class Reach:
         async for line in self._api.lines(Request("GET", path, query, timeout=SILENT_SECONDS)):
             yield line.decode(errors="replace")
 
-    async def may(self, right: Right) -> bool:
-        """Whether whoever asks has this right in the namespace."""
-        resource = KINDS[right.kind]
-        group = resource.api_version.rpartition("/")[0]
-        wanted = {"verb": right.verb, "group": group, "resource": resource.plural, "subresource": right.subresource}
-        body = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": {**wanted, "namespace": self._space(right.kind)}},
-        }
-        path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    async def may(self, right: Right, user: str | None = None) -> bool:
+        """Whether whoever asks, or this user, has this right in the namespace."""
+        kind = KINDS[right.kind]
+        group = kind.api_version.rpartition("/")[0]
+        wanted = {"verb": right.verb, "group": group, "resource": kind.plural, "subresource": right.subresource}
+        spec = {"resourceAttributes": {**wanted, "namespace": self._space(right.kind)}} | ({"user": user} if user else {})
+        review = "SubjectAccessReview" if user else "SelfSubjectAccessReview"
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": review, "spec": spec}
+        path = f"/apis/authorization.k8s.io/v1/{review.lower()}s"
         return bool((await self._api.json(Request("POST", path, body=body)))["status"]["allowed"])
 
-    async def serves(self, group: str) -> bool:
-        """Whether the API server has this group, such as monitoring.coreos.com."""
-        groups = (await self._api.json(Request("GET", "/apis")))["groups"]
-        return any(found["name"] == group for found in groups)
+    async def resources(self, api_version: str) -> frozenset[str]:
+        """Plural names of what the API server serves of a group's version; none where it is not there."""
+        try:
+            found = await self._api.json(Request("GET", f"/apis/{api_version}"))
+        except NotFound:
+            return frozenset()
+        return frozenset(resource["name"] for resource in found.get("resources") or [])
 
     def _space(self, kind: str) -> str:
         return "" if kind in CLUSTER_WIDE else self.namespace
