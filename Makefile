@@ -76,10 +76,13 @@ format: setup ## Format the code
 requirements: ## Lock the dependencies anew (UPGRADE=1: newest versions that fit)
 	sh requirements/compile.sh
 
+krew: ## The krew plugin of this version in dist/: archive and manifest. URL=https://… is where the archive will lie
+	sh krew/archive.sh dist $(or $(URL),$(error URL is missing: where the archive will lie))
+
 images: ## Build the container images that changed into the local cluster's registry
 	@python3 -m localcluster up && python3 -m localcluster images
 
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test faults e2e crds docs dashboards install-yaml format requirements images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test faults e2e crds docs dashboards install-yaml format requirements krew images clean-cluster

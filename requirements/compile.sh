@@ -9,9 +9,17 @@ lock() { # lock OUTPUT INPUT... [OPTIONS]
     uv pip compile --quiet --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 \
         --python-platform x86_64-manylinux_2_36 --output-file "$output" "$@"
 }
+# For people's own machines, whatever they are: what krew's plugin fetches.
+lock_for_all() { # lock_for_all OUTPUT INPUT... [OPTIONS]
+    output="requirements/$1.txt"; shift
+    [ -z "${UPGRADE:-}" ] || rm -f "$output"
+    uv pip compile --quiet --generate-hashes --no-annotate --no-header --no-emit-index-url --python-version 3.11 --universal \
+        --output-file "$output" "$@"
+}
 lock uv requirements/uv.in
 lock torch requirements/torch.in
 lock operator pyproject.toml --extra operator
+lock_for_all cli pyproject.toml --extra cli
 lock trainer pyproject.toml requirements/trainer.in --extra trainer --constraints requirements/torch.txt
 lock benchmarks pyproject.toml --extra benchmarks --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in
 lock quantizer requirements/quantizer.in --constraints requirements/torch.txt

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from finetune_operator.cli import changes, checkup, doctor, following, logs, reach, status
+from finetune_operator.cli import changes, chat, checkup, doctor, following, logs, reach, status
 from finetune_operator.cli.reach import Reach
 from finetune_operator.errors import ClusterError, NotPossible
 from finetune_operator.meta import Object
@@ -84,6 +84,46 @@ def examine(namespace: Namespace = None, context: Context = None) -> None:
         return checkup.told(doctor.examine(await checkup.read_facts(cluster)), Console())
 
     in_cluster(context, namespace, work)
+
+
+@app.command("chat")
+def talk(
+    name: Name,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Ask this alone. Default: each line of input.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 512,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Talk with a served model, through a port that kubectl forwards. An end of input ends it."""
+
+    async def work(cluster: Reach) -> int:
+        serve = await reach.served(cluster, name)
+        model, key = chat.model_of(serve), await reach.api_key(cluster, serve)
+        before = [{"role": "system", "content": system}] if system else []
+        with chat.forwarded(serve, context) as port:
+            conversation = chat.Chat(f"http://127.0.0.1:{port}/v1", model, key, max_tokens, _piece, before)
+            for question in [message] if message is not None else _questions():
+                conversation.ask(question)
+        return 0
+
+    in_cluster(context, namespace, work)
+
+
+def _piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _questions() -> Iterator[str]:
+    """The lines that come in, as long as some do; on a terminal behind a prompt."""
+    console = Console()
+    while True:
+        try:
+            line = console.input("> " if console.is_terminal else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
 
 
 @app.command()

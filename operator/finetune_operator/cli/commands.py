@@ -8,13 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from finetune_operator.cli import cluster_commands, local, pythons, show
+from finetune_operator.cli import cluster_commands, local, model_config, pythons, show
+from finetune_operator.cli import estimate as estimates
 from finetune_operator.cli.document import Document, FileError, read_document
 from finetune_operator.cli.render import children, manifests
 from finetune_operator.cli.words import warning
 from finetune_operator.cli.workdir import Given, Workdir, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.finetunejob.unused import unused
+from finetune_operator.meta import quantity_of
 
 FAILED, BAD_FILE = 1, 2
 
@@ -24,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 File = Annotated[Path, typer.Argument(help="YAML file with one FineTuneJob and the ConfigMaps that it reads.")]
+Claim = Annotated[list[str] | None, typer.Option(help="NAME=DIRECTORY: the folder that stands for a claim of the file.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Use no GPU, whatever spec.parallelism says.")]
 
 
@@ -37,9 +40,7 @@ def run(
     workdir: Annotated[
         Path | None, typer.Option(help="Where data and results go; what is there is reused. Default: .finetune/<job>.")
     ] = None,
-    claim: Annotated[
-        list[str] | None, typer.Option(help="NAME=DIRECTORY: the folder that stands for a claim of the file.")
-    ] = None,
+    claim: Claim = None,
     secret: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,6 +79,41 @@ def render(file: File, cpu: Cpu = False) -> None:
     for remark in unused(document.job.spec):
         Console(stderr=True).print(warning(remark), soft_wrap=True, highlight=False, markup=False)
     print(manifests(children(document.job)), end="")
+
+
+@app.command()
+def estimate(
+    file: File,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="Memory of one GPU, such as 24Gi; several may be named. Default: the file's.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The base model's config.json. Default: its hub's, or that in the folder of its claim.")
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(help="How many parameters it has, in billions. Default: as its hub or config.json says.")
+    ] = None,
+    row_tokens: Annotated[int | None, typer.Option(help="Tokens of the longest row. Default: spec.training.maxLength.")] = None,
+    claim: Claim = None,
+) -> None:
+    """Say which methods fit a GPU, and with which settings, before anything is applied. Exit status 1: the file's does not."""
+    try:
+        document = read_document(file)
+        run, _ = current_run(document.job)
+        wanted = gpu or [m for m in (document.job.spec.parallelism.gpu.memory,) if m] or list(estimates.USUAL_GPUS)
+        if wrong := [size for size in wanted if not quantity_of(size)]:
+            raise FileError(f"--gpu {wrong[0]} is no amount of memory; write it as 24Gi")
+        folders, billions = _folders("--claim", claim), None if parameters is None else round(parameters * 1e9)
+        distillation = run.config.training.distillation
+        teacher = model_config.shape(distillation.teacher, folders) if distillation else None
+        model = model_config.shape(run.config.model, folders, config, billions)
+    except FileError as error:
+        raise typer.Exit(_refuse(Console(stderr=True), error)) from None
+    subject = estimates.Subject(run.config, model, teacher, row_tokens)
+    found = list(estimates.answers(subject, wanted))
+    Console().print(estimates.table(subject, found))
+    own = [answer for answer in found if answer.method is run.config.training.method]
+    raise typer.Exit(FAILED if own and all(answer.problem for answer in own) else 0)
 
 
 def _run(console: Console, errors: Console, document: Document, workdir: Workdir, file: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 
 from finetune_operator.apiserver import ApiServer, Request
@@ -135,3 +136,25 @@ async def named(reach: Reach, text: str, *kinds: str) -> Object:
         if (body := await reach.get(kind, name)) is not None:
             return {**body, "kind": kind}
     raise NotPossible(f"no {' or '.join(wanted)} {name} is in the namespace {reach.namespace}; -n names another")
+
+
+async def served(reach: Reach, text: str) -> Object:
+    """The ModelServe that a name means: its own, or the one that a FineTuneJob handed over to. Raises NotPossible."""
+    body = await named(reach, text, "ModelServe", "FineTuneJob")
+    if body["kind"] == "ModelServe":
+        return body
+    serving = ((body.get("status") or {}).get("serving") or {}).get("name")
+    if serving is None:
+        raise NotPossible(f"the job {body['metadata']['name']} serves nothing; spec.serving would")
+    return await named(reach, serving, "ModelServe")
+
+
+async def api_key(reach: Reach, serve: Object) -> str | None:
+    """The key that requests must bring; None where none is asked for. Raises NotPossible where it is not there."""
+    ref = ((serve["spec"].get("auth")) or {}).get("secretRef")
+    if ref is None:
+        return None
+    secret, key = await reach.get("Secret", ref["name"]), ref.get("key", "api-key")
+    if secret is None or key not in (secret.get("data") or {}):
+        raise NotPossible(f"spec.auth.secretRef: there is no Secret {ref['name']} with the key {key}")
+    return base64.b64decode(secret["data"][key]).decode()

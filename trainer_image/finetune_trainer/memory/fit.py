@@ -44,7 +44,7 @@ def fit_for(
     try:
         shape = shape_of(config, model.parameters)
         taught = 0 if teacher is None else _teacher_bytes(run, teacher)
-        return _with_strategy(run, shape, dataset.longest_row_tokens, taught)
+        return in_memory(run, shape, dataset.longest_row_tokens, taught)
     except KeyError as error:
         raise StepFailed(
             StepReason.ModelUnsupported,
@@ -67,10 +67,11 @@ def _teacher_bytes(run: RunConfig, teacher: Teacher) -> int:
     return estimate.frozen_bytes(shape, run.training, on_gpu=run.devices.gpus > 0)
 
 
-def _with_strategy(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
-    """Each rank takes its part of the global batch. Auto takes the first strategy that fits.
+def in_memory(run: RunConfig, shape: Shape, row_tokens: int, taught: int) -> FitFacts:
+    """The setting that fits the run of a model of this shape, by its longest row and a teacher's bytes beside it.
 
-    Raises DoesNotFit as the last strategy tried says it.
+    Each rank takes its part of the global batch. Auto takes the first strategy that fits. Raises DoesNotFit as the last
+    strategy tried says it.
     """
     devices, training = run.devices, run.training
     on_gpu, available, world = devices.gpus > 0, available_memory(run), devices.world_size
@@ -101,7 +102,7 @@ def _beside_teacher(run: RunConfig, shape: Shape, row_tokens: int, taught: int) 
             f" {(available or 0) / estimate.GIB:.1f} GiB; take a smaller teacher or a device with more memory"
         )
     try:
-        found = _with_strategy(lighter, shape, row_tokens, 0)
+        found = in_memory(lighter, shape, row_tokens, 0)
     except choice.DoesNotFit as error:
         raise choice.DoesNotFit(f"{error} (the teacher's weights take {taught / estimate.GIB:.1f} GiB beside that)") from error
     terms, needed = found.terms | {"teacher": taught}, found.predicted_bytes + taught

@@ -83,6 +83,18 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
     )
 
 
+def parameters_of(config: Mapping[str, Any]) -> int:
+    """How many parameters a model of this config.json has, where nothing has counted them. Raises KeyError as shape_of.
+
+    Embeddings, attention, gated feed-forward layers or experts, and norms; biases and what a family has besides are left out.
+    """
+    shape = shape_of(config, 2**62)
+    attention = 2 * shape.hidden * (shape.query + shape.key_value)
+    dense = 0 if shape.experts else 3 * shape.hidden * shape.feed_forward
+    norms = (2 * shape.layers + 1) * shape.hidden
+    return shape.embedding + shape.layers * (attention + dense) + shape.experts + norms
+
+
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model's configuration says that it reads at once; None where it doesn't say."""
     found = _found(config.get("text_config", config), POSITIONS)
