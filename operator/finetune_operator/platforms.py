@@ -32,6 +32,8 @@ class Profile(Strict):
     tolerations: tuple[Toleration, ...] = ()
     storage_class_name: str | None = None  # of the claim that is made where a job names no store
     queue_name: str | None = None  # LocalQueue of Kueue
+    gpu_hour_price: float | None = Field(None, ge=0)  # of one GPU; none: jobs have no status.cost
+    currency: str = Field("USD", min_length=1, max_length=16)
 
     def under(self, template: PodTemplate) -> PodTemplate:
         """The template, with what the profile adds to it: what it says itself goes before."""

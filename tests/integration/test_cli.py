@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -53,6 +54,10 @@ def put(world: World, body: dict[str, Any], plural: str) -> dict[str, Any]:
 def with_status(world: World, body: dict[str, Any], plural: str) -> dict[str, Any]:
     path = f"{FINETUNE}/namespaces/{TEAM}/{plural}/{body['metadata']['name']}/status"
     return dict(world.api.request("PUT", path, body))
+
+
+def _gone(world: World, path: str) -> bool:
+    return world.get(path) is None
 
 
 def ended(body: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def test_the_doctor_asks_for_the_operators_rights(world: World, team: str) -> No
         world.api.request("POST", place, body)
         said.append(call(world, "doctor")[1])
         world.api.request("DELETE", f"{place}/doctored")
-        wait_until("it is gone", lambda place=place: world.get(f"{place}/doctored") is None)
+        wait_until("it is gone", partial(_gone, world, f"{place}/doctored"))
     assert [f"{namespace}/doctored has no ready replica" in text for namespace, text in zip(accounts, said, strict=True)] == [
         True,
         True,

@@ -27,6 +27,8 @@ VOLATILE = {
     "jobUid",
     "uid",
     "gpuSeconds",
+    "counted",
+    "holding",
     "time",
     "message",
     "runDigest",

@@ -114,6 +114,12 @@ class Retry(Strict):
     on from its last checkpoint, which counts against maxRetries. The pod's log then shows where each thread stood."""
 
 
+class Budget(Strict):
+    gpu_hours: float = Field(gt=0, le=1e7)
+    """GPU-hours that the job may take at most, over all its attempts and runs. What would pass it is stopped before, with time
+    for a checkpoint, and the job fails; raised, it goes on from there."""
+
+
 class ArtifactStore(Strict):
     uri: str | None = Field(
         None,
@@ -178,6 +184,8 @@ class FineTuneJobSpec(Strict):
     """Resources and placement, stage by stage."""
     retry: Retry = Field(default_factory=lambda: Retry())
     """What happens after a failure."""
+    budget: Budget | None = None
+    """What the job may take. Unset: no limit."""
     storage: Storage = Field(default_factory=lambda: Storage())
     """Where results are kept."""
     scheduling: Scheduling = Field(default_factory=lambda: Scheduling())

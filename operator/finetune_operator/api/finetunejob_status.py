@@ -22,6 +22,9 @@ class StepState(StrEnum):
     FAILED = "Failed"
 
 
+DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
+
+
 class StepStatus(Report):
     name: str
     """Step of the pipeline: prepare, train, merge, quantize-<artifact>, evaluate, evaluate-<artifact>, publish-<n>."""
@@ -125,6 +128,29 @@ class ServingStatus(Report):
     """OpenAI API inside the cluster."""
 
 
+class Holding(Report):
+    """GPUs that an attempt's pods hold."""
+
+    job: str
+    """The Job of the attempt."""
+    gpus: int
+    """GPUs of all its pods."""
+    since: str
+
+
+class Counted(Report):
+    job: str
+    """The Job of the attempt."""
+    until: str
+
+
+class Cost(Report):
+    amount: float
+    currency: str
+    gpu_hour_price: float
+    """Price of one GPU for an hour, by the chart's `profiles`."""
+
+
 class Resolved(Report):
     """What Auto chose, and every default that depends on another field."""
 
@@ -173,6 +199,12 @@ class FineTuneJobStatus(Report):
     active_since: str | None = None
     """When the run was started, or resumed from suspend: spec.activeDeadlineSeconds counts from here."""
     gpu_seconds: int = 0
-    """GPUs held times seconds, over all attempts that have ended."""
+    """GPUs held times seconds, over all attempts: counted once an attempt's pods are gone, be it for a suspend."""
+    counted: Counted | None = None
+    """Up to when gpuSeconds counts an attempt: what it holds after that is counted on top."""
+    holding: Holding | None = None
+    """The GPUs that are held now, which gpuSeconds does not count yet. Unset: none."""
+    cost: Cost | None = None
+    """What gpuSeconds costs, where the job's profile has a price."""
     retry_token: str | None = None
     """The value of the annotation finetune.dev/retry that was acted on."""

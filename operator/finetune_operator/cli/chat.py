@@ -57,13 +57,14 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """One question, with all that was said before it. Raises NotPossible with the server's words."""
-        from openai import OpenAI, OpenAIError
+        from openai import OpenAI, OpenAIError, Stream
+        from openai.types.chat import ChatCompletionChunk
 
         client = OpenAI(base_url=self.url, api_key=self.api_key or "none", max_retries=0)
         asked = [*self.messages, {"role": "user", "content": question}]
         answer = ""
         try:
-            pieces = client.chat.completions.create(
+            pieces: Stream[ChatCompletionChunk] = client.chat.completions.create(
                 model=self.model,
                 messages=asked,  # type: ignore[arg-type]  # the library names a type for each role
                 max_tokens=self.max_tokens,

@@ -22,14 +22,14 @@ from pydantic import ValidationError
 
 import finetune_trainer
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState
+from finetune_operator.api.finetunejob_status import DONE, FineTuneJobStatus, GateVerdict, StepState
 from finetune_operator.cli import environment
 from finetune_operator.cli.document import Document
 from finetune_operator.cli.words import reported
 from finetune_operator.cli.workdir import Workdir
 from finetune_operator.finetunejob import fit, gates
 from finetune_operator.finetunejob.failures import BY_CODE
-from finetune_operator.finetunejob.record import DONE, smaller_micro_batch, step_record, with_facts, with_step
+from finetune_operator.finetunejob.record import smaller_micro_batch, step_record, with_facts, with_step
 from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.finetunejob.unused import unused
 from finetune_trainer.contract import pod

@@ -12,6 +12,7 @@ from rich.text import Text
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, StepState, StepStatus
 from finetune_operator.api.modelserve import ModelServeStatus, Revision
 from finetune_operator.cli.words import describe, duration, scores_table, verdicts_table
+from finetune_operator.finetunejob.spending import HOUR, spent
 from finetune_operator.meta import Condition, Object
 from finetune_trainer.contract.reports import Progress
 
@@ -109,8 +110,14 @@ def _of_job(status: FineTuneJobStatus, now: datetime) -> Iterator[RenderableType
     if status.serving is not None:
         where = status.serving.url if status.serving.ready else "not ready"
         yield Text(f"served by ModelServe {status.serving.name}: {where}")
-    if status.gpu_seconds:
-        yield Text(f"GPU time of ended attempts: {status.gpu_seconds / 3600:.2f} h")
+    if status.gpu_seconds or status.holding:
+        yield Text(_spending(status, now))
+
+
+def _spending(status: FineTuneJobStatus, now: datetime) -> str:
+    price = "" if status.cost is None else f" at {status.cost.gpu_hour_price:g} {status.cost.currency} an hour"
+    held = "" if status.holding is None else f", {status.holding.gpus} GPUs held now"
+    return f"GPU-hours: {spent(status, now) / HOUR:.2f}{price}{held}"
 
 
 def _steps(steps: Sequence[StepStatus], now: datetime) -> Table:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
+from finetune_operator.api.finetunejob_status import DONE, FineTuneJobStatus, StepState
 from finetune_operator.finetunejob.failures import Failure
 from finetune_operator.finetunejob.observed import Attempt, World
-from finetune_operator.finetunejob.record import DONE, fail
+from finetune_operator.finetunejob.record import fail
 from finetune_operator.meta import seconds_since
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.reasons.operator import OperatorReason

@@ -13,11 +13,11 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import FineTuneJobStatus, GateVerdict, StepState, StepStatus
+from finetune_operator.api.finetunejob_status import DONE, FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again, pause_after
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.observed import Attempt, State, World
-from finetune_operator.finetunejob.record import DONE, step_record
+from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
 from finetune_operator.finetunejob.unstarted import no_pod, waiting_for

@@ -12,7 +12,7 @@ from datetime import datetime
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
-from finetune_operator.finetunejob import admission, gates, handover, image, objects, offered
+from finetune_operator.finetunejob import admission, budget, gates, handover, image, objects, offered
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import World, observe
@@ -21,6 +21,7 @@ from finetune_operator.finetunejob.record import absorb, step_record, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.finetunejob.runs import begins_another, current_run
+from finetune_operator.finetunejob.spending import given_back
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
 from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
@@ -49,18 +50,25 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     if refusals and begins_another(job):
         return _kept(job, world, suspended(world) if job.spec.suspend else refused(refusals), now)
     run, before = current_run(job)
-    status = enforce(job, absorb(before, run, world, job.spec.retry, now), world, now)
+    limit = budget.Limit(job, run, settings.grace_seconds)
+    status = given_back(absorb(before, run, world, job.spec.retry, now), world, now)
+    status = enforce(job, budget.enforce(limit, status, now), world, now)
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
     case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, now)
     outlook = make_outlook(case)
     serve = observed.named.get(Ref("ModelServe", handover.serve_name(job) or ""))
-    told = next_status(case, outlook, serve)
+    told = next_status(case, outlook, serve, settings.platform.profiles.get(job.spec.profile or ""))
     if outlook.start is not None:
         told = _started(told, case, outlook.start)
     told = _with_suspensions(told, job.status, world, outlook)
     if is_to_be_removed(job, told, now):
         return Decision((Delete("FineTuneJob", job.metadata.name, job.metadata.uid),), rendered(told))
-    looks = (outlook.requeue_after, seconds_left(job, told, world, now), next_removal(case, told, settings.ended_seconds))
+    looks = (
+        outlook.requeue_after,
+        seconds_left(job, told, world, now),
+        budget.seconds_left(limit, told, now),
+        next_removal(case, told, settings.ended_seconds),
+    )
     return Decision(
         actions=tuple(_actions(case, outlook, observed, settings)),
         status=rendered(told),

@@ -25,13 +25,13 @@ from finetune_operator.finetunejob.failures import JOB_DELETED, RESULT_LOST, Fai
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.retries import cost, reached_by, with_node
 from finetune_operator.finetunejob.runs import Run
+from finetune_operator.finetunejob.spending import taken
 from finetune_operator.meta import stamp
 from finetune_trainer.contract.exits import Retry
 from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
 from finetune_trainer.contract.reports import StepResult
 
 MOST_ATTEMPTS = 100  # of a step, whatever took its pods away
-DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 
 
 def absorb(status: FineTuneJobStatus, run: Run, world: World, budget: Budget, now: datetime) -> FineTuneJobStatus:
@@ -85,10 +85,10 @@ def _read(
         started_at=record.started_at or attempt.started_at or stamp(now),
         running_pods=attempt.running_pods if run.pods(step) > 1 and attempt.state is State.ACTIVE else None,
     )
+    status = taken(status, run, step, attempt)
     if attempt.state is State.ACTIVE:
         return status
     ended = min(attempt.finished_at or stamp(now), stamp(now))  # a node's clock may be ahead, and no pause to wait for
-    status = status.model_copy(update={"gpu_seconds": status.gpu_seconds + _gpu_seconds(run, step, attempt, ended)})
     if attempt.state is State.FAILED:
         return _fail(status, step, failure_of(attempt, step), budget, ended)
     result = attempt.pod.termination.result if attempt.pod and attempt.pod.termination else None
@@ -234,10 +234,3 @@ def smaller_micro_batch(status: FineTuneJobStatus, step: Step, on_out_of_memory:
     if step.stage != TRAIN or on_out_of_memory == "Fail":
         return None
     return max((part for part in range(1, now // 2 + 1) if now % part == 0), default=None)
-
-
-def _gpu_seconds(run: Run, step: Step, attempt: Attempt, ended: str) -> int:
-    if not step.needs_gpu or attempt.started_at is None:
-        return 0
-    held = datetime.fromisoformat(ended) - datetime.fromisoformat(attempt.started_at)
-    return max(0, round(held.total_seconds())) * run.gpus(step) * run.pods(step)

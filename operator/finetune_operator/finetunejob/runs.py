@@ -99,6 +99,8 @@ def _new_run(status: FineTuneJobStatus, found: str) -> FineTuneJobStatus:
         run_number=status.run_number + 1,
         run_digest=found,
         gpu_seconds=status.gpu_seconds,
+        counted=status.counted,
+        holding=status.holding,
         serving=status.serving,
         retry_token=status.retry_token,
     )

@@ -24,8 +24,10 @@ from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.finetunejob.runs import written_spec
+from finetune_operator.finetunejob.spending import cost
 from finetune_operator.finetunejob.unused import unused
 from finetune_operator.meta import Object, seconds_since, stamp
+from finetune_operator.platforms import Profile
 from finetune_trainer.contract.pipeline import TRAIN
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.remarks import RemarkReason
@@ -36,8 +38,8 @@ STALE_SECONDS = 120
 ENDINGS = ("Succeeded", "Stalled")  # conditions that a job has once it has ended
 
 
-def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJobStatus:
-    """The whole status. `serve` is the ModelServe as it is now."""
+def next_status(case: Case, outlook: Outlook, serve: Object | None, profile: Profile | None = None) -> FineTuneJobStatus:
+    """The whole status. `serve` is the ModelServe as it is now, `profile` the one that the spec names."""
     case = replace(case, status=case.status.model_copy(update={"fit": _fit(case)}))
     status, job = case.status, case.job
     smaller = step_record(status, TRAIN).micro_batch_size
@@ -49,6 +51,7 @@ def next_status(case: Case, outlook: Outlook, serve: Object | None) -> FineTuneJ
             "resolved": resolved(case.run.config, status.fit, smaller, handover.serving_artifact(job.spec)),
             "warnings": [*unused(job.spec), *(w for w in status.warnings if w.reason != RemarkReason.FieldUnused)],
             "progress": _progress(case, outlook),
+            "cost": cost(status, profile),
             "gates": list(case.verdicts),
             "serving": _serving(case, outlook, serve),
             "succeeded_spec": written_spec(job) if outlook.standing is Standing.SUCCEEDED else status.succeeded_spec,

@@ -15,8 +15,15 @@ CARD = {"feature.node.kubernetes.io/pci-10de.present": "true"}
 ACCOUNT = "system:serviceaccount:finetune-system:finetune-operator"
 
 
-def node(name: str = "one", *, ready: str = "True", labels: dict[str, str] | None = None, **allocatable: str) -> Object:
-    status = {"conditions": [{"type": "Ready", "status": ready}], "allocatable": {"cpu": "8", **allocatable}}
+def node(
+    name: str = "one",
+    *,
+    ready: str = "True",
+    labels: dict[str, str] | None = None,
+    gpus: str = "0",
+    resource: str = "nvidia.com/gpu",
+) -> Object:
+    status = {"conditions": [{"type": "Ready", "status": ready}], "allocatable": {"cpu": "8", resource: gpus}}
     return {"kind": "Node", "metadata": {"name": name, "labels": labels or {}}, "spec": {}, "status": status}
 
 
@@ -43,7 +50,7 @@ def quota(resource: str, used: str, hard: str) -> Object:
 
 
 def healthy() -> FakeReach:
-    cluster = FakeReach(node(**{"nvidia.com/gpu": "4"}), operator(availableReplicas=2), storage(annotations=DEFAULT))
+    cluster = FakeReach(node(gpus="4"), operator(availableReplicas=2), storage(annotations=DEFAULT))
     cluster.served = {
         API_VERSION: frozenset({"finetunejobs", "modelserves", "finetunejobs/status"}),
         "monitoring.coreos.com/v1": frozenset({"servicemonitors"}),
@@ -106,9 +113,9 @@ FAULTS = {
 }
 WARNINGS = {
     "no GPU": (put(node()), "no node offers a GPU: only jobs on CPUs start"),
-    "one node away": (put(node(**{"nvidia.com/gpu": "1"}), node("two", ready="False")), "not ready, or cordoned: two"),
+    "one node away": (put(node(gpus="1"), node("two", ready="False")), "not ready, or cordoned: two"),
     "tainted": (
-        put({**node(**{"nvidia.com/gpu": "1"}), "spec": {"taints": [{"effect": "NoSchedule"}]}}),
+        put({**node(gpus="1"), "spec": {"taints": [{"effect": "NoSchedule"}]}}),
         "nodes with GPUs have taints: one",
     ),
     "two defaults": (put(storage("a", DEFAULT), storage("b", DEFAULT)), "several default storage classes: a, b"),
@@ -164,7 +171,7 @@ def test_a_quota_on_what_jobs_do_not_take_is_no_finding(monkeypatch: pytest.Monk
 
 def test_slices_of_a_gpu_count_and_a_queue_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = healthy()
-    put(node(**{"nvidia.com/mig-1g.10gb": "7", "amd.com/gpu": "2"}))(cluster)
+    put(node(gpus="7", resource="nvidia.com/mig-1g.10gb"), node("two", gpus="2", resource="amd.com/gpu"))(cluster)
     serve("kueue.x-k8s.io/v1beta1", "localqueues")(cluster)
     put({"kind": "LocalQueue", "metadata": {"name": "team"}})(cluster)
     _, output = told(monkeypatch, cluster)

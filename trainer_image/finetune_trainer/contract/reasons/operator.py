@@ -44,6 +44,9 @@ class OperatorReason(Reason):
         "no pod started within spec.pendingDeadlineSeconds; raise it, or see what the pod waits for"
     )
     DeadlineExceeded = means("the job has taken longer than spec.activeDeadlineSeconds; raise it")
+    BudgetExhausted = means(
+        "the job has used the GPU-hours of spec.budget.gpuHours, or the next minutes would pass them; raise it"
+    )
     ResultLost = means("the step's report could not be read; prepare looks for its result")
     # ── The condition Fits ────────────────────────────────────────────────────────────────────────────────────────────
     EnoughMemory = means("training is estimated to fit into the memory of its device")
