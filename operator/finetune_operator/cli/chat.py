@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from finetune_operator.cli.status import conditions, serve_status
 from finetune_operator.errors import NotPossible
@@ -57,16 +58,15 @@ class Chat:
 
     def ask(self, question: str) -> None:
         """One question, with all that was said before it. Raises NotPossible with the server's words."""
-        from openai import OpenAI, OpenAIError, Stream
-        from openai.types.chat import ChatCompletionChunk
+        from openai import OpenAI, OpenAIError
 
         client = OpenAI(base_url=self.url, api_key=self.api_key or "none", max_retries=0)
-        asked = [*self.messages, {"role": "user", "content": question}]
+        asked: Any = [*self.messages, {"role": "user", "content": question}]
         answer = ""
         try:
-            pieces: Stream[ChatCompletionChunk] = client.chat.completions.create(
+            pieces = client.chat.completions.create(
                 model=self.model,
-                messages=asked,  # type: ignore[arg-type]  # the library names a type for each role
+                messages=asked,
                 max_tokens=self.max_tokens,
                 stream=True,
             )
