@@ -36,8 +36,8 @@ VOLATILE = {
 }
 
 
-def apply_facts(world: World, namespace: str) -> str:
-    """A FineTuneJob with its dataset; returns its path."""
+def apply_rows(world: World, namespace: str) -> None:
+    """The dataset of apply_facts."""
     data = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -45,6 +45,11 @@ def apply_facts(world: World, namespace: str) -> str:
         "data": {"train.jsonl": "{}", "test.jsonl": "{}"},
     }
     world.api.apply(f"/api/v1/namespaces/{namespace}/configmaps/facts", data)
+
+
+def apply_facts(world: World, namespace: str) -> str:
+    """A FineTuneJob with its dataset; returns its path."""
+    apply_rows(world, namespace)
     path = f"{FINETUNE}/namespaces/{namespace}/finetunejobs/facts"
     spec = {
         "model": {"uri": "hf://HuggingFaceTB/SmolLM2-135M-Instruct"},
