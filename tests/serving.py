@@ -64,6 +64,7 @@ class Stage:
         self.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}})
         self.now = NOW
         self.settings = SETTINGS
+        self.paced: tuple[str, ...] = ()  # namespaces of others whose turn it is
         self.deleted: list[str] = []
         self.templates_may_change = False  # where somebody else did it first
         self._uids = itertools.count()
@@ -88,7 +89,7 @@ class Stage:
         reads = policy.reads(self.serve)
         children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
         named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
-        seen = copy.deepcopy(Observed(children, named))
+        seen = copy.deepcopy(Observed(children, named, paced=self.paced))
         decision = policy.decide(copy.deepcopy(self.serve), seen, self.settings, self.now)
         before = copy.deepcopy(self.objects)
         done = [action for action in decision.actions if self._act(action)]

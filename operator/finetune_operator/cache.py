@@ -140,6 +140,7 @@ class Own(Store):
         super().__init__()
         self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
         self._jobs: dict[Key, str] = {}  # the job that a ModelServe takes its model from
+        self._paced: set[Key] = set()  # ModelServes that load what only a changed default asks for
         self._labelled: dict[Key, Key] = {}  # by what a label can hold of a long name
 
     def related(self, key: Key, body: Object) -> list[Key]:
@@ -159,6 +160,14 @@ class Own(Store):
         keys = [Key(kind, metadata["namespace"], name) for kind, name in found if name]
         return list(dict.fromkeys(self._labelled.get(key, key) for key in keys))
 
+    def paced(self, key: Key) -> tuple[str, ...]:
+        """Namespaces of the other ModelServes whose turn it is to load what a changed default asks for."""
+        return tuple(other.namespace for other in self._paced if other != key)
+
+    def take_turn(self, key: Key) -> None:
+        """It is decided that this one's turn has come: no other pass may decide the same before the status tells of it."""
+        self._paced.add(key)
+
     def counts(self) -> Counter[tuple[str, str, str]]:
         """Number of objects by kind, condition and status."""
         return Counter((key.kind, *condition) for key, found in self._conditions.items() for condition in found)
@@ -168,7 +177,9 @@ class Own(Store):
 
     def _added(self, key: Key, body: Object) -> None:
         self._labelled[key._replace(name=label_value(key.name))] = key
-        conditions = (body.get("status") or {}).get("conditions") or ()
+        status = body.get("status") or {}
+        conditions = status.get("conditions") or ()
+        (self._paced.add if has_turn(status) else self._paced.discard)(key)
         self._conditions[key] = tuple((c["type"], c["status"]) for c in conditions)
         if key.kind == "ModelServe" and (name := _job_of(body)):
             self._jobs[key] = name
@@ -178,7 +189,15 @@ class Own(Store):
     def _removed(self, key: Key, body: Object) -> None:
         self._conditions.pop(key, None)
         self._jobs.pop(key, None)
+        self._paced.discard(key)
         self._labelled.pop(key._replace(name=label_value(key.name)), None)
+
+
+def has_turn(status: Object) -> bool:
+    """Whether a ModelServe loads what only a changed default asks for. One that needs a person holds up no other."""
+    candidate = status.get("candidate") or {}
+    stalled = any(c["type"] == "Stalled" and c["status"] == "True" for c in status.get("conditions") or ())
+    return candidate.get("paced") is True and candidate.get("state") != "Refused" and not stalled
 
 
 def _job_of(serve: Object) -> str | None:

@@ -74,6 +74,7 @@ class Observed:
     children: dict[str, tuple[Object, ...]] = field(default_factory=dict)
     named: Mapping[Ref, Object | None] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paced: tuple[str, ...] = ()  # namespaces of other objects that are at what is done by turns
 
 
 @dataclass(frozen=True)

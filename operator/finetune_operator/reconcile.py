@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from finetune_operator import problems
 from finetune_operator.acting import Means, act, stands
 from finetune_operator.bounds import bounded, status_schema
-from finetune_operator.cache import KINDS
+from finetune_operator.cache import KINDS, has_turn
 from finetune_operator.decision import (
     Action,
     Apply,
@@ -106,6 +106,8 @@ class _Pass:
             decision, observed = await self._decide()
             if self._acts(decision, observed) and not decision.intent and await self._is_old():
                 decision, observed = await self._decide()
+            if has_turn(decision.status):
+                self.means.own.take_turn(self.key)
             if decision.intent:
                 await self._tell(decision.status)
             for action in self._acts(decision, observed):
@@ -183,7 +185,8 @@ def observe(means: Means, key: Key, reads: Reads) -> Observed:
     """What is known without a request; the rest of what the spec names is read when the policy looks at it."""
     known = watched(means, key, reads)
     children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
-    return Observed(children, Named(known, [r for r in reads.named if r not in known]), means.progress(key))
+    named = Named(known, [r for r in reads.named if r not in known])
+    return Observed(children, named, means.progress(key), means.own.paced(key))
 
 
 def watched(means: Means, key: Key, reads: Reads) -> dict[Ref, Object | None]:

@@ -149,6 +149,8 @@ class Revision(Report):
     """Why it was refused."""
     message: str | None = None
     created_at: str | None = None
+    paced: bool | None = None
+    """Whether nothing but a changed default of the operator asks for it: one ModelServe loads such a one at a time."""
     trial: str | None = None
     """Hash of what it was tried with: the gate and the annotation finetune.dev/retry. Another value tries it again."""
     gates_lost: int | None = None

@@ -112,6 +112,7 @@ def _known(case: Case, target: Target) -> Revision:
         model_digest=target.model.digest,
         created_at=stamp(case.now),
         trial=target.trial,
+        paced=case.paced or None,
     )
     left = told.rolled_back if told is not None else None
     if left is None or left.trial != target.trial:

@@ -31,6 +31,8 @@ class Case:
     target: Target | None
     world: World
     now: datetime
+    paced: bool = False  # nothing but a changed default asks for the target
+    is_turn: bool = True  # and it may be loaded now
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from finetune_operator import credentials
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.api.rollout import ServeGate
 from finetune_operator.meta import Object
+from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.pod import pod_template, secrets
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
@@ -38,7 +39,7 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     """
     template = pod_template(serve, model, settings)
     asked = pod_template(serve, model, replace(settings, image_pull_secrets=""))
-    revision = short_hash(_identity(asked, model), model.uri, model.digest or "", length=10)
+    revision = _revision(asked, model)
     gate = serve.spec.rollout.gate
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
     rows = asked_rows(serve, model)
@@ -48,6 +49,27 @@ def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Targe
     more += [asked.model_dump_json() for asked in (gate.held_out, gate.judge) if asked is not None]
     trial = short_hash(gate.model_dump_json(exclude={"test_rows", "held_out", "judge", *SPEED}), retry, *more, length=6)
     return Target(revision, trial, model, template)
+
+
+def asks_only_new_defaults(serve: ModelServe, wanted: Target, live: str, manifest: Object, settings: Settings) -> bool:
+    """Whether the target would be the live revision, whose Deployment `manifest` is, had the operator's default image of the
+    engine and its pull policy stayed as they were.
+    """
+    before = _engine(manifest["spec"]["template"])
+    settings = replace(settings, image_pull_secrets="", image_pull_policy=before.get("imagePullPolicy", ""))
+    asked = pod_template(serve, wanted.model, settings)
+    if serve.spec.engine.image is None:
+        _engine(asked)["image"] = before.get("image")
+    return wanted.pinned_by is None and wanted.revision != live == _revision(asked, wanted.model)
+
+
+def _engine(template: Object) -> Object:
+    found: Object = next((c for c in template["spec"]["containers"] if c["name"] == ENGINE), {})
+    return found
+
+
+def _revision(asked: Object, model: ResolvedModel) -> str:
+    return short_hash(_identity(asked, model), model.uri, model.digest or "", length=10)
 
 
 def asks_speed(gate: ServeGate) -> bool:

@@ -19,6 +19,7 @@ from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.model import Obstacle, refs, resolve
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe
 from finetune_operator.modelserve.offered import offered, under_profile
+from finetune_operator.modelserve.pacing import paced
 from finetune_operator.modelserve.plan import target
 from finetune_operator.modelserve.rollout import next_rollout
 from finetune_operator.modelserve.status import events, next_status, rendered
@@ -43,7 +44,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     resolution = offered(resolve(serve, observed), serve.spec, settings)
     asked = target(serve, resolution.model, settings) if resolution.model is not None else None
     case = _pinned(Case(serve, resolution, asked, observe(serve, observed), now))
-    rollout = next_rollout(case)
+    rollout = next_rollout(paced(case, observed, settings))
     told = next_status(case, rollout)
     return Decision(
         actions=tuple(_actions(case, rollout, settings)),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from finetune_operator.api.modelserve import Revision, RevisionState, RollbackWindow
 from finetune_operator.decision import look_again
 from finetune_operator.meta import seconds_since, stamp
-from finetune_operator.modelserve import candidate, history, window
+from finetune_operator.modelserve import candidate, history, pacing, window
 from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, trouble
@@ -44,7 +44,10 @@ def next_rollout(case: Case) -> Rollout:
         waits = case.serve.status.candidate  # what it has loaded by now stays
         return Rollout(standing, obstacle.reason, obstacle.message, live, waits, spec.replicas, requeue_after=later)
     assert target is not None  # without an obstacle there is a model
-    step = _settled(case, target, live) if live and is_settled else candidate.next_step(case, target, live)
+    if live and is_settled:
+        step = _settled(case, target, live)
+    else:
+        step = pacing.waits(case, target, live) or candidate.next_step(case, target, live)
     if obstacle is not None:  # what was resolved before is rolled out all the same
         step = replace(
             step,

@@ -78,6 +78,9 @@ class OperatorReason(Reason):
     AwaitingPromotion = means(
         "a revision has passed its gate and spec.rollout.promotion is Manual; the annotation finetune.dev/promote lets it serve"
     )
+    AwaitingTurn = means(
+        "a default image or pull policy changed, and other ModelServes load it first; the live revision serves on until then"
+    )
     Pinned = means("the revision that somebody pinned, or rolled back to, serves; the spec may ask for another")
     RevisionNotFound = means("the revision that is pinned or gone back to is not remembered; name one of status.history")
     EngineRestarted = means("an engine ended within the rollback window; the revision before serves again: see the message")
