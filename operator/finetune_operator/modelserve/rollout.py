@@ -87,7 +87,7 @@ def _served(case: Case, name: str, known: Revision | None = None) -> Revision:
     )
     since = known.promoted_at or (deployed.created_at if deployed else stamp(case.now))  # of releases without a history
     since = stamp(told.promoted_at) if told else since
-    return known.model_copy(update={"state": RevisionState.LIVE, "promoted_at": since})
+    return known.model_copy(update={"state": RevisionState.LIVE, "promoted_at": since, "strategy_message": None})
 
 
 def _paused(case: Case, live: Revision | None) -> Rollout:

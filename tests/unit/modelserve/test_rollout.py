@@ -190,6 +190,22 @@ def test_a_stranger_under_the_services_name_costs_no_revision() -> None:
     assert (stage.live(), stage.revisions()) == (old, {old})
 
 
+def test_what_serves_says_no_more_how_it_was_to_load_though_the_status_of_its_promotion_was_lost() -> None:
+    """Found by the fault sweep: what is known of a live revision was taken from the candidate that it had been."""
+    stage = Stage()
+    stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    before = stage.serve["status"]
+    stage.step()
+    stage.serve["status"] = before
+    stage.settle()
+    assert (stage.live(), stage.serve["status"]["live"].get("strategyMessage")) == (before["candidate"]["name"], None)
+
+
 def test_a_promotion_is_told_after_the_service_was_moved() -> None:
     stage = Stage()
     stage.step()
