@@ -116,4 +116,4 @@ def _counts(space: Space, pod: str) -> tuple[float, float]:
         assert found, f"the operator counts {name}"
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
-    return total("rest_client_requests_total{"), total("workqueue_adds_total ")
+    return total("rest_client_requests_total{"), total("workqueue_adds_total{")

@@ -224,7 +224,7 @@ def test_metrics_and_probes_answer(world: World, operators: Operators) -> None:
         'leader_election_master_status{name="finetune-operator"} 1.0',
         'finetune_resources{condition="Ready",kind="FineTuneJob",status="False"} 1.0',
         'controller_runtime_reconcile_total{controller="FineTuneJob",result="success"}',
-        "workqueue_depth 0.0",
+        'workqueue_depth{name="finetune-operator"} 0.0',
     ):
         assert line in metrics
     assert 'rest_client_requests_total{code="403"' not in metrics

@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from dashboards.panels import Board, Panel
 from prometheus_client import REGISTRY
 from tests.builders import make_job
 from tests.serving import make_serve
@@ -33,11 +34,18 @@ from finetune_operator.workqueue import WorkQueue
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 TEAM = "team"
+CHOSEN = {"finetune-job": "faq", "finetune-served": "bot"}  # by a dashboard's variables
 PODS = {  # of whom, and their labels
     "faq-train-1": {"finetune.dev/job": "faq", "finetune.dev/step": "train"},
     "bot-r1-0": {"finetune.dev/serve": "bot", "finetune.dev/revision": "r1"},
     "small-r2-0": {"finetune.dev/serve": "small", "finetune.dev/revision": "r2"},
 }
+
+
+def sent(board: Board, panel: Panel) -> str:
+    """A panel's query as Grafana sends it, for the object that is chosen."""
+    query = panel.query.replace("$__rate_interval", "1m").replace("$namespace", TEAM)
+    return query.replace("$name", CHOSEN.get(board.uid, ""))
 
 
 def condition(kind: str, status: str, reason: str) -> dict[str, str]:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 from localcluster import debian, settings
+from tests.observability.prometheus import RULES
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "charts/finetune-operator/files/rules.yaml"
 TESTS = Path(__file__).with_name("rules_test.yaml")
 ALL: list[dict[str, Any]] = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
 ALERTS = [rule for rule in ALL if "alert" in rule]
