@@ -72,7 +72,6 @@ def test_an_attempt_that_the_status_does_not_know_is_ours_while_it_runs() -> Non
     assert story.one_pass() == []
     (name,) = story.space.jobs
     assert (story.step("prepare")["state"], story.step("prepare")["job"]) == ("Running", name)
-    assert "finishedAt" not in story.step("prepare")
     assert "runs, attempt 1" in next(c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Ready")
 
 
@@ -300,6 +299,21 @@ def test_missing_references_start_no_pod_and_the_job_goes_on_when_they_appear() 
     assert "Failed" not in story.conditions()
     story.space.named[Ref("ConfigMap", "facts")] = data_config_map()
     assert story.passes(1) == ["create PersistentVolumeClaim", "create ConfigMap", "job prepare"]
+
+
+def test_a_claim_that_is_there_already_is_not_made_again() -> None:
+    story = Story(make_job())
+    story.space.named[Ref("PersistentVolumeClaim", "facts-artifacts")] = {"metadata": {"name": "facts-artifacts"}}
+    assert story.passes(1) == ["create ConfigMap", "job prepare"]
+
+
+def test_an_attempt_that_the_status_forgot_has_not_ended_when_the_one_before_it_did() -> None:
+    story = Story(make_job())
+    story.one_pass()
+    story.job["status"]["steps"][0] = {"name": "prepare", "state": "Pending", "attempt": 0, "finishedAt": stamp(-60)}
+    assert story.one_pass() == []
+    found = story.step("prepare")
+    assert (found["state"], found["attempt"], "finishedAt" in found) == ("Running", 1, False)
 
 
 def test_suspend_stops_the_job_and_resume_goes_on() -> None:
