@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from localcluster import settings
+from tests.trainer import pieces
 from tests.trainer.conftest import SMOLLM, train_tokenizer
 from tests.trainer.entries import context, prepare
 from tests.trainer.families import FAMILIES, save
@@ -39,6 +40,7 @@ train, merge with its proofs, scores of base and merged model. The tests that ra
 (`python -m tests.trainer.architectures`), and each holds its cell. What is refused says so in prepare, before a GPU is taken.
 The last column is a GGUF file (Q8_0) of a model that LoRA trained, with its proofs against the merged model and its scores.
 Its window is wider than the rows, as llama.cpp attends to all of a row of Mistral or Mixtral.
+Its tokenizer is SmolLM2's, or for Gemma, Gemma 2, Phi 3 and Ernie 4.5 a small one of sentencepiece.
 
 """
 
@@ -55,14 +57,19 @@ def method_outcome(family: str, method: str, folder: Path) -> str:
 
 def artifact_outcome(family: str, folder: Path) -> str:
     """What becomes of a model with a tokenizer that llama.cpp's converter knows."""
-    model = save_with(family, gguf_tokenizer(family), folder, **WIDE)
+    made = gguf_tokenizer(family, folder)
+    model = save_with(family, made, folder, **WIDE)
+    if (folder / pieces.FILE).is_file():
+        (folder / pieces.FILE).rename(model / pieces.FILE)
     return _through(run_config("LoRA", artifacts=[Q8]), model, ("quantize-q8", "evaluate-q8"), folder)
 
 
-def gguf_tokenizer(family: str) -> Any:
-    """SmolLM2's tokenizer, as the converter knows tokenizers by a hash over their output."""
+def gguf_tokenizer(family: str, folder: Path) -> Any:
+    """SmolLM2's tokenizer, as the converter knows tokenizers by a hash, or one of sentencepiece with its file in `folder`."""
     from transformers import AutoTokenizer
 
+    if family in pieces.FAMILIES:
+        return pieces.tokenizer(family, folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(settings.read().hub_directory / SMOLLM)
     tokenizer.add_tokens([*MORE_TOKENS.get(family, ())], special_tokens=True)
     return tokenizer

@@ -90,6 +90,16 @@ def configuration(family: str, **more: Any) -> Any:
     return AutoConfig.for_model(family, **SHAPE | FAMILIES[family] | more)
 
 
+def with_vision() -> Any:
+    """The configuration of a Gemma 3 with a vision tower, which text never reaches."""
+    from transformers import Gemma3Config
+
+    text = configuration("gemma3_text").to_dict()
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = vision | {"image_size": 28, "patch_size": 14}
+    return Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4)
+
+
 def save(family: str, folder: Path, **more: Any) -> Path:
     """Save a random model of this family, in float32; the same one each time."""
     import torch

@@ -10,7 +10,7 @@ import pytest
 from tests.trainer.conftest import save_tiny_llama, train_tokenizer
 
 from finetune_trainer.contract.adapters import Lora
-from finetune_trainer.export.server_files import for_vllm, make_readable
+from finetune_trainer.export.server_files import add_sentencepiece, for_vllm, make_readable
 
 
 def written(folder: Path, **fields: Any) -> dict[str, Any]:
@@ -42,6 +42,24 @@ def test_llama_cpp_s_converter_finds_the_names_that_it_knows(tmp_path: Path) -> 
     assert written(tmp_path, model_type="gpt_neox", rope_parameters=rotary)["rotary_pct"] == 0.25
     assert written(tmp_path, model_type="cohere2", rope_parameters={"rope_theta": 1e4})["rotary_pct"] == 1.0
     assert written(tmp_path, model_type="cohere2", rotary_pct=0.5)["rotary_pct"] == 0.5
+
+
+def test_tokens_that_were_added_to_pieces_are_told_where_converters_look_for_them(tmp_path: Path) -> None:
+    """GGUF of a Gemma had the ends of its turns as pieces of text otherwise, and was refused after training."""
+    from transformers import AutoTokenizer
+
+    base, folder = tmp_path / "base", tmp_path / "merged"
+    base.mkdir()
+    (base / "tokenizer.model").write_bytes(b"pieces")
+    made = train_tokenizer()
+    made.save_pretrained(folder)
+    add_sentencepiece(base, folder)
+    told = json.loads((folder / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {told[str(made.convert_tokens_to_ids(name))]["special"] for name in ("<|im_start|>", "<|im_end|>")} == {True}
+    assert (
+        AutoTokenizer.from_pretrained(folder)("<|im_start|>Who?<|im_end|>").input_ids
+        == made("<|im_start|>Who?<|im_end|>").input_ids
+    )
 
 
 def test_pain_19_the_pinned_transformers_reads_the_same_model(tmp_path: Path) -> None:

@@ -28,9 +28,20 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-ra
 
 
 def add_sentencepiece(base: Path, folder: Path) -> None:
-    """Copy the tokenizer's file of sentencepiece, where the base model has one."""
-    if (base / SENTENCEPIECE).is_file():
-        shutil.copyfile(base / SENTENCEPIECE, folder / SENTENCEPIECE)
+    """Copy the tokenizer's file of sentencepiece, where the base model has one, and say which tokens were added to it.
+
+    Converters read those from tokenizer_config.json, where version 5 does not write them; without them the ends of turns of a
+    Gemma would be pieces of text.
+    """
+    if not (base / SENTENCEPIECE).is_file():
+        return
+    shutil.copyfile(base / SENTENCEPIECE, folder / SENTENCEPIECE)
+    written, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if written.is_file() and settings.is_file():
+        added = json.loads(written.read_text()).get("added_tokens") or []
+        tokens = {str(token["id"]): {key: value for key, value in token.items() if key != "id"} for token in added}
+        known = json.loads(settings.read_text())
+        settings.write_text(json.dumps({"added_tokens_decoder": tokens} | known, indent=2, ensure_ascii=False) + "\n")
 
 
 def make_readable(folder: Path) -> None:
