@@ -116,6 +116,27 @@ def estimate(
     raise typer.Exit(FAILED if own and all(answer.problem for answer in own) else 0)
 
 
+@app.command()
+def report(
+    file: File,
+    workdir: Annotated[Path | None, typer.Option(help="Where `run --local` worked. Default: .finetune/<job>.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: report.html in that folder.")] = None,
+) -> None:
+    """Write a page that tells of a run on this machine: scores, curve, answers, rows, proofs, lineage. It needs no network."""
+    errors = Console(stderr=True)
+    try:
+        root = workdir or Path(".finetune") / read_document(file).job.metadata.name
+        if not (root / "run.json").is_file():
+            raise FileError(f"{root} holds no run; finetune run --local {file} makes one")
+    except FileError as error:
+        raise typer.Exit(_refuse(errors, error)) from None
+    page = (output or root / "report.html").resolve()
+    if (problem := local.write_report(Workdir(root.resolve()), page)) is not None:
+        errors.print(problem, soft_wrap=True, highlight=False, markup=False)
+        raise typer.Exit(FAILED)
+    print(page)
+
+
 def _run(console: Console, errors: Console, document: Document, workdir: Workdir, file: Path) -> int:
     try:
         if console.is_terminal:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.finetunejob.unused import unused
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import Retry
-from finetune_trainer.contract.pipeline import PREPARE, Step
+from finetune_trainer.contract.pipeline import PREPARE, TRAIN, Step
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Progress, Remark, StepResult, Termination
 
@@ -151,6 +152,7 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
     told = {} if micro_batch is None else {pod.ENV_MICRO_BATCH_SIZE: str(micro_batch)}
     with (
         log.open("w", encoding="utf-8") as out,
+        workdir.reported(step.name).open("a", encoding="utf-8") as kept,
         subprocess.Popen(
             command,
             env=_environment(workdir, scratch, termination) | told,
@@ -161,7 +163,7 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
         ) as process,
         _passed_on(process) as signals,
     ):
-        _follow(process, out, report)
+        _follow(process, out, kept, report)
         code = process.wait()
     shutil.rmtree(scratch, ignore_errors=True)
     if signals:
@@ -173,6 +175,15 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
     known = StepReason.OutOfMemory if code == -signal.SIGKILL else BY_CODE.get(code, StepReason.UnexpectedError)
     failure = said.failure or Failure(reason=known, message=known.text)
     raise StepStopped(step.name, failure.reason, failure.message, log, known.exit_code.retry)
+
+
+def write_report(workdir: Workdir, output: Path) -> str | None:
+    """Write the page that tells of the run in this folder; returns why there is none."""
+    told = _environment(workdir, workdir.root / "scratch", workdir.root / "termination.json")
+    command = [sys.executable, "-m", "finetune_trainer.reporting", str(output), str(workdir.reported(TRAIN))]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    lines = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else lines[-1] if lines else f"exit status {done.returncode}"
 
 
 def _environment(workdir: Workdir, scratch: Path, termination: Path) -> dict[str, str]:
@@ -205,11 +216,12 @@ def _passed_on(process: subprocess.Popen[str]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _follow(process: subprocess.Popen[str], log: TextIO, report: Callable[[Progress], None]) -> None:
+def _follow(process: subprocess.Popen[str], log: TextIO, kept: TextIO, report: Callable[[Progress], None]) -> None:
     assert process.stdout is not None
     for line in process.stdout:
         if (progress := reported(line)) is not None:
             report(progress)
+            kept.write(line)
         else:
             log.write(line)
             log.flush()

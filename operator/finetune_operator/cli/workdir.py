@@ -42,6 +42,10 @@ class Workdir:
     def log(self, step: str) -> Path:
         return self.root / "logs" / f"{step}.log"
 
+    def reported(self, step: str) -> Path:
+        """Where the lines stay in which a step told of its progress."""
+        return self.root / "logs" / f"{step}.progress.jsonl"
+
     def mount_secrets(self, job: FineTuneJob, run: Run, step: Step) -> None:
         """Those of this step alone: a place to publish to has other credentials in each of its steps."""
         for owner in pod.Owner:
