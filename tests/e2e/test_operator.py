@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from demo.installation import RELEASE, ROOT, SYSTEM, Installation, install_locally
-from demo.kubectl import Object
+from demo.kubectl import KubectlFailed, Object
 from localcluster import cluster, images, processes, settings, toolchain
 from tests.e2e import jobs
 from tests.e2e.space import JOB, OPERATOR, Space, step
@@ -120,8 +120,10 @@ def test_hostile_tenant(space: Space, make_space: Callable[[str], Space], tmp_pa
     space.kubectl("create", "-n", mallory.name, "--validate=false", "-f", str(tmp_path / "deep.json"))
     space.apply(jobs.job("honest"))
     space.succeeded("honest")
-    stalled = mallory.stalled("deep")
-    assert stalled["message"] == "spec.serving.template has more than 64 levels of nesting; make it flatter"
+    mallory.kubectl("wait", JOB, "deep", "-n", mallory.name, "--for=condition=Stalled", "--timeout=60s")
+    why = '{.status.conditions[?(@.type=="Stalled")].message}'  # Python's json can't read the object either
+    told = mallory.kubectl("get", JOB, "deep", "-n", mallory.name, "-o", f"jsonpath={why}")
+    assert told == "spec.serving.template has more than 64 levels of nesting; make it flatter"
     assert space.operator_restarts() == restarts
 
 
@@ -141,6 +143,13 @@ def test_two_releases(space: Space, make_space: Callable[[str], Space], reinstal
     assert other.get(JOB, "apart") is not None
 
 
+def says(space: Space, text: str) -> bool:
+    try:
+        return text in space.operator_log()
+    except KubectlFailed:  # its container has not started yet
+        return False
+
+
 @pytest.mark.usefixtures("reinstalled")
 def test_crds_last(space: Space) -> None:
     """An operator that was there before its CRDs says which are missing, and acts as soon as they are there."""
@@ -148,7 +157,7 @@ def test_crds_last(space: Space) -> None:
     space.kubectl("delete", "-f", str(ROOT / "crds"), "--wait", "--timeout=120s")
     space.kubectl("scale", f"deployment/{RELEASE}", "-n", SYSTEM, "--replicas=1")
     told = "the cluster has no CRD finetunejobs.finetune.dev, modelserves.finetune.dev: apply crds/"
-    wait_until("it says what is missing", lambda: told in space.operator_log(), 120)
+    wait_until("it says what is missing", lambda: says(space, told), 120)
     (pod,) = [p for p in space.kubectl.items("pod", SYSTEM, OPERATOR) if "deletionTimestamp" not in p["metadata"]]
     assert not any(c["ready"] for c in pod["status"]["containerStatuses"])
     space.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from finetune_operator.cli.document import FileError
 from finetune_trainer.contract.fields import Model
-from finetune_trainer.contract.places import HF, claim_of
+from finetune_trainer.contract.places import HF, PVC, claim_of
 from finetune_trainer.memory.shape import Shape, parameters_of, shape_of
 
 
@@ -24,7 +24,7 @@ def shape(model: Model, claims: Mapping[str, Path], given: Path | None = None, p
     elif model.uri.startswith(HF.prefix):
         config, counted = _at_hub(model.uri)
     elif (claim := claim_of(model.uri)) in claims:
-        folder = claims[claim or ""] / model.uri.removeprefix(f"pvc://{claim}").lstrip("/")
+        folder = claims[claim or ""] / model.uri.removeprefix(f"{PVC.prefix}{claim}").lstrip("/")
         config = _read(folder / "config.json")
     else:
         raise FileError(f"the model {model.uri} can't be looked at from here; add --config FILE, its config.json")
