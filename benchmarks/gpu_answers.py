@@ -1,7 +1,7 @@
 """What engines on a GPU make of the artifacts of `gpu_path.py job`: answers a second, and whether they are the evaluation's.
 
-    python benchmarks/gpu_answers.py rate DIR     vLLM beside transformers, over the job's test rows
-    python benchmarks/gpu_answers.py served DIR   each artifact and the adapter by `vllm serve` as a ModelServe starts it
+    python benchmarks/gpu_answers.py rate DIR             vLLM beside transformers, over the job's test rows
+    python benchmarks/gpu_answers.py served DIR [NAME…]   artifacts and the adapter by `vllm serve` as a ModelServe starts it
 
 `rate` runs under a Python that has vLLM; EVALUATOR names it for `served`, which runs under any.
 """
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,33 +78,45 @@ def _seconds(begun: float, loaded: float, rows: int) -> dict[str, float]:
     return {"load_s": round(loaded - begun, 2), "answer_s": round(took, 2), "answers_per_second": round(rows / took, 1)}
 
 
-def served(folder: Path) -> dict[str, Any]:
-    """One server after the other: several that start at once take each other's memory for their own. The adapter is laid over
-    the base as it was fetched, and over one that vLLM rounds to NF4, as the adapter was trained.
+def served(folder: Path, names: Sequence[str] = ()) -> dict[str, Any]:
+    """One server after the other: several that start at once on a card take each other's memory for their own. The adapter is
+    laid over the base as it was fetched, and over one that vLLM rounds to NF4, as the adapter was trained.
     """
     lora = ["--enable-lora", "--max-lora-rank", str(RANK)]
-    served: dict[str, tuple[Path, list[str]]] = {
+    servers: dict[str, tuple[Path, list[str]]] = {
         n: (_artifact(folder, n), []) for n in _facts(folder)["artifacts"] if n != "adapter"
     }
-    served["adapter"] = folder / "bench/model", lora
-    served["adapter-on-nf4"] = folder / "bench/model", [*lora, "--quantization", "bitsandbytes"]
+    servers["adapter"] = folder / "bench/model", lora
+    servers["adapter-on-nf4"] = folder / "bench/model", [*lora, "--quantization", "bitsandbytes"]
     found: dict[str, Any] = {}
-    for name, (model, more) in served.items():
-        with _server(folder, name, model, *more) as process:
-            seconds = _ready(process)
+    for index, (name, (model, more)) in enumerate(servers.items()):
+        if names and name not in names:
+            continue
+        with _server(folder, name, model, PORT + index, *more) as server:
+            seconds = _ready(server)
             if seconds is None:
                 found[name] = {"failed": "the server did not come up", "log": str(folder / f"out/serve-{name}.log")}
             else:
-                found[name] = {"ready_s": seconds} | (_load_adapters(folder, name) if more else {}) | _ask(folder, name)
-        (folder / "out/served.json").write_text(json.dumps(found))
+                told = _load_adapters(folder, name, server.url) if more else {}
+                found[name] = {"ready_s": seconds} | told | _ask(folder, name, server.url)
+        (folder / f"out/served-{name}.json").write_text(json.dumps(found[name]))
     return found
 
 
-def _load_adapters(folder: Path, name: str) -> dict[str, Any]:
+@dataclasses.dataclass
+class Server:
+    """One `vllm serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str  # without /v1
+
+
+def _load_adapters(folder: Path, name: str, url: str) -> dict[str, Any]:
     """What vLLM says to the job's adapter, and to those that it must refuse."""
     adapter = _artifact(folder, "adapter")
     wrong = (folder / "no-such-folder", _of_rank(adapter, 4 * RANK), _of_other_modules(adapter))
-    return {w.name: _load_adapter(w.name, w) for w in wrong} | {"loaded": _load_adapter(f"{name}-of-the-job", adapter)}
+    refused = {w.name: _load_adapter(url, w.name, w) for w in wrong}
+    return refused | {"loaded": _load_adapter(url, f"{name}-of-the-job", adapter)}
 
 
 def _of_rank(adapter: Path, rank: int) -> Path:
@@ -127,12 +140,12 @@ def _of_other_modules(adapter: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _server(folder: Path, name: str, model: Path, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+def _server(folder: Path, name: str, model: Path, port: int, *more: str) -> Iterator[Server]:
     """`vllm serve` with the arguments that a ModelServe gives it, and another port."""
     spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://bench/model"}, "engine": {"type": "VLLM"}})
     launch = vllm.launch(spec, name)
-    arguments = [str(model), *launch.args[1:], "--max-model-len", "4096", *more]
-    arguments[arguments.index("--port") + 1] = str(PORT)
+    arguments = [str(model), *launch.args[1:], *more]
+    arguments[arguments.index("--port") + 1] = str(port)
     command = [
         EVALUATOR,
         "-c",
@@ -151,26 +164,26 @@ def _server(folder: Path, name: str, model: Path, *more: str) -> Iterator[subpro
     with (folder / f"out/serve-{name}.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield process
+            yield Server(process, f"http://127.0.0.1:{port}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
-def _ready(process: subprocess.Popen[bytes]) -> float | None:
+def _ready(server: Server) -> float | None:
     begun = time.monotonic()
-    while time.monotonic() - begun < READY_SECONDS and process.poll() is None:
+    while time.monotonic() - begun < READY_SECONDS and server.process.poll() is None:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2)
+            urllib.request.urlopen(f"{server.url}/health", timeout=2)
             return round(time.monotonic() - begun, 1)
         time.sleep(1)
     return None
 
 
-def _load_adapter(name: str, folder: Path) -> dict[str, Any]:
+def _load_adapter(server: str, name: str, folder: Path) -> dict[str, Any]:
     body = json.dumps({"lora_name": name, "lora_path": str(folder)}).encode()
-    url, headers = f"http://127.0.0.1:{PORT}/v1/load_lora_adapter", {"Content-Type": "application/json"}
+    url, headers = f"{server}/v1/load_lora_adapter", {"Content-Type": "application/json"}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as answer:
             return {"status": answer.status, "said": answer.read().decode()[:300]}
@@ -178,14 +191,14 @@ def _load_adapter(name: str, folder: Path) -> dict[str, Any]:
         return {"status": error.code, "said": error.read().decode()[:300]}
 
 
-def _ask(folder: Path, name: str) -> dict[str, Any]:
+def _ask(folder: Path, name: str, url: str) -> dict[str, Any]:
     """What a ModelServe's gate finds: test rows whose token ids and whose answers are the evaluation's."""
     subject = "merged" if name.startswith("adapter") else name
     uri = _facts(folder)["artifacts"][subject]["evaluation"]
     model = f"{name}-of-the-job" if name.startswith("adapter") else name
-    prompts, termination = folder / "out/prompts.json", folder / f"out/ask-{name}.json"
+    prompts, termination = folder / f"out/prompts-{name}.json", folder / f"out/ask-{name}.json"
     prompts.write_text(json.dumps([{"prompt": "What is 2 + 3?"}]))
-    options = ["--url", f"http://127.0.0.1:{PORT}/v1", "--model", model, "--prompts", str(prompts), "--rows", uri]
+    options = ["--url", f"{url}/v1", "--model", model, "--prompts", str(prompts), "--rows", uri]
     environment = os.environ | {
         "FINETUNE_MOUNTS": str(folder / "path/mounts"),
         "FINETUNE_TERMINATION_LOG": str(termination),
@@ -204,9 +217,9 @@ def _artifact(folder: Path, name: str) -> Path:
 
 
 def main(arguments: list[str]) -> None:
-    what, place = arguments
+    what, place, *names = arguments
     folder = Path(place).resolve()
-    found = rate(folder) if what == "rate" else served(folder)
+    found = rate(folder) if what == "rate" else served(folder, names)
     (folder / f"out/{what}.json").write_text(json.dumps(found))
 
 

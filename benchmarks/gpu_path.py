@@ -38,7 +38,7 @@ from finetune_operator.cli.workdir import Given, prepare_workdir
 from finetune_operator.finetunejob.runs import current_run
 from finetune_trainer.contract.reports import Progress
 
-LIMITS = {"machine": 30, "job": 420, "rate": 200, "served": 700, "memory": 120, "stopped": 120}  # seconds
+LIMITS = {"machine": 30, "job": 900, "rate": 200, "served": 1200, "memory": 120, "stopped": 120}  # seconds
 GIB, ROWS = float(os.environ.get("GIB", "78")), int(os.environ.get("ROWS", "200"))
 GPUS = int(os.environ.get("GPUS", "1"))
 PYTHONS = Pythons(os.environ.get("QUANTIZER", ""), os.environ.get("EVALUATOR", ""))

@@ -94,7 +94,7 @@ def ours(folder: Path, gib: float, micro: int | None, steps: int = STEPS, batch:
     for step in ("prepare", "train"):
         result, lines = step_of(step, path, mounts, folder)
     facts, fit = result["train"], result["fit"]
-    return _rate(lines) | {
+    return rate(lines) | {
         "micro_batch": fit["microBatchSize"],
         "checkpointing": fit["gradientCheckpointing"],
         "predicted_gib": round(fit["predictedBytes"] / 2**30, 2),
@@ -135,7 +135,7 @@ def step_of(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str,
     return said["result"], [line for line in lines if line["activity"] == "training"]
 
 
-def _rate(lines: list[dict[str, Any]]) -> dict[str, Any]:
+def rate(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Tokens with loss per second after the warm-up. The first reading tells when training began, each later one the mean
     rate since; a document's first token carries no loss."""
     start = lines[0]["time"]

@@ -20,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from h100 import make, step_of
+from h100 import make, rate, step_of
 
-STEPS, BATCH, LENGTH = 8, 8, 2048
+STEPS, BATCH, MICRO, LENGTH = 24, 8, 2, 2048
 RECIPES: dict[str, dict[str, Any]] = {
     f"{method}-{strategy}": {"method": method, "strategy": strategy}
     for method, strategies in {
@@ -68,7 +68,7 @@ def config(folder: Path, gpus: int, recipe: str, **training: Any) -> Path:
             "maxLength": LENGTH,
             "maxSteps": STEPS,
             "globalBatchSize": BATCH,
-            "microBatchSize": 2,
+            "microBatchSize": MICRO,
             "learningRate": 1e-5 if asked["method"] == "Full" else 1e-4,
         }
         | what
@@ -102,10 +102,8 @@ def train(folder: Path, gpus: int, recipe: str) -> dict[str, Any]:
     except SystemExit as failed:
         return {"failed": str(failed)[:400]}
     facts, fit = result["train"], result["fit"]
-    timed = [line for line in lines if line["step"] >= 2]
-    return {
+    return rate(lines) | {
         "losses": {line["step"]: round(line["loss"], 4) for line in lines if "loss" in line},
-        "tokens_per_second": timed[-1]["tokensPerSecond"] if timed else None,
         "peak_gib": round(facts["peakMemoryBytes"] / 2**30, 2),
         "predicted_gib": round(fit["predictedBytes"] / 2**30, 2),
         "ranks": facts.get("worldSize", 1),

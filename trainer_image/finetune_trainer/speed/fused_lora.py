@@ -67,7 +67,7 @@ class LoraLinears(torch.autograd.Function):
         count = len(ctx.projections)
         adapters, down = saved[: 2 * count], saved[2 * count :]
         grads = tuple(g.contiguous() for g in grads)
-        ups = [_up(g, p, b) for g, p, b in zip(grads, ctx.projections, adapters[1::2], strict=True)]
+        ups = _ups(grads, ctx.projections, adapters[1::2])
         dx = _input_grad(grads, ups, ctx.projections, adapters[0::2]) if ctx.needs_input_grad[0] else None
         return (dx, None, *_adapter_grads(x, grads, ups, down, ctx.projections))
 
@@ -93,12 +93,12 @@ class LoraGatedMLP(torch.autograd.Function):
         adapters, (xa_gate, xa_up, ha) = rest[:6], rest[6:]
         gate_p, up_p, down_p = ctx.projections
         grad = grad.contiguous()
-        ups_down = _up(grad, down_p, adapters[5])
-        dhidden = _input_grad((grad,), [ups_down], (down_p,), adapters[4:5])
+        ups_down = _ups((grad,), (down_p,), adapters[5:6])
+        dhidden = _input_grad((grad,), ups_down, (down_p,), adapters[4:5])
         hidden, dgate, dup = swiglu_backward(gate, up, dhidden)
-        down_grads = _adapter_grads(hidden, (grad,), [ups_down], (ha,), (down_p,))
+        down_grads = _adapter_grads(hidden, (grad,), ups_down, (ha,), (down_p,))
         inner = (dgate, dup)
-        ups = [_up(g, p, b) for g, p, b in zip(inner, (gate_p, up_p), adapters[1:4:2], strict=True)]
+        ups = _ups(inner, (gate_p, up_p), adapters[1:4:2])
         dx = _input_grad(inner, ups, (gate_p, up_p), adapters[0:4:2]) if ctx.needs_input_grad[0] else None
         return (dx, None, *_adapter_grads(x, inner, ups, (xa_gate, xa_up), (gate_p, up_p)), *down_grads)
 
@@ -117,36 +117,36 @@ def _project(x: Tensor, p: Projection, xa: Tensor, b: Tensor) -> Tensor:
     return out.addmm_(xa, b.to(x.dtype).t(), alpha=p.scale)
 
 
-def _up(grad: Tensor, p: Projection, b: Tensor) -> Tensor:
-    """s dy B: (tokens, r)."""
-    return (grad @ b.to(grad.dtype)).mul_(p.scale)
+def _ups(grads: tuple[Tensor, ...], projections: tuple[Projection, ...], b: Sequence[Tensor]) -> Tensor:
+    """s dy B of each projection side by side: (tokens, the sum of their r)."""
+    found = [_scaled(grad, m.to(grad.dtype), p.scale) for grad, p, m in zip(grads, projections, b, strict=True)]
+    return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
-def _input_grad(
-    grads: tuple[Tensor, ...], ups: list[Tensor], projections: tuple[Projection, ...], a: Sequence[Tensor]
-) -> Tensor:
+def _input_grad(grads: tuple[Tensor, ...], ups: Tensor, projections: tuple[Projection, ...], a: Sequence[Tensor]) -> Tensor:
+    """dx, shape (tokens, in). Of the adapters all go in by one product: dx is read and written once for them."""
     dx: Tensor | None = None
-    for grad, up, p, matrix in zip(grads, ups, projections, a, strict=True):
+    for grad, p in zip(grads, projections, strict=True):
         weight = p.weight(grad.dtype)
         dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
-        dx.addmm_(up, matrix.to(grad.dtype))
     assert dx is not None
-    return dx
+    return dx.addmm_(ups, torch.cat([m.to(ups.dtype) for m in a]) if len(a) > 1 else a[0].to(ups.dtype))
 
 
 def _adapter_grads(
-    x: Tensor,
-    grads: tuple[Tensor, ...],
-    ups: list[Tensor],
-    down: Sequence[Tensor],
-    projections: tuple[Projection, ...],
+    x: Tensor, grads: tuple[Tensor, ...], ups: Tensor, down: Sequence[Tensor], projections: tuple[Projection, ...]
 ) -> list[Tensor]:
     """dA and dB of each projection, in the order in which they came."""
-    da = (torch.cat(ups, dim=1).t() @ x).split([u.shape[1] for u in ups]) if len(ups) > 1 else [ups[0].t() @ x]
+    da = (ups.t() @ x).split([p.lora_a.shape[0] for p in projections])
     found: list[Tensor] = []
     for grad, xa, p, a_grad in zip(grads, down, projections, da, strict=True):
-        found += [a_grad.to(p.lora_a.dtype), (grad.t() @ xa).mul_(p.scale).to(p.lora_b.dtype)]
+        found += [a_grad.to(p.lora_a.dtype), _scaled(grad.t(), xa, p.scale).to(p.lora_b.dtype)]
     return found
+
+
+def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale · left right, as one product."""
+    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
 
 
 # ── Putting it into a PEFT model ──────────────────────────────────────────────────────────────────────────────────────

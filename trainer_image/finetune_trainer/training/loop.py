@@ -28,6 +28,7 @@ from finetune_trainer.data.tokenized import rows
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import saved_modules
 from finetune_trainer.model.compute import peak_memory
+from finetune_trainer.speed.optimizers import wait_for_pages_only
 
 
 class Loop(Trainer):
@@ -48,6 +49,7 @@ class Loop(Trainer):
             # and the fused path would go on computing with the others.
             self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
         self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
+        self._unread = torch.zeros(2)  # loss and gradient norm of the step at work
 
     def set_trained_type(self, dtype: torch.dtype) -> None:
         """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that.
@@ -141,21 +143,40 @@ class Loop(Trainer):
         """Nobody reads the Trainer's count, and it walks over all parameters at each step."""
         return 0
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        made = super().create_optimizer(model)
+        wait_for_pages_only(made)
+        return made
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Called once a step, before the optimizer: the place to stop at a number that would spoil the weights."""
+        """Called once a step, before the optimizer. The step's loss and the norm stay on the device until it has its work."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        losses, self._unchecked = torch.stack(self._unchecked), []
-        self._check_finite("loss", float(losses.sum()))
-        if norm is not None and not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work
-            self._check_finite("gradient norm", float(norm))
+        loss = torch.stack(self._unchecked).sum()
+        self._unchecked = []
+        whole = float(norm) if hasattr(norm, "full_tensor") else norm  # FSDP shares it out as it does the gradients
+        self._unread = torch.stack([loss, torch.as_tensor(0.0 if whole is None else whole).to(loss)])
         return norm
 
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """Called once a step, after the optimizer: the one place where a step waits for the device, and before anything of it
+        is saved.
+        """
+        loss, norm = self._unread.tolist()
+        self._check_finite("loss", loss)
+        if not self.args.fp16:  # FP16's loss scaler meets infinite gradients in its normal work
+            self._check_finite("gradient norm", norm)
+        if self.args.world_size > 1:  # the mean over the ranks is told
+            return super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+        tr_loss.zero_()
+        told = None if grad_norm is None else norm
+        return super()._maybe_log_save_evaluate(torch.tensor(loss), told, *args, **kwargs)
+
     def _check_finite(self, what: str, value: float) -> None:
-        """Stop before the optimizer writes it into the weights: the last checkpoint stays good."""
+        """Stop where the weights may be spoiled by it: nothing of this step is saved, and the last checkpoint stays good."""
         if not math.isfinite(value):
             raise StepFailed(
                 StepReason.NonFiniteLoss,
-                f"{what} {value} at step {self.state.global_step + 1}: lower training.learningRate, raise warmupRatio, "
+                f"{what} {value} at step {self.state.global_step}: lower training.learningRate, raise warmupRatio, "
                 "or set precision BF16 or FP32; the checkpoint before it is kept",
             )
 
