@@ -62,13 +62,15 @@ def apply_facts(world: World, namespace: str) -> str:
     return path
 
 
-def trainer(world: World, namespace: str) -> Callable[[Pod], Ending]:
-    """What the trainer's pods report, by the run that they mount: every step succeeds."""
+def trainer(world: World, namespace: str) -> Callable[[Pod], Ending | None]:
+    """What the trainer's pods report, by the run that they mount: every step succeeds. A pod whose run is gone runs on."""
 
-    def ending(pod: Pod) -> Ending:
+    def ending(pod: Pod) -> Ending | None:
         maps = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
         found = [world.get(f"/api/v1/namespaces/{namespace}/configmaps/{name}") for name in maps]
-        text = next(m["data"]["run.json"] for m in found if m and "run.json" in m["data"])
+        text = next((m["data"]["run.json"] for m in found if m and "run.json" in m["data"]), None)
+        if text is None:
+            return None
         result = make_result(RunConfig.model_validate_json(text), pod["metadata"]["labels"]["finetune.dev/step"])
         return 0, Termination(result=result).model_dump_json(by_alias=True, exclude_none=True)
 

@@ -41,7 +41,7 @@ def test_two_pods_train_and_one_failure_ends_both(world: World, operators: Calla
     succeed = trainer(world, space)
     seen: dict[str, Pod] = {}
 
-    def ending(pod: Pod) -> Ending:
+    def ending(pod: Pod) -> Ending | None:
         """The first attempt loses a rank; in the second, pod 0 reports and pod 1 has nothing to say."""
         labels = pod["metadata"]["labels"]
         if labels["finetune.dev/step"] != "train":
