@@ -50,9 +50,8 @@ def unreached(folder: Path) -> frozenset[str]:
     return frozenset(name for name, weight in network.named_parameters() if weight.grad is None)
 
 
-def freeze_unreached(network: Any, folder: Path) -> None:
-    """Have all of a loaded model trained but what text never reaches, and say so."""
-    idle = unreached(folder)
+def freeze(network: Any, idle: frozenset[str]) -> None:
+    """Have all of a loaded model trained but these weights, which text never reaches, and say so."""
     for name, weight in network.named_parameters():
         if name in idle:
             weight.requires_grad_(False)
@@ -60,6 +59,6 @@ def freeze_unreached(network: Any, folder: Path) -> None:
         print(f"{len(idle)} weights that text never reaches stay as they are, such as {min(idle)}", flush=True)
 
 
-def unreached_modules(folder: Path) -> frozenset[str]:
-    """Names of the modules that hold such weights."""
-    return frozenset(name.rpartition(".")[0] for name in unreached(folder))
+def modules_of(idle: frozenset[str]) -> frozenset[str]:
+    """Names of the modules that hold these weights."""
+    return frozenset(name.rpartition(".")[0] for name in idle)

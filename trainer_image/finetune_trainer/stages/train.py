@@ -106,7 +106,7 @@ def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed InvalidSpec before weights are read."""
     from finetune_trainer.model import adapters, loading
     from finetune_trainer.model.compute import compute_for
-    from finetune_trainer.model.outline import freeze_unreached, unreached_modules
+    from finetune_trainer.model.outline import freeze, modules_of, unreached
     from finetune_trainer.speed import acceleration, activations
     from finetune_trainer.training.arguments import arguments
 
@@ -115,9 +115,6 @@ def _load(context: Context) -> Loaded:
     check(training, devices.model_copy(update={"strategy": fit.strategy or devices.strategy}))
     compute = compute_for(training.precision, devices)
     strategy = fit.strategy or Strategy.DDP
-    if compute.device == "cpu":
-        sharding.allow_on_cpus(strategy)
-
     context.progress("loading the base model")
     with distributed.first_on_node():
         _, model_folder = context.inputs.model()
@@ -126,16 +123,19 @@ def _load(context: Context) -> Loaded:
     teachers = [training.distillation.teacher] if training.distillation else []
     read = [model_folder, *map(context.inputs.model_without_weights, teachers)]
     padded = None in [acceleration.attention(folder, compute, packing=training.packing) for folder in read]
-    # With ZeRO these say how the model is loaded.
+    idle = unreached(model_folder)
+    # With ZeRO these say how any model is loaded from now on.
     asked = arguments(context.run, fit, compute, context.scratch / "train", padded=padded)
+    if compute.device == "cpu":
+        sharding.allow_on_cpus(strategy)
     tokenizer, quantization = loading.load_tokenizer(model_folder), training.quantization
     network = loading.load_base(model_folder, training.method, compute, attention, strategy=strategy, quantization=quantization)
     reference = initial = None
     if training.method is not Method.FULL:
-        network = adapters.add_adapters(network, training, unreached_modules(model_folder))
+        network = adapters.add_adapters(network, training, modules_of(idle))
         initial = split_init.keep(network, training, context.scratch / "initial")
     else:
-        freeze_unreached(network, model_folder)
+        freeze(network, idle)
         if training.learning.with_reference:
             reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:

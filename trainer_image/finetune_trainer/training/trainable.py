@@ -116,11 +116,11 @@ def _check_quantizable(network: Any) -> None:
 def _check_adapters(network: Any, training: Training, folder: Path) -> None:
     """PEFT's word on the targets, on modules that are trained whole, and on what can't go together for this model."""
     from finetune_trainer.model.adapters import add_adapters
-    from finetune_trainer.model.outline import unreached_modules
+    from finetune_trainer.model.outline import modules_of, unreached
 
     begun = training.lora.model_copy(update={"init": "Default"})  # others begin with numbers, and an outline has none
     try:
-        add_adapters(network, training.model_copy(update={"lora": begun}), unreached_modules(folder))
+        add_adapters(network, training.model_copy(update={"lora": begun}), modules_of(unreached(folder)))
     except NotImplementedError:
         return  # it asks for numbers, and will be seen in training
 
