@@ -36,7 +36,7 @@ SILENT = ("--assert=plain", "--tb=native")
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster", *SILENT)
 OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
 ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
-CPU_SECONDS, WALL_SECONDS = 60, 1800  # a mutant that takes more loops, or waits for what never comes
+CPU_SECONDS, WALL_SECONDS = 60, 600  # beside what all tests take: a mutant that takes more loops, or waits for what never comes
 QUICK_CPU_SECONDS, QUICK_WALL_SECONDS, REIMPORT_SECONDS = 2, 120, 4  # of the first try, and more where all is imported anew
 TOOK_LONGER = 3  # the exit code of a first try that did
 KILLED, SURVIVED, NOT_RUN, ENDLESS, UNDECIDED = "killed", "survived", "not run", "endless", "undecided"
@@ -146,8 +146,9 @@ class Suite:
             for sign in (signal.SIGPROF, signal.SIGALRM):
                 signal.signal(sign, lambda *_: os._exit(TOOK_LONGER))
             signal.setitimer(signal.ITIMER_PROF, QUICK_CPU_SECONDS + (REIMPORT_SECONDS if imported else 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        signal.alarm(QUICK_WALL_SECONDS if quick else WALL_SECONDS)
+        all_tests = round(sum(self.learnt.seconds.values()))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 2 * all_tests,) * 2)
+        signal.alarm(QUICK_WALL_SECONDS if quick else WALL_SECONDS + 4 * all_tests)
         self.killer = killer
         if tests:
             self._replace(mutant)
