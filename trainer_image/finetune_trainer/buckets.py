@@ -7,15 +7,18 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# Here, and not where they are used: the first import from two threads at once finds a library that is half loaded.
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError, UnknownConfigurationKeyError
+from obstore.store import AzureStore, GCSStore, S3Store
+
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import AZ, GS
 from finetune_trainer.environment import Access
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, ClientConfig, GCSStore, RetryConfig, S3Store
+    from obstore.store import ClientConfig, RetryConfig
 
-    Bucket = S3Store | GCSStore | AzureStore
-
+Bucket = S3Store | GCSStore | AzureStore
 MIB = 1 << 20
 NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")  # codes of the servers' answers
 DECIDED = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_REGION")  # with what the spec says: Access has them
@@ -39,8 +42,6 @@ def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | No
     Azure: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or a SAS token, else the pod's own identity;
     AZURE_STORAGE_ENDPOINT is another server.
     """
-    from obstore.store import AzureStore, GCSStore, S3Store
-
     place = places.of(uri)
     bucket, _, prefix = uri.removeprefix(place.prefix).partition("/")
     below = prefix.rstrip("/") or None
@@ -58,7 +59,6 @@ def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | No
 
 def _understood(kind: Callable[..., Bucket], told: Mapping[str, str]) -> Any:
     """Those of the variables that a client knows: a Secret may hold what others read as well."""
-    from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 
     def known(name: str) -> bool:
         try:
@@ -88,8 +88,6 @@ def is_not_found(error: Exception) -> bool:
 
 def is_denied(error: Exception) -> bool:
     """Whether the credentials are missing, wrong or not enough."""
-    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
     known = isinstance(error, PermissionDeniedError | UnauthenticatedError)
     return known or any(said in str(error) for said in ("status code: 403", "status code: 401", NO_ACCOUNT))
 

@@ -15,10 +15,9 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from finetune_trainer import environment
-from finetune_trainer.buckets import download, open_bucket
+from finetune_trainer.buckets import Bucket, download, open_bucket
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.pod import Owner
@@ -29,9 +28,6 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.store.bucket import BucketObjects
 from finetune_trainer.store.files import FILES, folder_digest, parse_files
 from finetune_trainer.termination import finish
-
-if TYPE_CHECKING:
-    from finetune_trainer.buckets import Bucket
 
 PARALLEL_FILES = 4
 

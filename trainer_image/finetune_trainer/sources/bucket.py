@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from obstore.exceptions import BaseError
+
+from finetune_trainer.buckets import UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import with_retries
 from finetune_trainer.sources.source import Fetched, Source
@@ -12,8 +15,6 @@ from finetune_trainer.sources.source import Fetched, Source
 
 def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region: str | None) -> Fetched:
     """Objects below a prefix, or the one object of that name."""
-    from finetune_trainer.buckets import download, open_bucket
-
     bucket, _, prefix = source.uri.removeprefix(source.place.prefix).rstrip("/").partition("/")
     meaning = partial(_meaning_at_bucket, source)
     access, root = source.access, f"{source.place.prefix}{bucket}"
@@ -47,10 +48,6 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
 
 
 def _meaning_at_bucket(source: Source, error: Exception) -> StepFailed | float | None:
-    from obstore.exceptions import BaseError
-
-    from finetune_trainer.buckets import UNTRUSTED, is_denied, is_not_found, is_untrusted
-
     if is_untrusted(error):
         return source.denied(f"{source.uri}: {UNTRUSTED}")
     if is_not_found(error):

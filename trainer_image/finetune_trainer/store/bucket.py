@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+
 from finetune_trainer.buckets import MIB, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
 from finetune_trainer.contract import places
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -53,8 +55,6 @@ class BucketObjects:
         self._asked(path, lambda: self._store.put(path, source, chunk_size=part, max_concurrency=4))
 
     def write_new(self, path: str, content: bytes) -> bool:
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
         def ask() -> bool:
             try:
                 self._store.put(path, content, mode="create")
@@ -90,8 +90,6 @@ class BucketObjects:
 
     def _asked(self, path: str, ask: Callable[[], T]) -> T:
         """What the server answers; asked once more where an answer broke off. Raises StepFailed."""
-        from obstore.exceptions import BaseError
-
         for left in reversed(range(TRIES)):
             try:
                 return ask()

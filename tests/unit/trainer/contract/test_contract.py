@@ -126,3 +126,9 @@ def test_the_operators_part_needs_no_trainer_libraries() -> None:
     source = Path(__file__).parents[4] / "trainer_image"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_library_of_buckets_is_whole_before_threads_use_it() -> None:
+    code = "import sys, finetune_trainer.store.entries; sys.exit('obstore.store' not in sys.modules)"
+    source = Path(__file__).parents[4] / "trainer_image"
+    assert subprocess.run([sys.executable, "-c", code], cwd=source, check=False).returncode == 0
