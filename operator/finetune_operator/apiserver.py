@@ -13,7 +13,7 @@ import aiohttp
 
 from finetune_operator import metrics
 from finetune_operator.decoding import decode_objects, lines
-from finetune_operator.errors import ClusterError, Unavailable, of_answer
+from finetune_operator.errors import ClusterError, NotFound, Unavailable, of_answer
 from finetune_operator.meta import Object
 from finetune_operator.settings import has_service_account
 
@@ -79,6 +79,14 @@ class ApiServer:
         if response.status >= 300:
             raise _error(response.status, text, response.getheader("Retry-After"))
         return text
+
+    async def resources(self, api_version: str) -> frozenset[str]:
+        """Plural names of what is served of a group's version; none where it is not there."""
+        try:
+            found = await self.json(Request("GET", f"/apis/{api_version}"))
+        except NotFound:
+            return frozenset()
+        return frozenset(resource["name"] for resource in found.get("resources") or [])
 
     async def lines(self, request: Request) -> AsyncIterator[bytes]:
         """The lines of an answer as they come, until the server ends it. Silence for request.timeout is Unavailable."""

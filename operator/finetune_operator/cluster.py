@@ -82,11 +82,7 @@ class Cluster:
 
     async def own_resources(self) -> frozenset[str]:
         """Plural names of what the API server serves of our group; none before the CRDs are there."""
-        try:
-            found = await self._api.json(Request("GET", f"/apis/{API_VERSION}"))
-        except NotFound:
-            return frozenset()
-        return frozenset(resource["name"] for resource in found.get("resources") or [])
+        return await self._api.resources(API_VERSION)
 
     async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""

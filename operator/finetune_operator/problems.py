@@ -24,6 +24,11 @@ def refused(body: Object, status: dict[str, Any], message: str, now: datetime) -
     return _with(body, status, now, {"Ready": "False", "Reconciling": "True"}, OperatorReason.Refused, message)
 
 
+def is_held(body: Object) -> bool:
+    """Whether somebody wants nothing to be done for the object."""
+    return bool((body["metadata"].get("annotations") or {}).get(ANNOTATION_HOLD) == "true")
+
+
 def held(body: Object, now: datetime) -> dict[str, Any]:
     """The status as it was, and that nothing follows from it while somebody holds the object."""
     status = body.get("status", {})

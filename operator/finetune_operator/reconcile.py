@@ -38,7 +38,6 @@ from finetune_operator.decision import (
 from finetune_operator.decoding import UNREADABLE
 from finetune_operator.errors import ClusterError, Conflict, InvalidSpec, NameTaken, NotLeader, Refused
 from finetune_operator.meta import Key, Object
-from finetune_operator.names import ANNOTATION_HOLD
 from finetune_operator.sentences import sentences
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -88,7 +87,7 @@ class _Pass:
 
     async def run(self) -> Outcome:
         generation = self.body["metadata"].get("generation", 0)
-        if self.body["metadata"].get("annotations", {}).get(ANNOTATION_HOLD) == "true":
+        if problems.is_held(self.body):
             await self._tell(problems.held(self.body, self.now))
             return Outcome("held", generation, self.writes)
         try:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from localcluster import debian, images, settings
+from localcluster import builder, debian, images, settings
 from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +113,7 @@ def test_a_tag_changes_with_a_source_and_with_an_image_below(tmp_path: Path, mon
 def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
     """A cache and a registry that are empty; nothing is installed on this machine."""
     monkeypatch.setattr(debian, "ensure_tools", lambda: None)
+    monkeypatch.setattr(builder, "forget_others", lambda *_: None)
     monkeypatch.setattr(images, "_is_in_registry", lambda *_: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = settings.read()

@@ -12,6 +12,7 @@ from finetune_operator.cli.status import conditions, serve_status
 from finetune_operator.errors import NotPossible
 from finetune_operator.meta import Object
 from finetune_operator.names import ANNOTATION_HOLD, ANNOTATION_PROMOTE, ANNOTATION_ROLLBACK
+from finetune_operator.problems import is_held
 
 
 @dataclass(frozen=True)
@@ -66,5 +67,5 @@ def _name(body: Object) -> str:
 
 
 def _not_held(body: Object) -> None:
-    if (body["metadata"].get("annotations") or {}).get(ANNOTATION_HOLD) == "true":
+    if is_held(body):
         raise NotPossible(f"{_name(body)} is held, and nothing is done for it: remove its annotation {ANNOTATION_HOLD}")

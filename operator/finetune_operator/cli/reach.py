@@ -92,11 +92,7 @@ class Reach:
 
     async def resources(self, api_version: str) -> frozenset[str]:
         """Plural names of what the API server serves of a group's version; none where it is not there."""
-        try:
-            found = await self._api.json(Request("GET", f"/apis/{api_version}"))
-        except NotFound:
-            return frozenset()
-        return frozenset(resource["name"] for resource in found.get("resources") or [])
+        return await self._api.resources(api_version)
 
     def _space(self, kind: str) -> str:
         return "" if kind in CLUSTER_WIDE else self.namespace

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, StepState, StepStatus
 from finetune_operator.api.modelserve import ModelServeStatus, Revision
-from finetune_operator.cli.words import describe, duration, scores_table, verdicts_table
+from finetune_operator.cli.words import describe, duration, scores_table, verdicts_table, warning
 from finetune_operator.finetunejob.spending import HOUR, spent
 from finetune_operator.meta import Condition, Object
 from finetune_trainer.contract.reports import Progress
@@ -30,9 +30,7 @@ def serve_status(body: Object) -> ModelServeStatus:
 
 def conditions(body: Object) -> dict[str, Condition]:
     """Those that hold for the spec as it is now, by type."""
-    generation = body["metadata"].get("generation", 0)
-    told = [Condition.model_validate(c) for c in (body.get("status") or {}).get("conditions") or []]
-    return {c.type: c for c in told if c.observed_generation >= generation and c.status == "True"}
+    return {c.type: c for c in _told(body) if c.status == "True"}
 
 
 def exit_status(body: Object) -> int | None:
@@ -45,13 +43,18 @@ def exit_status(body: Object) -> int | None:
 
 def headline(body: Object) -> str:
     """One line: which object, how it stands and why."""
-    generation = body["metadata"].get("generation", 0)
-    told = [Condition.model_validate(c) for c in (body.get("status") or {}).get("conditions") or []]
-    ready = next((c for c in told if c.type == "Ready" and c.observed_generation >= generation), None)
+    ready = next((c for c in _told(body) if c.type == "Ready"), None)
     name = f"{body['kind']} {body['metadata']['namespace']}/{body['metadata']['name']}"
     if ready is None:
         return f"{name}: the operator has not seen it as it is now; `kubectl finetune doctor` tells whether one runs"
     return f"{name}: {ready.reason}: {ready.message}"
+
+
+def _told(body: Object) -> list[Condition]:
+    """The conditions that the operator has told of the spec as it is now."""
+    generation = body["metadata"].get("generation", 0)
+    told = [Condition.model_validate(c) for c in (body.get("status") or {}).get("conditions") or []]
+    return [c for c in told if c.observed_generation >= generation]
 
 
 def shown(body: Object, now: datetime) -> RenderableType:
@@ -94,8 +97,8 @@ def _of_job(status: FineTuneJobStatus, now: datetime) -> Iterator[RenderableType
         yield _steps(status.steps, now)
     if status.progress is not None and any(s.state is StepState.RUNNING for s in status.steps):
         yield Text(said(status.progress))
-    for warning in status.warnings:
-        yield Text(f"warning: {warning.reason}: {warning.message}", style="yellow")
+    for remark in status.warnings:
+        yield Text(warning(remark), style="yellow")
     if status.last_failure is not None:
         failure = status.last_failure
         yield Text(f"last failure: {failure.step}, attempt {failure.attempt}, {failure.reason}: {failure.message}", style="red")

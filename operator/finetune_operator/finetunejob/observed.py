@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
-from finetune_operator.meta import Object, seconds_since
+from finetune_operator.meta import Object, seconds_since, stamp
 from finetune_operator.names import ANNOTATION_SUSPENDED, LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.exits import CONSEQUENCES
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -86,6 +86,10 @@ class Attempt:
     running_pods: int
     started_at: str | None
     finished_at: str | None
+
+    def ended_at(self, now: datetime) -> str:
+        """When its pods ended; now where nobody told, or where a node's clock is ahead."""
+        return min(self.finished_at or stamp(now), stamp(now))
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def _read(
     status = taken(status, run, step, attempt)
     if attempt.state is State.ACTIVE:
         return status
-    ended = min(attempt.finished_at or stamp(now), stamp(now))  # a node's clock may be ahead, and no pause to wait for
+    ended = attempt.ended_at(now)
     if attempt.state is State.FAILED:
         return _fail(status, step, failure_of(attempt, step), budget, ended)
     result = attempt.pod.termination.result if attempt.pod and attempt.pod.termination else None

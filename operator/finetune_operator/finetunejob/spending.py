@@ -37,7 +37,7 @@ def given_back(status: FineTuneJobStatus, world: World, now: datetime) -> FineTu
     attempt = world.attempt(held.job)
     if attempt is not None and attempt.running_pods:
         return status
-    ended = min((attempt and attempt.finished_at) or stamp(now), stamp(now))  # a node's clock may be ahead
+    ended = stamp(now) if attempt is None else attempt.ended_at(now)
     seconds = status.gpu_seconds + round(_held_seconds(held, datetime.fromisoformat(ended)))
     counted = Counted(job=held.job, until=max(ended, held.since))
     return status.model_copy(update={"gpu_seconds": seconds, "counted": counted, "holding": None})

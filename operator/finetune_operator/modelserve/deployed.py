@@ -77,6 +77,12 @@ def revision_of(child: Object) -> str:
     return str(child["metadata"].get("labels", {}).get(LABEL_REVISION, ""))
 
 
+def engine_of(template: Object) -> Object:
+    """The engine's container of a pod template; empty where there is none."""
+    found: Object = next((c for c in template["spec"]["containers"] if c["name"] == ENGINE), {})
+    return found
+
+
 def deployed(body: Object, pods: tuple[Object, ...]) -> Deployed:
     meta, status, revision = body["metadata"], body.get("status") or {}, revision_of(body)
     conditions = {c["type"]: c for c in status.get("conditions") or []}

@@ -27,6 +27,8 @@ GATE_REQUESTS, GATE_LIMITS = {"cpu": "100m", "memory": "128Mi"}, {"cpu": "1", "m
 GATE_RETRIES = 2  # for pods that were lost; a wrong answer is final
 GATE_MARGIN_SECONDS = 300  # to schedule the gate's pod and pull its image
 RUBRIC_FOLDER = "/etc/finetune-rubric"
+FINAL = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
+LOST = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
 def gate_prompts(serve: ModelServe) -> Object:
@@ -49,22 +51,10 @@ def gate(serve: ModelServe, target: Target, settings: Settings, *, live: str | N
     rounds = 1 + asks_speed(asked) + (asked_rows(serve, target.model) is not None)
     rounds += 0 if compared is None else 1 + (compared.judge is not None)
     seconds = rounds * asked.timeout_seconds + GATE_MARGIN_SECONDS
-    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
-    lost = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: target.revision}
-    name = gate_job(serve, target.revision, target.trial, again)
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": owned(serve, name, {LABEL_REVISION: target.revision}),
-        "spec": {
-            "backoffLimit": GATE_RETRIES,
-            "activeDeadlineSeconds": seconds * (GATE_RETRIES + 1),
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": [final, lost]},
-            "template": _gate_pod(serve, target, settings, compared, labels),
-        },
-    }
+    metadata = owned(serve, gate_job(serve, target.revision, target.trial, again), {LABEL_REVISION: target.revision})
+    template = _gate_pod(serve, target, settings, compared, labels)
+    return asking_job(metadata, template, GATE_RETRIES, seconds * (GATE_RETRIES + 1), FINAL, LOST)
 
 
 def compared_with(serve: ModelServe, model: ResolvedModel, live: str | None) -> Live | None:
@@ -109,6 +99,18 @@ def _command(serve: ModelServe, target: Target, compared: Live | None, asked: st
     if compared is not None:
         command += ["--live", compared.model_dump_json(by_alias=True)]
     return command
+
+
+def asking_job(metadata: Object, template: Object, retries: int, seconds: int, *rules: Object) -> Object:
+    """The Job of such a pod, which may take so many seconds with its retries; `rules` say what a failure means."""
+    spec = {
+        "backoffLimit": retries,
+        "activeDeadlineSeconds": seconds,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": list(rules)},
+        "template": template,
+    }
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
 
 def asking_pod(serve: ModelServe, settings: Settings, name: str, command: list[str], labels: dict[str, str]) -> Object:

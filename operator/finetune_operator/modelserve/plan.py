@@ -9,7 +9,7 @@ from finetune_operator import credentials
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.api.rollout import ServeGate
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.deployed import ENGINE
+from finetune_operator.modelserve.deployed import engine_of
 from finetune_operator.modelserve.pod import pod_template, secrets
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
@@ -55,17 +55,12 @@ def asks_only_new_defaults(serve: ModelServe, wanted: Target, live: str, manifes
     """Whether the target would be the live revision, whose Deployment `manifest` is, had the operator's default image of the
     engine and its pull policy stayed as they were.
     """
-    before = _engine(manifest["spec"]["template"])
+    before = engine_of(manifest["spec"]["template"])
     settings = replace(settings, image_pull_secrets="", image_pull_policy=before.get("imagePullPolicy", ""))
     asked = pod_template(serve, wanted.model, settings)
     if serve.spec.engine.image is None:
-        _engine(asked)["image"] = before.get("image")
+        engine_of(asked)["image"] = before.get("image")
     return wanted.pinned_by is None and wanted.revision != live == _revision(asked, wanted.model)
-
-
-def _engine(template: Object) -> Object:
-    found: Object = next((c for c in template["spec"]["containers"] if c["name"] == ENGINE), {})
-    return found
 
 
 def _revision(asked: Object, model: ResolvedModel) -> str:

@@ -12,13 +12,12 @@ from datetime import datetime
 from finetune_operator.api.modelserve import ModelServe, Revision, RollbackWindow, Signal
 from finetune_operator.meta import Object, seconds_since
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.gate import GATE_MARGIN_SECONDS, asking_pod
+from finetune_operator.modelserve.gate import FINAL, GATE_MARGIN_SECONDS, asking_job, asking_pod
 from finetune_operator.modelserve.objects import owned, revision_labels
 from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.window import watch_job
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION, LABEL_WATCH, object_name, serve_labels
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.traffic import Bounds, Watch
 
 
@@ -43,27 +42,12 @@ def job(serve: ModelServe, live: Revision, opened: RollbackWindow, settings: Set
         counters=engine.counters,
         bounds=Bounds(**on.model_dump(include=set(Bounds.model_fields))),
     )
-    command = [
-        "python",
-        "-m",
-        "finetune_trainer.serving.watch",
-        "--watch",
-        wanted.model_dump_json(by_alias=True, exclude_none=True),
-    ]
-    final = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(ExitCode.VERIFICATION_FAILED)]}}
+    told = wanted.model_dump_json(by_alias=True, exclude_none=True)
+    command = ["python", "-m", "finetune_trainer.serving.watch", "--watch", told]
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: live.name}
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": owned(serve, watch_job(serve, live), {LABEL_REVISION: live.name, LABEL_WATCH: live.name}),
-        "spec": {
-            "backoffLimit": 1,
-            "activeDeadlineSeconds": left + GATE_MARGIN_SECONDS,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": [final]},
-            "template": asking_pod(serve, settings, "watch", command, labels),
-        },
-    }
+    metadata = owned(serve, watch_job(serve, live), {LABEL_REVISION: live.name, LABEL_WATCH: live.name})
+    template = asking_pod(serve, settings, "watch", command, labels)
+    return asking_job(metadata, template, 1, left + GATE_MARGIN_SECONDS, FINAL)
 
 
 def _pods(serve: ModelServe, revision: str) -> str:

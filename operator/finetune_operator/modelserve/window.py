@@ -18,7 +18,7 @@ from finetune_operator.api.rollout import RollbackOn
 from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.case import Case
-from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod
+from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod, engine_of
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.loading import Trouble, trouble
 from finetune_operator.modelserve.observed import Verdict
@@ -27,6 +27,8 @@ from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import object_name, short_hash
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
+
+ALWAYS = [Signal.RESTARTS, Signal.PROBES]
 
 
 def way_back(case: Case, live: Revision) -> str | None:
@@ -42,11 +44,7 @@ def window(case: Case, live: Revision) -> RollbackWindow | None:
     if back is None or live.promoted_at is None or seconds_since(live.promoted_at, case.now) >= seconds:
         return None
     until = datetime.fromisoformat(live.promoted_at) + timedelta(seconds=seconds)
-    return RollbackWindow(revision=back, until=stamp(until), signals=[*_always(), *_counted(case, live, back)])
-
-
-def _always() -> list[Signal]:
-    return [Signal.RESTARTS, Signal.PROBES]
+    return RollbackWindow(revision=back, until=stamp(until), signals=[*ALWAYS, *_counted(case, live, back)])
 
 
 def _counted(case: Case, live: Revision, back: str) -> list[Signal]:
@@ -62,9 +60,9 @@ def _counted(case: Case, live: Revision, back: str) -> list[Signal]:
 
 def _port(case: Case, revision: str) -> int | None:
     """The port of a revision's engine: another engine, which counts otherwise, has another."""
-    containers = case.world.records.get(revision, {}).get("spec", {}).get("template", {}).get("spec", {}).get("containers", [])
-    found: int | None = next((c["ports"][0]["containerPort"] for c in containers if c["name"] == ENGINE), None)
-    return found
+    manifest = case.world.records.get(revision)
+    engine = {} if manifest is None else engine_of(manifest["spec"]["template"])
+    return engine["ports"][0]["containerPort"] if engine else None
 
 
 def watch_job(serve: ModelServe, live: Revision) -> str:

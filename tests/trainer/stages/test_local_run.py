@@ -81,7 +81,7 @@ def test_the_whole_path_then_nothing_but_prepare_then_a_failed_gate(folder: Path
 
 
 def test_a_report_tells_of_the_run(folder: Path) -> None:
-    text = JOB.replace("maxSteps: 6", "maxSteps: 60, keepCheckpoint: Last")
+    text = JOB.replace("maxSteps: 6", "maxSteps: 200, keepCheckpoint: Last")
     ask = [sys.executable, "-m", "finetune_operator.cli", "report", str(folder / "job.yaml"), "--workdir", str(folder / "work")]
     (folder / "job.yaml").write_text(text)
     early = subprocess.run(ask, env=environment(), capture_output=True, text=True, check=False)
@@ -94,7 +94,7 @@ def test_a_report_tells_of_the_run(folder: Path) -> None:
     page = (folder / "work/report.html").read_text()
     assert re.findall(r'(?:src|href)="|url\(|@import|https?://(?!www\.w3\.org/2000/svg)', page.partition("<script")[0]) == []
     facts = json.loads(page.partition('id="facts">')[2].partition("</script>")[0])
-    assert facts["configuration"]["training"]["maxSteps"] == 60
+    assert facts["configuration"]["training"]["maxSteps"] == 200
     assert [line["step"] for line in facts["lineage"]] == ["prepare", "train", "merge", "evaluate"]
     assert [score["subject"] for score in facts["scores"]] == ["base", "merged"]
     assert [row["reference"] for row in facts["answers"]["merged"]] == ["Mira Oldfield.", "Port Amber."]
@@ -102,7 +102,7 @@ def test_a_report_tells_of_the_run(folder: Path) -> None:
     assert set(facts["samples"][0]["completion_mask"]) == {0, 1}
     steps = [step for step, _ in facts["curve"]]
     assert steps == sorted(set(steps))
-    assert steps[-1] == 60
+    assert steps[-1] == 200
     assert facts["curve"][-1][1] < facts["curve"][0][1]
 
 

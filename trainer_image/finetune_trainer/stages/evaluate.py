@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract import served_rows
+from finetune_trainer.contract import held_out, served_rows
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.evaluation import LLAMA_CPP, AnswerEngine
 from finetune_trainer.contract.pipeline import BASE, EVALUATE, MERGE, MERGED, answered, subjects, tasks_for
@@ -167,7 +167,7 @@ def _folder(context: Context, subject: str) -> Path:
 def _write(folder: Path, rows: Sequence[Rendered], answers: Sequence[scores.Answer], generated: bool) -> None:
     """rows.jsonl: prompt, reference, answer and the row's own scores."""
     folder.mkdir(parents=True)
-    with (folder / "rows.jsonl").open("w") as out:
+    with (folder / held_out.FILE).open("w") as out:
         for row, answer in zip(rows, answers, strict=True):
             line: dict[str, str | float] = {
                 "prompt": row.prompt,
