@@ -6,7 +6,8 @@ import copy
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finetune_operator.decision import Create, Decision, Delete, Observed, Ref
+from finetune_operator.applied import contains
+from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Ref
 from finetune_operator.meta import API_VERSION, Object
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.dataset import DatasetFormat
@@ -181,12 +182,20 @@ class Namespace:
         return Observed(children, dict(self.named), dict(self.progress))
 
     def apply(self, decision: Decision) -> list[str]:
-        """Carry the actions out; returns them in words, for tests that tell a story."""
-        return [self._act(action) for action in decision.actions]
+        """Carry the actions out; returns them in words, for tests that tell a story. What stands is not applied again."""
+        return [self._act(action) for action in decision.actions if not self.stands(action)]
+
+    def stands(self, action: Action) -> bool:
+        """Whether the Service that is applied is as it is to be."""
+        if not isinstance(action, Apply) or action.body["kind"] != "Service":
+            return False
+        return contains(self.services.get(action.body["metadata"]["name"]), action.body)
 
     def _act(self, action: object) -> str:
         match action:
             case Create(body):
+                return self._create(copy.deepcopy(body))
+            case Apply(body) if body["kind"] == "Service":
                 return self._create(copy.deepcopy(body))
             case Delete(kind, name, uid):
                 assert self.jobs[name]["metadata"]["uid"] == uid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from finetune_operator.cache import KINDS, Children, Own, key_of
@@ -44,6 +44,9 @@ class FakeCluster:
         found = await self.list(kind, namespace)
         return {key_of(b): int(b["metadata"]["resourceVersion"]) for b in found}, self._version
 
+    async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
+        yield await self.list(kind, namespace, labels), str(self._version)
+
     def caches(self) -> tuple[Own, Children]:
         """What watches would have told by now."""
         own, children = Own(), Children()
@@ -83,7 +86,7 @@ class FakeCluster:
         if have["metadata"]["resourceVersion"] != read["metadata"]["resourceVersion"]:
             raise Conflict("the object has been modified")
         metadata = {**have["metadata"], **patch.get("metadata", {})}
-        return self._store({**have, "metadata": metadata, "spec": {**have.get("spec", {}), **patch["spec"]}})
+        return self._store({**have, "metadata": metadata, "spec": {**have.get("spec", {}), **patch.get("spec", {})}})
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         self._write("status", read)

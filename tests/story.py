@@ -10,7 +10,7 @@ from typing import Any
 from tests.builders import NOW, Namespace, data_config_map, make_result
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.decision import Create, Decision, Observed
+from finetune_operator.decision import Apply, Create, Decision, Observed
 from finetune_operator.finetunejob import policy
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.meta import Object
@@ -39,10 +39,11 @@ class Story:
         """Reconcile once; returns what was done."""
         self.minute += 10  # longer than any pause between attempts
         decision = self.decide()
+        made = (a for a in decision.actions if isinstance(a, Create | Apply) and not self.space.stands(a))
+        self.created += [a.body for a in made if a.body["kind"] != "ModelServe"]
         acted = self.space.apply(decision)
         self.job = {**self.job, "status": json.loads(json.dumps(decision.status))}
         self.events += [e.reason for e in decision.events]
-        self.created += [a.body for a in decision.actions if isinstance(a, Create)]
         return acted
 
     def decide(self) -> Decision:

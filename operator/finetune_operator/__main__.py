@@ -93,6 +93,7 @@ async def lead(
     others = [_vital(elector.hold(), stop) for elector in electors]
     others += [_vital(watches.follow(kind), stop) for kind in WATCHED]
     await _until(watches.all_listed(), stop)
+    await _until(controller.list_all(), stop)
     workers = [_vital(controller.work(), stop) for _ in range(settings.workers)]
     others += [_vital(part, stop) for part in (controller.read_progress(), controller.resync())]
     gc.collect()

@@ -47,11 +47,15 @@ def _seen(means: Means, key: Key, observed: Observed) -> Object | None:
     return next((o for o in observed.children.get(key.kind, ()) if o["metadata"]["name"] == key.name), None)
 
 
-async def act(means: Means, namespace: str, action: Action, observed: Observed) -> None:
-    """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once."""
+async def act(means: Means, namespace: str, action: Action, observed: Observed) -> bool:
+    """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once.
+
+    Returns whether the next pass sees anything else. It does not where somebody took our labels off what is created: a pass
+    at once would only try again.
+    """
     match action:
         case Create(body):
-            _keep(means, await _create(means.cluster, body))
+            return _keep(means, await _create(means.cluster, body))
         case Apply(body):
             answer = await _apply(means, body, _seen(means, key_of(body), observed))
             means.applied.keep(body, answer)
@@ -66,6 +70,7 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
             notes = {ANNOTATION_SUSPENDED: "true" if suspend else None}
             patch = {"metadata": {"annotations": notes}, "spec": {"suspend": suspend}}
             _keep(means, await means.cluster.merge(job, patch))
+    return True
 
 
 async def _apply(means: Means, body: Object, seen: Object | None) -> Object:
@@ -82,14 +87,13 @@ async def _apply(means: Means, body: Object, seen: Object | None) -> Object:
         return await means.cluster.merge(found, replacing(found, body))
 
 
-def _keep(means: Means, body: Object) -> None:
-    """A ModelServe that a job hands over to is left to its event, which wakes it: what is kept already is no news."""
-    if (
-        body["kind"] not in KINDS
-        and body["kind"] in SHAPES
-        and any(label in body["metadata"].get("labels", {}) for label in OWNER_LABELS)
-    ):
-        means.children.keep(body)
+def _keep(means: Means, body: Object) -> bool:
+    """Whether it is news. A ModelServe that a job hands over to is left to its event, which wakes it: what is kept already
+    is none.
+    """
+    labels = body["metadata"].get("labels") or {}
+    is_child = body["kind"] not in KINDS and body["kind"] in SHAPES and any(label in labels for label in OWNER_LABELS)
+    return is_child and means.children.keep(body)
 
 
 async def _create(cluster: Cluster, body: Object) -> Object:
@@ -102,7 +106,10 @@ async def _create(cluster: Cluster, body: Object) -> Object:
             # The last owner of that name was deleted and its children are being collected, or the name is a stranger's.
             text = f"{body['kind']} {metadata['name']} exists and belongs to another owner; delete it, or rename the job"
             raise NameTaken(text) from None
-        return found
+        labels = metadata.get("labels") or {}
+        if body["kind"] != "Job" or labels.items() <= (found["metadata"].get("labels") or {}).items():
+            return found
+        return await cluster.merge(found, {"metadata": {"labels": labels}})  # somebody took them off: no watch tells of it
 
 
 def _owners(body: Object) -> set[str]:

@@ -2,6 +2,7 @@
 
 events ─► queue ─► work (N workers) ─► reconcile ─┬─► done: again after requeue_after
              ▲                                    └─► failed: again after a backoff
+             ├── list_all, once, before the first pass
              ├── read_progress, every few seconds
              └── resync, every few minutes: all objects looked for anew
 """
@@ -20,7 +21,7 @@ import structlog
 from finetune_operator import metrics
 from finetune_operator.acting import Means
 from finetune_operator.applied import Applied
-from finetune_operator.cache import KINDS, Children, Own
+from finetune_operator.cache import KINDS, Children, Own, key_of
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
 from finetune_operator.meta import Key
@@ -30,6 +31,8 @@ from finetune_operator.settings import Settings
 from finetune_operator.workqueue import ShutDown, WorkQueue
 
 log = structlog.get_logger("reconcile")
+
+LIST_PAUSE = 2.0  # seconds between two tries
 
 
 class WatchDied(Exception):
@@ -53,6 +56,25 @@ class Controller:
     @cached_property
     def _means(self) -> Means:
         return Means(self.cluster, self.own, self.children, Applied(), self.progress.of, self.settings)
+
+    async def list_all(self) -> None:
+        """Keep all FineTuneJobs and ModelServes and wake them. Return when each was listed once: a pass believes what it
+        knows of the other kind, so a job whose ModelServe was not told of yet would make it anew, above what people set there.
+        """
+        for kind in KINDS:
+            while not await self._listed(kind):
+                await self.sleep(LIST_PAUSE)
+
+    async def _listed(self, kind: str) -> bool:
+        try:
+            async for page, _ in self.cluster.pages(kind, self.settings.namespace, {}):
+                for body in page:
+                    self.own.keep(body)
+                    self.queue.add(key_of(body))
+        except ClusterError as error:
+            log.warning("list put off", kind=kind, error=str(error), again_in=LIST_PAUSE)
+            return False
+        return True
 
     async def work(self) -> None:
         """One worker, until the queue is shut down. Raises NotLeader, after which nothing may be written."""

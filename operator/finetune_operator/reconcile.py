@@ -110,9 +110,8 @@ class _Pass:
             if decision.intent:
                 await self._tell(decision.status)
             for action in self._acts(decision, observed):
-                self.acted = True
                 self.writes += 1
-                await act(self.means, self.key.namespace, action, observed)
+                self.acted |= await act(self.means, self.key.namespace, action, observed)
         except (Refused, NameTaken) as error:
             event = Event(OperatorReason.Refused, str(error), warning=True)
             await self._tell(problems.refused(self.body, decision.status, str(error), self.now), event)
@@ -135,17 +134,19 @@ class _Pass:
         status = self.body.get("status", {})
         if not means.applied.is_ours(self.body):
             status = bounded(status, status_schema(self.kind.model))
-        known = without_unknown(self.kind.model, {**self.body, "status": status})
-        reads = policy.reads(known)
+        body = without_unknown(self.kind.model, {**self.body, "status": status})
+        reads = policy.reads(body)
         observed = observe(means, self.key, reads)
         try:
-            return policy.decide(known, observed, means.settings, self.now), observed
+            return policy.decide(body, observed, means.settings, self.now), observed
         except Unread:
-            found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in reads.named))
+            known = watched(means, self.key, reads)
+            unread = [ref for ref in reads.named if known.get(ref) is None]
+            found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in unread))
             told = watched(means, self.key, reads)
-            named = {ref: body or told.get(ref) for ref, body in zip(reads.named, found, strict=True)}
-            observed = replace(observed, named=named)
-            return policy.decide(known, observed, means.settings, self.now), observed
+            read = {ref: answer or told.get(ref) for ref, answer in zip(unread, found, strict=True)}
+            observed = replace(observed, named=known | read)
+            return policy.decide(body, observed, means.settings, self.now), observed
 
     def _acts(self, decision: Decision, observed: Observed) -> list[Action]:
         """The actions without those that would change nothing."""

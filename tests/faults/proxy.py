@@ -25,7 +25,7 @@ from finetune_operator.watches import WATCHED
 
 NAMESPACE = re.compile(r"/namespaces/([^/]+)/")
 VERSION = re.compile(rb'"resourceVersion":"(\d+)"')
-LISTED = tuple(RESOURCES[kind].plural for kind in (*KINDS, *WATCHED))
+LISTED = tuple(RESOURCES[kind].plural for kind in (*KINDS, *KINDS, *WATCHED))  # ours before the first pass, and by Kopf
 REASONS = {
     403: "Forbidden",
     404: "NotFound",
@@ -56,6 +56,7 @@ class Told:
     """What the operator sent of one namespace."""
 
     sent: int = 0  # writes
+    taken: int = 0  # those that the API server accepted
     read: int = 0
     last: float = field(default_factory=time.monotonic)
     requests: list[str] = field(default_factory=list)
@@ -72,7 +73,7 @@ class Writes(FaultProxy):
         self.behind_until: dict[str, float] = {}  # namespaces of which the watches tell late
         self.gone = 0  # so many watches are told that their version is too old
         self.version = ""  # the newest that an answer told of
-        self._old: tuple[str, set[str]] = ("", set())  # a version, and the lists that were answered as of then
+        self._old: tuple[str, Counter[str]] = ("", Counter())  # a version, and the lists that were answered as of then
         self._late_until = 0.0
         self._watches: dict[int, web.Request] = {}
         super().__init__(server, authority)
@@ -128,7 +129,7 @@ class Writes(FaultProxy):
                 version = self.version
                 await self._answer(request)
                 if fault.name == "old lists":
-                    self._old = (version, set())
+                    self._old = (version, Counter())
                 self.strike(space, fault)
                 return _cut(request)
             case "doubled":
@@ -165,18 +166,21 @@ class Writes(FaultProxy):
         if request.method in WRITES and (found := VERSION.search(content)):
             self.version = found[1].decode()
         self.used[request.method, _resource(request.path), answer.status] += 1
-        self.requests.append(Request(request.method, request.path, request.query_string, answer.status))
+        known = Request(request.method, request.path, request.query_string, answer.status)
+        self.requests.append(known)
+        if known.is_write and answer.status < 300 and (place := NAMESPACE.search(request.path)) is not None:
+            self.told.setdefault(place[1], Told()).taken += 1
         return answer.status, dict(answer.headers), content
 
     def _as_of(self, request: web.Request) -> str:
-        """Makes the first list of each kind after a restart an old one; the watch from there tells the rest, late."""
+        """Makes the lists of a restart old ones; the watches from there tell the rest, late."""
         version, listed = self._old
         resource = _resource(request.path)
         if not version or request.method != "GET" or "/" in resource or "continue" in request.query:
             return ""
-        if request.path.rpartition("/")[2] != resource or resource in listed or resource not in LISTED:
+        if request.path.rpartition("/")[2] != resource or listed[resource] >= LISTED.count(resource):
             return ""
-        listed.add(resource)
+        listed[resource] += 1
         self._late_until = time.monotonic() + BEHIND_SECONDS
         return f"{'&' if request.query_string else '?'}resourceVersion={version}&resourceVersionMatch=Exact"
 

@@ -182,9 +182,9 @@ def operators(world: World) -> Iterator[Callable[..., Operator]]:
     """Makes operators; ends them all after the test and shows the log of one that failed."""
     made: list[Operator] = []
 
-    def make(*program: str, **environment: str) -> Operator:
+    def make(*program: str, proxy: type[FaultProxy] = FaultProxy, **environment: str) -> Operator:
         directory = Path(tempfile.mkdtemp(prefix="finetune-operator-"))
-        made.append(Operator(world, directory, program, environment))
+        made.append(Operator(world, directory, program, environment, proxy))
         return made[-1]
 
     yield make

@@ -163,6 +163,31 @@ async def test_a_worker_ends_where_another_leads() -> None:
         await setup.controller.work()
 
 
+async def test_all_of_ours_are_known_and_woken_before_the_first_pass() -> None:
+    setup = Setup()
+    serve = Key("ModelServe", "default", "bot")
+    await setup.cluster.create({"kind": serve.kind, "metadata": {"name": serve.name, "namespace": serve.namespace}})
+    assert setup.own.get(serve) is None
+    await setup.controller.list_all()
+    assert setup.own.get(KEY)
+    assert setup.own.get(serve), "a job that hands over to it would think that it is missing"
+    assert [await setup.queue.get() for _ in range(2)] == [KEY, serve]
+
+
+async def test_the_first_list_waits_out_a_server_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup()
+
+    def fail(*_: Any) -> Any:
+        raise Unavailable("restarting")
+
+    pages, setup.last_round = setup.cluster.pages, 2
+    monkeypatch.setattr(setup.cluster, "pages", fail)
+    setup.between[2] = lambda: monkeypatch.setattr(setup.cluster, "pages", pages)
+    await setup.controller.list_all()
+    assert setup.rounds == 2
+    assert await setup.queue.get() == KEY
+
+
 async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
     setup = Setup()
     gone, later = KEY._replace(name="gone"), KEY._replace(name="later")

@@ -275,6 +275,18 @@ async def test_a_child_is_gone_when_its_watch_and_a_read_agree(watched: bool) ->
     assert (seen[service] is not None) == watched
 
 
+@pytest.mark.parametrize(("kind", "again"), [("ConfigMap", 30.0), ("Job", 0.0)])
+async def test_what_stands_without_our_labels_is_not_made_again_at_once(kind: str, again: float) -> None:
+    """A Job is given them back, and so the next pass knows of it; of other kinds we may write to none."""
+    cluster, child = FakeCluster(make_job()), {**CHILD, "kind": kind}
+    own, children = cluster.caches()
+    await cluster.create({**child, "metadata": {**child["metadata"], "labels": {}}})
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    policy = Scripted(Decision((Create(child),), STATUS, requeue_after=30))
+    assert (await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)).requeue_after == again
+    assert bool(children.list(kind, "default", LABELS)) == (kind == "Job")
+
+
 async def test_nothing_is_done_on_an_old_view_of_the_object() -> None:
     cluster = FakeCluster(make_job())
     own, children = cluster.caches()

@@ -15,18 +15,19 @@ from finetune_operator.decision import Action, Apply, Create, Decision, Delete, 
 from finetune_operator.finetunejob import admission, budget, gates, handover, image, objects, offered
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
-from finetune_operator.finetunejob.observed import World, observe
+from finetune_operator.finetunejob.observed import State, World, observe
 from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, ours_to_resume, refused, suspended
 from finetune_operator.finetunejob.record import absorb, step_record, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
-from finetune_operator.finetunejob.runs import begins_another, current_run
+from finetune_operator.finetunejob.runs import Run, begins_another, current_run
 from finetune_operator.finetunejob.spending import given_back
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
 from finetune_operator.meta import Object, stamp
-from finetune_operator.names import artifacts_claim, job_labels, ranks_service, step_job
+from finetune_operator.names import artifacts_claim, job_labels, step_job
 from finetune_operator.refusals import REFUSAL
 from finetune_operator.settings import Settings
+from finetune_trainer.contract.pipeline import Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
@@ -155,6 +156,7 @@ def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Setting
         yield Delete("Job", attempt.job, attempt.uid)
     if outlook.start is not None:
         yield from _start(case, outlook.start, observed, settings)
+    yield from _at_work(case, outlook, observed)
     if outlook.resume is not None:
         yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
     if outlook.hand_over is not None:
@@ -170,13 +172,26 @@ def _stops(outlook: Outlook) -> Iterator[Action]:
 
 def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> Iterator[Action]:
     """What the pod mounts comes first."""
-    job, run, settings = offered.under_profile(case.job, settings), case.run, settings.under_profile(case.job.spec.profile)
+    job, settings = offered.under_profile(case.job, settings), settings.under_profile(case.job.spec.profile)
     if _makes_claim(job) and observed.named.get(_made_claim(job)) is None:
         yield Create(objects.artifacts_volume_claim(job))
+    yield from _needed(job, case.run, start.step, observed)
+    yield Create(objects.attempt_job(job, case.run, start, case.status, settings))
+
+
+def _at_work(case: Case, outlook: Outlook, observed: Observed) -> Iterator[Action]:
+    """What the pods at work need goes on being there, whoever removes it."""
+    for record in case.status.steps:
+        attempt, step = case.world.attempt(record.job), case.run.step(record.name)
+        over = attempt is None or attempt.state is not State.ACTIVE or attempt in (*outlook.stop, *outlook.suspend)
+        if record.state is StepState.RUNNING and step is not None and not over:
+            yield from _needed(case.job, case.run, step, observed)
+
+
+def _needed(job: FineTuneJob, run: Run, step: Step, observed: Observed) -> Iterator[Action]:
+    """The run's configuration, and the names by which several pods meet."""
     have = {c["metadata"]["name"] for c in observed.children.get("ConfigMap", ())}
     if run.config_map not in have:
         yield Create(objects.run_config_map(job, run))
-    services = {c["metadata"]["name"] for c in observed.children.get("Service", ())}
-    if run.pods(start.step) > 1 and ranks_service(run.id) not in services:
-        yield Create(objects.ranks_service(job, run))
-    yield Create(objects.attempt_job(job, run, start, case.status, settings))
+    if run.pods(step) > 1:
+        yield Apply(objects.ranks_service(job, run))

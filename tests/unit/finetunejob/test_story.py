@@ -280,6 +280,25 @@ def test_another_attempt_of_several_pods_meets_where_the_last_one_did() -> None:
     assert len(story.space.services) == 1
 
 
+def test_what_the_pods_at_work_need_is_put_back_by_whomever_it_was_taken() -> None:
+    story = Story(make_job(parallelism={"gpusPerNode": 0, "numNodes": 2}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    (run,), (service,) = story.space.config_maps.values(), story.space.services.values()
+    story.space.config_maps, story.space.services = {}, {}
+    assert story.passes() == ["create ConfigMap", "create Service"]
+    assert next(iter(story.space.config_maps.values()))["data"] == run["data"]
+    selector = service["spec"]["selector"]
+    story.space.services[service["metadata"]["name"]]["spec"]["selector"] = {"app": "other"}
+    assert story.passes() == ["create Service"]
+    assert next(iter(story.space.services.values()))["spec"]["selector"] == selector
+    story.edit(suspend=True)
+    story.passes()
+    story.space.config_maps, story.space.services = {}, {}
+    assert story.passes() == ["SuspendJob"] * 3, "nothing is at work"
+
+
 def test_a_report_that_is_lost_each_time_ends_the_job_with_its_budget() -> None:
     story = Story(make_job(retry={"maxRetries": 0}))
     story.passes()
