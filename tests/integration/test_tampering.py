@@ -49,6 +49,9 @@ class Children:
         data = body.get("data") if kind == "ConfigMap" else None  # what is recorded again is as the API server has filled it
         return {"labels": body["metadata"].get("labels"), "spec": spec, "data": data}
 
+    def wait_for(self, kind: str, name: str, wanted: Object) -> None:
+        wait_until(f"{kind} {name} is as it was", lambda: self.gist(kind, name) == wanted)
+
     def patch(self, kind: str, name: str, change: Object) -> None:
         self.world.api.request("PATCH", self.path(kind, name), change, "application/merge-patch+json")
 
@@ -72,9 +75,9 @@ def test_every_child_of_what_serves_is_put_back(world: World, operators: Callabl
             wanted = made.gist(kind, name)
             if (edit := EDITS.get(kind)) is not None:
                 made.patch(kind, name, edit)
-                wait_until(f"{kind} {name} is as it was", lambda k=kind, n=name, w=wanted: made.gist(k, n) == w)
+                made.wait_for(kind, name, wanted)
             made.delete(kind, name)
-            wait_until(f"{kind} {name} is back", lambda k=kind, n=name, w=wanted: made.gist(k, n) == w)
+            made.wait_for(kind, name, wanted)
         wait_until("it serves again", lambda: condition(world, path, "Ready") == "True")
         quiet(operator)
     assert operator.refusals() == []
@@ -89,13 +92,14 @@ def test_what_is_taken_from_a_job_at_work_is_put_back_or_told(world: World, oper
     def ending(pod: Pod) -> Ending | None:
         return ends(pod) if pod["metadata"]["labels"][LABEL_STEP] in free or "*" in free else None
 
-    def job() -> str | None:
+    def job() -> str:
         """The Job of training that is at work, as the status tells, once it was seen."""
         steps = world.read(path).get("status", {}).get("steps", [])
-        return next((s["job"] for s in steps if s["name"] == "train" and s["state"] == "Running" and s.get("jobUid")), None)
+        at_work = (s for s in steps if s["name"] == "train" and s["state"] == "Running" and s.get("jobUid"))
+        return str(next(at_work, {"job": ""})["job"])
 
     def reason() -> str:
-        return next(c["reason"] for c in world.read(path)["status"]["conditions"] if c["type"] == "Ready")
+        return str(next(c["reason"] for c in world.read(path)["status"]["conditions"] if c["type"] == "Ready"))
 
     operator = operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
     with FakeNode(world.api, space, ending):
@@ -103,7 +107,7 @@ def test_what_is_taken_from_a_job_at_work_is_put_back_or_told(world: World, oper
         (run,) = made.names("ConfigMap")
         wanted = made.gist("ConfigMap", run)
         made.delete("ConfigMap", run)
-        wait_until("the run's configuration is back", lambda: made.gist("ConfigMap", run) == wanted)
+        made.wait_for("ConfigMap", run, wanted)
 
         made.patch("Job", first, {"spec": {"suspend": True}})
         wait_until("it is told who suspended it", lambda: reason() == "JobSuspended")
@@ -111,7 +115,7 @@ def test_what_is_taken_from_a_job_at_work_is_put_back_or_told(world: World, oper
         wait_until("it goes on", lambda: reason() == "Training")
 
         made.delete("Job", first)
-        second = wait_until("another attempt has begun", lambda: job() if job() != first else None)
+        second = wait_until("another attempt has begun", lambda: job() if job() != first else "")
         wait_until("its pod runs", lambda: any(p["status"]["phase"] == "Running" for p in world.items(made.path("Pod"))))
         made.patch("Job", second, {"metadata": {"labels": {LABEL_MANAGED_BY: None, LABEL_JOB: None}}})
         wait_until("it waits for the pod of the Job that it can't tell of any more", lambda: reason() == "Stopping")
