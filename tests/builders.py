@@ -114,6 +114,8 @@ def make_result(run: RunConfig, step: str, *, done: tuple[str, ...] = (), loss: 
             fields["scores"] = (make_scores(made, loss=loss, exact_match=0.9, answers=wanted[f"evaluate/{made}"]),)
         case "publish":
             fields["published"] = (f"{run.publish[int(step.partition('-')[2])].uri}/merged",)
+    if step in ("train", "evaluate"):
+        fields["report"] = "report/r1/report.html"
     return StepResult(**fields)
 
 

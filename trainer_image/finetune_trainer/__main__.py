@@ -67,6 +67,7 @@ def run_step(name: str) -> StepResult | None:
     """
     from finetune_trainer.context import open_context, read_run, scratch_folder
     from finetune_trainer.progress import make_reporter
+    from finetune_trainer.reporting.keep import keep
 
     pod = environment.read()
     run = read_run(pod.run_file)
@@ -74,7 +75,7 @@ def run_step(name: str) -> StepResult | None:
         return launching.launch(name, run.devices, pod, scratch_folder(pod, name))
     context = open_context(name, run, pod, make_reporter(pod.metrics_port, silent=not distributed.is_first()))
     result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
-    return result
+    return None if result is None else keep(context, result)
 
 
 if __name__ == "__main__":

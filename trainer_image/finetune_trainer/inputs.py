@@ -24,6 +24,7 @@ from finetune_trainer.store.files import folder_digest
 T = TypeVar("T")
 
 MODEL, DATA, TASKS = "model", "data", "tasks"  # the entries that prepare makes
+CURVE = "curve"  # the losses of a training, beside what came of it
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
 OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them
 
@@ -71,6 +72,12 @@ class Inputs:
         """Facts of the rendered rows, and the folder with train.jsonl, validation.jsonl, test.jsonl, samples.jsonl."""
         manifest = self._data()
         return _required(manifest.result.dataset), self._fetch(DATA, manifest)
+
+    def of_data(self, name: str) -> Path:
+        """A local folder with one file of the rendered rows alone."""
+        manifest = self._data()
+        files = [file for file in manifest.files if file.path == name]
+        return self.store.objects.fetch(self.store.path(DATA, manifest), files, self.folder / name)
 
     def prepared(self) -> StepResult:
         """What prepare reports for this run: facts of model and data, and the fit as of now.

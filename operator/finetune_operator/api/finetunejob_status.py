@@ -194,6 +194,8 @@ class FineTuneJobStatus(Report):
     gates: list[GateVerdict] = Field(default_factory=list)
     artifacts: list[ArtifactStatus] = Field(default_factory=list)
     published: list[str] = Field(default_factory=list)
+    report: str | None = None
+    """Where the page lies that tells of the run: one HTML file that needs no network, written anew as steps end."""
     serving: ServingStatus | None = None
     last_failure: LastFailure | None = None
     active_since: str | None = None

@@ -108,6 +108,8 @@ def _of_job(status: FineTuneJobStatus, now: datetime) -> Iterator[RenderableType
         yield verdicts_table(status.gates)
     for artifact in status.artifacts:
         yield Text(f"{artifact.name}: {artifact.uri} ({artifact.bytes / 1e6:.1f} MB, {artifact.digest[:19]})")
+    if status.report is not None:
+        yield Text(f"report: {status.report}")
     for uri in status.published:
         yield Text(f"published: {uri}")
     if status.serving is not None:

@@ -156,6 +156,8 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
         changes["artifacts"] = [_evaluated(a, run, new[a.name]) if a.name in new else a for a in status.artifacts]
         shown = [s.model_copy(update={"values": {m: rounded(v, 6) for m, v in s.values.items()}}) for s in result.scores]
         changes["scores"] = [*kept, *shown]
+    if result.report is not None:
+        changes["report"] = f"{run.config.store.uri}/{result.report}"
     if result.published:
         changes["published"] = _union(status.published, result.published)
     return status.model_copy(update=changes)

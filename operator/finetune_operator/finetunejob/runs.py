@@ -92,12 +92,13 @@ def _failed(status: FineTuneJobStatus) -> bool:
 
 
 def _new_run(status: FineTuneJobStatus, found: str) -> FineTuneJobStatus:
-    """Facts of the last run are dropped: prepare reports again what holds. What was spent and what is served stay."""
+    """Facts of the last run are dropped: prepare reports again what holds. What was spent, is served and was told stays."""
     return FineTuneJobStatus(
         observed_generation=status.observed_generation,
         conditions=status.conditions,
         run_number=status.run_number + 1,
         run_digest=found,
+        report=status.report,
         gpu_seconds=status.gpu_seconds,
         counted=status.counted,
         holding=status.holding,

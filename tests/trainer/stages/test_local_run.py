@@ -101,8 +101,11 @@ def test_a_report_tells_of_the_run(folder: Path) -> None:
     assert {proof["of"] for proof in facts["proofs"]} >= {"merge"}
     assert set(facts["samples"][0]["completion_mask"]) == {0, 1}
     steps = [step for step, _ in facts["curve"]]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 200
+    assert steps == [*range(1, 201)]
+    (kept,) = (folder / "work/mounts/claims/tiny-artifacts/tiny/report").glob("*/report.html")
+    told = json.loads(kept.read_text().partition('id="facts">')[2].partition("</script>")[0])
+    assert told["curve"] == facts["curve"]
+    assert [line["step"] for line in told["lineage"]] == ["prepare", "train", "merge", "evaluate"]
     assert facts["curve"][-1][1] < facts["curve"][0][1]
 
 

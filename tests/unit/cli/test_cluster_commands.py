@@ -37,6 +37,9 @@ def training(progress: dict[str, Any] | None = None) -> Story:
     return story
 
 
+REPORT = "report: pvc://facts-artifacts/facts/report/r1/report.html"
+
+
 def state(story: Story) -> Object:
     return dict(story.job)
 
@@ -48,7 +51,7 @@ def test_status_of_a_job_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None
     result = call(monkeypatch, FakeReach(trained().job), "status", "facts")
     assert result.exit_code == 0
     assert "FineTuneJob default/facts: Succeeded: 1 of 1 gates passed" in result.output
-    for told in ("evaluate-q4", "exactMatch", "0.95", "q4: pvc://facts-artifacts/facts/q4/"):
+    for told in ("evaluate-q4", "exactMatch", "0.95", "q4: pvc://facts-artifacts/facts/q4/", REPORT):
         assert told in result.output
 
 

@@ -149,6 +149,7 @@ class StepResult(Report):
     scores: tuple[Scores, ...] = ()
     published: tuple[str, ...] = ()
     warnings: tuple[Remark, ...] | None = None  # prepare only
+    report: str | None = None  # where the page that tells of the run lies, below the store's root
     done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already
 
 

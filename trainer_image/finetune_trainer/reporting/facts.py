@@ -11,23 +11,25 @@ from finetune_trainer.contract.evaluation import AnswerEngine
 from finetune_trainer.contract.pipeline import EVALUATE, TRAIN, Step, answered, steps, subjects
 from finetune_trainer.contract.reports import Manifest, Progress, Scores
 from finetune_trainer.data import rendered
-from finetune_trainer.inputs import Inputs, kind_of
+from finetune_trainer.inputs import CURVE, Inputs, kind_of
 
 Facts = dict[str, Any]  # as JSON, for the page
 
 
 def read(inputs: Inputs, progress: Path | None) -> Facts:
-    """All facts. `progress` holds the lines that training reported. Raises StepFailed where prepare has not run yet."""
+    """All facts. `progress` holds the lines that training reports: its losses until it has ended. Raises StepFailed where
+    prepare has not run yet.
+    """
     prepared = inputs.prepared()
-    made = dict(_manifests(inputs))
+    made = manifests(inputs)
     scored = [found for step in steps(inputs.run) if step.stage == EVALUATE for found in _scored(inputs, step)]
     return {
         "name": inputs.run.name,
         "store": inputs.store.uri,
         "configuration": inputs.run.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "prepared": prepared.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"done"}),
-        "samples": _lines(inputs.data()[1], rendered.SAMPLES),
-        "curve": _curve(progress),
+        "samples": _lines(inputs.of_data(f"{rendered.SAMPLES}.jsonl"), rendered.SAMPLES),
+        "curve": _curve(inputs) or _curve_so_far(progress),
         "lineage": [_lineage(name, manifest) for name, manifest in made.items()],
         "training": _training(made.get(TRAIN)),
         "scores": [scores.model_dump(mode="json", by_alias=True, exclude_none=True) for scores, _, _ in scored],
@@ -36,11 +38,10 @@ def read(inputs: Inputs, progress: Path | None) -> Facts:
     }
 
 
-def _manifests(inputs: Inputs) -> Iterator[tuple[str, Manifest]]:
+def manifests(inputs: Inputs) -> dict[str, Manifest]:
     """Each step that is done, with what it committed."""
-    for step in steps(inputs.run):
-        if (manifest := inputs.store.read(kind_of(step), inputs.fingerprint(step.name))) is not None:
-            yield step.name, manifest
+    found = {step.name: inputs.store.read(kind_of(step), inputs.fingerprint(step.name)) for step in steps(inputs.run)}
+    return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
 def _scored(inputs: Inputs, step: Step) -> Iterator[tuple[Scores, Path, Manifest]]:
@@ -59,8 +60,17 @@ def _lines(folder: Path, name: str) -> list[Any]:
         return [json.loads(line) for line in lines]
 
 
-def _curve(progress: Path | None) -> list[tuple[int, float]]:
-    """Loss by optimizer step. A run that went on from a checkpoint told of some steps twice: the last word counts."""
+def _curve(inputs: Inputs) -> list[tuple[int, float]]:
+    """Loss by optimizer step, as the training that has ended left it."""
+    entry = inputs.store.read(CURVE, inputs.fingerprint(TRAIN))
+    if entry is None:
+        return []
+    folder = inputs.store.fetch(CURVE, entry, inputs.folder / CURVE / entry.fingerprint)
+    return [(line["step"], line["loss"]) for line in _lines(folder, CURVE)]
+
+
+def _curve_so_far(progress: Path | None) -> list[tuple[int, float]]:
+    """The same of a training that goes on. What went on from a checkpoint told of some steps twice: the last word counts."""
     if progress is None or not progress.is_file():
         return []
     told = map(Progress.model_validate_json, progress.read_text(encoding="utf-8").splitlines())

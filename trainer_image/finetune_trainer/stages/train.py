@@ -19,8 +19,10 @@ from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import ArtifactFacts, FitFacts, StepResult, TrainFacts
-from finetune_trainer.contract.training import Method, Training
+from finetune_trainer.contract.training import Method
+from finetune_trainer.data import rendered
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.inputs import CURVE
 from finetune_trainer.libraries import quieten
 from finetune_trainer.memory.fit import check
 from finetune_trainer.model import split_init
@@ -233,7 +235,7 @@ def _facts(loop: Loop, resume: Path | None, started: float) -> TrainFacts:
 
     return TrainFacts(
         steps=loop.state.global_step,
-        loss=_mean_of_last_tenth(loop.losses()),
+        loss=_mean_of_last_tenth([*loop.losses().values()]),
         validation_loss=loop.validation_loss(),
         tokens=int(loop.state.num_input_tokens_seen),
         seconds=round(time.monotonic() - started, 3),
@@ -253,12 +255,21 @@ def _commit(context: Context, loaded: Loaded, loop: Loop, facts: TrainFacts) -> 
         return None
     card.write(folder, context, facts)
     fingerprint = context.inputs.fingerprint(context.step.name)
-    made = _made(context.run.training)
+    made = ArtifactFacts.made(ADAPTER, "Safetensors" if context.run.training.method is Method.FULL else "PEFT")
     fit = loaded.fit.model_copy(update={"measured_bytes": facts.peak_memory_bytes})
     result = StepResult(step=context.step.name, fingerprint=fingerprint, train=facts, fit=fit, artifact=made)
+    _keep_curve(context, loop.losses(), result)
     committed = context.commit(folder, result, noted)
     context.store.drop_checkpoints(fingerprint, keep=0)
     return committed
+
+
+def _keep_curve(context: Context, losses: dict[int, float], result: StepResult) -> None:
+    """The loss of each step, for the report. An entry of its own: what is trained has the same digest however it went."""
+    folder = context.scratch / CURVE
+    folder.mkdir()
+    rendered.write_lines(folder, CURVE, ({"step": step, "loss": loss} for step, loss in losses.items()))
+    context.keep(CURVE, folder, result.model_copy(update={"artifact": None}), {})
 
 
 def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
@@ -280,10 +291,6 @@ def _save(loop: Any, loaded: Loaded, context: Context) -> Path:
             adapters.name_base(folder, context.run.model.uri, context.inputs.model()[0].revision)
         loaded.tokenizer.save_pretrained(folder)
     return folder
-
-
-def _made(training: Training) -> ArtifactFacts:
-    return ArtifactFacts.made(ADAPTER, "Safetensors" if training.method is Method.FULL else "PEFT")
 
 
 def _mean_of_last_tenth(losses: list[float]) -> float:

@@ -68,9 +68,9 @@ class Loop(Trainer):
         total: int = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         self.args.warmup_steps = int(ratio * total)
 
-    def losses(self) -> list[float]:
-        """Training loss of each step from the first on, those before a resume included."""
-        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+    def losses(self) -> dict[int, float]:
+        """Training loss by step from the first on, those before a resume included."""
+        return {entry["step"]: entry["loss"] for entry in self.state.log_history if "loss" in entry}
 
     def validation_loss(self) -> float | None:
         """Loss over the validation rows as the model is now; None without such rows."""
