@@ -7,9 +7,9 @@ import sys
 from finetune_trainer.context import Context
 from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, digest
 from finetune_trainer.contract.reports import StepResult
-from finetune_trainer.failures import StepFailed
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.reporting import facts, page
+from finetune_trainer.termination import as_failure
 
 STAGES = (PREPARE, TRAIN, EVALUATE)  # they have the rows at hand, and the others add nothing that these don't tell later
 
@@ -23,8 +23,8 @@ def keep(context: Context, result: StepResult) -> StepResult:
         return result
     try:
         return result.model_copy(update={"report": _written(context.inputs)})
-    except StepFailed as failure:
-        print(f"the report is not kept: {failure.message}", file=sys.stderr)
+    except Exception as error:  # whatever it is: what the step made is committed already
+        print(f"the report is not kept: {as_failure(error).message}", file=sys.stderr)
         return result
 
 

@@ -70,7 +70,7 @@ class Loop(Trainer):
 
     def losses(self) -> dict[int, float]:
         """Training loss by step from the first on, those before a resume included."""
-        return {entry["step"]: entry["loss"] for entry in self.state.log_history if "loss" in entry}
+        return {int(entry["step"]): entry["loss"] for entry in self.state.log_history if "loss" in entry}
 
     def validation_loss(self) -> float | None:
         """Loss over the validation rows as the model is now; None without such rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def test_who_is_overtaken_while_writing_writes_again(
     assert [line["step"] for line in told(inputs, kept)["lineage"]] == ["prepare", "train", "merge"]
 
 
+@pytest.mark.parametrize("lost", ["data", "data/*/1-a/samples.jsonl"])
 def test_a_page_that_cannot_be_written_costs_no_step(
+    lost: str,
     prepared: tuple[Path, Inputs],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -94,6 +97,7 @@ def test_a_page_that_cannot_be_written_costs_no_step(
     _, inputs = prepared
     train(inputs, tmp_path)
     at, trained = context(inputs, TRAIN, tmp_path), result(inputs, TRAIN)
-    inputs.store.objects.delete("data")
+    for path in (Path(inputs.mounts) / "claims/tiny-artifacts/tiny").glob(lost):
+        path.unlink() if path.is_file() else shutil.rmtree(path)
     assert keep(at, trained) == trained
     assert "the report is not kept: " in capsys.readouterr().err
