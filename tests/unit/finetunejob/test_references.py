@@ -183,6 +183,19 @@ def test_a_claim_must_be_shared_where_pods_on_several_nodes_mount_it(nodes: int,
     assert bool(story.passes()) is starts
 
 
+TEACHER = {"objective": "Distillation", "method": "LoRA", "distillation": {"teacher": {"uri": "pvc://models/large"}}}
+
+
+@pytest.mark.parametrize("spec", [{"model": {"uri": "pvc://models/small"}}, {"training": TEACHER}])
+@pytest.mark.parametrize(("modes", "starts"), [("ReadWriteOnce", False), ("ReadOnlyMany", True), ("ReadWriteMany", True)])
+def test_a_claim_with_a_model_is_only_read_by_several_nodes(spec: dict[str, Any], modes: str, starts: bool) -> None:
+    job = make_job(parallelism={"gpusPerNode": 0, "numNodes": 2}, storage={"artifacts": {"uri": "pvc://store/x"}}, **spec)
+    story = Story(job, space=Namespace(data_config_map()))
+    for claim, mode in {"store": "ReadWriteMany", "models": modes}.items():
+        story.space.named[Ref("PersistentVolumeClaim", claim)] = {"metadata": {}, "spec": {"accessModes": [mode]}}
+    assert bool(story.passes()) is starts
+
+
 SERVING_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"engine": {"type": "LlamaCpp"}, "model": {}}, "spec.serving.template.model is set by the job; remove it"),
     ({}, "spec.serving.template.engine is required; add it"),

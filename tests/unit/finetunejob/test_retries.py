@@ -56,6 +56,7 @@ def test_a_node_is_avoided_from_its_second_failure_on() -> None:
     lost = Failure(Retry.FREE, "NodeLost", "", node="bad")
     assert avoided(failed_on(CRASH)) == []
     assert avoided(failed_on(CRASH, lost)) == ["bad"]
+    assert avoided(failed_on(CRASH, Failure(Retry.FREE, "Evicted", "", node="bad"))) == ["bad"]
     assert avoided(failed_on(CRASH, Failure(Retry.COUNTED, "Hang", "", node="other"))) == []
 
 

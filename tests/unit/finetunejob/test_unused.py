@@ -199,6 +199,38 @@ def test_a_field_counts_or_is_refused_or_said_to_do_nothing(path: str) -> None:
             assert is_said or is_refused(parsed, path), spec
 
 
+DISTILLED = {"method": "LoRA", "objective": "Distillation"}
+
+
+@pytest.mark.parametrize(
+    ("path", "before", "is_said"),
+    [
+        ("dataset.test.seed", {"dataset": {"uri": "hf://c/d", "test": {"split": "test"}}}, True),
+        ("dataset.test.seed", {"dataset": {"uri": "hf://c/d", "test": {"fraction": 0.2}}}, False),
+        ("dataset.test.seed", {"dataset": {"uri": "hf://c/d", "test": {"split": "test"}, "maxSamples": 5}}, False),
+        ("dataset.validation.seed", {"dataset": {"uri": "hf://c/d", "validation": {"split": "validation"}}}, True),
+        ("dataset.validation.seed", {"dataset": {"uri": "hf://c/d", "validation": {"fraction": 0.2}}}, False),
+        ("dataset.files", {"dataset": {"uri": "s3://c/rows.jsonl.gz"}}, True),
+        ("dataset.files", {"dataset": {"uri": "s3://c/rows"}}, False),
+        (
+            "training.distillation.teacher.secretRef",
+            {"training": {**DISTILLED, "distillation": {"teacher": {"uri": "pvc://a/t"}}}},
+            True,
+        ),
+        (
+            "training.distillation.teacher.secretRef",
+            {"training": {**DISTILLED, "distillation": {"teacher": {"uri": "hf://a/t"}}}},
+            False,
+        ),
+    ],
+)
+def test_a_field_of_a_value_counts_or_is_said_to_do_nothing(path: str, before: Body, is_said: bool) -> None:
+    value = {"seed": 7, "files": ["*.jsonl"], "secretRef": {"name": "s"}}[path.rpartition(".")[2]]
+    spec = with_field({"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}} | before, path, value)
+    said = [remark.message.partition(" ")[0] for remark in unused(FineTuneJobSpec.model_validate(spec))]
+    assert said == ([f"spec.{path}"] if is_said else [])
+
+
 def test_each_row_says_why() -> None:
     assert [row.why for row in TABLE if "; " not in row.why or "remove" not in row.why] == []
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from finetune_operator.api.evaluation import Evaluation
 from finetune_trainer.contract.evaluation import Generation
@@ -44,6 +45,7 @@ def test_a_run_config_survives_the_way_through_its_config_map() -> None:
         ("training", {"epoch": 3}),
         ("training", {"method": "lora"}),
         ("training", {"epochs": 0}),
+        ("training", {"maxGradNorm": math.inf}),
         ("model", {"uri": "http://somewhere"}),
         ("dataset", {"uri": "facts.jsonl"}),
         ("surprise", 1),
@@ -52,6 +54,14 @@ def test_a_run_config_survives_the_way_through_its_config_map() -> None:
 def test_what_we_write_is_strict(field: str, value: object) -> None:
     with pytest.raises(ValidationError, match=field):
         RunConfig.model_validate(RUN | {field: value})
+
+
+@pytest.mark.parametrize(
+    ("value", "field"), [(RunConfig.model_validate(RUN), "name"), (StepResult(step="merge", fingerprint="f"), "step")]
+)
+def test_what_is_said_stays_as_it_was_said(value: BaseModel, field: str) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(value, field, "another")
 
 
 def test_what_an_other_version_reports_is_read() -> None:

@@ -70,6 +70,7 @@ CHOICES: dict[str, tuple[dict[str, Any], float | None, bool, Ranks]] = {
     "ample": (QLORA | {"globalBatchSize": 24}, 80, True, Ranks()),
     "short": (QLORA | {"globalBatchSize": 24}, 1.9, True, Ranks()),
     "unknown": (QLORA | {"globalBatchSize": 6}, None, True, Ranks()),
+    "more rows, recomputed": (FULL | {"globalBatchSize": 24}, 3.4, True, Ranks()),
     "asked for": (QLORA | {"microBatchSize": 2, "gradientCheckpointing": "Full"}, 80, True, Ranks()),
     "packed": (LORA | {"packing": True, "maxLength": 4096, "globalBatchSize": 8}, 3, True, Ranks()),
     "shared out": (FULL | {"globalBatchSize": 8}, 4, True, Ranks(Strategy.FSDP, 4)),

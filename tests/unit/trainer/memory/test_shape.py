@@ -46,6 +46,24 @@ def test_a_config_is_read_by_the_names_that_families_use() -> None:
 
 
 @pytest.mark.parametrize(
+    ("customary", "others"),
+    [
+        ("hidden_size", ("n_embd", "d_model")),
+        ("num_attention_heads", ("n_head", "n_heads")),
+        ("num_hidden_layers", ("n_layer", "n_layers")),
+        ("intermediate_size", ("n_inner", "ffn_dim", "d_ff")),
+        ("num_experts", ("num_local_experts", "n_routed_experts", "moe_num_experts")),
+        ("max_position_embeddings", ("n_positions", "max_seq_len")),
+    ],
+)
+def test_another_name_for_the_same_thing_is_known(customary: str, others: tuple[str, ...]) -> None:
+    config = PLAIN | {"intermediate_size": 24, "num_experts": 4, "max_position_embeddings": 2048}
+    for other in others:
+        renamed = {other if name == customary else name: value for name, value in config.items()}
+        assert (shape_of(renamed, LARGE), positions_of(renamed)) == (shape_of(config, LARGE), 2048)
+
+
+@pytest.mark.parametrize(
     ("config", "experts"),
     [
         ({}, 0),
@@ -81,6 +99,7 @@ def test_positions_are_told_where_the_config_tells_them(config: dict[str, Any], 
     [
         ({}, None),
         ({"model_type": "gpt_oss"}, 0),
+        ({"model_type": "stablelm"}, 0),
         ({"text_config": {"model_type": "bloom"}}, 0),
         ({"attn_logit_softcapping": 50.0}, 0),
         ({"mamba_d_state": 16}, 0),
@@ -90,6 +109,8 @@ def test_positions_are_told_where_the_config_tells_them(config: dict[str, Any], 
         ({"model_type": "mistral", "sliding_window": 4096}, 4096),
         ({"model_type": "mistral", "sliding_window": None}, None),
         ({"model_type": "qwen2", "sliding_window": 4096}, None),
+        ({"model_type": "qwen3", "sliding_window": 4096}, None),
+        ({"model_type": "smollm3", "sliding_window": 4096}, None),
         ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, 4096),
         ({"model_type": "mistral", "sliding_window": 4096, "use_sliding_window": False}, None),
     ],
