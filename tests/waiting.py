@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import time
@@ -27,6 +28,11 @@ def wait_until(what: str, check: Callable[[], T], seconds: float = PATIENCE) -> 
     found = within(seconds, check)
     assert found, f"waited {seconds:.0f} s in vain until {what}"
     return found
+
+
+def slowness() -> float:
+    """How many times as long as on a quiet machine everything takes here now."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 async def lasts(seconds: float) -> None:

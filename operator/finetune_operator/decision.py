@@ -98,6 +98,7 @@ class Delete:
     kind: str
     name: str
     uid: str
+    over: bool = False  # it has ended and the status tells of it, which no edit changes: the object need not be read again
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from finetune_operator.decision import (
     Action,
     Apply,
     Decision,
+    Delete,
     Event,
     Named,
     Observed,
@@ -103,7 +104,7 @@ class _Pass:
         decision = Decision(status=self.body.get("status", {}))
         try:
             decision, observed = await self._decide()
-            if self._acts(decision, observed) and not decision.intent and await self._is_old():
+            if not decision.intent and any(map(_needs_the_newest, self._acts(decision, observed))) and await self._is_old():
                 decision, observed = await self._decide()
             if has_turn(decision.status):
                 self.means.own.take_turn(self.key)
@@ -179,6 +180,11 @@ class _Pass:
                 await self.means.cluster.post_event(self.body, event)
             except ClusterError as error:  # the status says the same: an event is a courtesy, not worth another pass
                 log.warning("event lost", reason=event.reason, error=str(error))
+
+
+def _needs_the_newest(action: Action) -> bool:
+    """Whether an edit of which no event has told yet could make the action a wrong one."""
+    return not (isinstance(action, Delete) and action.over)
 
 
 def observe(means: Means, key: Key, reads: Reads) -> Observed:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
+from tests.faults.rights import verbs
 from tests.integration.fault_proxy import HOP_BY_HOP, UNCOUNTED, WRITES, FaultProxy, Request
 from tests.waiting import lasts
 
@@ -68,7 +69,7 @@ class Writes(FaultProxy):
     def __init__(self, server: str, authority: str) -> None:
         self.faults: dict[str, Fault] = {}
         self.told: dict[str, Told] = {}
-        self.used: Counter[tuple[str, str, int]] = Counter()  # verb, resource, status
+        self.used: dict[str, set[str]] = {}  # verbs by resource
         self.strike: Callable[[str, Fault], None] = _nothing
         self.behind_until: dict[str, float] = {}  # namespaces of which the watches tell late
         self.gone = 0  # so many watches are told that their version is too old
@@ -165,12 +166,16 @@ class Writes(FaultProxy):
             content = await answer.read()
         if request.method in WRITES and (found := VERSION.search(content)):
             self.version = found[1].decode()
-        self.used[request.method, _resource(request.path), answer.status] += 1
+        self._use(request.method, request.path, answer.status)
         known = Request(request.method, request.path, request.query_string, answer.status)
         self.requests.append(known)
         if known.is_write and answer.status < 300 and (place := NAMESPACE.search(request.path)) is not None:
             self.told.setdefault(place[1], Told()).taken += 1
         return answer.status, dict(answer.headers), content
+
+    def _use(self, method: str, path: str, status: int) -> None:
+        resource = _resource(path)
+        self.used.setdefault(resource, set()).update(verbs(method, path, resource, status))
 
     def _as_of(self, request: web.Request) -> str:
         """Makes the lists of a restart old ones; the watches from there tell the rest, late."""
@@ -196,7 +201,7 @@ class Writes(FaultProxy):
         self._watches[id(request)] = request
         try:
             async with self._session.get(self._server + request.raw_path, headers=headers, timeout=timeout) as answer:
-                self.used["WATCH", _resource(request.path), answer.status] += 1
+                self._use("WATCH", request.path, answer.status)
                 self.requests.append(Request(request.method, request.path, request.query_string, answer.status))
                 response.set_status(answer.status)
                 with contextlib.suppress(ConnectionError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.faults.stage import Object, Report, Stage, is_engine, is_gate, is_step
+from tests.waiting import slowness
 
 from finetune_operator.names import ANNOTATION_MODEL_URI, LABEL_GATE, LABEL_REVISION
 from finetune_operator.resources import RESOURCES
@@ -18,7 +19,7 @@ from finetune_trainer.contract.exits import ExitCode
 
 API = {"apiVersion": "finetune.dev/v1alpha1"}
 WRONG = (int(ExitCode.VERIFICATION_FAILED), '{"failure": {"reason": "GateFailed", "message": "no answer to the greeting"}}')
-PATIENCE_SECONDS = 300.0  # for one effect: on a machine that is busy with other things, a restart alone takes half a minute
+PATIENCE_SECONDS = 300.0  # for one effect on a quiet machine: some writes arrive after 40 s, and what fails is put off
 LLAMA = {"engine": {"type": "LlamaCpp"}, "parallelism": {"gpus": False}}
 
 
@@ -48,7 +49,7 @@ class Scene:
         await self.stage.patch(self.kind, self.space, "facts", {"spec": spec})
 
     async def until(self, what: str, true: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
-        if not await self.stage.until(self.space, true, seconds):
+        if not await self.stage.until(self.space, true, seconds * slowness()):
             raise NoEffect(what)
 
     def is_true(self, condition: str, kind: str = "", name: str = "facts") -> bool:

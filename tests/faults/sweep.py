@@ -20,10 +20,10 @@ from tests.faults.proxy import BEHIND_SECONDS, Fault, Told, Writes
 from tests.faults.stage import Stage
 from tests.faults.stories import STORIES, NoEffect, Scene
 from tests.integration.conftest import Operator, World
-from tests.waiting import lasts
+from tests.waiting import lasts, slowness
 
-SILENT_SECONDS = 3.0  # without a write, after which a case counts as settled
-SETTLING_SECONDS = 300.0
+SILENT_SECONDS = 3.0  # without a write, after which a case counts as settled on a quiet machine
+SETTLING_SECONDS = 300.0  # likewise
 UNDISTURBED = FaultClass("undisturbed", "none")
 ENVIRONMENT = {
     "FINETUNE_LEADER_ELECTION": "false",
@@ -150,10 +150,10 @@ class Sweep:
 
         Not before the fault is over: a write that arrives 40 s late changes the cluster then, and is answered then.
         """
-        told, end = proxy.told[scene.space], time.monotonic() + SETTLING_SECONDS
+        told, end = proxy.told[scene.space], time.monotonic() + SETTLING_SECONDS * slowness()
         fault = proxy.faults[scene.space]
         while time.monotonic() < end:
-            silent = time.monotonic() - told.last > SILENT_SECONDS and not fault.under_way
+            silent = time.monotonic() - told.last > SILENT_SECONDS * slowness() and not fault.under_way
             if silent and not self._left(scene):
                 return
             await lasts(0.3)
@@ -199,9 +199,8 @@ class Sweep:
         finally:
             watching.cancel()
             operator.close()
-            for method, resource, status in proxy.used:
-                if status < 400:
-                    self.used.setdefault(resource, set()).add(method)
+            for resource, verbs in proxy.used.items():
+                self.used.setdefault(resource, set()).update(verbs)
             refused = operator.refusals()
             assert not refused, refused
             shutil.rmtree(directory)

@@ -17,5 +17,5 @@ def printed(cases: Sequence[Case], used: dict[str, set[str]]) -> str:
             lines.append(f"{name:<28} {len(of):>6} {sum(c.struck for c in of):>7} {good:>10} {len(of) - good:>12}")
     good = sum(not c.differences for c in cases)
     lines.append(f"{'all':<28} {len(cases):>6} {sum(c.struck for c in cases):>7} {good:>10} {len(cases) - good:>12}")
-    lines += [f"{resource}: {', '.join(sorted(verbs))}" for resource, verbs in sorted(used.items())]
+    lines += [f"{resource}: {', '.join(sorted(verbs))}" for resource, verbs in sorted(used.items()) if verbs]
     return "\n".join(lines)

@@ -80,6 +80,9 @@ def test_every_child_of_what_serves_is_put_back(world: World, operators: Callabl
             made.wait_for(kind, name, wanted)
         wait_until("it serves again", lambda: condition(world, path, "Ready") == "True")
         quiet(operator)
+        apply_serve(world, space, replicas=1, network={"policy": False})
+        around = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+        wait_until("what stands around it is gone", lambda: not any(made.names(kind) for kind in around))
     assert operator.refusals() == []
 
 

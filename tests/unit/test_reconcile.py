@@ -275,6 +275,20 @@ async def test_a_child_is_gone_when_its_watch_and_a_read_agree(watched: bool) ->
     assert (seen[service] is not None) == watched
 
 
+@pytest.mark.parametrize("over", [True, False])
+async def test_the_object_is_read_again_but_for_what_no_edit_could_change(over: bool) -> None:
+    cluster = FakeCluster(make_job(), CHILD)
+    own, children = cluster.caches()
+    await cluster.replace({**cluster.objects[KEY], "spec": make_job()["spec"] | {"suspend": True}})
+    cluster.writes.clear()
+    uid = cluster.objects["Job", "default", "facts-1"]["metadata"]["uid"]
+    delete = Delete("Job", "facts-1", uid, over=over)
+    means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
+    policy = Scripted(lambda body, _: Decision(() if body["spec"].get("suspend") else (delete,)))
+    await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)
+    assert ("delete Job facts-1" in cluster.writes) == over
+
+
 @pytest.mark.parametrize(("kind", "again"), [("ConfigMap", 30.0), ("Job", 0.0)])
 async def test_what_stands_without_our_labels_is_not_made_again_at_once(kind: str, again: float) -> None:
     """A Job is given them back, and so the next pass knows of it; of other kinds we may write to none."""

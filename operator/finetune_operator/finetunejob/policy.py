@@ -153,7 +153,7 @@ def _started(status: FineTuneJobStatus, case: Case, start: Start) -> FineTuneJob
 def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Settings) -> Iterator[Action]:
     yield from _stops(outlook)
     for attempt in overdue(case, settings.ended_seconds):
-        yield Delete("Job", attempt.job, attempt.uid)
+        yield Delete("Job", attempt.job, attempt.uid, over=True)
     if outlook.start is not None:
         yield from _start(case, outlook.start, observed, settings)
     yield from _at_work(case, outlook, observed)
