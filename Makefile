@@ -63,6 +63,10 @@ crds: setup ## Generate crds/, the copy of their chart, the images in the chart'
 
 docs: setup ## Generate the pages of docs/ that are made from the code
 	$(PYTHON) -m finetune_operator.api.docgen docs
+	$(PYTHON) -m finetune_operator.cli.reference docs
+
+site: setup ## The documentation as a site in build/site
+	$(PYTHON) -m website
 
 dashboards: setup ## Generate Grafana's dashboards into the chart
 	$(PYTHON) -m dashboards charts/finetune-operator/files/dashboards
@@ -85,4 +89,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test faults e2e crds docs dashboards install-yaml format requirements krew images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test faults e2e crds docs site dashboards install-yaml format requirements krew images clean-cluster

@@ -25,6 +25,7 @@ lock benchmarks pyproject.toml --extra benchmarks --constraints requirements/tra
 lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
 lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
 lock evaluator requirements/evaluator.in --no-deps --constraints requirements/trainer.txt
+lock site requirements/site.in
 lock llamacpp requirements/llamacpp.in --no-deps
 lock llamacpp-build requirements/llamacpp-build.in
 lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra benchmarks --extra dev --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in

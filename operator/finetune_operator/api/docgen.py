@@ -1,6 +1,8 @@
 """The pages of docs/ that are made from the code: `python -m finetune_operator.api.docgen docs` writes them.
 
 contract/reasons, contract/exits ─► reasons.md
+the definitions ─► fields.md
+neighbours ─► names.md
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from finetune_operator.api.crdgen import Schema, finetunejobs, modelserves
+from finetune_operator.neighbours import CHOSEN_BY_ITSELF, MEANT_OTHERWISE, OTHERS_NAMES
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -144,7 +147,7 @@ def _default(field: Schema) -> str:
 
 def _words(field: Schema) -> str:
     """Its description, without the default that crdgen adds and that has a column here."""
-    text, default = str(field.get("description", "")), field.get("default")
+    text, default = " ".join(str(field.get("description", "")).split()), field.get("default")
     shown = str(default).lower() if isinstance(default, bool) else default
     return text.removesuffix(f"Default: {shown}.").rstrip()
 
@@ -159,6 +162,35 @@ def _validations(schema: Schema) -> Iterator[dict[str, str]]:
     yield from schema.get("x-kubernetes-validations", ())
     for child in (*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])):
         yield from _validations(child)
+
+
+NAMES = """\
+# Names of other tools
+
+What TRL, PEFT, transformers' TrainingArguments, bitsandbytes, Axolotl, LLaMA-Factory, Unsloth and Kubeflow call a setting,
+and the field that stands for it here. `finetune render FILE` and `finetune run --local FILE` say the same of a field that they
+don't know. Case, dashes and underscores don't matter.
+
+{names}
+
+These are chosen or done by themselves, and have no field: {chosen}.
+"""
+
+
+def names_page() -> str:
+    """docs/names.md: a row for each field that other tools know under another name."""
+    rows = ((f"`{field}`", _others(names), _meant(names)) for field, names in OTHERS_NAMES.items())
+    chosen = ", ".join(f"`{name}`" for name in CHOSEN_BY_ITSELF.split())
+    return f"{NOTE}\n" + NAMES.format(names=_table(("field", "elsewhere", "mind"), rows), chosen=chosen)
+
+
+def _others(names: str) -> str:
+    return ", ".join(f"`{name}`" for name in names.split())
+
+
+def _meant(names: str) -> str:
+    """What of these names means something else than the field."""
+    return "; ".join(f"`{name}`: {MEANT_OTHERWISE[name]}" for name in names.split() if name in MEANT_OTHERWISE)
 
 
 def _sentence(reason: Reason) -> str:
@@ -178,7 +210,7 @@ def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 def render() -> dict[str, str]:
     """Text of each page, by file name."""
-    return {"fields.md": fields_page(), "reasons.md": reasons_page()}
+    return {"fields.md": fields_page(), "names.md": names_page(), "reasons.md": reasons_page()}
 
 
 if __name__ == "__main__":
