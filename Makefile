@@ -45,7 +45,7 @@ test-trainer: setup ## Tests of the programs in the pods, on tiny models, the sl
 	$(PYTHON) -m pytest tests/trainer -n 2
 
 integration: setup ## Tests against a real API server; needs no root
-	$(PYTHON) -m pytest tests/integration
+	$(PYTHON) -m pytest tests/integration -n 2 --dist loadfile
 
 observability-test: setup ## A real Prometheus over our programs' metrics: rules, alerts and the query of each panel
 	$(PYTHON) -m pytest tests/observability

@@ -60,19 +60,14 @@ def layers(everything: bool) -> list[Layer]:
     pytest_ = ("-m", "pytest", *(["-p", "no:cacheprovider"] if os.environ.get("CI") else []))
     scenarios = () if everything else ("-m", "core")
     quick = () if everything else ("-m", "not slow")
+    on_two = ("-n", "2", "--dist", "loadfile")  # each process has a control plane of its own
     return [
         Layer("lint", ("-m", "ruff", "check", ".")),
         Layer("format", ("-m", "ruff", "format", "--check", ".")),
-        Layer(
-            "types",
-            (
-                "-m",
-                "mypy",
-            ),
-        ),
-        Layer("unit", (*pytest_, "tests/unit")),
-        Layer("house", (*pytest_, "tests/house")),
-        Layer("integration", (*pytest_, "tests/integration"), prepare=_build_programs),
+        Layer("types", ("-m", "mypy")),
+        Layer("unit", (*pytest_, "tests/unit", "-n", "2")),
+        Layer("house", (*pytest_, "tests/house", "-n", "2")),
+        Layer("integration", (*pytest_, "tests/integration", *on_two), prepare=_build_programs),
         Layer("observability", (*pytest_, "tests/observability")),
         Layer("trainer", (*pytest_, "tests/trainer", "-n", "2", *quick), prepare=_install_everything),
         Layer("e2e", (*pytest_, "tests/e2e", "-s", *scenarios), _no_root),
