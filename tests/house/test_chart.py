@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 SETS = ROOT / "tests/golden/chart"
 NAMES = sorted(folder.name for folder in SETS.iterdir())
 KINDS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")  # of the Prometheus operator
+ALL_IS_WELL = 10  # the grade of a check that finds nothing
 MONITORS = [f"--api-versions=monitoring.coreos.com/v1/{kind}" for kind in KINDS]
 
 
@@ -31,6 +32,32 @@ def test_a_set_of_values_makes_these_objects(name: str, golden: Callable[[Path, 
 
 def test_there_are_six_sets() -> None:
     assert len(NAMES) == 6
+
+
+# What kube-score finds in the chart, and why it stays so.
+STAYS = {
+    "container-resources": "no limit of CPU: a throttled leader would lose its lease",
+    "container-ephemeral-storage-request-and-limit": "it writes nothing but its log, which the kubelet rotates",
+    "container-image-pull-policy": "images are pinned by tag or digest; imagePullPolicy is a value",
+    "pod-networkpolicy": "operatorNetworkPolicy is a value: it needs the API server's ports",
+    "deployment-has-host-podantiaffinity": "topologySpreadConstraints spread the replicas over nodes",
+    "deployment-replicas": "two by default; a set that asks for one has one",
+    "networkpolicy-targets-pod": "that of jobNetworkPolicies is for pods of jobs, which come later",
+}
+
+
+def test_kube_score_finds_what_is_answered_and_nothing_else() -> None:
+    program = toolchain.binary(settings.read().cache, "kube-score")
+    found: set[str] = set()
+    for name in NAMES:
+        options = ["--kubernetes-version=v1.36", "--output-format=json", str(SETS / name / "objects.yaml")]
+        scored = json.loads(
+            subprocess.run([str(program), "score", *options], check=False, capture_output=True, text=True).stdout
+        )
+        checks = [check for body in scored for check in body["checks"]]
+        assert len(checks) > 20
+        found |= {check["check"]["id"] for check in checks if not check["skipped"] and check["grade"] < ALL_IS_WELL}
+    assert found == set(STAYS)
 
 
 def test_monitors_are_made_only_where_their_kinds_are() -> None:

@@ -8,6 +8,8 @@ import pytest
 from localcluster import builder, debian, images, settings
 from localcluster.errors import BuildFailed
 
+from finetune_operator import pod_security
+
 ROOT = Path(__file__).parents[2]
 BUILT = [image for image in images.IMAGES.values() if image.dockerfile]
 
@@ -49,6 +51,18 @@ def test_all_that_is_copied_counts_for_the_tag(image: images.Image) -> None:
     ]
     assert copies
     assert set(copies) == set(image.sources)
+
+
+@pytest.mark.parametrize("image", BUILT, ids=lambda image: image.name)
+def test_no_image_runs_as_root(image: images.Image) -> None:
+    stages = _parsed(image.dockerfile)
+    name = image.target or list(stages)[-1]
+    if "scratch" in (base := stages[name][0]):
+        assert image.value == "", f"{name} holds files for other images and is never run"
+        return
+    users = re.findall(r"^USER (\S+)", stages[name][1], re.MULTILINE)
+    assert users, f"{name} of {image.dockerfile} runs as the user of {base}"
+    assert users[-1] == f"{pod_security.USER}:{pod_security.USER}"
 
 
 def test_torch_is_one_layer() -> None:
