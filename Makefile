@@ -53,6 +53,9 @@ observability-test: setup ## A real Prometheus over our programs' metrics: rules
 chart-test: setup ## The chart: six sets of values, what they make, kube-score, and a real API server that takes each to the last field
 	$(PYTHON) -m pytest tests/house/test_chart.py tests/integration/test_chart.py
 
+gitops-test: setup ## Argo CD's scripts, kstatus, kubectl wait and diff, applied a hundred times: at a real API server
+	$(PYTHON) -m pytest tests/unit/test_gitops.py tests/integration/test_gitops.py
+
 faults: setup ## Faults at every kind of write, read and pod, on a real API server: about 20 minutes; SEED=1 draws the same cases again
 	$(PYTHON) -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(ONLY),--only '$(ONLY)')
 
@@ -92,4 +95,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test faults e2e crds docs site dashboards install-yaml format requirements krew images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test gitops-test faults e2e crds docs site dashboards install-yaml format requirements krew images clean-cluster
