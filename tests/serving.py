@@ -64,6 +64,7 @@ class Stage:
         self.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "models"}})
         self.now = NOW
         self.settings = SETTINGS
+        self.unserved: frozenset[str] = frozenset()
         self.paced: tuple[str, ...] = ()  # namespaces of others whose turn it is
         self.deleted: list[str] = []
         self.templates_may_change = False  # where somebody else did it first
@@ -89,7 +90,7 @@ class Stage:
         reads = policy.reads(self.serve)
         children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
         named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
-        seen = copy.deepcopy(Observed(children, named, paced=self.paced))
+        seen = copy.deepcopy(Observed(children, named, paced=self.paced, unserved=self.unserved))
         decision = policy.decide(copy.deepcopy(self.serve), seen, self.settings, self.now)
         before = copy.deepcopy(self.objects)
         done = [action for action in decision.actions if self._act(action)]
@@ -206,6 +207,16 @@ class Stage:
         assert self.live() == revision
         return revision
 
+    def roll_out_canary(self) -> str:
+        """Take what is asked for to its first share; returns the revision."""
+        self.step()
+        revision = self.candidate()
+        self.available(revision)
+        self.step()
+        self.finish_gate()
+        self.settle()
+        return revision
+
     def promote_another(self, **model: Any) -> tuple[str, str]:
         """Two revisions go live, one after the other; returns both, and nothing has happened since."""
         old = self.roll_out()
@@ -229,9 +240,10 @@ class Stage:
         return str(self.serve["status"]["candidate"]["name"])
 
     def live(self) -> str | None:
-        """The revision that the stable Service selects."""
+        """The revision that the stable Service selects alone."""
         service = self.objects.get(("Service", self.serve["metadata"]["name"]))
-        return None if service is None else str(service["spec"]["selector"][LABEL_REVISION])
+        found: str | None = None if service is None else service["spec"]["selector"].get(LABEL_REVISION)
+        return found
 
     def conditions(self) -> dict[str, tuple[str, str]]:
         return {c["type"]: (c["status"], c["reason"]) for c in self.serve["status"]["conditions"]}

@@ -107,6 +107,7 @@ class Children(Store):
 
     def __init__(self) -> None:
         super().__init__()
+        self.unserved: set[str] = set()  # kinds that this cluster does not have
         self._of: dict[tuple[str, str, str, str], dict[str, None]] = {}
 
     def list(self, kind: str, namespace: str, labels: dict[str, str]) -> tuple[Object, ...]:
@@ -196,8 +197,9 @@ class Own(Store):
 def has_turn(status: Object) -> bool:
     """Whether a ModelServe loads what only a changed default asks for. One that needs a person holds up no other."""
     candidate = status.get("candidate") or {}
-    stalled = any(c["type"] == "Stalled" and c["status"] == "True" for c in status.get("conditions") or ())
-    return candidate.get("paced") is True and candidate.get("state") != "Refused" and not stalled
+    told = [(c["type"], c["status"], c.get("reason")) for c in status.get("conditions") or ()]
+    waits = any((kind == "Stalled" and truth == "True") or reason == "AwaitingPromotion" for kind, truth, reason in told)
+    return candidate.get("paced") is True and candidate.get("state") != "Refused" and not waits
 
 
 def _job_of(serve: Object) -> str | None:

@@ -75,6 +75,7 @@ class Observed:
     named: Mapping[Ref, Object | None] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     paced: tuple[str, ...] = ()  # namespaces of other objects that are at what is done by turns
+    unserved: frozenset[str] = frozenset()  # kinds that this cluster does not have
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def observe(means: Means, key: Key, reads: Reads) -> Observed:
     known = watched(means, key, reads)
     children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
     named = Named(known, [r for r in reads.named if r not in known])
-    return Observed(children, named, means.progress(key), means.own.paced(key))
+    return Observed(children, named, means.progress(key), means.own.paced(key), frozenset(means.children.unserved))
 
 
 def watched(means: Means, key: Key, reads: Reads) -> dict[Ref, Object | None]:

@@ -33,6 +33,7 @@ RESOURCES = {
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "HTTPRoute": Resource("gateway.networking.k8s.io/v1", "httproutes"),
     "Lease": Resource("coordination.k8s.io/v1", "leases"),
     "Event": Resource("events.k8s.io/v1", "events"),
     "FineTuneJob": Resource(API_VERSION, "finetunejobs"),

@@ -54,6 +54,7 @@ SHAPES: dict[str, Shape] = {
     "NetworkPolicy": {"spec": ALL},
     "HorizontalPodAutoscaler": {"spec": ALL},
     "PodDisruptionBudget": {"spec": ALL},
+    "HTTPRoute": {"spec": ALL, "status": {"parents": [{"parentRef": ALL, "conditions": _CONDITIONS}]}},
     "ControllerRevision": {"data": ALL},
     "ConfigMap": {},
     # Who else sets the replicas is told by the managed fields alone.

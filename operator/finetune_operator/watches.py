@@ -14,14 +14,15 @@ import structlog
 from finetune_operator import metrics
 from finetune_operator.cache import Children, key_of
 from finetune_operator.cluster import Cluster
-from finetune_operator.errors import ClusterError, Gone, Unavailable
+from finetune_operator.errors import ClusterError, Gone, NotFound, Unavailable
 from finetune_operator.meta import Object
 from finetune_operator.names import FIELD_MANAGER, LABEL_MANAGED_BY
 
 WATCHED = (
     *("Job", "Pod", "Deployment", "Service", "ConfigMap", "ControllerRevision"),
-    *("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget"),
+    *("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute"),
 )
+OPTIONAL = ("HTTPRoute",)  # a cluster may not have such a kind, or get it later
 MANAGED = {LABEL_MANAGED_BY: FIELD_MANAGER}
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two tries
 
@@ -67,14 +68,28 @@ class Watches:
             except Gone:
                 version = ""
             except ClusterError as error:
+                if isinstance(error, NotFound) and kind in OPTIONAL:
+                    version, pause = "", LONGEST_PAUSE
+                    self._is_not_served(kind)
+                    await self._sleep(pause)
+                    continue
                 log.warning("watch interrupted", kind=kind, error=str(error), again_in=pause)
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
+
+    def _is_not_served(self, kind: str) -> None:
+        if kind not in self._children.unserved:
+            log.info("the cluster does not serve it", kind=kind)
+        self._children.unserved.add(kind)
+        for key in self._children.keys(kind):
+            self._drop(self._children.get(key), self._children.version(key))
+        self._listed[kind].set()
 
     async def _list(self, kind: str) -> str:
         seen, version = set(), ""
         async for page, at in self._cluster.pages(kind, self._namespace, MANAGED):
             version = at
+            self._children.unserved.discard(kind)
             for body in page:
                 seen.add(key_of(body))
                 self._keep(kind, "ADDED", body)

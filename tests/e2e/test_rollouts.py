@@ -183,6 +183,44 @@ def test_auto_rollback_on_latency(space: Space) -> None:
     assert report["lastByFresh"] == report["first"]
 
 
+@pytest.mark.usefixtures("trained")
+def test_canary(space: Space) -> None:
+    """A new revision takes a share of the connections by its pods, goes on when somebody says so, and then takes all: no
+    answer is lost. Another one falls while it has a share, and gives it back by itself."""
+    shares = {**WINDOW, "canary": {"steps": [{"weight": 30, "pauseSeconds": 20}, {"weight": 50}]}}
+    with live(space, "sharing", replicas=2, rollout=shares) as first, traffic(space, "sharing") as report:
+        space.apply(serve("sharing", replicas=2, rollout=shares, engine=context(640)))
+        found = space.until(SERVE, "sharing", "has a share", _shares(step=1))
+        second, share = found["status"]["candidate"]["name"], found["status"]["canary"]
+        assert (share["by"], share["weight"], found["status"]["live"]["name"]) == ("Replicas", 30, first)
+        assert abs(share["share"] - 100 / 3) < 0.1, "one of three pods"
+        space.until(SERVE, "sharing", "waits with half", _shares(step=2))
+        space.kubectl("annotate", SERVE, "sharing", "-n", space.name, f"finetune.dev/promote={second}/3")
+        space.until(SERVE, "sharing", "serves anew", lambda s: s["status"]["live"]["name"] == second and is_true(s, "Ready"))
+    nothing_lost(report, revisions=2)
+    first_answers, second_answers = report["revisions"]
+    print(f"{second_answers} of {first_answers + second_answers} answers were the new revision's")
+    assert report["first"] != report["lastByFresh"]
+
+    with live(space, "sharing-badly", rollout=shares) as first, traffic(space, "sharing-badly") as report:
+        space.apply(serve("sharing-badly", rollout=shares, engine=context(640)))
+        found = space.until(SERVE, "sharing-badly", "has a share", _shares(step=1))
+        (pod,) = space.items("pod", _of(found))
+        space.kubectl("exec", pod["metadata"]["name"], "-n", space.name, "-c", "engine", "--", "sh", "-c", "kill -TERM 1")
+        after = refused(space, "sharing-badly", "EngineRestarted")
+        assert (after["status"]["live"]["name"], "canary" in after["status"]) == (first, False)
+    assert report["lastByFresh"] == report["first"], "the first revision has all traffic again"
+    assert all(f["revision"] != report["first"] for f in report["failures"]), "only what the bad engine held was lost"
+
+
+def _shares(step: int) -> Callable[[Object], bool]:
+    def has(found: Object) -> bool:
+        share = found["status"].get("canary", {})
+        return share.get("step") == step and "since" in share
+
+    return has
+
+
 def _serves_another(first: str) -> Callable[[Object], bool]:
     return lambda found: found["status"].get("live", {}).get("name") not in (first, None)
 

@@ -262,6 +262,16 @@ REFUSED_SERVES = [
     ({"replicas": -1}, "spec.replicas"),
     ({"rollout": {"strategy": "Recreate", "promotion": "Manual"}}, "spec.rollout.strategy Recreate stops the live revision"),
     (
+        {"rollout": {"strategy": "Recreate", "canary": {"steps": [{"weight": 10}]}}},
+        "spec.rollout.canary has nobody to share the traffic with",
+    ),
+    ({"rollout": {"canary": {"steps": [{"weight": 50}, {"weight": 50}]}}}, "spec.rollout.canary.steps must rise"),
+    ({"rollout": {"canary": {"steps": [{"weight": 50}, {"weight": 20}]}}}, "spec.rollout.canary.steps must rise"),
+    ({"rollout": {"canary": {"steps": [{"weight": 0}]}}}, "spec.rollout.canary.steps[0].weight"),
+    ({"rollout": {"canary": {"steps": [{"weight": 101}]}}}, "spec.rollout.canary.steps[0].weight"),
+    ({"rollout": {"canary": {"steps": []}}}, "spec.rollout.canary.steps"),
+    ({"route": {"gateway": {"name": "g"}, "hostname": "*.example.com"}}, "spec.route.hostname"),
+    (
         {"rollout": {"strategy": "Recreate", "gate": {"heldOut": {}}}},
         "spec.rollout.gate.heldOut and judge have nothing to compare with",
     ),
@@ -360,6 +370,9 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
         },
     )
     _create(world, "modelserves", SERVE, {"model": {"jobRef": {"name": "a", "artifact": "q4"}}})
+    steps = [{"weight": 1, "pauseSeconds": 60}, {"weight": 50}, {"weight": 100, "pauseSeconds": 60}]
+    route = {"gateway": {"name": "public", "namespace": "infra", "sectionName": "https"}, "hostname": "bot.example.com"}
+    _create(world, "modelserves", SERVE, {"rollout": {"canary": {"steps": steps}}, "route": route})
 
 
 @pytest.mark.parametrize("kind", ["finetunejobs", "modelserves"])

@@ -34,6 +34,7 @@ SITUATIONS: dict[str, dict[str, Callable[[], Any]]] = {
         "suspended": serves.suspended,
         "edited": serves.edited_but_not_seen,
         "awaiting": serves.awaiting_promotion,
+        "sharing": serves.sharing,
         "in-window": serves.in_window,
         "rolled-back": serves.rolled_back,
     },

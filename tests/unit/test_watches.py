@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from finetune_operator.cache import Children, key_of
-from finetune_operator.errors import Gone, Unavailable
+from finetune_operator.errors import Gone, NotFound, Unavailable
 from finetune_operator.meta import Object
 from finetune_operator.watches import WATCHED, Watches
 
@@ -115,6 +115,45 @@ async def test_a_child_that_can_not_be_kept_hides_no_other() -> None:
     broken["metadata"]["namespace"] = {"no": "name"}
     _, told, _ = await follow([((), "10")], [[event("ADDED", broken), event("ADDED", pod("b", 12))]])
     assert told == ["ADDED b"]
+
+
+async def test_a_kind_that_the_cluster_does_not_have_holds_up_nothing_and_is_looked_for_again() -> None:
+    route = {**pod("bot", 12), "kind": "HTTPRoute"}
+    children = Children()
+    asked, told, paused = await follow_routes([NotFound("404"), NotFound("404"), ((route,), "20")], [], children)
+    assert (paused, told) == ([(True, {"HTTPRoute"})] * 2, ["ADDED bot"])
+    assert (asked, children.unserved) == (["list", "list", "list", "watch 20"], set())
+
+
+async def test_a_kind_that_is_taken_away_takes_its_objects_with_it() -> None:
+    route = {**pod("bot", 12), "kind": "HTTPRoute"}
+    children = Children()
+    asked, told, paused = await follow_routes([((route,), "20"), ((), "60")], [[NotFound("404")]], children)
+    assert (paused, told) == ([(True, {"HTTPRoute"})], ["ADDED bot", "DELETED bot"])
+    assert asked == ["list", "watch 20", "list", "watch 60"]
+
+
+Paused = list[tuple[bool, set[str]]]  # whether it counted as listed, and what was not served
+
+
+async def follow_routes(lists: list[Any], watches: list[Any], children: Children) -> tuple[list[str], list[str], Paused]:
+    """What a script of a kind that is not everywhere comes to: what was asked and told, and how it stood at each pause."""
+    server, told, paused = Server(lists, watches), list[str](), Paused()
+
+    async def pause(_: float) -> None:
+        paused.append((made._listed["HTTPRoute"].is_set(), set(children.unserved)))
+
+    made = Watches(
+        server,  # type: ignore[arg-type]
+        "",
+        children,
+        lambda change, body: told.append(f"{change} {body['metadata']['name']}"),
+        pause,
+    )
+    task = asyncio.create_task(made.follow("HTTPRoute"))
+    await asyncio.wait_for(server.idle.wait(), 10)
+    task.cancel()
+    return server.asked, told, paused
 
 
 async def test_no_pass_begins_before_each_kind_was_listed() -> None:

@@ -79,6 +79,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, watch, create, patch, delete]
+- apiGroups: [gateway.networking.k8s.io]   # where spec.route of a ModelServe asks for one
+  resources: [httproutes]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [events.k8s.io]
   resources: [events]                  # listed for one Job whose pod somebody refuses, to tell who and why
   verbs: [create, list]

@@ -43,6 +43,34 @@ class Autoscaling(Strict):
     that spec.resources asks for. Unset: 5, 800m, 80."""
 
 
+class Scheme(StrEnum):
+    HTTPS = "https"
+    HTTP = "http"
+
+
+class Gateway(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Gateway of the Gateway API."""
+    namespace: str | None = Field(None, min_length=1, max_length=63)
+    """Its namespace. Unset: that of the ModelServe."""
+    section_name: str | None = Field(None, min_length=1, max_length=253)
+    """One listener of it. Unset: all that allow the route."""
+
+
+class Route(Strict):
+    gateway: Gateway
+    """Who takes requests from outside. Its pods must be let in by spec.network.allowFrom."""
+    hostname: str | None = Field(
+        None,
+        min_length=1,
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    )
+    """The name that callers use. Unset: any that the listener has."""
+    scheme: Scheme = Scheme.HTTPS
+    """How the listener is called. With hostname it makes status.url."""
+
+
 class Network(Strict):
     policy: bool = True
     """False makes no NetworkPolicy: whoever reaches the pods may ask. So does the chart's value networkPolicies."""

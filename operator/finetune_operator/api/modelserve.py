@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_operator.api.access import ApiKey, Autoscaling, Network
+from finetune_operator.api.access import ApiKey, Autoscaling, Network, Route
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.rollout import Rollout, Strategy
@@ -122,6 +122,8 @@ class ModelServeSpec(Strict):
     """Who may ask. Unset: whoever reaches the Service."""
     network: Network = Field(default_factory=lambda: Network())
     """Who reaches the pods, where the cluster's network plugin enforces NetworkPolicies."""
+    route: Route | None = None
+    """An HTTPRoute that leads requests for /v1 here. Unset: the Service alone is called."""
     drain: Drain = Field(default_factory=lambda: Drain())
     """How an old pod stops."""
     suspend: bool = False
@@ -135,6 +137,7 @@ class RevisionState(StrEnum):
     LOADING = "Loading"
     GATING = "Gating"
     PASSED = "Passed"
+    CANARY = "Canary"
     LIVE = "Live"
     REFUSED = "Refused"
 
@@ -203,6 +206,39 @@ class RollbackWindow(Report):
     decide."""
 
 
+class ShareBy(StrEnum):
+    """What gives a candidate its share of the traffic."""
+
+    ROUTE = "Route"
+    REPLICAS = "Replicas"
+
+
+class CanaryShare(Report):
+    """What the candidate takes of the traffic."""
+
+    step: int
+    """Which of spec.rollout.canary.steps, from 1."""
+    weight: int
+    """Percent that the step asks for; until its pods are up that of the step before."""
+    share: float
+    """Percent that it has: by Replicas that of its pods that are available among those of both revisions."""
+    by: ShareBy
+    """Route: of what comes through the HTTPRoute. Replicas: of connections to the Service."""
+    since: str | None = None
+    """When the step's pods were up."""
+    until: str | None = None
+    """When the step ends. Unset: once its pods are up, or once somebody lets it go on."""
+    signals: list[Signal] = Field(default_factory=list)
+    """What is watched, as in rollbackWindow."""
+
+
+class RouteStatus(Report):
+    accepted: bool
+    """Whether a gateway has taken the HTTPRoute."""
+    message: str | None = None
+    """Why not."""
+
+
 class ResolvedModel(Report):
     """The model folder that spec.model stands for."""
 
@@ -230,10 +266,14 @@ class ModelServeStatus(Report):
     """The revision that is loading, is asked its prompts, or was refused."""
     rollback_window: RollbackWindow | None = None
     """The way back, while it is open."""
+    canary: CanaryShare | None = None
+    """What the candidate takes of the traffic, while it takes a share."""
+    route: RouteStatus | None = None
+    """How the HTTPRoute stands, where spec.route asks for one."""
     history: list[FormerRevision] = Field(default_factory=list, max_length=101)
     """Revisions that can be pinned, the live one first."""
     url: str | None = None
-    """OpenAI API inside the cluster."""
+    """OpenAI API: of spec.route where it has a hostname and a gateway has taken it, else inside the cluster."""
     served_name: str | None = None
     replicas: int = 0
     """Pods of the live revision that are ready."""

@@ -96,6 +96,18 @@ class RollbackOn(Strict):
     """Tokens, of either revision, below which their time is no verdict."""
 
 
+class CanaryStep(Strict):
+    weight: int = Field(ge=1, le=100)
+    """Percent of the traffic that the new revision takes."""
+    pause_seconds: int | None = Field(None, ge=1, le=604800)
+    """How long, once its pods for that are up. Unset: until the annotation finetune.dev/promote lets it go on."""
+
+
+class Canary(Strict):
+    steps: list[CanaryStep] = Field(min_length=1, max_length=20)
+    """Shares that a new revision takes one after the other, each above the one before. After the last one it takes all."""
+
+
 class Rollout(Strict):
     gate: ServeGate = Field(default_factory=lambda: ServeGate())
     """What a new revision must answer before it takes traffic."""
@@ -108,6 +120,10 @@ class Rollout(Strict):
     promotion: PromotionPolicy = PromotionPolicy.AUTOMATIC
     """Manual: a new revision that has passed its gate waits until the annotation finetune.dev/promote names it. The first
     one, which replaces none, does not."""
+    canary: Canary | None = None
+    """A new revision that has passed its gate takes a share of the traffic first, and gives it back if it does what rollbackOn
+    names: of what comes through spec.route, by weights; without a route by the number of its pods beside those of the live
+    revision, which keeps its own, so at most half. status.canary has the share. Unset: it takes all at once."""
     pinned_revision: str | None = Field(None, pattern=r"^[0-9a-f]{10}$", max_length=10)
     """Name of a revision in status.history, which serves whatever the rest of the spec says."""
     rollback_window_seconds: int = Field(300, ge=0, le=604800)

@@ -21,15 +21,20 @@ class Change:
     told: str  # what it comes to
 
 
-def promotion(serve: Object) -> Change:
-    """Let the revision that waits through. Raises NotPossible."""
+def promotion(serve: Object, *, step: bool = False) -> Change:
+    """Let the revision that has passed its gate take the traffic, or go on to its next share. Raises NotPossible."""
     _not_held(serve)
-    candidate = serve_status(serve).candidate
+    status = serve_status(serve)
+    candidate = status.candidate
     if candidate is None:
         raise NotPossible(f"{_name(serve)} has no revision that waits; what the spec asks for serves")
-    if candidate.state is not RevisionState.PASSED:
+    if candidate.state not in (RevisionState.PASSED, RevisionState.CANARY):
         why = f": {candidate.reason}: {candidate.message}" if candidate.reason else ""
         raise NotPossible(f"revision {candidate.name} is {candidate.state.value}; only one that has passed is promoted{why}")
+    if step:
+        number = 1 if status.canary is None else status.canary.step + 1
+        told = f"revision {candidate.name} goes on with step {number}; after the last one it takes the traffic"
+        return Change(_annotation(ANNOTATION_PROMOTE, f"{candidate.name}/{number}"), told)
     return Change(_annotation(ANNOTATION_PROMOTE, candidate.name), f"revision {candidate.name} takes the traffic")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -127,9 +128,14 @@ def _questions() -> Iterator[str]:
 
 
 @app.command()
-def promote(name: Serve, namespace: Namespace = None, context: Context = None) -> None:
-    """Let the revision that has passed its gate, and waits, take the traffic."""
-    _change(name, "ModelServe", changes.promotion, namespace, context)
+def promote(
+    name: Serve,
+    step: Annotated[bool, typer.Option("--step", help="Go on with the next step of spec.rollout.canary alone.")] = False,
+    namespace: Namespace = None,
+    context: Context = None,
+) -> None:
+    """Let the revision that has passed its gate, and waits or has a share, take the traffic."""
+    _change(name, "ModelServe", partial(changes.promotion, step=step), namespace, context)
 
 
 @app.command()

@@ -162,6 +162,11 @@ def _of_serve(status: ModelServeStatus) -> Iterator[RenderableType]:
         if status.live is None or former.name != status.live.name:
             table.add_row(former.name, "before", former.model_uri, former.rolled_back or "")
     yield table
+    if status.canary is not None:
+        share, until = status.canary, status.canary.until
+        yield Text(f"canary: {share.share:g} % by {share.by.value}, step {share.step}{f', until {until}' if until else ''}")
+    if status.route is not None and not status.route.accepted:
+        yield Text(f"route: {status.route.message}", style="yellow")
     if status.rollback_window is not None:
         window = status.rollback_window
         yield Text(f"rollback window: {window.revision} stays warm until {window.until}")

@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 
 from finetune_operator.api.modelserve import Revision, RevisionState
 from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.meta import stamp
-from finetune_operator.modelserve import history, strategy
-from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
+from finetune_operator.modelserve import canary, history, strategy
+from finetune_operator.modelserve.case import Case, Rollout, Standing, promoted, refusal, refused
 from finetune_operator.modelserve.deployed import Deployed
 from finetune_operator.modelserve.gating import ask_again, failure_of, gate_of
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
 from finetune_operator.modelserve.observed import Gate, Verdict
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.modelserve.startup import budget
-from finetune_operator.names import ANNOTATION_PROMOTE
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
     """Another revision than the live one is asked for: take it one step further."""
-    candidate, wanted = _known(case, target), case.serve.spec.replicas
-    deployed = case.world.deployed.get(target.revision)
+    candidate, deployed = _known(case, target), case.world.deployed.get(target.revision)
     if candidate.state is RevisionState.REFUSED:
-        return refusal(candidate, live, wanted)
+        return refusal(candidate, live, case.serve.spec.replicas)
     gate = case.world.gates.get(gate_of(case.serve, candidate))
     if gate is not None:
         candidate = candidate.model_copy(update=gate.numbers)
     found = None if deployed is None else trouble(deployed, budget(case.serve.spec, target.model).start, case.now)
     step = _begun(case, target, candidate, live, found)
+    if canary.is_asked(case, target, step):
+        if candidate.state is RevisionState.CANARY:
+            return canary.next_share(case, target, step, found)
+        step = replace(step, candidate_replicas=canary.first_pods(case))
+    wanted = step.pods
     if deployed is None or deployed.replicas != wanted:
         return replace(step, message=_and(step, f"starting revision {target.revision} of {target.model.uri}"))
     if gate is not None and gate.verdict is Verdict.FAILED:
-        return refusal(refused(candidate, *failure_of(gate)), live, wanted)
+        return refusal(refused(candidate, *failure_of(gate)), live, step.replicas)
     if found is not None and found.bad:
-        return refusal(refused(candidate, found.reason, found.message), live, wanted)
+        return refusal(refused(candidate, found.reason, found.message), live, step.replicas)
     if not deployed.current or deployed.available < wanted:
         return _loads(step, deployed, found)
     if target.pinned_by is not None:
-        return _promoted(candidate, wanted, case.now)
-    return _judged(case, step, gate)
+        return promoted(candidate, wanted, case.now)
+    return _judged(case, target, step, gate)
 
 
 def _begun(case: Case, target: Target, candidate: Revision, live: Revision | None, found: Trouble | None) -> Rollout:
@@ -61,7 +63,7 @@ def _and(step: Rollout, text: str) -> str:
 
 
 def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:
-    text = f"revision {deployed.revision} loads: {deployed.available} of {step.replicas} pods are available"
+    text = f"revision {deployed.revision} loads: {deployed.available} of {step.pods} pods are available"
     step = replace(step, message=_and(step, text), requeue_after=PATIENCE_SECONDS)  # patience ends without an event
     if found is None:
         return step
@@ -69,17 +71,19 @@ def _loads(step: Rollout, deployed: Deployed, found: Trouble | None) -> Rollout:
     return replace(step, standing=standing, reason=found.reason, message=_and(step, f"{text}; {found.message}"))
 
 
-def _judged(case: Case, step: Rollout, gate: Gate | None) -> Rollout:
+def _judged(case: Case, target: Target, step: Rollout, gate: Gate | None) -> Rollout:
     """All its pods are available: the gate has the word."""
     candidate = step.candidate
     assert candidate is not None
     if gate is not None and gate.verdict is Verdict.PASSED and _waits_for_a_person(case, step, candidate):
         passed = candidate.model_copy(update={"state": RevisionState.PASSED})
-        command = f"kubectl annotate --overwrite mserve {case.serve.metadata.name} {ANNOTATION_PROMOTE}={candidate.name}"
+        command = canary.command(case, candidate, 1 if canary.is_asked(case, target, step) else None)
         text = f"revision {candidate.name} has passed its gate and waits to be promoted: {command}"
         return replace(step, reason=OperatorReason.AwaitingPromotion, message=text, candidate=passed)
     if gate is not None and gate.verdict is Verdict.PASSED:
-        return _promoted(candidate, step.replicas, case.now)
+        if canary.is_asked(case, target, step):
+            return canary.next_share(case, target, step, None)
+        return promoted(candidate, step.replicas, case.now)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
     if gate is not None and gate.verdict is Verdict.UNKNOWN:
         return ask_again(replace(step, candidate=gating), gating, gate, case.now)
@@ -91,13 +95,7 @@ def _waits_for_a_person(case: Case, step: Rollout, candidate: Revision) -> bool:
     """The first revision replaces none: nobody is asked."""
     if step.live is None or case.serve.spec.rollout.promotion is not PromotionPolicy.MANUAL:
         return False
-    return case.serve.metadata.annotations.get(ANNOTATION_PROMOTE) != candidate.name
-
-
-def _promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
-    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now), "strategy_message": None})
-    text = f"revision {live.name} serves"
-    return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
+    return canary.let_through(case, candidate) < 1
 
 
 def _known(case: Case, target: Target) -> Revision:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState, RollbackWindow
+from finetune_operator.api.modelserve import CanaryShare, ModelServe, Revision, RevisionState, RollbackWindow, ShareBy
+from finetune_operator.meta import stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.history import History
 from finetune_operator.modelserve.model import Resolution
@@ -48,7 +49,26 @@ class Rollout:
     is_live_stopped: bool = False  # to make room for the one that loads
     ask: bool = False  # start the gate
     window: RollbackWindow | None = None  # its revision stays warm, with as many replicas
+    candidate_replicas: int | None = None  # of the one that loads, where it is to have fewer
+    canary: CanaryShare | None = None  # what that one takes of the traffic
     requeue_after: float | None = None
+
+    @property
+    def pods(self) -> int:
+        """How many the revision that is on its way is to have."""
+        return self.replicas if self.candidate_replicas is None else self.candidate_replicas
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the Service is to select the candidate's pods as well."""
+        return self.canary is not None and self.canary.by is ShareBy.REPLICAS and self.canary.weight > 0
+
+    @property
+    def routed(self) -> tuple[str, int] | tuple[()]:
+        """The revision that the route is to lead to besides, and its percent."""
+        if self.candidate is None or self.canary is None or self.canary.by is not ShareBy.ROUTE or self.canary.share == 0:
+            return ()
+        return self.candidate.name, round(self.canary.share)
 
     @property
     def loading(self) -> str | None:
@@ -68,6 +88,13 @@ def history_after(case: Case, rollout: Rollout) -> History:
         return ()
     limit = case.serve.spec.rollout.revision_history_limit
     return history.after(case.world.history, rollout.live, rollout.candidate, limit)
+
+
+def promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
+    """A revision takes all the traffic."""
+    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now), "strategy_message": None})
+    text = f"revision {live.name} serves"
+    return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
 
 
 def refused(candidate: Revision, reason: str, message: str) -> Revision:

@@ -62,8 +62,16 @@ def after(history: Sequence[Promotion], live: Revision, candidate: Revision | No
     """The history while `live` serves, and at most `limit` revisions before it."""
     assert live.promoted_at is not None
     now = Promotion.model_validate({"revision": live.name, "promoted_at": live.promoted_at})
-    rest = [_marked(p, candidate) for p in history if p.revision != live.name]
+    rest = [_marked(p, candidate) for p in (*_tried(history, candidate), *history) if p.revision != live.name]
     return (now, *rest[:limit])
+
+
+def _tried(history: Sequence[Promotion], candidate: Revision | None) -> History:
+    """A candidate that took but a share of the traffic and was left again: it is not to be tried again either."""
+    if candidate is None or candidate.rolled_back_at is None or of(history, candidate.name) is not None:
+        return ()
+    since = candidate.promoted_at or candidate.rolled_back_at
+    return (Promotion.model_validate({"revision": candidate.name, "promoted_at": since}),)
 
 
 def _marked(promotion: Promotion, candidate: Revision | None) -> Promotion:

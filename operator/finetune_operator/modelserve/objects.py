@@ -74,9 +74,13 @@ def revision_service(serve: ModelServe, revision: str) -> Object:
     return _service(serve, revision_name(serve, revision), revision, {LABEL_REVISION: revision})
 
 
-def stable_service(serve: ModelServe, revision: str, history: History) -> Object:
-    """The address that users have; it selects the live revision, and tells which were before."""
+def stable_service(serve: ModelServe, revision: str, history: History, *, shared: bool = False) -> Object:
+    """The address that users have; it selects the live revision, and tells which were before. `shared` with a candidate, it
+    selects the pods of all revisions: those of gates and watches, which it selects as well, have no port of its name.
+    """
     service = _service(serve, object_name(serve.metadata.name), revision, {})
+    if shared:
+        service["spec"]["selector"] = serve_labels(serve.metadata.name)
     service["metadata"]["annotations"] = {ANNOTATION_HISTORY: rendered(history)}
     return service
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.modelserve import ModelServe, RouteStatus
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import history
+from finetune_operator.modelserve import history, route
 from finetune_operator.modelserve.deployed import Deployed, deployed, report, revision_of
 from finetune_operator.modelserve.history import History
 from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISION, object_name, serve_labels
@@ -32,7 +32,7 @@ NUMBERS = {
     "judged": "judged",
     "traffic": "traffic",
 }
-AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+AROUND = ("NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute")
 
 
 class Verdict(Enum):
@@ -65,6 +65,9 @@ class World:
     records: dict[str, Object] = field(default_factory=dict)  # the Deployment of each revision, as it was first rendered
     children: tuple[Object, ...] = ()  # all of ours that a revision may have
     around: tuple[Object, ...] = ()  # all of ours that belong to no revision: around.py
+    taking: frozenset[str] = frozenset()  # revisions that Service and route lead to
+    route: RouteStatus | None = None  # how the route stands that the spec asks for
+    may_route: bool = True  # whether there is such a kind, and its name is ours
 
 
 def observe(serve: ModelServe, observed: Observed) -> World:
@@ -77,11 +80,20 @@ def observe(serve: ModelServe, observed: Observed) -> World:
     service = observed.named.get(Ref("Service", object_name(serve.metadata.name)))
     ours = service is not None and (_owner(service) == uid or _was_made_for(service, serve.metadata.name))
     notes = (service["metadata"].get("annotations") or {}) if service is not None and ours else {}
+    selector = (service["spec"].get("selector") or {}) if service is not None and ours else {}
+    told, found = history.read(notes.get(ANNOTATION_HISTORY, "")), mine.get("Deployment", [])
+    live = selector.get(LABEL_REVISION) or next((p.revision for p in told), None)
+    shared = {revision_of(o) for o in found} if selector == serve_labels(serve.metadata.name) else {live}
+    routes = mine.get("HTTPRoute", [])
+    obstacle = route.obstacle(serve, observed, routes)
     return World(
-        live=(service["spec"].get("selector") or {}).get(LABEL_REVISION) if service is not None and ours else None,
-        history=history.read(notes.get(ANNOTATION_HISTORY, "")),
+        live=live,
+        history=told,
         stranger=service is not None and not ours,
-        deployed={d.revision: d for d in (deployed(o, pods) for o in mine.get("Deployment", []))},
+        deployed={d.revision: d for d in (deployed(o, pods) for o in found)},
+        taking=frozenset(r for r in (*shared, *route.revisions(serve, routes, found)) if r),
+        route=None if serve.spec.route is None else obstacle or route.standing(serve.spec.route, routes),
+        may_route=obstacle is None,
         gates={o["metadata"]["name"]: _gate(o, pods) for o in mine.get("Job", [])},
         records={revision_of(o): o["data"] for o in mine.get("ControllerRevision", [])},
         children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),

@@ -12,7 +12,7 @@ from datetime import datetime
 from finetune_operator.api.modelserve import ModelServe, Revision, Signal
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, gate, objects, pinned, watch
+from finetune_operator.modelserve import around, canary, gate, objects, pinned, route, watch
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
@@ -34,7 +34,7 @@ def reads(body: Object) -> Reads:
     """Children by label; by name the stable Service, which may be a stranger's, and what the model refers to."""
     serve = ModelServe.model_validate(body)
     name = serve.metadata.name
-    return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *refs(serve)))
+    return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *route.refs(serve), *refs(serve)))
 
 
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -86,11 +86,11 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     serve, wanted, live, candidate = case.serve, case.target, rollout.live, rollout.candidate
     if live is not None:
         yield from _whole(case, live.name, 0 if rollout.is_live_stopped else rollout.replicas)
-        yield Apply(objects.stable_service(serve, live.name, history_after(case, rollout)))
+        yield Apply(objects.stable_service(serve, live.name, history_after(case, rollout), shared=rollout.is_shared))
     if rollout.window is not None:
         yield from _whole(case, rollout.window.revision, rollout.replicas)
     if wanted is not None and rollout.loading == wanted.revision:
-        yield from _whole(case, wanted.revision, rollout.replicas)
+        yield from _whole(case, wanted.revision, rollout.pods)
     if wanted is not None and rollout.ask:
         yield Create(gate.gate_prompts(serve))
         against = None if live is None or rollout.is_live_stopped else live.name
@@ -102,17 +102,17 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
 
 
 def _watch(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:
-    """The Job that reads what the engines count while a window is open, and what it needs; without a window, none of it."""
-    live, opened = rollout.live, rollout.window
+    """The Job that reads what the engines count while there is a way back, and what it needs; without one, none of it."""
+    watched, opened = (rollout.live, rollout.window) if rollout.window else (rollout.candidate, canary.way_back(rollout))
     wanted: set[str] = set()
-    if live is not None and opened is not None:
-        wanted = {watch_job(case.serve, live)}  # one that came to no verdict stays, so that it is not begun again and again
+    if watched is not None and opened is not None:
+        wanted = {watch_job(case.serve, watched)}  # one that came to no verdict stays, so that it is not begun again and again
         if {Signal.ERRORS, Signal.LATENCY} & set(opened.signals):
-            needed = list(watch.services(case.serve, live, opened))
+            needed = list(watch.services(case.serve, watched, opened))
             wanted |= {body["metadata"]["name"] for body in needed}
             yield from map(Apply, needed)
-            if watch_job(case.serve, live) not in case.world.gates:
-                yield Create(watch.job(case.serve, live, opened, settings, case.now))
+            if watch_job(case.serve, watched) not in case.world.gates:
+                yield Create(watch.job(case.serve, watched, opened, settings, case.now))
     for child in case.world.children:
         if LABEL_WATCH in child["metadata"].get("labels", {}) and child["metadata"]["name"] not in wanted:
             yield Delete(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
@@ -125,6 +125,8 @@ def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action
     wanted: dict[str, Object] = {}
     if live or rollout.loading:
         wanted = {body["kind"]: body for body in around.wanted(case.serve, model, live, settings)}
+    if live and case.serve.spec.route is not None and case.world.may_route:
+        wanted["HTTPRoute"] = route.http_route(case.serve, case.serve.spec.route, *rollout.routed)
     yield from map(Apply, wanted.values())
     for child in case.world.around:
         if child["kind"] not in wanted:
@@ -148,13 +150,13 @@ def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:
 
 
 def _obsolete(case: Case, rollout: Rollout) -> Iterator[Action]:
-    """Objects of revisions that neither serve nor load. While the Service is moved over, the old ones still stay, and all
-    of them while a stranger has its name: what served may serve again. Whose they are is told by their names: a label may
-    have been edited, and is put back.
+    """Objects of revisions that neither serve nor load. While Service and route are moved over, the old ones still stay, and
+    all of them while a stranger has its name: what served may serve again. Whose they are is told by their names: a label
+    may have been edited, and is put back.
     """
     if case.world.stranger:
         return
-    kept = rollout.kept | ({case.world.live} if case.world.live else set())
+    kept = rollout.kept | case.world.taking
     limit = case.serve.spec.rollout.revision_history_limit
     remembered = kept | {p.revision for p in case.world.history[: limit + 1]}
     for child in case.world.children:

@@ -18,6 +18,7 @@ from finetune_operator.api.rollout import Strategy
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
 from finetune_operator.meta import stamp
+from finetune_operator.modelserve import route
 from finetune_operator.modelserve.case import Case, Rollout, Standing, history_after
 from finetune_operator.modelserve.history import Promotion
 from finetune_operator.modelserve.objects import revision_labels, service_url
@@ -38,12 +39,20 @@ def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
         live=live,
         candidate=_told(rollout.candidate),
         rollback_window=rollout.window,
+        canary=rollout.canary,
+        route=case.world.route,
         history=[_former(case, promotion) for promotion in history_after(case, rollout)],
-        url=service_url(serve, object_name(serve.metadata.name)) if live else None,
+        url=_url(case) if live else None,
         served_name=served_name(serve),
         replicas=deployed.ready if deployed else 0,
         selector=",".join(f"{k}={v}" for k, v in selector.items()),
     )
+
+
+def _url(case: Case) -> str:
+    wanted, stands = case.serve.spec.route, case.world.route
+    outside = route.url(wanted) if wanted is not None and stands is not None and stands.accepted else None
+    return outside or service_url(case.serve, object_name(case.serve.metadata.name))
 
 
 def _former(case: Case, promotion: Promotion) -> FormerRevision:
@@ -78,6 +87,9 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
         yield Event(OperatorReason.Recreating, f"revision {new.name}: {new.strategy_message}", warning=True)
     if new is not None and new.state is RevisionState.PASSED and (old is None or old.state is not new.state):
         yield Event(OperatorReason.AwaitingPromotion, f"revision {new.name} has passed its gate and waits to be promoted")
+    share = after.canary
+    if new is not None and share is not None and share.since and (before.canary is None or before.canary.since != share.since):
+        yield Event(OperatorReason.Canary, f"revision {new.name} takes {share.share:g} % of the traffic, step {share.step}")
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
         text = f"revision {after.live.name} of {after.live.model_uri} serves now{_compared(after.live)}"
         yield Event(OperatorReason.RevisionLive, text)

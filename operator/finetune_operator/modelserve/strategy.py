@@ -83,8 +83,10 @@ def _is_begun(case: Case, candidate: Revision, live: Revision) -> bool:
 
 
 def _is_borne(case: Case, down: Downtime) -> bool:
-    """A person who promotes by hand may be away: that would be an outage without an end. A gate that compares needs both."""
+    """A person who promotes by hand may be away: that would be an outage without an end. A gate that compares needs both
+    revisions, and so does a canary.
+    """
     rollout = case.serve.spec.rollout
-    if rollout.promotion is PromotionPolicy.MANUAL or rollout.gate.compares:
+    if rollout.promotion is PromotionPolicy.MANUAL or rollout.gate.compares or rollout.canary is not None:
         return False
     return down.seconds <= rollout.max_downtime_seconds

@@ -44,14 +44,19 @@ def window(case: Case, live: Revision) -> RollbackWindow | None:
     if back is None or live.promoted_at is None or seconds_since(live.promoted_at, case.now) >= seconds:
         return None
     until = datetime.fromisoformat(live.promoted_at) + timedelta(seconds=seconds)
-    return RollbackWindow(revision=back, until=stamp(until), signals=[*ALWAYS, *_counted(case, live, back)])
+    return RollbackWindow(revision=back, until=stamp(until), signals=signals(case, live, back))
+
+
+def signals(case: Case, watched: Revision, back: str) -> list[Signal]:
+    """What is watched of a revision that takes traffic, while `back` can take it again."""
+    return [*ALWAYS, *_counted(case, watched, back)]
 
 
 def _counted(case: Case, live: Revision, back: str) -> list[Signal]:
-    """What the watch's Job reads of the engines, unless it came to no verdict."""
+    """What the watch's Job reads of the engines, unless it has ended."""
     on, counters = case.serve.spec.rollout.rollback_on, ENGINES[case.serve.spec.engine.type].counters
     watched = case.world.gates.get(watch_job(case.serve, live))
-    if watched is not None and watched.verdict is Verdict.UNKNOWN:
+    if watched is not None and watched.verdict in (Verdict.UNKNOWN, Verdict.PASSED):  # it looks no more
         return []
     found = [Signal.ERRORS] if counters.has_errors and on.max_error_rate < 1 else []
     alike = _port(case, back) == _port(case, live.name) is not None

@@ -9,7 +9,7 @@ from tests.builders import make_job, make_pod, reported_failure, stamp
 from tests.fake_reach import FakeReach, call
 from tests.serving import Stage, make_serve
 from tests.story import Story
-from tests.unit.modelserve.test_contract import awaiting_promotion
+from tests.unit.modelserve.test_contract import awaiting_promotion, sharing_until_somebody_comes
 from typer.testing import CliRunner
 
 from finetune_operator.cli.commands import app
@@ -212,6 +212,25 @@ def test_promote_lets_the_revision_that_waits_through(monkeypatch: pytest.Monkey
     assert (result.exit_code, result.output) == (0, f"ModelServe facts: revision {new} takes the traffic\n")
     changed(stage, cluster)
     assert stage.live() == new
+
+
+def test_promote_lets_a_share_go_on_step_by_step_or_all_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = sharing_until_somebody_comes()
+    new, cluster = stage.candidate(), FakeReach(stage.serve)
+    assert "canary: 50 % by Replicas, step 1\n" in call(monkeypatch, cluster, "status", "mserve/facts").output
+    result = call(monkeypatch, cluster, "promote", "facts", "--step")
+    assert result.output == f"ModelServe facts: revision {new} goes on with step 2; after the last one it takes the traffic\n"
+    changed(stage, cluster)
+    assert stage.live() == new
+
+    stage = awaiting_promotion()
+    cluster = FakeReach(stage.serve)
+    assert "goes on with step 1" in call(monkeypatch, cluster, "promote", "facts", "--step").output
+    stage = sharing_until_somebody_comes()
+    cluster = FakeReach(stage.serve)
+    call(monkeypatch, cluster, "promote", "facts")
+    changed(stage, cluster)
+    assert stage.live() == stage.serve["status"]["live"]["name"] == new
 
 
 def test_rollback_goes_back_to_the_revision_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from tests.serving import Stage, make_serve
@@ -113,6 +114,29 @@ def awaiting_promotion() -> Stage:
     return stage
 
 
+def canary(**rollout: Any) -> Stage:
+    stage = Stage(make_serve(rollout={"canary": {"steps": [{"weight": 50, **rollout}]}}))
+    stage.roll_out()
+    stage.edit(model={"uri": "pvc://models/next"})
+    stage.roll_out_canary()
+    return stage
+
+
+def sharing() -> Stage:
+    return canary(pauseSeconds=60)
+
+
+def sharing_until_somebody_comes() -> Stage:
+    return canary()
+
+
+def share_taken_back() -> Stage:
+    stage = sharing()
+    stage.engine(stage.candidate(), restarts=1, exitCode=139, reason="Error")
+    stage.settle()
+    return stage
+
+
 def in_window() -> Stage:
     stage = Stage()
     stage.promote_another()
@@ -161,6 +185,9 @@ ROWS = [
     (suspended, "Current", "met", False),
     (scaled_to_zero, "Current", "met", False),
     (awaiting_promotion, "InProgress", "waits", True),
+    (sharing, "InProgress", "waits", True),
+    (sharing_until_somebody_comes, "InProgress", "waits", True),
+    (share_taken_back, "Failed", "waits", True),
     (in_window, "Current", "met", True),
     (rolled_back, "Failed", "waits", True),
     (pinned, "Current", "met", True),

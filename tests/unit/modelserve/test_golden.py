@@ -18,7 +18,7 @@ from finetune_operator.meta import Object
 CASES = sorted(p.parent for p in (Path(__file__).parents[2] / "golden" / "modelserve").glob("*/modelserve.yaml"))
 KINDS = (
     "Deployment", "Service", "ConfigMap", "Job",
-    "ControllerRevision", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget",
+    "ControllerRevision", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute",
 )  # fmt: skip
 SECRETS = ("s3-keys", "authority")
 

@@ -90,6 +90,8 @@ def test_who_needs_a_person_holds_up_no_other() -> None:
     assert has_turn({"candidate": candidate})
     assert not has_turn({"candidate": candidate, "conditions": [{"type": "Stalled", "status": "True"}]})
     assert not has_turn({"candidate": {**candidate, "paced": None}})
+    waits = {"type": "Ready", "status": "False", "reason": "AwaitingPromotion"}
+    assert not has_turn({"candidate": candidate, "conditions": [waits]})
 
 
 def test_two_passes_side_by_side_do_not_take_the_same_turn() -> None:

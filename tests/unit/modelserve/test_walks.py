@@ -28,6 +28,7 @@ EDITS: list[dict[str, Any]] = [
     *({"resources": {"limits": {"memory": memory}}} for memory in ("8Gi", "16Gi")),
     {"rollout": {"gate": {"prompts": [{"prompt": "Hi"}]}}},
     {"rollout": {"rollbackWindowSeconds": 0}},
+    {"rollout": {"canary": {"steps": [{"weight": 10, "pauseSeconds": 300}, {"weight": 50, "pauseSeconds": 300}]}}},
 ]
 CHILDREN = ("Deployment", "Service", "Job", "ControllerRevision", "Pod")
 Move = Callable[[Stage], None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from finetune_operator.api.access import Load
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rollout import PromotionPolicy, Strategy
@@ -36,6 +38,11 @@ _NOTHING_TO_COMPARE = (
     "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.gate.heldOut and judge have nothing to"
     " compare with; set one or the other"
 )
+_NOTHING_TO_SHARE = (
+    "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.canary has nobody to share the traffic with;"
+    " set one or the other"
+)
+_NOT_RISING = "spec.rollout.canary.steps must rise: write each weight above the one before"
 _NO_TEST_ROWS = "spec.rollout.gate.heldOut and judge take the test rows of an evaluation; set spec.model.evaluation beside uri"
 _NO_ROWS = "spec.rollout.gate.heldOut.minRows must be at most rows"
 _NO_PAIRS = "spec.rollout.gate.judge.maxCalls must be at least twice minPairs: a pair takes two"
@@ -49,11 +56,17 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
         _NO_GPUS: split and not spec.parallelism.gpus,
         _NOBODY_ANSWERS: rollout.strategy is Strategy.RECREATE and rollout.promotion is PromotionPolicy.MANUAL,
         _NOTHING_TO_COMPARE: rollout.strategy is Strategy.RECREATE and rollout.gate.compares,
+        _NOTHING_TO_SHARE: rollout.strategy is Strategy.RECREATE and rollout.canary is not None,
+        _NOT_RISING: not _rises([] if rollout.canary is None else [step.weight for step in rollout.canary.steps]),
         _NO_ROWS: (held_out := rollout.gate.held_out) is not None and held_out.min_rows > held_out.rows,
         _NO_PAIRS: (judge := rollout.gate.judge) is not None and judge.max_calls < 2 * judge.min_pairs,
     }
     found = [sentence for sentence, broken in rules.items() if broken]
     return [*found, *_scaling_broken_by(spec), *pods.broken_by(spec.pod_template)]
+
+
+def _rises(weights: list[int]) -> bool:
+    return all(before < after for before, after in pairwise(weights))
 
 
 def _scaling_broken_by(spec: ModelServeSpec) -> list[str]:
@@ -137,6 +150,12 @@ RULES = (
         _NOBODY_ANSWERS,
     ),
     Rule("spec", f"self.rollout.strategy != 'Recreate' || !({_COMPARES})", _NOTHING_TO_COMPARE),
+    Rule("spec", "self.rollout.strategy != 'Recreate' || !has(self.rollout.canary)", _NOTHING_TO_SHARE),
+    Rule(
+        "spec.rollout.canary",
+        "self.steps.map(s, s.weight).isSorted() && self.steps.all(s, self.steps.exists_one(t, t.weight == s.weight))",
+        _NOT_RISING,
+    ),
     Rule("spec", f"!({_COMPARES}) || !has(self.model.uri) || has(self.model.evaluation)", _NO_TEST_ROWS),
     Rule("spec.rollout.gate.heldOut", "self.minRows <= self.rows", _NO_ROWS),
     Rule("spec.rollout.gate.judge", "self.maxCalls >= 2 * self.minPairs", _NO_PAIRS),

@@ -78,6 +78,7 @@ class OperatorReason(Reason):
     AwaitingPromotion = means(
         "a revision has passed its gate and spec.rollout.promotion is Manual; the annotation finetune.dev/promote lets it serve"
     )
+    Canary = means("a revision that has passed its gate takes a share of the traffic, step by step, before it takes all")
     AwaitingTurn = means(
         "a default image or pull policy changed, and other ModelServes load it first; the live revision serves on until then"
     )

@@ -20,7 +20,7 @@ local actions = {
 if obj.kind == "ModelServe" then
   local status = obj.status or {}
   local live, candidate = status.live or {}, status.candidate or {}
-  actions["promote"] = {["disabled"] = candidate.state ~= "Passed"}
+  actions["promote"] = {["disabled"] = candidate.state ~= "Passed" and candidate.state ~= "Canary"}
   actions["rollback"] = {["disabled"] = #(status.history or {}) < 2 or annotations["finetune.dev/rollback"] == live.name}
 end
 return actions
