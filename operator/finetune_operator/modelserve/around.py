@@ -3,17 +3,21 @@
 NetworkPolicy            always, unless the spec or the chart says no
 HorizontalPodAutoscaler  with spec.autoscaling; it scales the ModelServe, not the Deployments, which come and go
 PodDisruptionBudget      where two pods or more are wanted
+HTTPRoute                with spec.route, where the cluster has such a kind: /v1 alone
+                         ├─ weight ─► Service <name>: the live revision
+                         └─ weight ─► Service <name>-<revision>: a candidate that takes a share
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from finetune_operator.api.access import USUAL, Autoscaling, Load
+from finetune_operator.api.access import USUAL, Autoscaling, Load, Route
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.objects import owned, revision_labels
+from finetune_operator.modelserve.objects import PORT, owned, revision_labels, revision_name
+from finetune_operator.modelserve.route import API
 from finetune_operator.names import LABEL_REVISION, object_name, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.places import claim_of
@@ -78,6 +82,25 @@ def disruption_budget(serve: ModelServe, live: str) -> Object:
         "selector": {"matchLabels": revision_labels(serve, live)},
     }
     return _around(serve, "policy/v1", "PodDisruptionBudget", spec)
+
+
+def http_route(serve: ModelServe, wanted: Route, candidate: str | None = None, share: int = 0) -> Object:
+    """Leads `share` percent to a candidate, and the rest to what the stable Service selects."""
+    backends = [_backend(object_name(serve.metadata.name))]
+    if candidate is not None:
+        stable = _backend(object_name(serve.metadata.name), 100 - share)
+        backends = [stable, _backend(revision_name(serve, candidate), share)]
+    spec: Object = {
+        "parentRefs": [wanted.gateway.model_dump(by_alias=True, exclude_none=True)],
+        "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": API}}], "backendRefs": backends}],
+    }
+    if wanted.hostname is not None:
+        spec["hostnames"] = [wanted.hostname]
+    return _around(serve, "gateway.networking.k8s.io/v1", "HTTPRoute", spec)
+
+
+def _backend(service: str, weight: int = 1) -> Object:
+    return {"name": service, "port": PORT, "weight": weight}
 
 
 def _around(serve: ModelServe, api_version: str, kind: str, spec: Object) -> Object:

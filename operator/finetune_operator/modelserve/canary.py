@@ -128,9 +128,10 @@ def _told(case: Case, step: Rollout, share: CanaryShare, at: int, found: Trouble
     text = f"{_taken(case, step, share)}; {_waits_for(case, step, share, at)}"
     if signals:
         text += f"; revision {step.live.name} takes all again if {' or '.join(s.value.lower() for s in signals)} are bad"
-    looks = (until and -seconds_since(until, case.now), window.until_unready(case, candidate))
     is_reached = share.since is not None and at <= len(steps)
-    soonest = min((s for s in (*looks, None if is_reached else PATIENCE_SECONDS) if s is not None), default=None)
+    looks = [window.until_unready(case, candidate), None if is_reached else PATIENCE_SECONDS]
+    looks += [] if until is None else [-seconds_since(until, case.now)]
+    soonest = min((seconds for seconds in looks if seconds is not None), default=None)
     reason = OperatorReason.AwaitingPromotion if is_reached and until is None else OperatorReason.Canary
     step = replace(step, reason=reason, message=text, canary=share, requeue_after=soonest)
     if found is None:

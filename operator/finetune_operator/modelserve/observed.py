@@ -1,6 +1,7 @@
 """Deployments, Pods, gate Jobs and the Service, as the API server sends them, read once. Nothing else looks at raw children.
 
 Service <name> ── selector ──► the live revision     (what serves is told by the cluster, not by a status that may be lost)
+               └─ its history, where it is shared with a candidate
 Deployment <name>-<revision> ─► Deployed             Job <name>-<revision>-gate-<trial> ─► Gate
 ControllerRevision <name>-<revision> ─► how that Deployment was rendered
 """
@@ -82,16 +83,14 @@ def observe(serve: ModelServe, observed: Observed) -> World:
     notes = (service["metadata"].get("annotations") or {}) if service is not None and ours else {}
     selector = (service["spec"].get("selector") or {}) if service is not None and ours else {}
     told, found = history.read(notes.get(ANNOTATION_HISTORY, "")), mine.get("Deployment", [])
-    live = selector.get(LABEL_REVISION) or next((p.revision for p in told), None)
-    shared = {revision_of(o) for o in found} if selector == serve_labels(serve.metadata.name) else {live}
     routes = mine.get("HTTPRoute", [])
     obstacle = route.obstacle(serve, observed, routes)
     return World(
-        live=live,
+        live=selector.get(LABEL_REVISION) or next((p.revision for p in told), None),
         history=told,
         stranger=service is not None and not ours,
         deployed={d.revision: d for d in (deployed(o, pods) for o in found)},
-        taking=frozenset(r for r in (*shared, *route.revisions(serve, routes, found)) if r),
+        taking=frozenset([*_selected(serve, selector, found), *route.revisions(serve, routes, found)]),
         route=None if serve.spec.route is None else obstacle or route.standing(serve.spec.route, routes),
         may_route=obstacle is None,
         gates={o["metadata"]["name"]: _gate(o, pods) for o in mine.get("Job", [])},
@@ -99,6 +98,13 @@ def observe(serve: ModelServe, observed: Observed) -> World:
         children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),
         around=tuple(o for kind in AROUND for o in mine.get(kind, [])),
     )
+
+
+def _selected(serve: ModelServe, selector: dict[str, str], deployments: Sequence[Object]) -> list[str]:
+    """The revision that the Service selects, or all where it is shared."""
+    if selector == serve_labels(serve.metadata.name):
+        return [revision_of(o) for o in deployments]
+    return [selector[LABEL_REVISION]] if LABEL_REVISION in selector else []
 
 
 def _was_made_for(service: Object, name: str) -> bool:

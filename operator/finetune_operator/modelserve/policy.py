@@ -126,7 +126,7 @@ def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action
     if live or rollout.loading:
         wanted = {body["kind"]: body for body in around.wanted(case.serve, model, live, settings)}
     if live and case.serve.spec.route is not None and case.world.may_route:
-        wanted["HTTPRoute"] = route.http_route(case.serve, case.serve.spec.route, *rollout.routed)
+        wanted["HTTPRoute"] = around.http_route(case.serve, case.serve.spec.route, *rollout.routed)
     yield from map(Apply, wanted.values())
     for child in case.world.around:
         if child["kind"] not in wanted:

@@ -1,8 +1,4 @@
-"""The HTTPRoute of a ModelServe: what it leads where, and how it stands. Pure.
-
-Gateway ─► HTTPRoute <name>, /v1 alone ─┬─ weight ─► Service <name>: the live revision
-                                        └─ weight ─► Service <name>-<revision>: a candidate that takes a share
-"""
+"""How the HTTPRoute of a ModelServe stands, and what it leads to, as the API server sends it. Pure; around.py makes it."""
 
 from __future__ import annotations
 
@@ -13,31 +9,10 @@ from finetune_operator.api.modelserve import ModelServe, RouteStatus
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.deployed import revision_of
-from finetune_operator.modelserve.objects import PORT, owned, revision_name
 from finetune_operator.names import object_name
 
 API = "/v1"  # of the engines, to those outside: their metrics and health are nobody's business there
 NOT_SERVED = "the cluster serves no HTTPRoute of gateway.networking.k8s.io/v1; install the Gateway API and a controller of it"
-
-
-def http_route(serve: ModelServe, wanted: Route, candidate: str | None = None, share: int = 0) -> Object:
-    """Leads `share` percent to a candidate, and the rest to what the stable Service selects."""
-    stable, gateway = object_name(serve.metadata.name), wanted.gateway
-    backends = (
-        [_backend(stable, 100 - share), _backend(revision_name(serve, candidate), share)] if candidate else [_backend(stable)]
-    )
-    spec: Object = {
-        "parentRefs": [gateway.model_dump(by_alias=True, exclude_none=True)],
-        "rules": [{"matches": [{"path": {"type": "PathPrefix", "value": API}}], "backendRefs": backends}],
-    }
-    if wanted.hostname is not None:
-        spec["hostnames"] = [wanted.hostname]
-    meta = owned(serve, stable, {})
-    return {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": meta, "spec": spec}
-
-
-def _backend(service: str, weight: int = 1) -> Object:
-    return {"name": service, "port": PORT, "weight": weight}
 
 
 def url(wanted: Route) -> str | None:
@@ -54,7 +29,7 @@ def revisions(serve: ModelServe, routes: Sequence[Object], deployments: Sequence
         for backend in rule.get("backendRefs") or []
     }
     for deployment in deployments:
-        if revision_name(serve, revision := revision_of(deployment)) in named:
+        if object_name(serve.metadata.name, revision := revision_of(deployment)) in named:
             yield revision
 
 
