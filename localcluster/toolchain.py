@@ -109,9 +109,8 @@ def kubernetes(cache: Path, part: str) -> Path:
 
 def module(cache: Path, name: str, version: str) -> Path:
     """The folder of a published Go module, fetched if Go's own cache lacks it."""
-    environment = os.environ | {"GOTOOLCHAIN": "local"}
     command = [str(_go(cache)), "mod", "download", "-json", f"{name}@{version}"]
-    told = subprocess.run(command, cwd="/", env=environment, check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(command, cwd="/", check=True, capture_output=True, text=True).stdout
     return Path(json.loads(told)["Dir"])
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import LABEL_JOB, LABEL_SERVE, label_value
 from finetune_operator.trimmed import text_of, trimmed
+from finetune_trainer.contract.reasons.operator import OperatorReason
 
 OWNER_LABELS = {LABEL_JOB: "FineTuneJob", LABEL_SERVE: "ModelServe"}
 KINDS = ("FineTuneJob", "ModelServe")
@@ -198,7 +199,9 @@ def has_turn(status: Object) -> bool:
     """Whether a ModelServe loads what only a changed default asks for. One that needs a person holds up no other."""
     candidate = status.get("candidate") or {}
     told = [(c["type"], c["status"], c.get("reason")) for c in status.get("conditions") or ()]
-    waits = any((kind == "Stalled" and truth == "True") or reason == "AwaitingPromotion" for kind, truth, reason in told)
+    waits = any(
+        (kind == "Stalled" and truth == "True") or reason == OperatorReason.AwaitingPromotion for kind, truth, reason in told
+    )
     return candidate.get("paced") is True and candidate.get("state") != "Refused" and not waits
 
 

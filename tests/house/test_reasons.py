@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "trainer_image/finetune_trainer/contract/reasons"
 REASONS: list[Reason] = [*StepReason, *OperatorReason, *RemarkReason]
 # Words of the API that are no reasons where they stand: types of conditions and members of enumerations.
-HOMONYMS = {"Gating", "Held", "Loading", "Refused", "Serving", "Succeeded"}
+HOMONYMS = {"Canary", "Gating", "Held", "Loading", "Refused", "Serving", "Succeeded"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
