@@ -20,6 +20,10 @@ ELSEWHERE = {
     "horizontalpodautoscalers delete": "likewise",
     "networkpolicies delete": "spec.network.policy: likewise",
     "poddisruptionbudgets delete": "fewer than two replicas: likewise",
+    **{
+        f"httproutes {verb}": "spec.route, where the cluster has the kind: tests/integration/test_canary.py"
+        for verb in ("get", "list", "watch", "create", "patch", "delete")
+    },
 }
 
 
