@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections import Counter
@@ -122,10 +123,16 @@ def survivors(results: Results) -> dict[tuple[str, ...], str]:
             known[tuple(cells)] = reason.strip()
     found: dict[tuple[str, ...], str] = {}
     for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
-        outcome, row = results.of(mutant), _cells(mutant)
-        if outcome in (SURVIVED, NOT_RUN) or (outcome is None and row in known):
-            found[row] = known.get(row, "")
-    return found
+        outcome, it = results.of(mutant), _cells(mutant)
+        row = next((row for row in known if all(map(reads_as, row, it))), None)
+        if outcome in (SURVIVED, NOT_RUN, UNDECIDED) or (outcome is None and row):
+            found[row or it] = known[row] if row else ""
+    return {row: found[row] for row in (*known, *found) if row in found}
+
+
+def reads_as(written: str, cell: str) -> bool:
+    """A row may stand for many that read alike: … is any text."""
+    return re.fullmatch(".*".join(map(re.escape, written.split("…"))), cell) is not None
 
 
 def _cells(mutant: Mutant) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Pow: ast.Mult, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
 NOT_MUTATED = {"annotation", "returns", "decorator_list", "type_comment", "bases"}
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 Function = tuple[str, int] | None  # qualified name and first line, as a code object names it
 Place = tuple[Function, range]  # the outermost function whose body it is in, and the lines of its statement
 Site = tuple[ast.AST, str, int | None, ast.AST, ast.AST, Place]  # parent, field, index in the field, old node, new node
@@ -59,12 +59,12 @@ def mutants(path: Path) -> list[Mutant]:
 
 def _sites(node: ast.AST, around: str, place: Place) -> Iterator[Site]:
     if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
-        around = f"{around}{node.name}."
+        around = f"{around}{getattr(node, 'name', '<lambda>')}."
     for name, value in ast.iter_fields(node):
         if name in NOT_MUTATED or _is_enum(node):
             continue
         if isinstance(node, FUNCTIONS) and name == "body" and place[0] is None:
-            place = (around[:-1], min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])), place[1]
+            place = _body(node, around[:-1])
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
                 continue
@@ -73,6 +73,12 @@ def _sites(node: ast.AST, around: str, place: Place) -> Iterator[Site]:
                 yield node, name, index, child, new, at
             if not isinstance(child, ast.JoinedStr):
                 yield from _sites(child, around, at)
+
+
+def _body(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, name: str) -> Place:
+    if isinstance(node, ast.Lambda):
+        return (name, node.lineno), range(node.body.lineno, (node.body.end_lineno or node.body.lineno) + 1)
+    return (name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])), range(0)
 
 
 def _is_enum(node: ast.AST) -> bool:

@@ -2,7 +2,8 @@
 
 A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked: those that
 killed others of this function, then of this module, then the quickest. One that runs at import (a field, a table, a default)
-is put in its module's place, and the fork imports all anew.
+is put in its module's place, the fork imports all anew, and the nearest tests are asked, for some seconds: every test would run
+its line, so what those let pass counts as if it had survived.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -29,18 +31,18 @@ import coverage
 import pytest
 from tests.mutants.operators import Function, Mutant
 
-CRDS = "tests/house/test_generated.py"
-SUITE = (CRDS, "tests/unit")
+CRDS, FIELDS = "tests/house/test_generated.py", "tests/unit/trainer/contract/test_agreed.py"  # they hold all fields
+SUITE = (CRDS, "tests/house/test_values.py", "tests/unit")
 # That a test fails is all that counts: pytest would compare long texts for seconds to say in what they differ.
 SILENT = ("--assert=plain", "--tb=native")
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster", *SILENT)
 OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
 ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
 CPU_SECONDS, WALL_SECONDS = 60, 600  # beside what all tests take: a mutant that takes more loops, or waits for what never comes
-QUICK_CPU_SECONDS, QUICK_WALL_SECONDS, REIMPORT_SECONDS = 2, 120, 4  # of the first try, and more where all is imported anew
+QUICK_CPU_SECONDS, QUICK_WALL_SECONDS = 2, 120  # of a function's first try
 TOOK_LONGER = 3  # the exit code of a first try that did
 KILLED, SURVIVED, NOT_RUN, ENDLESS, UNDECIDED = "killed", "survived", "not run", "endless", "undecided"
-FIRST_FILES = 3  # of the files that run most of a module: asked before all others
+NEAR_SECONDS = 6.0  # that the tests take which are nearest to a module
 
 
 @dataclass
@@ -142,10 +144,11 @@ class Suite:
         return mutant, outcomes.get(code, KILLED if code > 0 else ENDLESS)  # a signal ended what took too long
 
     def _try(self, mutant: Mutant, tests: set[str], imported: bool, killer: Path, quick: bool) -> None:
+        quick = quick and not imported
         if quick:
             for sign in (signal.SIGPROF, signal.SIGALRM):
                 signal.signal(sign, lambda *_: os._exit(TOOK_LONGER))
-            signal.setitimer(signal.ITIMER_PROF, QUICK_CPU_SECONDS + (REIMPORT_SECONDS if imported else 0))
+            signal.setitimer(signal.ITIMER_PROF, QUICK_CPU_SECONDS)
         all_tests = round(sum(self.learnt.seconds.values()))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 2 * all_tests,) * 2)
         signal.alarm(QUICK_WALL_SECONDS if quick else WALL_SECONDS + 4 * all_tests)
@@ -156,7 +159,7 @@ class Suite:
         if imported:
             _forget_ours()
             sys.meta_path.insert(0, _Finder(mutant))
-            for files in self._files(mutant.path):
+            for files in self._near(mutant.path):
                 if pytest.main([*files, *OPTIONS], plugins=[_Killer(killer)]) != 0:
                     os._exit(1)
 
@@ -177,18 +180,26 @@ class Suite:
         for cache in self.caches:
             cache.cache_clear()
 
-    def _files(self, path: Path) -> list[list[str]]:
-        """The test files in groups: the CRDs', which hold all fields; those that killed most mutants of the module, or run most
-        of its lines; the others."""
-        runs: dict[str, int] = defaultdict(int)
+    def _near(self, path: Path) -> list[list[str]]:
+        """The test files to ask of a module, in groups: those that hold all fields; of the others those that killed most of its
+        mutants, then those that name it and run most of its lines, for as long as NEAR_SECONDS say."""
+        runs, seconds = Counter[str](), defaultdict[str, float](float)
         for tests in self.learnt.tests[str(path)].values():
-            for file in {test.partition("::")[0] for test in tests}:
-                runs[file] += 1
-        kills = Counter(test.partition("::")[0] for test in self.killers[path].elements())
-        all_files = {item.nodeid.partition("::")[0] for item in self.items} - {CRDS}
-        first = [CRDS] if {"contract", "api"} & set(path.parts) else []
-        files = sorted(all_files, key=lambda file: (-kills[file], -runs[file], file))
-        return [group for group in (first, files[:FIRST_FILES], files[FIRST_FILES:]) if group]
+            runs.update({_file(test) for test in tests if test})
+        for test, took in self.learnt.seconds.items():
+            seconds[_file(test)] += took
+        kills = Counter(_file(test) for test in self.killers[path].elements())
+        first = [FIELDS, CRDS] if {"contract", "api"} & set(path.parts) else []
+        named = {file for file in seconds if re.search(rf"\b{path.stem}\b", Path(file).read_text())}
+        near: list[str] = []
+        for file in sorted(seconds, key=lambda file: (-kills[file], file not in named, -runs[file], file)):
+            if file not in first and sum(seconds[f] for f in [*near, file]) <= NEAR_SECONDS:
+                near.append(file)
+        return [group for group in (first, near) if group]
+
+
+def _file(test: str) -> str:
+    return test.partition("::")[0]
 
 
 class _Killer:

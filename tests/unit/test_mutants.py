@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from tests.mutants.__main__ import reads_as
 from tests.mutants.operators import mutants
 
 SOURCE = '''"""No mutant in here."""
 LIMIT: int = 3
+EVEN = lambda number: number == 2
 NAMES = {"a": True} | {"b": 1.5}
 
 class Kind(Enum):
@@ -35,21 +37,23 @@ def test_each_change_is_named_with_the_function_that_it_runs_in(tmp_path: Path) 
     found = [(m.line, m.function and m.function[0], m.change) for m in mutants(module)]
     assert found == [
         (2, None, "3 → 4"),
-        (3, None, "{'a': True} | {'b': 1.5} → {'a': True}"),
-        (3, None, "'a' → 'axx'"),
-        (3, None, "True → False"),
-        (3, None, "'b' → 'bxx'"),
-        (3, None, "1.5 → 2.5"),
-        (9, None, "'small' → 'smallxx'"),
-        (14, "Box.full", "And → Or"),
-        (14, "Box.full", "not LIMIT <= 2 → LIMIT <= 2"),
-        (14, "Box.full", "LtE → Lt"),
-        (14, "Box.full", "2 → 3"),
-        (16, "Box.full", "return f'{self.size}-1' → return None"),
-        (16, "Box.full", "f'{self.size}-1' → f'{self.size}-1xx'"),
-        (18, None, "1 → 2"),
-        (19, "add", "return a + b → return None"),
-        (19, "add", "Add → Sub"),
+        (3, "<lambda>", "Eq → NotEq"),
+        (3, "<lambda>", "2 → 3"),
+        (4, None, "{'a': True} | {'b': 1.5} → {'a': True}"),
+        (4, None, "'a' → 'axx'"),
+        (4, None, "True → False"),
+        (4, None, "'b' → 'bxx'"),
+        (4, None, "1.5 → 2.5"),
+        (10, None, "'small' → 'smallxx'"),
+        (15, "Box.full", "And → Or"),
+        (15, "Box.full", "not LIMIT <= 2 → LIMIT <= 2"),
+        (15, "Box.full", "LtE → Lt"),
+        (15, "Box.full", "2 → 3"),
+        (17, "Box.full", "return f'{self.size}-1' → return None"),
+        (17, "Box.full", "f'{self.size}-1' → f'{self.size}-1xx'"),
+        (19, None, "1 → 2"),
+        (20, "add", "return a + b → return None"),
+        (20, "add", "Add → Sub"),
     ]
 
 
@@ -60,3 +64,10 @@ def test_a_mutant_differs_from_its_module_in_one_place(tmp_path: Path) -> None:
     for mutant in mutants(module):
         after = ast.unparse(mutant.tree()).splitlines()
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1, mutant.change
+
+
+def test_a_row_stands_for_what_reads_alike() -> None:
+    assert reads_as("`estimate.py`", "`estimate.py`")
+    assert reads_as("`Code = Literal[…]`", '`Code = Literal["PyTorch", "Liger"]`')
+    assert not reads_as("`Code = Literal[…]`", "`Codes = Literal[1]`")
+    assert not reads_as("`a.c`", "`abc`"), "it is text, but for the dots that leave some out"
