@@ -155,7 +155,7 @@ def _words(field: Schema) -> str:
 def _rules(schema: Schema) -> str:
     """What must hold together, in the API server's own sentences."""
     messages = dict.fromkeys(rule["message"] for rule in _validations(schema) if "message" in rule)
-    return "\n### What must hold together\n\n" + "".join(f"- {m}\n" for m in messages) if messages else ""
+    return "\n### What must hold together\n\n" + "".join(f"- {as_text(m)}\n" for m in messages) if messages else ""
 
 
 def _validations(schema: Schema) -> Iterator[dict[str, str]]:
@@ -205,7 +205,13 @@ def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for row in rows:
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        yield f"| {' | '.join(as_text(cell).replace('|', chr(92) + '|') for cell in row)} |"
+
+
+def as_text(words: str) -> str:
+    """The words with their angle brackets seen: outside of code a page takes them for HTML."""
+    parts = words.split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
 
 
 def render() -> dict[str, str]:
