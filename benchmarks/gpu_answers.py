@@ -141,11 +141,10 @@ def _of_other_modules(adapter: Path) -> Path:
 
 @contextlib.contextmanager
 def _server(folder: Path, name: str, model: Path, port: int, *more: str) -> Iterator[Server]:
-    """`vllm serve` with the arguments that a ModelServe gives it, and another port."""
+    """`vllm serve` with the arguments that a ModelServe gives it, at another port."""
     spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://bench/model"}, "engine": {"type": "VLLM"}})
-    launch = vllm.launch(spec, name)
+    launch = vllm.launch(spec, name, port)
     arguments = [str(model), *launch.args[1:], *more]
-    arguments[arguments.index("--port") + 1] = str(port)
     command = [
         EVALUATOR,
         "-c",

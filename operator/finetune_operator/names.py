@@ -33,6 +33,7 @@ ANNOTATION_PIN = f"{GROUP}/pin"  # names the revision that serves, whatever the 
 ANNOTATION_ROLLBACK = f"{GROUP}/rollback"  # names the revision that is left for the one before
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
+PORT_HTTP = "http"  # where a serving pod takes requests: Services, policies and monitors find it by this name
 STEP_CONTAINER = "step"  # of an attempt's pod; whatever else is in there was injected
 
 LONGEST = 63  # of a label's value and of a Job's name, which becomes one

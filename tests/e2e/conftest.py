@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from demo.installation import QUICKSTART_IMAGES, Installation, install_locally, namespace
+from demo.kubectl import Object
 from localcluster import settings, smollm2
 from tests.e2e import jobs
 from tests.e2e.space import Space
@@ -73,6 +74,13 @@ def make_space(installation: Installation) -> Iterator[Callable[[str], Space]]:
     yield make
     for name in made:
         installation.kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture
+def small_job(space: Space) -> Object:
+    """The job that many scenarios serve, once it has succeeded; it is applied where it is not there, or was changed."""
+    space.apply(jobs.SMALL)
+    return space.succeeded(jobs.SMALL["metadata"]["name"])
 
 
 @pytest.fixture

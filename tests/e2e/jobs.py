@@ -50,3 +50,6 @@ def rows(name: str, *values: dict[str, Any]) -> Object:
     """A ConfigMap with these rows under the key rows.jsonl."""
     text = "".join(json.dumps(value) + "\n" for value in values)
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"rows.jsonl": text}}
+
+
+SMALL = job("small", artifacts=[Q8], serving=served())  # scenarios of the space e2e-finished share its artifacts

@@ -10,8 +10,7 @@ from tests.e2e import jobs
 from tests.e2e.space import JOB, SERVE, Space, steps
 
 pytestmark = [pytest.mark.core, pytest.mark.space("e2e-finished")]
-NAME = "small"
-SMALL = jobs.job(NAME, artifacts=[jobs.Q8], serving=jobs.served())
+NAME, SMALL = jobs.SMALL["metadata"]["name"], jobs.SMALL
 
 
 @pytest.fixture

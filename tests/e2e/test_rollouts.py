@@ -5,113 +5,29 @@ The scenarios share the small trained job of test_finished.py; each has a ModelS
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import pytest
-from demo.follow import condition, is_true
+from demo.follow import is_true
 from demo.kubectl import Object
-from tests.e2e import jobs
+from localcluster import settings
+from tests.e2e import jobs, serves
+from tests.e2e.serves import LONGEST_GAP, WINDOW, context, live, nothing_lost, refused, serve, serves_another, traffic
 from tests.e2e.space import SERVE, Space
-from tests.e2e.test_finished import NAME, SMALL
-from tests.e2e.traffic import STOP
 from tests.waiting import wait_until
+from transformers import AutoTokenizer
 
-pytestmark = pytest.mark.space("e2e-finished")
-TESTS = Path(__file__).parents[1]
-PROGRAM = {"traffic.py": TESTS / "e2e/traffic.py", "tests/waiting.py": TESTS / "waiting.py"}  # by the path in the pod
-LONGEST_GAP = 15.0  # seconds without an answer to anybody; two busy cores load a model beside
-WINDOW = {"rollbackWindowSeconds": 20}
+pytestmark = pytest.mark.space(serves.SHARED)
 
 
-@pytest.fixture
-def trained(space: Space) -> Object:
-    """The small job's artifacts; it is applied when it is not there."""
-    space.apply(SMALL)
-    return space.succeeded(NAME)
-
-
-def serve(name: str, **spec: Any) -> Object:
-    """A ModelServe of the small job's GGUF file. Keywords take the place of parts of its spec."""
-    fields = {**jobs.served()["template"], "model": {"jobRef": {"name": NAME, "artifact": "q8"}}, "rollout": WINDOW}
-    fields |= {"drain": {"seconds": 10}}
-    return {"apiVersion": "finetune.dev/v1alpha1", "kind": "ModelServe", "metadata": {"name": name}, "spec": fields | spec}
-
-
-def context(tokens: int, **engine: Any) -> dict[str, Any]:
-    """Another context is another revision of the same model."""
-    return {"type": "LlamaCpp", "maxModelLength": tokens, **engine}
-
-
-@contextmanager
-def live(space: Space, name: str, **spec: Any) -> Iterator[str]:
-    """A ModelServe whose first revision serves; it is taken away at the end."""
-    space.apply(serve(name, **spec))
-    try:
-        found = space.until(SERVE, name, "is Ready", lambda s: is_true(s, "Ready"))
-        yield str(found["status"]["live"]["name"])
-    finally:
-        space.delete(SERVE, name, "--wait=false")
-
-
-@contextmanager
-def traffic(space: Space, name: str) -> Iterator[dict[str, Any]]:
-    """Ask a ModelServe without a pause. The report is there once the block has ended."""
-    pod, report = f"{name}-traffic", dict[str, Any]()
-    space.delete("pod", pod, "--ignore-not-found", "--wait")
-    data = {file.name: file.read_text() for file in PROGRAM.values()}
-    space.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": pod}, "data": data})
-    space.apply(_pod(pod, space.operator_image, [f"http://{name}:8000/v1", name]))
-    space.kubectl("wait", "pod", pod, "-n", space.name, "--for=condition=Ready", "--timeout=120s")
-    wait_until("it is answered", lambda: "begun" in space.kubectl("logs", pod, "-n", space.name), 60)
-    yield report
-    space.kubectl("exec", pod, "-n", space.name, "--", "touch", STOP)
-    space.kubectl("wait", "pod", pod, "-n", space.name, "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
-    report |= json.loads(space.kubectl("logs", pod, "-n", space.name).splitlines()[-1])
-    print(json.dumps(report, indent=1))
-    space.delete("pod", pod, "--wait=false")
-
-
-def _pod(name: str, image: str, arguments: list[str]) -> Object:
-    container: Object = {
-        "name": "traffic",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python", "/traffic/traffic.py", *arguments],
-        "volumeMounts": [{"name": "program", "mountPath": "/traffic"}, {"name": "tmp", "mountPath": "/tmp"}],
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
-    }
-    items = [{"key": file.name, "path": path} for path, file in PROGRAM.items()]
-    volumes: list[Object] = [{"name": "program", "configMap": {"name": name, "items": items}}, {"name": "tmp", "emptyDir": {}}]
-    spec: Object = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 1, "containers": [container], "volumes": volumes}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-
-
-def nothing_lost(report: dict[str, Any], revisions: int) -> None:
-    """Everybody was answered, by so many revisions."""
-    assert report["failures"] == []
-    assert report["longestGap"] <= LONGEST_GAP
-    assert sorted(report["callers"]) == ["fresh plain", "fresh stream", "kept plain", "kept stream"]
-    assert len(report["revisions"]) == revisions
-
-
-def refused(space: Space, name: str, reason: str) -> Object:
-    """The ModelServe once it has refused its candidate."""
-    found = space.until(SERVE, name, f"is Stalled, {reason}", lambda s: (condition(s, "Stalled") or {}).get("reason") == reason)
-    assert is_true(found, "Available")
-    return found
-
-
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
 def test_rollout_under_traffic(space: Space) -> None:
     """A new revision is compared with the live one and takes over, the old pods go, others come and go: no answer is lost."""
     compared = {**WINDOW, "gate": {"heldOut": {"rows": 8, "minRows": 4, "maxDrop": 0.5}, "maxTokens": 8}}
     with live(space, "rolling", rollout=compared) as first, traffic(space, "rolling") as report:
         space.apply(serve("rolling", rollout=compared, engine=context(640)))
-        found = space.until(SERVE, "rolling", "serves anew", _serves_another(first))
+        found = space.until(SERVE, "rolling", "serves anew", serves_another(first))
         told = found["status"]["live"]["heldOut"]
         assert (told["against"], told["rows"] >= 4) == (first, True)
         space.until(SERVE, "rolling", "has no window", lambda s: "rollbackWindow" not in s["status"] and is_true(s, "Ready"))
@@ -123,7 +39,7 @@ def test_rollout_under_traffic(space: Space) -> None:
     assert report["first"] != report["lastByFresh"]
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
 def test_gate_refuses(space: Space) -> None:
     """A candidate that answers wrongly never takes traffic, and its numbers and reason are told."""
     with live(space, "gated") as first, traffic(space, "gated") as report:
@@ -137,7 +53,59 @@ def test_gate_refuses(space: Space) -> None:
     nothing_lost(report, revisions=1)
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
+def test_judge_gate(space: Space) -> None:
+    """A candidate whose answers a judge likes less is refused with its win rate; asked by another rubric, it takes over.
+
+    The judge is no model but a small program whose taste is known (judge.py), behind the OpenAI API, as any judge is.
+    """
+    (token,) = AutoTokenizer.from_pretrained(settings.read().hub_directory / jobs.TINY).encode(" sun", add_special_tokens=False)
+    says_sun = context(640, args=["--logit-bias", f"{token}+100"])
+    with judge(space), live(space, "judged") as first, traffic(space, "judged") as report:
+        space.apply(serve("judged", engine=says_sun, rollout=judged_by("without.txt")))
+        found = refused(space, "judged", "WorseThanLive")
+        assert found["status"]["live"]["name"] == first
+        worse = found["status"]["candidate"]["judged"]
+        assert (worse["against"], worse["pairs"], worse["losses"], worse["calls"]) == (first, 8, 8, 16)
+        assert worse["high"] < 0.5
+        space.apply(serve("judged", engine=says_sun, rollout=judged_by("with.txt")))
+        found = space.until(SERVE, "judged", "serves anew", serves_another(first))
+        better = found["status"]["live"]["judged"]
+        assert (better["against"], better["wins"], better["winRate"]) == (first, 8, 1)
+    nothing_lost(report, revisions=2)
+
+
+@contextmanager
+def judge(space: Space) -> Iterator[None]:
+    """The judge, what it asks for, and what it may be told to like."""
+    program = {"judge.py": serves.TESTS / "e2e/judge.py"}
+    taste = {f"{wish}.txt": f'Prefer answers {wish} the word "sun".' for wish in ("with", "without")}
+    service = {"selector": {"app": "judge"}, "ports": [{"port": 8000}]}
+    space.apply(
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "judge"}, "stringData": {"api-key": "s3cret"}},
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "taste"}, "data": taste},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "judge"}, "spec": service},
+        *serves.program_pod(space, "judge", program, ["judge.py", "8000", "taster", "s3cret"]),
+    )
+    space.kubectl("wait", "pod", "judge", "-n", space.name, "--for=condition=Ready", "--timeout=120s")
+    yield
+    space.delete("pod", "judge", "--wait=false")
+
+
+def judged_by(rubric: str) -> Object:
+    """The rollout whose gate asks the judge eight pairs, and nothing of the evaluation: the candidate answers otherwise."""
+    asked = {
+        "baseUrl": "http://judge:8000/v1",
+        "model": "taster",
+        "secretRef": {"name": "judge"},
+        "rubric": {"name": "taste", "key": rubric},
+        "maxCalls": 16,
+        "minPairs": 8,
+    }
+    return {**WINDOW, "gate": {"judge": asked, "testRows": {"count": 0}, "maxTokens": 8}}
+
+
+@pytest.mark.usefixtures("small_job")
 def test_crash_loop_candidate(space: Space) -> None:
     """A candidate whose engine ends again and again is refused, and the live one answers all the while."""
     with live(space, "crashing") as first, traffic(space, "crashing") as report:
@@ -148,13 +116,13 @@ def test_crash_loop_candidate(space: Space) -> None:
     nothing_lost(report, revisions=1)
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
 def test_auto_rollback_on_errors(space: Space) -> None:
     """An engine that ends once it has taken traffic: the revision before takes it back by itself."""
     window = {"rollbackWindowSeconds": 600}
     with live(space, "falling", rollout=window) as first, traffic(space, "falling") as report:
         space.apply(serve("falling", rollout=window, engine=context(640)))
-        found = space.until(SERVE, "falling", "serves anew", _serves_another(first))
+        found = space.until(SERVE, "falling", "serves anew", is_watched(first))
         assert found["status"]["rollbackWindow"]["signals"] == ["Restarts", "Probes"], "llama.cpp counts no errors"
         (pod,) = space.items("pod", f"finetune.dev/serve=falling,finetune.dev/revision={found['status']['live']['name']}")
         space.kubectl("exec", pod["metadata"]["name"], "-n", space.name, "-c", "engine", "--", "sh", "-c", "kill -TERM 1")
@@ -163,17 +131,18 @@ def test_auto_rollback_on_errors(space: Space) -> None:
         assert is_true(after, "Available")
     assert report["lastByFresh"] == report["first"], "the first revision answers again"
     assert report["longestGap"] <= LONGEST_GAP
-    assert all(f["revision"] not in ("", report["first"]) for f in report["failures"]), "only what the bad engine held was lost"
+    assert report["failing"] <= LONGEST_GAP, "what the bad engine held was lost, and what came before traffic went back"
+    assert all(f["revision"] != report["first"] for f in report["failures"])
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
 def test_auto_rollback_on_latency(space: Space) -> None:
     """A revision that is starved of CPU answers much more slowly than the one before: its own counters give it away."""
     on = {"rollbackWindowSeconds": 600, "rollbackOn": {"maxSlowdown": 4, "minTokens": 100}}
     with live(space, "slowing", rollout=on) as first, traffic(space, "slowing") as report:
         starved = {"requests": {"cpu": "50m", "memory": "256Mi"}, "limits": {"cpu": "100m"}}
         space.apply(serve("slowing", rollout=on, engine=context(640), resources=starved))
-        found = space.until(SERVE, "slowing", "serves anew", _serves_another(first))
+        found = space.until(SERVE, "slowing", "serves anew", is_watched(first))
         assert found["status"]["rollbackWindow"]["signals"] == ["Restarts", "Probes", "Latency"]
         after = refused(space, "slowing", "SlowedDown")
         assert after["status"]["live"]["name"] == first
@@ -183,7 +152,7 @@ def test_auto_rollback_on_latency(space: Space) -> None:
     assert report["lastByFresh"] == report["first"]
 
 
-@pytest.mark.usefixtures("trained")
+@pytest.mark.usefixtures("small_job")
 def test_canary(space: Space) -> None:
     """A new revision takes a share of the connections by its pods, goes on when somebody says so, and then takes all: no
     answer is lost. Another one falls while it has a share, and gives it back by itself."""
@@ -221,8 +190,9 @@ def _shares(step: int) -> Callable[[Object], bool]:
     return has
 
 
-def _serves_another(first: str) -> Callable[[Object], bool]:
-    return lambda found: found["status"].get("live", {}).get("name") not in (first, None)
+def is_watched(first: str) -> Callable[[Object], bool]:
+    """Another revision than this serves, and its rollback window is open."""
+    return lambda found: serves_another(first)(found) and "rollbackWindow" in found["status"]
 
 
 def _of(found: Object) -> str:

@@ -18,7 +18,7 @@ from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.objects import PORT, owned, revision_labels, revision_name
 from finetune_operator.modelserve.route import API
-from finetune_operator.names import LABEL_REVISION, object_name, serve_labels
+from finetune_operator.names import LABEL_REVISION, PORT_HTTP, object_name, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.places import claim_of
 
@@ -50,7 +50,7 @@ def network_policy(serve: ModelServe, model: ResolvedModel | None, settings: Set
             "matchExpressions": [{"key": LABEL_REVISION, "operator": "Exists"}],
         },
         "policyTypes": ["Ingress", "Egress"] if on_claim else ["Ingress"],
-        "ingress": [{"from": peers, "ports": [{"port": "http", "protocol": "TCP"}]}],
+        "ingress": [{"from": peers, "ports": [{"port": PORT_HTTP, "protocol": "TCP"}]}],
     }
     return _around(serve, "networking.k8s.io/v1", "NetworkPolicy", spec)
 

@@ -14,6 +14,7 @@ from finetune_operator.names import (
     ANNOTATION_MODEL_DIGEST,
     ANNOTATION_MODEL_URI,
     LABEL_REVISION,
+    PORT_HTTP,
     object_name,
     serve_labels,
 )
@@ -106,7 +107,7 @@ def _service(serve: ModelServe, name: str, revision: str, labels: dict[str, str]
         "metadata": owned(serve, name, labels),
         "spec": {
             "selector": revision_labels(serve, revision),
-            "ports": [{"name": "http", "port": PORT, "targetPort": "http"}],
+            "ports": [{"name": "http", "port": PORT, "targetPort": PORT_HTTP}],
         },
     }
 

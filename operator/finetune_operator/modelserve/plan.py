@@ -31,14 +31,14 @@ class Target:
 
 
 def target(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Target:
-    """The same spec, model and settings give the same revision. No part of it are replicas, gate, the loader's image and the
-    chart's pull secrets: none of them may restart what serves.
+    """The same spec, model and settings give the same revision. No part of it are replicas, gate, the loader's image, the front
+    and the chart's pull secrets: none of them may restart what serves.
 
     Test rows, speed, heldOut and judge are part of the trial where they are asked, so that who asks for none is tried as before
     there were any.
     """
     template = pod_template(serve, model, settings)
-    asked = pod_template(serve, model, replace(settings, image_pull_secrets=""))
+    asked = pod_template(serve, model, replace(settings, image_pull_secrets=""), fronted=False)
     revision = _revision(asked, model)
     gate = serve.spec.rollout.gate
     retry = serve.metadata.annotations.get(ANNOTATION_RETRY, "")
@@ -57,7 +57,7 @@ def asks_only_new_defaults(serve: ModelServe, wanted: Target, live: str, manifes
     """
     before = engine_of(manifest["spec"]["template"])
     settings = replace(settings, image_pull_secrets="", image_pull_policy=before.get("imagePullPolicy", ""))
-    asked = pod_template(serve, wanted.model, settings)
+    asked = pod_template(serve, wanted.model, settings, fronted=False)
     if serve.spec.engine.image is None:
         engine_of(asked)["image"] = before.get("image")
     return wanted.pinned_by is None and wanted.revision != live == _revision(asked, wanted.model)

@@ -14,7 +14,6 @@ from finetune_operator.meta import Object, seconds_since
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.gate import FINAL, GATE_MARGIN_SECONDS, asking_job, asking_pod
 from finetune_operator.modelserve.objects import owned, revision_labels
-from finetune_operator.modelserve.pod import served_name
 from finetune_operator.modelserve.window import watch_job
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION, LABEL_WATCH, object_name, serve_labels
 from finetune_operator.settings import Settings
@@ -37,7 +36,7 @@ def job(serve: ModelServe, live: Revision, opened: RollbackWindow, settings: Set
     wanted = Watch(
         host=_host(serve, live.name),
         before=_host(serve, opened.revision) if Signal.LATENCY in opened.signals else None,
-        port=engine.launch(serve.spec, served_name(serve)).port,
+        port=engine.port,
         seconds=left,
         counters=engine.counters,
         bounds=Bounds(**on.model_dump(include=set(Bounds.model_fields))),

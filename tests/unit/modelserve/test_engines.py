@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 
 import pytest
-from tests.serving import Stage, make_serve
+from tests.serving import SETTINGS, Stage, make_serve
 
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.decision import Create
@@ -22,7 +23,7 @@ KEY = {"secretRef": {"name": "keys"}}
 
 def arguments(engine: EngineType, **fields: Any) -> list[str]:
     spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://c/m"}, "engine": {"type": engine, **fields}})
-    return ENGINES[engine].launch(spec, "facts").args
+    return ENGINES[engine].launch(spec, "facts", 8080).args
 
 
 def after(args: list[str], option: str) -> str:
@@ -101,7 +102,7 @@ def stage(**spec: Any) -> Stage:
 def test_engine_and_gate_read_the_key_from_the_secret(engine_type: str) -> None:
     served = stage(auth=KEY, engine={"type": engine_type})
     served.step()
-    (engine,) = served.deployment(served.candidate())["spec"]["template"]["spec"]["containers"]
+    engine, *_ = served.deployment(served.candidate())["spec"]["template"]["spec"]["containers"]
     served.available(served.candidate())
     (job,) = [a.body for a in served.step().actions if isinstance(a, Create) and a.body["kind"] == "Job"]
     (gate,) = job["spec"]["template"]["spec"]["containers"]
@@ -122,3 +123,51 @@ def test_a_key_that_is_not_there_is_told_before_a_pod_waits_for_it() -> None:
     served.step()
     assert served.conditions()["Stalled"] == ("True", "SecretNotFound")
     assert served.of("Deployment") == []
+
+
+# ── Front ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pods(engine_type: str, **spec: Any) -> Object:
+    served = Stage(make_serve(engine={"type": engine_type}, **spec))
+    served.step()
+    template: Object = served.deployment(served.candidate())["spec"]["template"]["spec"]
+    return template
+
+
+def test_a_front_takes_the_requests_of_an_engine_that_cuts_answers_when_it_is_stopped() -> None:
+    engine, front = pods("LlamaCpp", drain={"seconds": 40})["containers"]
+    assert front["ports"] == [{"name": "http", "containerPort": 8080}], "where Services and policies lead"
+    assert after(engine["args"], "--port") == "8081"
+    assert after(front["command"], "--engine") == "http://127.0.0.1:8081"
+    assert "http://127.0.0.1:8081" in engine["startupProbe"]["exec"]["command"]
+    assert engine["livenessProbe"]["httpGet"]["port"] == engine["ports"][0]["name"] == "engine"
+    assert front["readinessProbe"]["httpGet"]["port"] == "http", "no pod is ready whose front leads nowhere"
+
+
+def test_the_engine_is_told_to_stop_when_the_front_has_drained() -> None:
+    pod = pods("LlamaCpp", drain={"seconds": 40})
+    engine, front = pod["containers"]
+    assert after(front["command"], "--drain") == "40"
+    assert "lifecycle" not in front, "it drains from the moment on that the pod is deleted"
+    assert engine["lifecycle"] == {"preStop": {"sleep": {"seconds": 40}}}
+    assert pod["terminationGracePeriodSeconds"] > 40
+
+
+@pytest.mark.parametrize(("engine_type", "seconds"), [("VLLM", 40), ("LlamaCpp", 0)])
+def test_no_front_where_the_engine_drains_or_nobody_waits(engine_type: str, seconds: int) -> None:
+    (engine,) = pods(engine_type, drain={"seconds": seconds})["containers"]
+    assert engine["ports"] == [{"name": "http", "containerPort": ENGINES[EngineType(engine_type)].port}]
+
+
+def test_a_front_is_no_part_of_the_revision() -> None:
+    """It comes with the operator: a newer one may load no model anew."""
+    names = set()
+    for image in ("operator:1", "operator:2"):
+        served = Stage(make_serve(engine={"type": "LlamaCpp"}))
+        served.settings = replace(SETTINGS, operator_image=image)
+        served.step()
+        _, front = served.deployment(served.candidate())["spec"]["template"]["spec"]["containers"]
+        assert front["image"] == image
+        names.add(served.candidate())
+    assert len(names) == 1

@@ -46,12 +46,12 @@ def test_s3_artifact_takes_the_jobs_certificates() -> None:
     stage.put(job)
     stage.step()
     pod = stage.deployment(stage.candidate())["spec"]["template"]["spec"]
-    (loader,), (engine,) = pod["initContainers"], pod["containers"]
+    (loader,), containers = pod["initContainers"], pod["containers"]
     file = {"secretName": "authority", "items": [{"key": "bundle.pem", "path": "ca.crt"}]}
     assert {"name": "ca", "secret": file} in pod["volumes"]
     assert {"name": "ca", "mountPath": "/etc/finetune-ca", "readOnly": True} in loader["volumeMounts"]
     assert {"name": "AWS_CA_BUNDLE", "value": "/etc/finetune-ca/ca.crt"} in loader["env"]
-    assert "ca" not in {m["name"] for m in engine["volumeMounts"]}, "only the loader asks the store"
+    assert "ca" not in {m["name"] for c in containers for m in c["volumeMounts"]}, "only the loader asks the store"
 
 
 def test_what_a_job_hands_over_is_trusted_as_its_store_was() -> None:

@@ -88,9 +88,11 @@ def test_the_charts_pull_secrets_are_in_every_pod_behind_its_own_and_are_no_othe
 
 def test_a_quota_finds_requests_and_limits_of_memory_at_each_container_of_ours() -> None:
     serving, gate = templates(stage_with(resources={"requests": {"memory": "4Gi"}, "limits": {"memory": "6Gi", "cpu": "4"}}))
-    (loader,), (engine,) = serving["spec"]["initContainers"], serving["spec"]["containers"]
+    (loader,), (engine, front) = serving["spec"]["initContainers"], serving["spec"]["containers"]
     assert loader["resources"] == {"requests": {"cpu": "4", "memory": "4Gi"}, "limits": {"memory": "6Gi", "cpu": "4"}}
     assert engine["resources"]["limits"].items() >= loader["resources"]["limits"].items(), "it costs no more than the engine"
+    assert "memory" in front["resources"]["limits"]
+    assert "memory" in front["resources"]["requests"]
     (ask,) = gate["spec"]["containers"]
     assert set(ask["resources"]["limits"]) == set(ask["resources"]["requests"]) == {"cpu", "memory"}
     loader = templates(stage_with())[0]["spec"]["initContainers"][0]

@@ -1,1 +1,1 @@
-"""The small programs around a served model: one loads its weights, one asks it the questions of a gate."""
+"""The small programs around a served model: one loads its weights, one asks it a gate's questions, one drains its pods."""

@@ -47,7 +47,6 @@ def is_served(api_key_variable: str | None) -> str:
 class Launch:
     """How an engine is started and stopped. Seconds."""
 
-    port: int
     args: list[str]
     command: list[str] = field(default_factory=list)  # empty: the image's own entry point
     env: dict[str, str] = field(default_factory=dict)
@@ -58,16 +57,20 @@ class Launch:
 
 @dataclass(frozen=True)
 class Engine:
-    """One of them. `launch` takes the spec and the model's name in the API; the user's own arguments come last and win."""
+    """One of them. `launch` takes the spec, the model's name in the API, and the port where the engine is to listen; the user's
+    own arguments come last and win.
+    """
 
     serves: str  # in a word
     formats: tuple[str, ...]
     best: ArtifactFormat  # which of a job's artifacts it serves where the job names none
-    launch: Callable[[ModelServeSpec, str], Launch]
+    port: int  # where its pods take requests
+    launch: Callable[[ModelServeSpec, str, int], Launch]
     image: Callable[[Settings], str]
     api_key_variable: str  # of its environment: requests must bring its value
     counters: Counters  # of its traffic, as it calls them itself
     loads: Mapping[Load, str]  # names of its metrics, as a metrics adapter serves them: a colon is an underscore there
     on_gpus_only: tuple[str, ...] = ()  # of the formats
+    drains: bool = False  # at SIGTERM it ends its answers, and tells whoever keeps a connection
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs

@@ -14,20 +14,19 @@ from finetune_trainer.contract.traffic import Counters, Series
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
-PORT = 8080
 SLOTS = 4  # requests that are answered side by side
 
 
-def launch(spec: ModelServeSpec, served_name: str) -> Launch:
+def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
     """llama-server, the entry point of its images. It breaks off its answers at SIGTERM: the drain comes before that."""
-    args = ["--model", MODEL_FILE, "--alias", served_name, "--host", "0.0.0.0", "--port", str(PORT), "--metrics"]
+    args = ["--model", MODEL_FILE, "--alias", served_name, "--host", "0.0.0.0", "--port", str(port), "--metrics"]
     args += ["--no-slots"]  # it would show everybody what others ask
     args += _context(spec.engine.max_model_length)
     if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
         args += ["--threads", str(math.ceil(quantity_value(cpus)))]  # it would count the node's CPUs, not its own
     # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
     env = {"OMP_WAIT_POLICY": "passive"}
-    return Launch(port=PORT, args=[*args, *spec.engine.args], env=env, pre_stop_seconds=spec.drain.seconds)
+    return Launch(args=[*args, *spec.engine.args], env=env, pre_stop_seconds=spec.drain.seconds)
 
 
 def _context(longest: int | None) -> list[str]:
@@ -41,6 +40,7 @@ ENGINE = Engine(
     serves="GGUF",
     formats=(ArtifactFormat.GGUF,),
     best=ArtifactFormat.GGUF,
+    port=8080,
     launch=launch,
     image=lambda settings: settings.llamacpp_image,
     api_key_variable="LLAMA_API_KEY",

@@ -12,14 +12,13 @@ from finetune_trainer.contract.traffic import Counters, Series
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
-PORT = 8000
 ASKED = {"handler": "/v1/.*", "method": "POST"}  # labels of requests that the engine works for
 ENDPOINTS_SECONDS = 5  # until every node knows that a pod takes no more requests
 
 
-def launch(spec: ModelServeSpec, served_name: str) -> Launch:
+def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
     """`vllm serve`, which stops taking requests at SIGTERM and then finishes those it has."""
-    args = [MODEL, "--served-model-name", served_name, "--port", str(PORT)]
+    args = [MODEL, "--served-model-name", served_name, "--port", str(port)]
     if spec.engine.max_model_length is not None:
         args += ["--max-model-len", str(spec.engine.max_model_length)]
     if spec.parallelism.tensor > 1:
@@ -35,7 +34,6 @@ def launch(spec: ModelServeSpec, served_name: str) -> Launch:
     if not spec.parallelism.gpus:
         env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; its default is half of the node's memory
     return Launch(
-        port=PORT,
         command=["vllm", "serve"],
         args=[*args, *spec.engine.args],
         env=env,
@@ -49,6 +47,7 @@ ENGINE = Engine(
     serves="safetensors",
     formats=(SAFETENSORS, ArtifactFormat.COMPRESSED_TENSORS, ArtifactFormat.BITS_AND_BYTES),
     best=ArtifactFormat.COMPRESSED_TENSORS,
+    port=8000,
     launch=launch,
     image=lambda settings: settings.vllm_image,
     api_key_variable="VLLM_API_KEY",
@@ -60,5 +59,6 @@ ENGINE = Engine(
     ),
     loads={Load.WAITING_REQUESTS: "vllm_num_requests_waiting", Load.CACHE_USAGE: "vllm_kv_cache_usage_perc"},
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
+    drains=True,
     splits_tensors=True,
 )

@@ -87,7 +87,7 @@ def pairs(*answers: tuple[str, str]) -> list[Pair]:
 
 def judge(server: Court, pause: Callable[[float], None] = lambda _: None, **fields: Any) -> Judge:
     wanted = Judging(base_url=server.url, model="judge-1", min_pairs=1, **fields)
-    return Judge(wanted, "Longer is better.", None, time.monotonic() + 60, pause)
+    return Judge(wanted, "Longer is better.", None, time.monotonic() + 600, pause)
 
 
 BETTER, WORSE, EVEN = ("a long answer", "short"), ("short", "a long answer"), ("same", "same")

@@ -1,0 +1,163 @@
+"""Takes the requests of an engine that would break off answers when it is stopped: passes them on, and drains the pod.
+
+    python -m finetune_trainer.serving.front --port 8080 --engine http://127.0.0.1:8081 --drain 30
+
+    caller ── a connection that is kept ──► front ── one connection a request ──► engine
+
+From SIGTERM on, each answer that begins says `Connection: close`, so that whoever keeps a connection finds another pod with
+the next request. The program ends when nothing is being answered and nobody has come for a while, at the latest after so
+many seconds; the engine is stopped only then (modelserve/pod.py has it sleep before).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+QUIET_SECONDS = 5.0  # until every node knows that the pod takes no more requests
+STEP_SECONDS = 0.1
+CONNECT_SECONDS = 5.0
+END_SECONDS = 1.0  # for what is still answered when the time is over
+# Of one connection, and none of the next one's (RFC 9110, 7.6.1); a body that is awaited has been asked for by then.
+OF_A_CONNECTION = frozenset(
+    {"connection", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
+    | {"transfer-encoding", "upgrade"}
+)
+AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
+
+
+@dataclass
+class Front:
+    """What is between callers and one engine."""
+
+    engine: str
+    session: aiohttp.ClientSession
+    is_draining: bool = False
+    running: int = 0
+    came: float = 0.0  # when something was asked last, on the monotonic clock
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The engine's answer to one request, piece by piece as it comes in."""
+        self.running += 1
+        if request.method == hdrs.METH_POST:  # probes and scrapes go on while a pod ends
+            self.came = time.monotonic()
+        try:
+            return await self._passed_on(request)
+        finally:
+            self.running -= 1
+
+    async def _passed_on(self, request: web.BaseRequest) -> web.StreamResponse:
+        response: web.StreamResponse | None = None
+        try:
+            async with self.session.request(
+                request.method,
+                URL(self.engine + request.rel_url.raw_path_qs, encoded=True),
+                headers=_others(request.headers),
+                data=request.content if request.body_exists else None,
+                allow_redirects=False,
+            ) as found:
+                response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
+                await self._begin(response, request)
+                async for piece in found.content.iter_any():
+                    await response.write(piece)
+                await response.write_eof()
+                return response
+        except aiohttp.ClientConnectorError:
+            return self._without_engine(503, "the engine does not answer; ask again in a moment")
+        except aiohttp.ClientError as error:
+            if response is None:
+                return self._without_engine(502, f"the engine broke off: {type(error).__name__}")
+            # An end without the last piece is how the caller sees that the answer is not whole.
+            if request.transport is not None:
+                request.transport.close()
+            return response
+
+    async def _begin(self, response: web.StreamResponse, request: web.BaseRequest) -> None:
+        if self.is_draining:
+            response.force_close()
+        await response.prepare(request)
+
+    def _without_engine(self, status: int, text: str) -> web.Response:
+        """An error as OpenAI's clients read it; they ask again by themselves."""
+        body = {"error": {"message": text, "type": "unavailable_error", "code": status}}
+        response = web.json_response(body, status=status, headers={hdrs.RETRY_AFTER: "1"})
+        if self.is_draining:
+            response.force_close()
+        return response
+
+    async def drained(self, seconds: float, quiet: float = QUIET_SECONDS) -> None:
+        """Drain: it returns when nothing is answered any more and nobody comes, at the latest after so many seconds."""
+        self.is_draining, begun = True, time.monotonic()
+        while (now := time.monotonic()) < begun + seconds:
+            if not self.running and now - max(begun, self.came) >= quiet:
+                return
+            await asyncio.sleep(STEP_SECONDS)
+
+
+def _others(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """The headers that are not of a connection alone."""
+    left_out = OF_A_CONNECTION | {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
+    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out)
+
+
+@asynccontextmanager
+async def standing(port: int, engine: str, host: str | None = None) -> AsyncIterator[tuple[Front, web.AppRunner]]:
+    """A front that answers until the block ends, at all of this machine's addresses or at one."""
+    async with aiohttp.ClientSession(
+        # llama.cpp closes kept connections after streams without a word: each request has one of its own.
+        connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=AS_THEY_ARE,
+        auto_decompress=False,
+    ) as session:
+        front, application = Front(engine.rstrip("/"), session), web.Application()
+        application.router.add_route("*", "/{path:.*}", front.answer)
+        # Whoever is gone is to be answered no more, hence the cancellation.
+        runner = web.AppRunner(
+            application, handler_cancellation=True, auto_decompress=False, access_log=None, shutdown_timeout=END_SECONDS
+        )
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port, backlog=1024).start()
+            yield front, runner
+        finally:
+            await runner.cleanup()
+
+
+async def serve(port: int, engine: str, drain: float) -> None:
+    """Answer until SIGTERM, and drain."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with standing(port, engine) as (front, runner):
+        print(f"port {runner.addresses[0][1]} leads to {engine}", flush=True)
+        await stopped.wait()
+        print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
+        await front.drained(drain)
+        print(f"drained; {front.running} requests are left", flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve as the command line says, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m finetune_trainer.serving.front", description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, required=True, help="where requests come in")
+    parser.add_argument("--engine", required=True, help="URL of the engine")
+    parser.add_argument("--drain", type=float, required=True, help="seconds from SIGTERM until the end, at most")
+    options = parser.parse_args(arguments)
+    asyncio.run(serve(options.port, options.engine, options.drain))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
