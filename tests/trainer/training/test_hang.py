@@ -116,8 +116,9 @@ def test_what_comes_after_training_is_not_watched() -> None:
 
 STUCK = """
 import sys, threading
-from finetune_trainer import __main__, hang
-from finetune_trainer.loop import Loop
+from finetune_trainer import __main__
+from finetune_trainer.training import hang
+from finetune_trainer.training.loop import Loop
 
 hang.FLOOR_SECONDS = 0.5
 plain = Loop.get_batch_samples
