@@ -41,6 +41,7 @@ train, merge with its proofs, scores of base and merged model. The tests that ra
 The last column is a GGUF file (Q8_0) of a model that LoRA trained, with its proofs against the merged model and its scores.
 Its window is wider than the rows, as llama.cpp attends to all of a row of Mistral or Mixtral.
 Its tokenizer is SmolLM2's, or for Gemma, Gemma 2, Phi 3 and Ernie 4.5 a small one of sentencepiece.
+Qwen 2 has no cell there, as transformers splits its text in a way that llama.cpp knows with Qwen 2's own vocabulary alone.
 
 """
 

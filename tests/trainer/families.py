@@ -55,7 +55,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": WINDOWS | {"query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
     "gemma3_text": WINDOWS | {"query_pre_attn_scalar": 16},
     "gpt_oss": EXPERTS | WINDOWS,
-    "phi": {"num_key_value_heads": 4},  # llama.cpp knows no other, and there is no other
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 256},  # llama.cpp knows no other, and there is no other
     "phi3": {"pad_token_id": 0},
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "gpt_neox": {},
@@ -90,14 +90,14 @@ def configuration(family: str, **more: Any) -> Any:
     return AutoConfig.for_model(family, **SHAPE | FAMILIES[family] | more)
 
 
-def with_vision() -> Any:
-    """The configuration of a Gemma 3 with a vision tower, which text never reaches."""
+def with_vision(**more: Any) -> Any:
+    """The configuration of a Gemma 3 with a vision tower, which text never reaches; `more` is said of its part for text."""
     from transformers import Gemma3Config
 
-    text = configuration("gemma3_text").to_dict()
+    text = configuration("gemma3_text", **more).to_dict()
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     tower = vision | {"image_size": 28, "patch_size": 14}
-    return Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4)
+    return Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=4, **more)
 
 
 def save(family: str, folder: Path, **more: Any) -> Path:

@@ -57,6 +57,12 @@ def test_a_file_that_the_converter_wants_is_named(tmp_path: Path, folder: Path) 
     assert "(FileNotFoundError: File not found: tokenizer.model)" in refusal(folder, tmp_path)
 
 
+def test_layers_of_another_width_than_the_converter_writes_are_refused(tmp_path: Path, folder: Path) -> None:
+    """The file was written, and llama.cpp could not load it: after training."""
+    configuration("phi", intermediate_size=96).save_pretrained(folder)
+    assert "takes each feed-forward layer of this family for 256 wide, not 96" in refusal(folder, tmp_path)
+
+
 def test_a_fault_of_the_converter_is_left_to_the_quantize_step(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
