@@ -273,6 +273,16 @@ def test_a_compressed_shard_beside_plain_ones_is_read_and_a_copy_is_not(prepare:
     assert (written.facts.train_rows, written.facts.unread_files) == (COUNT + 3, ("a.jsonl.gz",))
 
 
+def test_files_of_two_shapes_lose_no_row_in_silence(prepare: Prepare) -> None:
+    turns = [{"role": "user", "content": "Qui ?"}, {"role": "assistant", "content": "Moi."}]
+    files: dict[str, bytes | str] = {"a.jsonl": LINES, "b.jsonl": 2 * (json.dumps({"messages": turns}) + "\n")}
+    with pytest.raises(StepFailed, match=r"40 of 42 rows can't be used: 40 OtherColumns \(a\.jsonl line 1 "):
+        prepare(files)
+    written = prepare(files, format="PromptCompletion")
+    assert (written.facts.rows, written.facts.train_rows) == (COUNT + 2, COUNT)
+    assert written.dropped == {"OtherColumns": (2, "b.jsonl line 1")}
+
+
 def test_files_that_are_not_read_are_named(prepare: Prepare) -> None:
     files = {"train.jsonl": LINES, "test.jsonl": LINES, "notes.txt": "x", "rows.xlsx": b"PK", "README.md": "", "LICENSE": ""}
     assert prepare(files).facts.unread_files == ("notes.txt", "rows.xlsx", "test.jsonl")
