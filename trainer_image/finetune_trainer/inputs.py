@@ -57,6 +57,23 @@ class Inputs:
         folder = self.folder / "config" / manifest.fingerprint
         return self._templated(which, self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder), "config")
 
+    def begin_of(self, which: Model, file: str, length: int) -> bytes:
+        """The first bytes of a model's file, which may be too large to fetch for them."""
+        mounted = pipeline.model_path(which, self.mounts)
+        if mounted is None:
+            entry = self._entry(MODEL, pipeline.model_fingerprint(which))
+            return self.store.objects.begin(f"{self.store.path(MODEL, entry)}/{file}", length)
+        with (Path(mounted) / file).open("rb") as stream:
+            return stream.read(length)
+
+    def weights_of(self, which: Model) -> list[str]:
+        """Names of the files of weights that lie beside a model's configuration."""
+        mounted = pipeline.model_path(which, self.mounts)
+        if mounted is not None:
+            return sorted(path.name for path in Path(mounted).glob("*.safetensors"))
+        entry = self._entry(MODEL, pipeline.model_fingerprint(which))
+        return sorted(file.path for file in entry.files if file.path.endswith(".safetensors"))
+
     def templated_folder(self, name: str = "config") -> Path:
         """Where the base model's files lie under the job's own chat template: `config` without its weights, else `model`."""
         return self.folder / "templated" / name

@@ -156,6 +156,7 @@ def _run_step(attempts: Attempts, step: Step, micro_batch: int | None, report: C
         subprocess.Popen(
             command,
             env=_environment(workdir, scratch, termination) | told,
+            stdin=subprocess.DEVNULL,  # no library may ask a person whether a repository's code may run
             stdout=subprocess.PIPE,
             stderr=out,
             text=True,

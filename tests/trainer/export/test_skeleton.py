@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_trainer.export import skeleton
 from finetune_trainer.export.server_files import make_readable
+from finetune_trainer.model.complete import check_complete
 from finetune_trainer.model.weights import header
 
 FAST = {"llama", "mixtral", "gpt2"}
@@ -31,6 +32,7 @@ def test_a_skeleton_is_what_is_saved_but_for_the_numbers(family: str, tiny_model
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     ends = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     tokenizer.save_pretrained(save(family, tmp_path / "base", **ends))
+    check_complete(tmp_path / "base", header(tmp_path / "base" / skeleton.WEIGHTS), "spec.model")  # as published ones are
     made = skeleton.write(tmp_path / "base", tmp_path / "skeleton")
     saved = tmp_path / "saved"
     AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="bfloat16").save_pretrained(saved)

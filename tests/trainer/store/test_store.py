@@ -67,6 +67,16 @@ def test_a_commit_is_read_back_whole(place: tuple[Store, Path], folder: Callable
     assert (fetched / "deep" / "config.json").read_text() == "{}"
 
 
+def test_the_beginning_of_a_file_is_read_without_the_rest(place: tuple[Store, Path], folder: Callable[[str], Path]) -> None:
+    """Models are larger than the disk of who only looks at their names."""
+    store, _ = place
+    commit(store, folder("one"), "1")
+    file = "merge/f1/1/model.safetensors"
+    assert (store.objects.begin(file, 2), store.objects.begin(file, 3)) == (b"on", b"one")
+    with pytest.raises(StepFailed):
+        store.objects.begin("merge/f1/1/lost", 2)
+
+
 def test_files_json_lists_every_file_and_its_hash_is_the_digest(
     place: tuple[Store, Path], folder: Callable[[str], Path]
 ) -> None:

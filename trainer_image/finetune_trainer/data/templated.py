@@ -37,6 +37,7 @@ class Template:
 
     def __init__(self, tokenizer: Any, control: ControlTokens, *, every_answer: bool) -> None:
         self._tokenizer, self._control, self._every_answer = tokenizer, control, every_answer
+        _check(tokenizer.chat_template)
 
     def write(self, example: Example) -> Templated:
         """Raises StepFailed ChatTemplateRefused where the template does not take the turns, or leaves something out."""
@@ -88,6 +89,11 @@ class Template:
                 f"spec.dataset: {example.place}: the model's chat template refuses the roles"
                 f" {', '.join(turn.role for turn in turns)}: {first_line(error)}",
             ) from error
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # what an expression in it comes to
+            raise _refused(
+                f"spec.dataset: {example.place}: the model's chat template can't be rendered ({type(error).__name__}): name"
+                " another in spec.model.chatTemplate"
+            ) from error
 
     def _message(self, example: Example, turn: Turn) -> dict[str, str]:
         """A turn as templates take it. What it was thinking has several names, and a template knows one of them."""
@@ -115,6 +121,14 @@ class Template:
                 f"turn {number + 1} has reasoning, for which the model's chat template has no place: write it into content,"
                 " remove it, or name another template in spec.model.chatTemplate",
             )
+
+
+def _check(template: Any) -> None:
+    """Raises StepFailed ChatTemplateRefused for templates of which none is that for conversations."""
+    if template and not isinstance(template, str) and not (isinstance(template, dict) and "default" in template):
+        names = f"templates named {', '.join(map(str, template))}, of which none is named default"
+        said = names if isinstance(template, dict) else f"template that is no text but a {type(template).__name__}"
+        raise _refused(f"spec.model has chat {said}: name one in spec.model.chatTemplate")
 
 
 def _spaced(text: str) -> str:

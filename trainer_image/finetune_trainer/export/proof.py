@@ -102,9 +102,6 @@ def stopping(network: Any, asked: Sequence[Question], ends: Sequence[int]) -> in
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=question.limit,
             do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             eos_token_id=list(ends),
             pad_token_id=ends[0],
         )

@@ -13,7 +13,7 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Training
-from finetune_trainer.failures import StepFailed, bad_config
+from finetune_trainer.failures import StepFailed, bad_config, first_line
 from finetune_trainer.memory import choice, estimate
 from finetune_trainer.memory.shape import Shape, shape_of
 
@@ -50,6 +50,10 @@ def fit_for(
             StepReason.ModelUnsupported,
             f"spec.model: {model.architecture} is no decoder-only transformer known here: its config.json lacks"
             f" {error.args[0]}",
+        ) from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise StepFailed(
+            StepReason.ModelUnsupported, f"spec.model: a size in its config.json is no number that can be: {first_line(error)}"
         ) from error
     except choice.DoesNotFit as error:
         raise StepFailed(StepReason.DoesNotFit, str(error)) from error

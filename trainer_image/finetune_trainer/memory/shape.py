@@ -65,7 +65,7 @@ ASKED_FOR = ("qwen2", "qwen3", "smollm3")  # they have a window only where use_s
 
 def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
     """Shape from a model's config.json and its count of parameters. Raises KeyError for a field that isn't there."""
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     hidden, heads, layers = int(_required(text, HIDDEN)), int(_required(text, HEADS)), int(_required(text, LAYERS))
     head = int(text.get("head_dim") or hidden // heads)
     feed_forward = int(_found(text, FEED_FORWARD) or 4 * hidden)
@@ -97,7 +97,7 @@ def parameters_of(config: Mapping[str, Any]) -> int:
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model's configuration says that it reads at once; None where it doesn't say."""
-    found = _found(config.get("text_config", config), POSITIONS)
+    found = _found(config.get("text_config") or config, POSITIONS)
     return None if found is None else int(found)
 
 
@@ -106,7 +106,7 @@ def plain_attention_of(config: Mapping[str, Any]) -> int | None:
 
     A window ends it; a soft cap, sinks, or layers that mix tokens otherwise leave nothing of it (0).
     """
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     kind, layers = str(text.get("model_type", "")), set(text.get("layer_types") or ())
     mixes = any(name.startswith("mamba_") for name in text) or bool(layers - ATTENDS)
     if text.get("attn_logit_softcapping") or kind in NEVER_PLAIN or mixes:

@@ -18,8 +18,11 @@ import torch
 
 from finetune_trainer.contract.adapters import NF4, Quantization
 from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.training import Method
+from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.model.compute import Compute
+from finetune_trainer.model.outline import configuration
 from finetune_trainer.ranks.zero import STAGES
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -30,10 +33,19 @@ def load_tokenizer(folder: Path) -> Any:
 
     Nothing is added to the vocabulary: the embedding would have to grow, and every later format with it. The loss never
     depends on this, because its mask comes with the rows; serving programs, though, take pad = end for "never stop".
+    Raises StepFailed TokenizerUnsupported.
     """
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # of its class, which raises what it likes
+        file = folder / "tokenizer_config.json"
+        own = "auto_map" in json.loads(file.read_text()) if file.is_file() else False
+        why = "it asks for code of its own (auto_map in tokenizer_config.json), which is never run: remove that entry"
+        raise StepFailed(
+            StepReason.TokenizerUnsupported, f"spec.model: its tokenizer can't be used: {why if own else first_line(error)}"
+        ) from error
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         spare = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t != tokenizer.eos_token]
         tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
@@ -73,12 +85,22 @@ def load_base(
     if method is Method.QLORA:
         storage = compute.dtype if strategy in SHARES_WEIGHTS else torch.uint8
         options["quantization_config"] = quantized(quantization, compute.dtype, storage)
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+    options |= {"config": configuration(folder), "use_safetensors": True, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(folder, **options)
     _mend_generation(model)
     _keep_layout(model)
     if method is Method.QLORA and compute.device == "cpu":  # the quantizer image, which loads others, has no bitsandbytes
         _mend_8_bit_layers(model)
     return model
+
+
+def forget_generation(model: Any) -> None:
+    """Let a model that only answers, and is not saved, generate by what generate() is told, and by no setting of its folder:
+    beams, forced tokens and penalties are nothing that all engines have, and some need a package.
+    """
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()
 
 
 def _mend_generation(model: Any) -> None:

@@ -19,14 +19,26 @@ def outline(folder: Path, attention: str | None = None) -> Any:
 
     Raises whatever transformers raises for a config.json that it can make no causal language model of.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
+    config = configuration(folder)
     with torch.device("meta"):
         # Grouped products of experts have 16-bit shapes only.
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=attention)
     network.train()
     return network
+
+
+def configuration(folder: Path) -> Any:
+    """config.json as transformers reads it, for any machine: without the implementations that its author's machine had.
+
+    Code that a repository carries is never run, and nobody is asked whether it may be.
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config._attn_implementation = config._experts_implementation = None
+    return config
 
 
 def pass_through(network: Any, **more: Any) -> torch.Tensor:

@@ -88,10 +88,10 @@ def _apart(tensors: Mapping[str, Any], tied: bool) -> dict[str, Any]:
 
 def _ties_embeddings(folder: Path) -> bool:
     """Whether the model's output head is its embedding: then the file need not hold it twice."""
-    from transformers import AutoConfig
+    from finetune_trainer.model.outline import configuration
 
     try:
-        return bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)
+        return bool(configuration(folder).get_text_config().tie_word_embeddings)
     except (ValueError, KeyError, OSError):  # an architecture that transformers doesn't know: copies are never wrong
         return False
 

@@ -12,7 +12,7 @@ from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.model.compute import Compute
-from finetune_trainer.model.loading import load_base
+from finetune_trainer.model.loading import forget_generation, load_base
 from finetune_trainer.scoring.scorer import prefers_chosen
 from finetune_trainer.scoring.scores import Answer
 
@@ -29,8 +29,7 @@ class TransformersScorer:
         self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
         self._device = compute.device
         self.model = load_base(folder, Method.LORA, compute).eval()
-        # Greedy decoding uses nothing of what a folder says of sampling; its word on repetitions no other engine takes.
-        self.model.generation_config.update(temperature=None, top_p=None, top_k=None, repetition_penalty=None)
+        forget_generation(self.model)
 
     @torch.no_grad()
     def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:

@@ -125,9 +125,12 @@ def _check_stops(context: Context, network: Any, base: Path) -> tuple[Check, ...
     rows = context.inputs.data()[1]
     asked = proof.questions(rows)
     ends = loading.end_tokens(loading.load_tokenizer(base), base)
+    loading.forget_generation(network)
 
     def of_base() -> int:
-        return proof.stopping(loading.load_base(base, Method.LORA, _cpu()), asked, ends)
+        before = loading.load_base(base, Method.LORA, _cpu())
+        loading.forget_generation(before)
+        return proof.stopping(before, asked, ends)
 
     def expecting() -> int:
         return proof.expecting(network, proof.fixed_rows(rows), ends)

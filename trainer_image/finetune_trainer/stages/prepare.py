@@ -75,6 +75,7 @@ def run(context: Context) -> StepResult:
     if pipeline.TRAIN not in {result.step for result in done}:
         context.progress("looking at the model's layers")
         check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
+        _check_weights(context)
     _check_formats(context, {result.step for result in done})
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
@@ -118,6 +119,18 @@ def _teacher(context: Context) -> Teacher | None:
     assert teacher is not None  # there is a distillation
     check_vocabulary(context.inputs.model_without_weights(), teacher.folder)
     return teacher
+
+
+def _check_weights(context: Context) -> None:
+    """Raises StepFailed where a model's files lack weights, or hold others. Of large files only the beginnings are read."""
+    from finetune_trainer.model.complete import check_complete
+
+    for which, field in zip(pipeline.models(context.run), ("spec.model", "spec.training.distillation.teacher"), strict=False):
+        folder = context.inputs.model_without_weights(which)
+        held: dict[str, Any] = {}
+        for name in weights.read_of(context.inputs.weights_of(which), folder):
+            held |= weights.tensors_of(partial(context.inputs.begin_of, which, name))
+        check_complete(folder, held, field)
 
 
 def _model_entry(context: Context, model: Model, field: str) -> Manifest:

@@ -42,6 +42,9 @@ class BucketObjects:
 
         return self._asked(path, ask)
 
+    def begin(self, path: str, length: int) -> bytes:
+        return self._asked(path, lambda: bytes(self._store.get_range(path, start=0, length=length)))
+
     def sizes(self, prefix: str) -> dict[str, int]:
         found = self._asked(prefix, lambda: self._store.list(prefix).collect())
         return {str(o["path"]).removeprefix(f"{prefix}/"): int(o["size"]) for o in found}

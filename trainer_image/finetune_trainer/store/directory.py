@@ -26,6 +26,10 @@ class DirectoryObjects:
             except FileNotFoundError:
                 return None
 
+    def begin(self, path: str, length: int) -> bytes:
+        with _reported(self.root / path), (self.root / path).open("rb") as stream:
+            return stream.read(length)
+
     def sizes(self, prefix: str) -> dict[str, int]:
         folder = self.root / prefix
         with _reported(folder):

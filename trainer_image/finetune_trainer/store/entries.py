@@ -39,6 +39,9 @@ class Objects(Protocol):
     def read(self, path: str) -> bytes | None:
         """Content, or None where nothing lies."""
 
+    def begin(self, path: str, length: int) -> bytes:
+        """The first bytes of an object that lies there."""
+
     def sizes(self, prefix: str) -> dict[str, int]:
         """Bytes of each object below prefix, by path relative to it."""
 

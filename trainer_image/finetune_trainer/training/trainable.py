@@ -17,7 +17,9 @@ from finetune_trainer.memory.shape import positions_of
 
 def check_trainable(run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
     """Raises StepFailed ModelUnsupported or InvalidSpec. `folder` holds the model's configuration and tokenizer."""
+    _check_code(folder)
     network = _outline(folder)
+    _check_direction(network)
     _check_vocabulary(network, folder)
     _check_positions(network, run, rows, folder)
     training = run.training
@@ -29,6 +31,27 @@ def check_trainable(run: RunConfig, rows: DatasetFacts, folder: Path) -> None:
         _check_quantizable(network)
     if training.method is not Method.FULL:
         _check_adapters(network, training, folder)
+
+
+def _check_code(folder: Path) -> None:
+    """Code that a repository carries is never run, so what needs it can't be had."""
+    from transformers import CONFIG_MAPPING
+
+    config = json.loads((folder / "config.json").read_bytes())
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise _unsupported(
+            f"its config.json names code of its own (auto_map), which is never run here, and transformers has no model of type"
+            f" {config.get('model_type')}: take another model, or one of its repositories that transformers reads by itself"
+        )
+
+
+def _check_direction(network: Any) -> None:
+    """BERT's kind can be loaded as a language model, and then looks at the answer that it is to write."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    config = network.config
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise _unsupported(f"{type(network).__name__} reads text in both directions: take a decoder-only transformer")
 
 
 def _outline(folder: Path) -> Any:
@@ -43,13 +66,22 @@ def _outline(folder: Path) -> Any:
 
 def _check_vocabulary(network: Any, folder: Path) -> None:
     """Each token needs its row in the embedding."""
-    from finetune_trainer.model.loading import load_tokenizer
+    from finetune_trainer.model.loading import end_tokens, load_tokenizer
 
-    held, largest = network.get_input_embeddings().weight.shape[0], max(load_tokenizer(folder).get_vocab().values())
+    tokenizer = load_tokenizer(folder)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    held, largest = network.get_input_embeddings().weight.shape[0], vocabulary[last]
     if largest >= held:
         raise _unsupported(
-            f"its tokenizer has tokens up to number {largest}, its embedding only {held} rows: resize the embedding with"
-            " resize_token_embeddings and save the model again, or take the tokenizer that belongs to it"
+            f"its tokenizer has tokens up to number {largest} ({last}), its embedding only {held} rows: resize the embedding"
+            " with resize_token_embeddings and save the model again, or take the tokenizer that belongs to it"
+        )
+    if not end_tokens(tokenizer, folder):
+        raise StepFailed(
+            StepReason.TokenizerUnsupported,
+            "spec.model: it has no end token, so nobody could tell where an answer ends: set eos_token in its"
+            " tokenizer_config.json, or eos_token_id in its generation_config.json",
         )
 
 

@@ -97,7 +97,9 @@ class StepReason(Reason):
     ModelWithoutSafetensors = ends(
         ExitCode.BAD_CONFIG, "the model has no safetensors; convert it, or set spec.model.weights: Pickle"
     )
-    ModelDamaged = ends(ExitCode.BAD_CONFIG, "a file of the model is cut short or was changed; upload the model again")
+    ModelDamaged = ends(
+        ExitCode.BAD_CONFIG, "the model's files are cut short, or lack weights that its config.json asks for; upload it again"
+    )
     PickleRefused = ends(
         ExitCode.BAD_CONFIG, "a pickle holds more than plain tensors, and its code is never run; convert it to safetensors"
     )

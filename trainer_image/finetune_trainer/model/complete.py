@@ -1,0 +1,80 @@
+"""Whether a model's files hold the weights that its configuration asks for, told by their names, types and shapes alone.
+
+What is missing would begin at random, and be trained, scored and served as if it were the model's own.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_trainer.contract.reasons.steps import StepReason
+from finetune_trainer.failures import StepFailed
+from finetune_trainer.model.outline import outline
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def check_complete(folder: Path, held: Mapping[str, Any], field: str) -> None:
+    """Raises StepFailed ModelDamaged. `folder` holds the model's config.json, `held` is all that its weights' headers say."""
+    _check_types(field, held)
+    network = outline(folder)
+    told, named = _told(network, held), type(network).__name__
+    if missing := sorted(told["missing_keys"]):
+        raise _damaged(
+            f"{field}: {len(missing)} of the weights of {named} are not in its files, such as {missing[0]}, and would begin at"
+            f" random{_instead(told['unexpected_keys'])}: take a model whose files hold all that its config.json asks for"
+        )
+    if others := sorted(told["mismatched_keys"]):
+        name, found, wanted = others[0]
+        raise _damaged(
+            f"{field}: {name} is {_size(found)} in its files and {_size(wanted)} by its config.json: take the configuration"
+            " that belongs to these weights"
+        )
+
+
+def _told(network: Any, held: Mapping[str, Any]) -> Mapping[str, Collection[Any]]:
+    """What transformers says of these weights when it loads them into the model, names that changed and all, but no numbers."""
+    weights = {name: torch.empty(tensor["shape"], dtype=torch.bfloat16, device="meta") for name, tensor in held.items()}
+    try:
+        _, told = type(network).from_pretrained(
+            None,
+            config=network.config,
+            state_dict=weights,
+            device_map={"": "meta"},
+            dtype=torch.bfloat16,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception:  # numbers may be needed after all; what is wrong will be seen in training
+        traceback.print_exc()
+        return {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
+    found: Mapping[str, Collection[Any]] = told
+    return found
+
+
+def _check_types(field: str, held: Mapping[str, Any]) -> None:
+    """Counters may be whole numbers. A weight that is, or has 8 bits, is quantized, and nobody here reads its scales."""
+    for name, tensor in held.items():
+        if tensor["dtype"] not in FLOATS and name.endswith("weight") and len(tensor["shape"]) > 1:
+            raise StepFailed(
+                StepReason.ModelUnsupported,
+                f"{field}: it is quantized already ({name} is {tensor['dtype']}): name the repository with its full weights",
+            )
+
+
+def _instead(unexpected: Collection[str]) -> str:
+    """Weights under other names, where there are some."""
+    return f" (its files hold {min(unexpected)} and {len(unexpected) - 1} more that have no place in it)" if unexpected else ""
+
+
+def _size(shape: Collection[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _damaged(why: str) -> StepFailed:
+    return StepFailed(StepReason.ModelDamaged, why)
