@@ -27,6 +27,7 @@ async def _silent(stage: Stage, pod: Object) -> bool:
         await stage.say(pod, {**status, "conditions": []})
         await lasts(SLOW_SECONDS)
         return False
+    stage.commit(pod)
     await stage.say(pod, ended(pod, 0, ""))
     return True
 
@@ -85,7 +86,11 @@ class Nth:
         self._at = at
         self._befall = befall
         self.seen = 0
+        self.struck = ""  # the pod's name
 
     async def __call__(self, pod: Object) -> bool:
         self.seen += 1
-        return self._befall is not None and self.seen == self._at and await self._befall(self._stage, pod)
+        if self._befall is None or self.seen != self._at:
+            return False
+        self.struck = pod["metadata"]["name"]
+        return await self._befall(self._stage, pod)

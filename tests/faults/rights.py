@@ -13,6 +13,7 @@ ELSEWHERE = {
     "finetunejobs/finalizers update": "asked by the API server's own admission, where owner references block a deletion",
     "modelserves/finalizers update": "likewise",
     "pods/log get": "the sweep answers it, as no kubelet is there",
+    "controllerrevisions get": "what a create finds there: where a fault strikes just that write",
     "secrets get": "spec.model.secretRef: tests/integration/test_walks.py",
     "events list": "a Job whose pods a quota refuses: tests/integration/test_quota.py",
     "horizontalpodautoscalers create": "spec.autoscaling: tests/integration/test_tampering.py",
@@ -28,8 +29,8 @@ ELSEWHERE = {
 
 
 def verbs(method: str, path: str, resource: str, status: int) -> Iterator[str]:
-    """The verbs that the API server asks its authorizer about for a request that it accepted."""
-    if status >= 400:
+    """The verbs that the API server asked its authorizer about for a request, unless that said no."""
+    if status in (401, 403):
         return
     if method == "GET":
         yield "list" if path.rstrip("/").endswith(f"/{resource}") else "get"

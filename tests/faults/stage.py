@@ -22,6 +22,7 @@ from tests.waiting import lasts
 
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION, LABEL_STEP
 from finetune_operator.resources import RESOURCES
+from finetune_trainer.contract.pipeline import PREPARE
 from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.run import RunConfig
 
@@ -54,6 +55,7 @@ class Stage:
         self.history: dict[str, list[Change]] = defaultdict(list)
         self.endings: dict[str, Ending] = {}  # by namespace
         self.befalls: dict[str, Callable[[Object], Awaitable[bool]]] = {}
+        self.done: dict[str, set[str]] = defaultdict(set)  # steps whose output lies in the store, which prepare tells of
         self._events: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._world = world
         self._running: dict[str, asyncio.Task[None]] = {}  # pods, by uid
@@ -182,8 +184,15 @@ class Stage:
         mounted = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
         maps = [body for name in mounted if (body := self.get(space, "ConfigMap", name))]
         run = RunConfig.model_validate_json(next(m["data"]["run.json"] for m in maps if "run.json" in m["data"]))
-        said = Termination(result=make_result(run, labels[LABEL_STEP]))
+        done = tuple(step for step in sorted(self.done[space]) if labels[LABEL_STEP] == PREPARE)
+        self.commit(pod)
+        said = Termination(result=make_result(run, labels[LABEL_STEP], done=done))
         return 0, said.model_dump_json(by_alias=True, exclude_none=True)
+
+    def commit(self, pod: Object) -> None:
+        """A step's pod has done its work: the store has its output, whether the report of it arrives or not."""
+        step = pod["metadata"]["labels"].get(LABEL_STEP, PREPARE)
+        self.done[pod["metadata"]["namespace"]] |= {step} - {PREPARE}
 
 
 def _shown(task: asyncio.Task[None]) -> None:

@@ -169,7 +169,7 @@ class Sweep:
         now = proxy.told[case.space]
         if not case.differences and case.later:
             case.differences.append(f"it wrote {case.later} times after it had settled: {now.requests[-3:]}")
-        case.differences += dict.fromkeys(oracle.broken_promises(scene))
+        case.differences += dict.fromkeys(oracle.broken_promises(scene, self._pods[case.space].struck))
         loose = case.fault_class.jobs > 0
         end = oracle.end_state(scene, loose=loose)
         if text := oracle.difference(wanted.loose if loose else wanted.end, end):
