@@ -19,6 +19,10 @@ ELSEWHERE = {
     "horizontalpodautoscalers create": "spec.autoscaling: tests/integration/test_tampering.py",
     "horizontalpodautoscalers patch": "likewise",
     "horizontalpodautoscalers delete": "likewise",
+    **{
+        f"httproutes {word}": "an API that the sweep has not installed"
+        for word in ("get", "watch", "create", "patch", "delete")
+    },
     "networkpolicies delete": "spec.network.policy: likewise",
     "poddisruptionbudgets delete": "fewer than two replicas: likewise",
     **{
