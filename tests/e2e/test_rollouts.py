@@ -166,6 +166,7 @@ def test_canary(space: Space) -> None:
         space.until(SERVE, "sharing", "waits with half", _shares(step=2))
         space.kubectl("annotate", SERVE, "sharing", "-n", space.name, f"finetune.dev/promote={second}/3")
         space.until(SERVE, "sharing", "serves anew", lambda s: s["status"]["live"]["name"] == second and is_true(s, "Ready"))
+        space.until(SERVE, "sharing", "has no window", lambda s: "rollbackWindow" not in s["status"])
     nothing_lost(report, revisions=2)
     first_answers, second_answers = report["revisions"]
     print(f"{second_answers} of {first_answers + second_answers} answers were the new revision's")
