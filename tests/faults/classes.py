@@ -16,7 +16,7 @@ class FaultClass:
     times: int = 1
     together: bool = True  # with the other classes behind one operator; else its cases have an operator to themselves
     at_once: int = 40  # cases that share an operator at a time
-    jobs: int = 0  # so many Jobs more are made and removed, as the fault took a pod, or made one whose work was done by then
+    jobs: int = 0  # so many Jobs more are made and removed, as the fault took a pod
     of: str = "writes"  # it strikes each of these of a run: writes, reads, pods
 
 
@@ -33,7 +33,7 @@ CLASSES = (
     FaultClass("504, not committed", "504"),
     FaultClass("504, committed", "504 after"),
     FaultClass("reply held for 40 s", "held"),
-    FaultClass("write arrives after 40 s", "late", jobs=1),
+    FaultClass("write arrives after 40 s", "late"),
     FaultClass("read answered 500", "500", of="reads"),
     FaultClass("read answered 404", "404", of="reads"),
     FaultClass("read lost", "lost", of="reads"),
