@@ -198,17 +198,12 @@ class Stage:
 
     def roll_out(self) -> str:
         """Take what is asked for all the way to live; returns the revision."""
-        self.step()
-        revision = self.candidate()
-        self.available(revision)
-        self.step()
-        self.finish_gate()
-        self.settle()
+        revision = self.roll_out_canary()
         assert self.live() == revision
         return revision
 
     def roll_out_canary(self) -> str:
-        """Take what is asked for to its first share; returns the revision."""
+        """Take what is asked for past its gate: to its first share, where there is a canary; returns the revision."""
         self.step()
         revision = self.candidate()
         self.available(revision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from finetune_operator.cache import Children, key_of
@@ -58,19 +58,28 @@ async def no_pause(_: float) -> None: ...
 
 async def follow(lists: list[Any], watches: list[Any], children: Children | None = None) -> tuple[Server, list[str], Children]:
     """Everything that the script has to say; what was asked and told, and what is kept then."""
-    server, told, children = Server(lists, watches), [], children or Children()
-    made = Watches(
-        server,  # type: ignore[arg-type]
-        "default",
-        children,
-        lambda change, body: told.append(f"{change} {body['metadata']['name']}"),
-        no_pause,
-    )
-    task = asyncio.create_task(made.follow("Pod"))
+    server, told, children = Server(lists, watches), list[str](), children or Children()
+    await play(server, watches_of(server, "default", children, told, no_pause), "Pod")
+    return server, told, children
+
+
+def watches_of(
+    server: Server, namespace: str, children: Children, told: list[str], pause: Callable[[float], Awaitable[None]]
+) -> Watches:
+    """Watches of a scripted server that write what they tell of into `told`."""
+
+    def tell(change: str, body: Object) -> None:
+        told.append(f"{change} {body['metadata']['name']}")
+
+    return Watches(server, namespace, children, tell, pause)  # type: ignore[arg-type]
+
+
+async def play(server: Server, made: Watches, kind: str) -> None:
+    """Follow a kind until the server's script has nothing more to say."""
+    task = asyncio.create_task(made.follow(kind))
     await asyncio.wait_for(server.idle.wait(), 10)
     assert not task.done()
     task.cancel()
-    return server, told, children
 
 
 async def test_what_is_listed_then_what_changes_then_what_goes() -> None:
@@ -143,16 +152,8 @@ async def follow_routes(lists: list[Any], watches: list[Any], children: Children
     async def pause(_: float) -> None:
         paused.append((made._listed["HTTPRoute"].is_set(), set(children.unserved)))
 
-    made = Watches(
-        server,  # type: ignore[arg-type]
-        "",
-        children,
-        lambda change, body: told.append(f"{change} {body['metadata']['name']}"),
-        pause,
-    )
-    task = asyncio.create_task(made.follow("HTTPRoute"))
-    await asyncio.wait_for(server.idle.wait(), 10)
-    task.cancel()
+    made = watches_of(server, "", children, told, pause)
+    await play(server, made, "HTTPRoute")
     return server.asked, told, paused
 
 

@@ -69,10 +69,10 @@ def reasons_page() -> str:
     steps = ((f"`{r}`", str(int(r.exit_code)), _sentence(r)) for r in sorted(StepReason))
     operator = ((f"`{r}`", _sentence(r)) for r in sorted(OperatorReason))
     return f"{NOTE}\n" + REASONS.format(
-        codes=_table(("code", "name", "what follows for a step"), codes),
-        steps=_table(("reason", "exit code", "what it means, and what to do"), steps),
-        operator=_table(("reason", "what it means, and what to do"), operator),
-        remarks=_table(("reason", "what it means, and what to do"), ((f"`{r}`", _sentence(r)) for r in sorted(RemarkReason))),
+        codes=table(("code", "name", "what follows for a step"), codes),
+        steps=table(("reason", "exit code", "what it means, and what to do"), steps),
+        operator=table(("reason", "what it means, and what to do"), operator),
+        remarks=table(("reason", "what it means, and what to do"), ((f"`{r}`", _sentence(r)) for r in sorted(RemarkReason))),
     )
 
 
@@ -99,10 +99,10 @@ def _part(title: str, path: str, schema: Schema) -> str:
     head = ("field", "type", "default", "what it says")
     needed = schema.get("required", ())
     rows = {name: list(_rows(field, f"{path}.{name}", name in needed)) for name, field in schema["properties"].items()}
-    text = f"## {title}\n\n{_table(head, (found[0] for found in rows.values() if len(found) == 1))}\n"
+    text = f"## {title}\n\n{table(head, (found[0] for found in rows.values() if len(found) == 1))}\n"
     for name, found in rows.items():
         if len(found) > 1:
-            text += f"\n### {path}.{name}\n\n{_table(head, found)}\n"
+            text += f"\n### {path}.{name}\n\n{table(head, found)}\n"
     return text + _rules(schema)
 
 
@@ -155,7 +155,7 @@ def _words(field: Schema) -> str:
 def _rules(schema: Schema) -> str:
     """What must hold together, in the API server's own sentences."""
     messages = dict.fromkeys(rule["message"] for rule in _validations(schema) if "message" in rule)
-    return "\n### What must hold together\n\n" + "".join(f"- {as_text(m)}\n" for m in messages) if messages else ""
+    return "\n### What must hold together\n\n" + "".join(f"- {_as_text(m)}\n" for m in messages) if messages else ""
 
 
 def _validations(schema: Schema) -> Iterator[dict[str, str]]:
@@ -179,12 +179,11 @@ These are chosen or done by themselves, and have no field: {chosen}.
 
 def names_page() -> str:
     """docs/names.md: a row for each field that other tools know under another name."""
-    rows = ((f"`{field}`", _others(names), _meant(names)) for field, names in OTHERS_NAMES.items())
-    chosen = ", ".join(f"`{name}`" for name in CHOSEN_BY_ITSELF.split())
-    return f"{NOTE}\n" + NAMES.format(names=_table(("field", "elsewhere", "mind"), rows), chosen=chosen)
+    rows = ((f"`{field}`", _names(names), _meant(names)) for field, names in OTHERS_NAMES.items())
+    return f"{NOTE}\n" + NAMES.format(names=table(("field", "elsewhere", "mind"), rows), chosen=_names(CHOSEN_BY_ITSELF))
 
 
-def _others(names: str) -> str:
+def _names(names: str) -> str:
     return ", ".join(f"`{name}`" for name in names.split())
 
 
@@ -197,7 +196,8 @@ def _sentence(reason: Reason) -> str:
     return f"{reason.text[0].upper()}{reason.text[1:]}."
 
 
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A table of Markdown; angle brackets and bars in its cells are seen."""
     return "\n".join(_lines(head, rows))
 
 
@@ -205,10 +205,10 @@ def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for row in rows:
-        yield f"| {' | '.join(as_text(cell).replace('|', chr(92) + '|') for cell in row)} |"
+        yield f"| {' | '.join(_as_text(cell).replace('|', chr(92) + '|') for cell in row)} |"
 
 
-def as_text(words: str) -> str:
+def _as_text(words: str) -> str:
     """The words with their angle brackets seen: outside of code a page takes them for HTML."""
     parts = words.split("`")
     return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))

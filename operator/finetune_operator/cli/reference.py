@@ -9,7 +9,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from finetune_operator.api.docgen import as_text
+from finetune_operator.api.docgen import table
 from finetune_operator.cli.commands import app
 
 PAGE = "commands.md"
@@ -33,8 +33,8 @@ def _section(name: str, command: Any) -> Iterator[str]:
     yield f"\n## finetune {' '.join([name, *arguments])}\n\n{' '.join(command.help.split())}\n"
     rows = [*_of(command, "argument"), *(p for p in _of(command, "option") if p.name != "help")]
     if rows:
-        yield "\n| argument, option | what it says | default |\n|---|---|---|\n"
-        yield from (f"| {_named(p)} | {as_text(' '.join((p.help or '').split()))} | {_default(p)} |\n" for p in rows)
+        cells = ((_named(p), " ".join((p.help or "").split()), _default(p)) for p in rows)
+        yield f"\n{table(('argument, option', 'what it says', 'default'), cells)}\n"
 
 
 def _of(command: Any, kind: str) -> list[Any]:

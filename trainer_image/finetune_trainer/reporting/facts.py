@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ def read(inputs: Inputs, progress: Path | None) -> Facts:
     prepare has not run yet.
     """
     prepared = inputs.prepared()
-    made = manifests(inputs)
-    scored = [found for step in steps(inputs.run) if step.stage == EVALUATE for found in _scored(inputs, step)]
+    wanted = inputs.fingerprints()
+    made = manifests(inputs, wanted)
+    scored = [found for step in steps(inputs.run) if step.stage == EVALUATE for found in _scored(inputs, step, wanted)]
     return {
         "name": inputs.run.name,
         "store": inputs.store.uri,
         "configuration": inputs.run.model_dump(mode="json", by_alias=True, exclude_defaults=True),
         "prepared": prepared.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"done"}),
         "samples": _lines(inputs.of_data(f"{rendered.SAMPLES}.jsonl"), rendered.SAMPLES),
-        "curve": _curve(inputs) or _curve_so_far(progress),
+        "curve": _curve(inputs, wanted[TRAIN]) or _curve_so_far(progress),
         "lineage": [_lineage(name, manifest) for name, manifest in made.items()],
         "training": _training(made.get(TRAIN)),
         "scores": [scores.model_dump(mode="json", by_alias=True, exclude_none=True) for scores, _, _ in scored],
@@ -38,16 +39,16 @@ def read(inputs: Inputs, progress: Path | None) -> Facts:
     }
 
 
-def manifests(inputs: Inputs) -> dict[str, Manifest]:
-    """Each step that is done, with what it committed."""
-    found = {step.name: inputs.store.read(kind_of(step), inputs.fingerprint(step.name)) for step in steps(inputs.run)}
+def manifests(inputs: Inputs, wanted: Mapping[str, str]) -> dict[str, Manifest]:
+    """Each step that is done, with what it committed. `wanted` are the run's fingerprints."""
+    found = {step.name: inputs.store.read(kind_of(step), wanted[step.name]) for step in steps(inputs.run)}
     return {name: manifest for name, manifest in found.items() if manifest is not None}
 
 
-def _scored(inputs: Inputs, step: Step) -> Iterator[tuple[Scores, Path, Manifest]]:
+def _scored(inputs: Inputs, step: Step, fingerprints: Mapping[str, str]) -> Iterator[tuple[Scores, Path, Manifest]]:
     """Each subject that was scored, the folder with its answers and the entry, whichever engine answered."""
     for subject in subjects(inputs.run, step):
-        wanted = inputs.fingerprint(f"{EVALUATE}/{subject}")
+        wanted = fingerprints[f"{EVALUATE}/{subject}"]
         for fingerprint in dict.fromkeys((answered(wanted, AnswerEngine.VLLM), wanted)):
             if (manifest := inputs.store.read(EVALUATE, fingerprint)) is not None:
                 folder = inputs.store.fetch(EVALUATE, manifest, inputs.folder / EVALUATE / fingerprint)
@@ -60,9 +61,9 @@ def _lines(folder: Path, name: str) -> list[Any]:
         return [json.loads(line) for line in lines]
 
 
-def _curve(inputs: Inputs) -> list[tuple[int, float]]:
+def _curve(inputs: Inputs, training: str) -> list[tuple[int, float]]:
     """Loss by optimizer step, as the training that has ended left it."""
-    entry = inputs.store.read(CURVE, inputs.fingerprint(TRAIN))
+    entry = inputs.store.read(CURVE, training)
     if entry is None:
         return []
     folder = inputs.store.fetch(CURVE, entry, inputs.folder / CURVE / entry.fingerprint)

@@ -33,11 +33,12 @@ def _written(inputs: Inputs) -> str | None:
 
     Steps that end side by side each write it. Who finds afterwards that another had ended meanwhile writes it once more.
     """
-    path, told = f"report/{digest(inputs.run.name, inputs.fingerprints())}/report.html", facts.manifests(inputs)
+    wanted = inputs.fingerprints()
+    path, told = f"report/{digest(inputs.run.name, wanted)}/report.html", facts.manifests(inputs, wanted)
     if TRAIN not in told:
         return None
     while True:
         inputs.store.objects.overwrite(path, page.render(facts.read(inputs, None)).encode())
-        before, told = told, facts.manifests(inputs)
+        before, told = told, facts.manifests(inputs, wanted)
         if told == before:
             return path
