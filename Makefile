@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV ?= .venv
+SUPPLY := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/finetune-operator/supply
 PYTHON := $(abspath $(VENV))/bin/python
 export PYTHONPATH := operator:trainer_image:.
 
@@ -83,6 +84,26 @@ install-yaml: setup ## Generate install/install.yaml and docs/values.md from the
 format: setup ## Format the code
 	$(PYTHON) -m ruff check --fix . && $(PYTHON) -m ruff format .
 
+licences: setup ## The licence of every locked package into docs/licences.md; fails where one may not be passed on
+	sh requirements/image-venv.sh $(SUPPLY) supply && $(SUPPLY)/bin/python -m supply licences
+
+audit: ## Known holes in what we lock, by pip-audit; each is mended or answered in supply/audit.toml
+	sh requirements/image-venv.sh $(SUPPLY) supply && $(SUPPLY)/bin/python -m supply audit
+
+sbom: ## Bills of materials of the local cluster's images in dist/, as CycloneDX (IMAGE=operator: of one)
+	sh requirements/image-venv.sh $(SUPPLY) supply && $(SUPPLY)/bin/python -m supply sbom $(IMAGE)
+
+release-check: ## Is TAG=v1.2.3 the version that pyproject.toml, charts and changelog have?
+	@python3 -m supply check $(or $(TAG),$(error TAG is missing))
+
+release-image: ## Build an image of this version, push it, and write its bill: IMAGE=operator REGISTRY=ghcr.io/somebody
+	sh requirements/image-venv.sh $(SUPPLY) supply && $(SUPPLY)/bin/python -m supply image $(or $(IMAGE),$(error IMAGE is missing)) \
+	    --registry $(or $(REGISTRY),$(error REGISTRY is missing)) $(if $(BASE),--base $(BASE)) $(if $(OUTPUTS),--outputs $(OUTPUTS))
+
+release-chart: ## Package a chart of this version and push it: CHART=finetune-operator REGISTRY=ghcr.io/somebody
+	@python3 -m supply chart $(or $(CHART),$(error CHART is missing)) --registry $(or $(REGISTRY),$(error REGISTRY is missing)) \
+	    $(if $(OUTPUTS),--outputs $(OUTPUTS))
+
 requirements: ## Lock the dependencies anew (UPGRADE=1: newest versions that fit)
 	sh requirements/compile.sh
 
@@ -95,4 +116,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test gitops-test faults e2e crds docs site dashboards install-yaml format requirements krew images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test gitops-test faults e2e crds docs site dashboards install-yaml format licences audit sbom release-check release-image release-chart requirements krew images clean-cluster

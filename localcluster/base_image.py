@@ -34,7 +34,7 @@ def key() -> str:
     return hashlib.sha256("\0".join((DOCKERFILE, *PACKAGES, *UNUSED)).encode()).hexdigest()[:16]
 
 
-def build(storage: builder.Storage, reference: str) -> None:
+def build(storage: builder.Storage, reference: str, from_nothing: bool = False) -> None:
     """Unpack the packages and make them one layer of the image `reference`. Takes about a minute; needs root.
 
     Raises BuildFailed with debootstrap's last lines.
@@ -52,4 +52,4 @@ def build(storage: builder.Storage, reference: str) -> None:
             subprocess.run(["find", str(root / folder), "-mindepth", "1", "-delete"], check=False, stderr=subprocess.DEVNULL)
         dockerfile = Path(scratch) / "Dockerfile"
         dockerfile.write_text(DOCKERFILE)
-        builder.build(storage, reference, builder.Recipe(dockerfile, root))
+        builder.build(storage, reference, builder.Recipe(dockerfile, root, from_nothing=from_nothing))

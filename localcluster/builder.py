@@ -49,6 +49,7 @@ class Recipe:
     context: Path
     arguments: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
+    from_nothing: bool = False  # without what the storage has of earlier builds
 
 
 def build(storage: Storage, reference: str, recipe: Recipe, report: Report = silent) -> None:
@@ -61,6 +62,8 @@ def build(storage: Storage, reference: str, recipe: Recipe, report: Report = sil
     command += ["--tag", reference, "--file", str(recipe.dockerfile)]
     if AUTHORITIES.exists():
         command += ["--volume", f"{AUTHORITIES}:{AUTHORITIES}:ro"]
+    if recipe.from_nothing:
+        command.append("--no-cache")
     if recipe.target:
         command += ["--target", recipe.target]
     for name, value in recipe.arguments.items():
@@ -79,9 +82,22 @@ def alone(storage: Storage) -> Iterator[None]:
 
 
 def push(storage: Storage, reference: str, report: Report = silent) -> None:
-    """Send `reference` to the registry that its name begins with, over plain HTTP; only layers that it lacks travel."""
-    command = [*storage.options, "push", "--tls-verify=false", "--compression-format=zstd", "--compression-level=1"]
+    """Send `reference` to the registry that its name begins with; only layers that it lacks travel."""
+    command = [*storage.options, "push", _tls(reference), "--compression-format=zstd", "--compression-level=1"]
     _run(storage, [*command, reference, f"docker://{reference}"], storage.log(reference), report)
+
+
+def publish(storage: Storage, reference: str) -> str:
+    """Push `reference` as every registry and runtime understands it, and return the digest under which it lies there."""
+    told = storage.log(reference).with_suffix(".digest")
+    command = [*storage.options, "push", _tls(reference), "--format=oci", f"--digestfile={told}"]
+    _run(storage, [*command, reference, f"docker://{reference}"], storage.log(reference))
+    return told.read_text().strip()
+
+
+def _tls(reference: str) -> str:
+    """A registry on this machine speaks plain HTTP, every other one TLS."""
+    return f"--tls-verify={str(not reference.startswith('localhost:')).lower()}"
 
 
 def exists(storage: Storage, reference: str) -> bool:
@@ -119,8 +135,8 @@ def share_of(line: str) -> float | None:
 
 
 def pull(storage: Storage, reference: str, report: Report = silent) -> None:
-    """Take `reference` back from the registry, where the storage lost it."""
-    _run(storage, [*storage.options, "pull", "--tls-verify=false", f"docker://{reference}"], storage.log(reference), report)
+    """Take `reference` from its registry, as where the storage lost it."""
+    _run(storage, [*storage.options, "pull", _tls(reference), f"docker://{reference}"], storage.log(reference), report)
 
 
 def forget_others(storage: Storage, reference: str) -> None:
@@ -130,7 +146,12 @@ def forget_others(storage: Storage, reference: str) -> None:
     told = subprocess.run(listing, env=storage.environment, capture_output=True, text=True, check=False).stdout
     for other in told.split():
         if other.startswith(f"{name}:") and other != reference:
-            subprocess.run([*storage.options, "rmi", other], env=storage.environment, capture_output=True, check=False)
+            forget(storage, other)
+
+
+def forget(storage: Storage, reference: str) -> None:
+    """Drop an image, and its layers that nothing else uses."""
+    subprocess.run([*storage.options, "rmi", reference], env=storage.environment, capture_output=True, check=False)
 
 
 def run(
@@ -143,12 +164,24 @@ def run(
         _run(storage, [*storage.options, "run", "--user=0:0", *options, container, "--", *command], storage.log(reference))
 
 
+def digest(storage: Storage, reference: str) -> str:
+    """The digest of an image that the storage holds: of its configuration, which names each layer by what is in it."""
+    command = [*storage.options, "inspect", "--type=image", "--format={{.FromImageID}}", reference]
+    return subprocess.run(command, env=storage.environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def copy_out(storage: Storage, reference: str, source: str, target: Path) -> None:
     """Copy the folder `source` of an image to `target`, which must not be there yet."""
+    with files(storage, reference) as root:
+        shutil.copytree(root / source.lstrip("/"), target, symlinks=True)
+
+
+@contextmanager
+def files(storage: Storage, reference: str) -> Iterator[Path]:
+    """The folder in which an image's files lie while the block runs."""
     with _container(storage, reference) as container:
         command = [*storage.options, "mount", container]
-        place = subprocess.run(command, env=storage.environment, capture_output=True, text=True, check=True).stdout.strip()
-        shutil.copytree(Path(place) / source.lstrip("/"), target, symlinks=True)
+        yield Path(subprocess.run(command, env=storage.environment, capture_output=True, text=True, check=True).stdout.strip())
 
 
 @contextmanager

@@ -190,14 +190,23 @@ def _make(chosen: settings.Settings, image: Image, report: work.Report) -> None:
         pass
     elif is_in_registry:
         builder.pull(storage, wanted, report)
-    elif image is BASE:
-        base_image.build(storage, wanted)
     else:
-        arguments = {argument: reference(chosen, IMAGES[parent]) for argument, parent in image.parents.items()}
-        recipe = builder.Recipe(ROOT / image.dockerfile, ROOT, {**image.arguments, **arguments}, image.target)
-        builder.build(storage, wanted, recipe, report)
+        build(chosen, image, wanted, report)
     if not is_in_registry:
         builder.push(storage, wanted, report)
+
+
+def build(
+    chosen: settings.Settings, image: Image, name: str, report: work.Report = work.silent, from_nothing: bool = False
+) -> None:
+    """Build one image under a name, from those below it, which the storage has."""
+    storage = builder.Storage(chosen.cache / "buildah")
+    if image is BASE:
+        base_image.build(storage, name, from_nothing)
+        return
+    arguments = {argument: reference(chosen, IMAGES[parent]) for argument, parent in image.parents.items()}
+    recipe = builder.Recipe(ROOT / image.dockerfile, ROOT, {**image.arguments, **arguments}, image.target, from_nothing)
+    builder.build(storage, name, recipe, report)
 
 
 def _values(chosen: settings.Settings, fresh: Mapping[str, str]) -> dict[str, dict[str, str]]:

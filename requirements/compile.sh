@@ -3,6 +3,7 @@
 # UPGRADE=1 takes the newest versions that fit; otherwise what is locked stays unless pyproject.toml or an .in file forbids it.
 set -eu
 cd "$(dirname "$0")/.."
+PATH="$(dirname "$(sh requirements/uv.sh)"):$PATH"
 lock() { # lock OUTPUT INPUT... [OPTIONS]
     output="requirements/$1.txt"; shift
     [ -z "${UPGRADE:-}" ] || rm -f "$output"
@@ -26,6 +27,7 @@ lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
 lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
 lock evaluator requirements/evaluator.in --no-deps --constraints requirements/trainer.txt
 lock site requirements/site.in
+lock supply requirements/supply.in
 lock llamacpp requirements/llamacpp.in --no-deps
 lock llamacpp-build requirements/llamacpp-build.in
 lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra benchmarks --extra dev --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in

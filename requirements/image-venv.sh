@@ -2,14 +2,14 @@
 # An image's Python environment on this machine, for tests: the folder $1, filled from the locks $2…, with hashes checked.
 #   image-venv.sh FOLDER quantizer
 #   image-venv.sh FOLDER serve-vllm evaluator
-# Done again only when a lock file changed. After requirements/venv.sh, whose uv and downloads it uses.
+# Done again only when a lock file changed. What other environments have is taken from uv's cache.
 set -eu
 folder="$1"; shift
 cd "$(dirname "$0")"
 for lock; do set -- "$@" "$lock.txt"; shift; done
 key=$(cat "$@" | sha256sum | cut -c1-16)
 if [ -e "$folder/.complete-$key" ]; then exit 0; fi
-uv="${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/uv-$(sha256sum uv.txt | cut -c1-16)/bin/uv"
+uv=$(sh uv.sh)
 [ -x "$folder/bin/python" ] || "$uv" venv --quiet --python "$(command -v python3)" "$folder"
 rm -rf "$folder"/.complete-* "$folder"/lib/python3*/site-packages/vllm-*.dist-info
 "$uv" pip sync --quiet --python "$folder/bin/python" --system-certs --require-hashes "$@"

@@ -23,15 +23,11 @@ if [ -n "$missing" ]; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing > /dev/null
 fi
-uv="${XDG_CACHE_HOME:-$HOME/.cache}/finetune-operator/uv-$(sha256sum requirements/uv.txt | cut -c1-16)"
-if [ ! -x "$uv/bin/uv" ]; then
-    python3 -m venv "$uv"
-    "$uv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-fi
+uv=$(sh requirements/uv.sh)
 echo "filling .venv (about 3 GB, of which torch is most; a minute once they are in uv's cache)"
 rm -f .venv/.complete-*
-[ -x .venv/bin/python ] || "$uv/bin/uv" venv --quiet --python "$(command -v python3)" .venv
-"$uv/bin/uv" pip sync --quiet --python .venv/bin/python --system-certs --require-hashes requirements/dev.txt
+[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$(command -v python3)" .venv
+"$uv" pip sync --quiet --python .venv/bin/python --system-certs --require-hashes requirements/dev.txt
 # The two packages as they lie here, and the command `finetune`.
 site=$(.venv/bin/python -c 'import site; print(site.getsitepackages()[0])')
 printf '%s\n%s\n' "$PWD/operator" "$PWD/trainer_image" > "$site/finetune-operator.pth"
