@@ -209,9 +209,9 @@ def _lines(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 
 def _as_text(words: str) -> str:
-    """The words with their angle brackets seen: outside of code a page takes them for HTML."""
+    """The words with their angle brackets and asterisks seen: outside of code a page takes them for HTML and emphasis."""
     parts = words.split("`")
-    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
+    return "`".join(part if number % 2 else part.replace("<", "&lt;").replace("*", "\\*") for number, part in enumerate(parts))
 
 
 def render() -> dict[str, str]:
