@@ -48,7 +48,7 @@ def bill(name: str, version: str, digest: str, root: Path) -> str:
     for part in parts:
         bom.components.add(part)
     bom.register_dependency(bom.metadata.component, parts)
-    text = JsonV1Dot6(bom).output_as_string(indent=2)
+    text: str = JsonV1Dot6(bom).output_as_string(indent=2)
     if problem := JsonStrictValidator(SchemaVersion.V1_6).validate_str(text):
         raise Incomplete(f"the bill of {name}: {problem}")
     return text
