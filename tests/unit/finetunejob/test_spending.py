@@ -9,9 +9,11 @@ from tests.builders import NOW, make_job, make_pod, reported_failure, stamp
 from tests.story import SETTINGS, Story
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, Holding
 from finetune_operator.decision import Decision
 from finetune_operator.finetunejob.budget import Limit, seconds_left
 from finetune_operator.finetunejob.runs import current_run
+from finetune_operator.finetunejob.spending import spent
 from finetune_operator.platforms import Platform, Profile
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
@@ -205,3 +207,10 @@ def test_failures_count_against_the_budget() -> None:
     story.space.end(*reported_failure(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", "away"), seconds=300)
     story.passes(3)
     assert story.conditions()["Failed"] == ("True", "BudgetExhausted")
+
+
+def test_what_is_spent_is_what_was_counted_and_what_is_held_now() -> None:
+    counted = FineTuneJobStatus(gpu_seconds=600)
+    assert spent(counted, NOW) == 600
+    held = counted.model_copy(update={"holding": Holding(job="train", gpus=2, since=stamp(0))})
+    assert spent(held, NOW + timedelta(seconds=30)) == 660

@@ -32,7 +32,7 @@ def accept(stage: Stage, truth: str = "True", kind: str = "Accepted", **told: st
 def loaded(steps: list[dict[str, int]] = STEPS, **spec: Any) -> tuple[Stage, str, str]:
     """A live revision of four pods, and another that is about to pass its gate."""
     rollout = {"canary": {"steps": steps}, **spec.pop("rollout", {})}
-    stage = Stage(make_serve(replicas=4, rollout=rollout, **spec))
+    stage = Stage(make_serve(**{"replicas": 4, "rollout": rollout, **spec}))
     old = stage.roll_out()
     if "route" in spec:
         accept(stage)
@@ -498,6 +498,20 @@ def test_a_service_that_somebody_deleted_comes_back_as_it_was() -> None:
 
 
 # ── by the route ──
+
+
+@pytest.mark.parametrize(("replicas", "weight", "count"), [(4, 25, 1), (4, 26, 2), (7, 43, 4), (1, 1, 1), (3, 99, 3)])
+def test_a_candidate_behind_a_route_has_pods_in_proportion(replicas: int, weight: int, count: int) -> None:
+    stage, _, new = loaded([{"weight": weight, "pauseSeconds": 60}], route=ROUTE, replicas=replicas)
+    assert stage.deployment(new)["spec"]["replicas"] == count
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1000", "2/3", " 2", ""])
+def test_what_names_no_step_lets_nothing_through(number: str) -> None:
+    stage, _, new = begun(BY_HAND)
+    stage.annotate(ANNOTATION_PROMOTE, f"{new}/{number}")
+    stage.settle()
+    assert canary(stage)["step"] == 1
 
 
 def test_weights_of_the_route_give_any_share() -> None:

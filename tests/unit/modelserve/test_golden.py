@@ -1,6 +1,7 @@
 """All that is created for a ModelServe until it serves, and its status then, as files to be read in review.
 
 tests/golden/modelserve/<case>/modelserve.yaml ─► objects.yaml, status.yaml      (pytest --golden-update writes them)
+                               + second.yaml   ─► asked.yaml: what asks and watches the revision of this spec
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import yaml
 from tests.serving import Stage, make_serve
 
 from finetune_operator.meta import Object
+from finetune_operator.names import LABEL_WATCH
 
 CASES = sorted(p.parent for p in (Path(__file__).parents[2] / "golden" / "modelserve").glob("*/modelserve.yaml"))
 KINDS = (
     "Deployment", "Service", "ConfigMap", "Job",
     "ControllerRevision", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute",
 )  # fmt: skip
-SECRETS = ("s3-keys", "authority")
+NEEDED = [("Secret", "s3-keys"), ("Secret", "authority"), ("Secret", "judge-key"), ("ConfigMap", "rubric")]
 
 
 def test_cases_were_found() -> None:
@@ -29,25 +31,32 @@ def test_cases_were_found() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.name)
 def test_until_it_serves(case: Path, golden: Callable[[Path, str], None]) -> None:
-    given = yaml.safe_load((case / "modelserve.yaml").read_text())
-    serve = make_serve()
-    serve["spec"] = given["spec"]
-    stage = Stage(serve)
-    for secret in SECRETS:
-        stage.put({"kind": "Secret", "metadata": {"name": secret}})
-    stage.roll_out()
-    golden(case / "objects.yaml", _yaml(_as_sent(o) for kind in KINDS for o in stage.of(kind)))
+    stage = _serving(case)
+    made = (o for kind in KINDS for o in stage.of(kind) if (kind, o["metadata"]["name"]) not in NEEDED)
+    golden(case / "objects.yaml", _yaml(map(_as_sent, made)))
     golden(case / "status.yaml", _yaml([stage.serve["status"]]))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if (case / "second.yaml").exists()], ids=lambda p: p.name)
+def test_what_asks_and_watches_the_next_revision(case: Path, golden: Callable[[Path, str], None]) -> None:
+    stage = _serving(case)
+    stage.later(3600)
+    stage.edit(**yaml.safe_load((case / "second.yaml").read_text())["spec"])
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    asking = [job for job in stage.of("Job") if not job.get("status")]
+    stage.finish_gate()
+    stage.settle()
+    watching = [o for kind in ("Job", "Service") for o in stage.of(kind) if LABEL_WATCH in o["metadata"]["labels"]]
+    assert asking
+    assert watching
+    golden(case / "asked.yaml", _yaml(map(_as_sent, (*asking, *watching))))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.name)
 def test_every_pod_meets_pod_security_restricted(case: Path) -> None:
-    serve = make_serve()
-    serve["spec"] = yaml.safe_load((case / "modelserve.yaml").read_text())["spec"]
-    stage = Stage(serve)
-    for secret in SECRETS:
-        stage.put({"kind": "Secret", "metadata": {"name": secret}})
-    stage.roll_out()
+    stage = _serving(case)
     pods = [o["spec"]["template"]["spec"] for kind in ("Deployment", "Job") for o in stage.of(kind)]
     assert len(pods) == 2
     for pod in pods:
@@ -60,6 +69,16 @@ def test_every_pod_meets_pod_security_restricted(case: Path) -> None:
                 "readOnlyRootFilesystem": True,
                 "capabilities": {"drop": ["ALL"]},
             }
+
+
+def _serving(case: Path) -> Stage:
+    serve = make_serve()
+    serve["spec"] = yaml.safe_load((case / "modelserve.yaml").read_text())["spec"]
+    stage = Stage(serve)
+    for kind, name in NEEDED:
+        stage.put({"kind": kind, "metadata": {"name": name}, "data": {"rubric.txt": "Prefer short answers."}})
+    stage.roll_out()
+    return stage
 
 
 def _as_sent(body: Object) -> Object:

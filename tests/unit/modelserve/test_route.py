@@ -122,7 +122,9 @@ def test_a_route_of_somebody_else_is_left_alone() -> None:
     stage.put(theirs)
     stage.roll_out()
     assert stage.objects["HTTPRoute", "facts"] == theirs
-    assert "an HTTPRoute facts exists that this ModelServe does not own" in stage.serve["status"]["route"]["message"]
+    route = stage.serve["status"]["route"]
+    assert "an HTTPRoute facts exists that this ModelServe does not own" in route["message"]
+    assert route["accepted"] is False
     del stage.objects["HTTPRoute", "facts"]
     stage.settle()
     assert backends(stage) == {"facts": 1}

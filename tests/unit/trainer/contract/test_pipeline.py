@@ -102,6 +102,8 @@ SCORES = {name for name in ALL if name.startswith("evaluate")}
         ("credentials", {"model": {"uri": "hf://org/model", "secretRef": {"name": "x"}}}, set()),
         ("weights", {"model": {"uri": "hf://org/model", "weights": "Pickle"}}, set()),
         ("checkpoint interval", {"training": {"method": "QLoRA", "checkpoint": {"keep": 5}}}, set()),
+        ("where losses are told", {"training": {"method": "QLoRA", "reportTo": ["tensorboard"]}}, set()),
+        ("with which key", {"training": {"method": "QLoRA", "reportSecretRef": {"name": "x"}}}, set()),
         ("teacher", {"training": {"method": "QLoRA", "distillation": TEACHER}}, FROM_TRAIN),
         ("rank", {"training": {"method": "QLoRA", "lora": {"rank": 8}}}, FROM_TRAIN),
         ("merge base", {"merge_base": "Original"}, FROM_MERGE),
@@ -151,6 +153,13 @@ def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: d
     before = pipeline.fingerprints(run(), MODEL, DATA)
     after = pipeline.fingerprints(run(), MODEL.model_copy(update=model), DATA.model_copy(update=data))
     assert changed(before, after) == expected, name
+
+
+def test_rows_longer_than_a_window_count_as_a_newer_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    windowed, long = MODEL.model_copy(update={"plain_attention_tokens": 1}), DATA.model_copy(update={"longest_row_tokens": 2})
+    found = pipeline.fingerprints(run(), windowed, long)
+    monkeypatch.setitem(pipeline.RECIPES, "train", pipeline.RECIPES["train"] + 1)
+    assert pipeline.fingerprints(run(), MODEL, DATA)["train"] == found["train"]
 
 
 @pytest.mark.parametrize(

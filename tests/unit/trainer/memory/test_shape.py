@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.memory.shape import Shape, plain_attention_of, positions_of, shape_of
+from finetune_trainer.memory.shape import Shape, parameters_of, plain_attention_of, positions_of, shape_of
 
 PLAIN = {
     "hidden_size": 8,
@@ -148,3 +148,47 @@ def test_what_is_quantized_and_what_is_adapted() -> None:
     assert shape_of(PLAIN, 1).linear == 0
     of_a_layer = 2 * (8 + 12) + 2 * (8 + 6) + 3 * (8 + 32)
     assert shape.adapter(16) == 6 * 16 * of_a_layer
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        (  # SmolLM2-135M
+            {
+                "hidden_size": 576,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "num_hidden_layers": 30,
+                "intermediate_size": 1536,
+                "vocab_size": 49152,
+                "tie_word_embeddings": True,
+            },
+            134_515_008,
+        ),
+        (  # Mistral-7B
+            {
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "num_hidden_layers": 32,
+                "intermediate_size": 14336,
+                "vocab_size": 32000,
+            },
+            7_241_732_096,
+        ),
+        (  # Mixtral-8x7B, but for the gates of its routers: 32 x 8 x 4096
+            {
+                "hidden_size": 4096,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "num_hidden_layers": 32,
+                "intermediate_size": 14336,
+                "vocab_size": 32000,
+                "num_local_experts": 8,
+            },
+            46_702_792_704 - 32 * 8 * 4096,
+        ),
+    ],
+)
+def test_parameters_are_counted_as_these_models_have_them(config: dict[str, Any], parameters: int) -> None:
+    assert parameters_of(config) == parameters
