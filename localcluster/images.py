@@ -39,7 +39,7 @@ class Image:
 
 BASE = Image("base", cpu_seconds=40)
 INSTALL = ("requirements/install.sh", "requirements/uv.txt")
-LLAMACPP = ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt")
+LLAMACPP = ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt", "serving_images/llamacpp/together.cmake")
 TORCH = (*INSTALL, "requirements/torch.txt")
 IMAGES = {
     image.name: image
@@ -51,7 +51,7 @@ IMAGES = {
             LLAMACPP,
             "llamacpp-build",
             {"BASE_IMAGE": "base"},
-            cpu_seconds=1000,
+            cpu_seconds=600,
         ),
         Image(
             "operator",
@@ -73,14 +73,21 @@ IMAGES = {
             after=("llamacpp-build",),
         ),
         Image(
+            "trainer-packages",
+            "trainer_image/Dockerfile",
+            (*TORCH, "requirements/trainer.txt"),
+            "packages",
+            {"BASE_IMAGE": "base"},
+            {"DEVICE": "cpu"},
+            cpu_seconds=380,
+        ),
+        Image(
             "trainer",
             "trainer_image/Dockerfile",
             (*TORCH, "requirements/trainer.txt", TRAINER_CODE),
             "trainer",
-            {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
-            {"DEVICE": "cpu"},
-            "trainer",
-            cpu_seconds=400,
+            {"BASE_IMAGE": "base", "PACKAGES_IMAGE": "trainer-packages", "LLAMACPP_IMAGE": "llamacpp-build"},
+            value="trainer",
         ),
         Image(
             "quantizer",
@@ -90,7 +97,7 @@ IMAGES = {
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
             value="quantizer",
             cpu_seconds=400,
-            after=("trainer",),
+            after=("trainer-packages",),
         ),
         Image(
             "serve-vllm",
@@ -100,7 +107,7 @@ IMAGES = {
             {"BASE_IMAGE": "base"},
             value="vllm",
             cpu_seconds=400,
-            after=("trainer",),
+            after=("trainer-packages",),
         ),
         Image(
             "evaluator",

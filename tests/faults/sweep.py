@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import shutil
 import tempfile
 import time
@@ -105,10 +106,14 @@ class Sweep:
         async with self._operator() as (proxy, watchdog):
             proxy.strike = lambda space, fault: _befall(proxy, watchdog.operator, space, fault)
 
+            done = itertools.count(1)
+
             async def one(case: Case) -> tuple[Scene, Told]:
                 async with places:
                     scene = await self._play(case, proxy)
-                    return scene, replace(proxy.told[case.space])
+                if (number := next(done)) % 20 == 0 or case.differences:
+                    print(f"{number:>8} of {len(cases)}: {case} {case.differences}".removesuffix(" []"), flush=True)
+                return scene, replace(proxy.told[case.space])
 
             played = await asyncio.gather(*(one(case) for case in cases))
             on_old_lists = any(case.fault_class.fault == "old lists" for case in cases)

@@ -78,7 +78,7 @@ def test_docker_builds_what_the_quickstart_runs_each_after_what_it_is_made_of(ca
     references = kind.build(installation.QUICKSTART_IMAGES)
     built = [line for line in calls.read_text().splitlines() if line.startswith("docker build")]
     order = [next(name for name in IMAGES if f"finetune.local/{name}:" in line.partition("--file")[0]) for line in built]
-    assert set(order) == {"llamacpp-build", "operator", "serve-llamacpp", "trainer"}
+    assert set(order) == {"llamacpp-build", "operator", "serve-llamacpp", "trainer", "trainer-packages"}
     assert order.index("llamacpp-build") < order.index("serve-llamacpp")
     assert order.index("llamacpp-build") < order.index("trainer")
     trainer = built[order.index("trainer")]
