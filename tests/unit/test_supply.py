@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from localcluster import builder, settings
+from localcluster import builder, debian, settings
 from localcluster.errors import BuildFailed
 from supply import audit, licences, locks, release
 from supply.audit import Hole
@@ -160,7 +160,7 @@ def test_a_released_image_is_built_from_published_ones_and_what_is_ours_is_built
     built: list[tuple[str, dict[str, str]]] = []
     pulled: list[str] = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(release.debian, "ensure_tools", lambda: [])
+    monkeypatch.setattr(debian, "ensure_tools", lambda: [])
     monkeypatch.setattr(builder, "pull", lambda _storage, reference: pulled.append(reference))
     monkeypatch.setattr(builder, "build", lambda _storage, name, recipe: built.append((name, dict(recipe.arguments))))
     monkeypatch.setattr(builder, "publish", lambda _storage, _reference: "sha256:1")
