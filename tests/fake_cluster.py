@@ -73,7 +73,7 @@ class FakeCluster:
             raise Conflict("the object has been modified")
         return self._store(body)
 
-    async def apply(self, body: Object) -> Object:
+    async def apply(self, body: Object, manager: str = "") -> Object:
         self._write("apply", body)
         have = self.objects.get(self._key(body), {"metadata": {}})
         if body["metadata"].get("resourceVersion") not in (None, have["metadata"].get("resourceVersion")):

@@ -56,8 +56,8 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
     match action:
         case Create(body):
             return _keep(means, await _create(means.cluster, body))
-        case Apply(body):
-            answer = await _apply(means, body, _seen(means, key_of(body), observed))
+        case Apply(body, manager):
+            answer = await _apply(means, body, manager, _seen(means, key_of(body), observed))
             means.applied.keep(body, answer)
             _keep(means, answer)
         case Delete(kind, name, uid):
@@ -73,13 +73,13 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
     return True
 
 
-async def _apply(means: Means, body: Object, seen: Object | None) -> Object:
+async def _apply(means: Means, body: Object, manager: str, seen: Object | None) -> Object:
     """Raises Conflict where the object was written since it was seen: what arrives late undoes nothing, such as `replicas: 0`
     that the network held up until pods were wanted again.
     """
     version = {} if seen is None else {"resourceVersion": seen["metadata"]["resourceVersion"]}
     try:
-        return await means.cluster.apply({**body, "metadata": {**body["metadata"], **version}})
+        return await means.cluster.apply({**body, "metadata": {**body["metadata"], **version}}, manager)
     except Invalid:  # perhaps only beside what others wrote: another port of our port's name
         found = means.children.get(key_of(body))
         if found is None or not _owners(body) <= _owners(found):

@@ -79,7 +79,8 @@ def _shape(body: Object) -> Object:
     meta = body["metadata"]
     notes = {k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith(GROUP)}
     owners = {owner["uid"]: True for owner in meta.get("ownerReferences") or ()}
-    return {"labels": meta.get("labels") or {}, "annotations": notes, "owners": owners, "spec": body.get("spec") or {}}
+    shape = {"labels": meta.get("labels") or {}, "annotations": notes, "owners": owners, "spec": body.get("spec") or {}}
+    return shape | ({"data": body.get("data") or {}} if body["kind"] == "ConfigMap" else {})
 
 
 def _key(body: Object) -> Key:

@@ -141,15 +141,17 @@ class Own(Store):
     def __init__(self) -> None:
         super().__init__()
         self._conditions: dict[Key, tuple[tuple[str, str], ...]] = {}
-        self._jobs: dict[Key, str] = {}  # the job that a ModelServe takes its model from
+        self._jobs: dict[Key, tuple[str, ...]] = {}  # the jobs that a ModelServe takes its model and its adapters from
+        self._handing: dict[Key, str] = {}  # the ModelServe that a job hands its adapter to
         self._paced: set[Key] = set()  # ModelServes that load what only a changed default asks for
         self._labelled: dict[Key, Key] = {}  # by what a label can hold of a long name
 
     def related(self, key: Key, body: Object) -> list[Key]:
         """Whom a change of this object concerns besides itself."""
         if key.kind == "ModelServe":
-            return [k for k in self.owners(body) if k != key]
-        return [k for k, name in self._jobs.items() if name == key.name and k.namespace == key.namespace]
+            handing = [k for k, name in self._handing.items() if name == key.name and k.namespace == key.namespace]
+            return [*(k for k in self.owners(body) if k != key), *handing]
+        return [k for k, names in self._jobs.items() if key.name in names and k.namespace == key.namespace]
 
     def owners(self, body: Object) -> list[Key]:
         """The objects of ours that this one belongs to: by its labels, and by its controller where that is ours."""
@@ -158,7 +160,7 @@ class Own(Store):
         found = [(kind, labels.get(label)) for label, kind in OWNER_LABELS.items()]
         found += [(o["kind"], o["name"]) for o in metadata.get("ownerReferences") or () if o["kind"] in KINDS]
         if body["kind"] == "ModelServe":
-            found.append(("FineTuneJob", _job_of(body)))
+            found += [("FineTuneJob", name) for name in _jobs_of(body)]
         keys = [Key(kind, metadata["namespace"], name) for kind, name in found if name]
         return list(dict.fromkeys(self._labelled.get(key, key) for key in keys))
 
@@ -183,14 +185,18 @@ class Own(Store):
         conditions = status.get("conditions") or ()
         (self._paced.add if has_turn(status) else self._paced.discard)(key)
         self._conditions[key] = tuple((c["type"], c["status"]) for c in conditions)
-        if key.kind == "ModelServe" and (name := _job_of(body)):
-            self._jobs[key] = name
+        if key.kind == "ModelServe" and (names := _jobs_of(body)):
+            self._jobs[key] = names
         else:
             self._jobs.pop(key, None)
+        self._handing.pop(key, None)
+        if key.kind == "FineTuneJob" and (name := ((body.get("spec") or {}).get("serving") or {}).get("adapterOf")):
+            self._handing[key] = str(name)
 
     def _removed(self, key: Key, body: Object) -> None:
         self._conditions.pop(key, None)
         self._jobs.pop(key, None)
+        self._handing.pop(key, None)
         self._paced.discard(key)
         self._labelled.pop(key._replace(name=label_value(key.name)), None)
 
@@ -205,6 +211,7 @@ def has_turn(status: Object) -> bool:
     return candidate.get("paced") is True and candidate.get("state") != "Refused" and not waits
 
 
-def _job_of(serve: Object) -> str | None:
-    found: str | None = (((serve.get("spec") or {}).get("model") or {}).get("jobRef") or {}).get("name")
-    return found
+def _jobs_of(serve: Object) -> tuple[str, ...]:
+    spec = serve.get("spec") or {}
+    named = [(part or {}).get("jobRef") for part in (spec.get("model"), *(spec.get("adapters") or ()))]
+    return tuple(dict.fromkeys(str(ref["name"]) for ref in named if ref and ref.get("name")))

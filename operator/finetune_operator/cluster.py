@@ -121,12 +121,12 @@ class Cluster:
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
         return await self._api.json(Request("PUT", path, body=body, timeout=timeout))
 
-    async def apply(self, body: Object) -> Object:
+    async def apply(self, body: Object, manager: str = FIELD_MANAGER) -> Object:
         """Server-side apply by force: the fields in the body become ours and as the body says."""
         self._fence()
         metadata = body["metadata"]
         path = RESOURCES[body["kind"]].path(metadata["namespace"], metadata["name"])
-        query = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        query = {"fieldManager": manager, "force": "true"}
         return await self._api.json(Request("PATCH", path, query, body, content_type=APPLY_PATCH))
 
     async def merge(self, read: Object, patch: Object) -> Object:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from finetune_operator.meta import Condition, Object, seconds_since
+from finetune_operator.names import FIELD_MANAGER
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -90,6 +91,7 @@ class Apply:
     """Server-side apply with our field manager, by force, on what the pass saw: refused where somebody wrote since."""
 
     body: Object
+    manager: str = FIELD_MANAGER  # another one owns a part of an object of which we own others
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ LABEL_REVISION = f"{GROUP}/revision"
 LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL_REVISION, which Services select by
 
 LABEL_WATCH = f"{GROUP}/watch"  # the revision whose rollback window a Job watches, with the Services that it needs
+LABEL_ADAPTER = f"{GROUP}/adapter"  # of the gate's Job of an adapter: its name
 
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
@@ -27,6 +28,7 @@ ANNOTATION_RETRY = f"{GROUP}/retry"  # any new value gives a failed job a fresh 
 ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HISTORY = f"{GROUP}/history"  # of the stable Service: which revisions took traffic, as JSON
+ANNOTATION_ADAPTERS = f"{GROUP}/adapters"  # of the ConfigMap that pods read: which adapters have passed their gates, as JSON
 ANNOTATION_PROMOTE = f"{GROUP}/promote"  # names the revision that waits for it
 ANNOTATION_SUSPENDED = f"{GROUP}/suspended"  # of a step's Job that spec.suspend suspended: others suspend Jobs, too
 ANNOTATION_PIN = f"{GROUP}/pin"  # names the revision that serves, whatever the spec asks for

@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune_operator.decoding import UNREADABLE
 from finetune_operator.meta import GROUP, Object
+from finetune_trainer.contract.served_adapters import WANTED
 
 LARGEST = 262144  # characters of one trimmed object; ours have some thousand
 
@@ -56,7 +57,7 @@ SHAPES: dict[str, Shape] = {
     "PodDisruptionBudget": {"spec": ALL},
     "HTTPRoute": {"spec": ALL, "status": {"parents": [{"parentRef": ALL, "conditions": _CONDITIONS}]}},
     "ControllerRevision": {"data": ALL},
-    "ConfigMap": {},
+    "ConfigMap": {"data": {WANTED: ALL}},  # of that of the adapters alone
     # Who else sets the replicas is told by the managed fields alone.
     "ModelServe": {
         "spec": ALL,

@@ -50,11 +50,11 @@ def live(space: Space, name: str, **spec: Any) -> Iterator[str]:
 
 
 @contextmanager
-def traffic(space: Space, name: str) -> Iterator[dict[str, Any]]:
-    """Ask a ModelServe without a pause. The report is there once the block has ended."""
-    pod, report = f"{name}-traffic", dict[str, Any]()
+def traffic(space: Space, name: str, model: str | None = None) -> Iterator[dict[str, Any]]:
+    """Ask a ModelServe, or an adapter of it, without a pause. The report is there once the block has ended."""
+    pod, report = f"{model or name}-traffic", dict[str, Any]()
     space.delete("pod", pod, "--ignore-not-found", "--wait")
-    space.apply(*program_pod(space, pod, PROGRAM, ["traffic.py", f"http://{name}:8000/v1", name]))
+    space.apply(*program_pod(space, pod, PROGRAM, ["traffic.py", f"http://{name}:8000/v1", model or name]))
     space.kubectl("wait", "pod", pod, "-n", space.name, "--for=condition=Ready", "--timeout=120s")
     wait_until("it is answered", lambda: "begun" in space.kubectl("logs", pod, "-n", space.name), 60)
     try:

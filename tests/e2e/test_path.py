@@ -32,7 +32,7 @@ def test_quickstart(space: Space) -> None:
     assert scores["merged"]["exactMatch"] >= 0.8
     assert scores["q8"]["exactMatch"] >= 0.8
     assert [(g["name"], g["passed"]) for g in job["status"]["gates"]] == [("knows-velmora", True), ("q8-knows-it-too", True)]
-    assert {a["name"] for a in job["status"]["artifacts"]} == {"adapter", "merged", "q8"}
+    assert {a["name"] for a in job["status"]["artifacts"]} == {"base", "adapter", "merged", "q8"}
     _answers_as_evaluated(space.get(SERVE, "quickstart"))
     rows = ask(space.kubectl, job, space.operator_image)
     assert sum(row.served == row.reference for row in rows) >= 0.8 * len(rows)

@@ -92,8 +92,9 @@ class Traffic:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trace_configs=[trace]) as session:
             async with session.get(f"{self.url}/models") as response:
                 response.raise_for_status()
-                (model,) = (await response.json())["data"]
-            told = model.get("meta") or model.get("max_model_len")
+                models = (await response.json())["data"]
+            model = next(m for m in models if m["id"] == self.model)
+            told = [model.get("root"), model.get("meta"), model.get("max_model_len")]  # an adapter's root has its digest
             yield Connection(session, json.dumps(told, sort_keys=True), opened)
 
     async def _asked(self, connection: Connection, name: str, streamed: bool) -> bool:

@@ -14,6 +14,7 @@ ELSEWHERE = {
     "modelserves/finalizers update": "likewise",
     "pods/log get": "the sweep answers it, as no kubelet is there",
     "controllerrevisions get": "what a create finds there: where a fault strikes just that write",
+    "configmaps patch": "spec.lora: tests/integration/test_adapters.py",
     "secrets get": "spec.model.secretRef: tests/integration/test_walks.py",
     "events list": "a Job whose pods a quota refuses: tests/integration/test_quota.py",
     "horizontalpodautoscalers create": "spec.autoscaling: tests/integration/test_tampering.py",

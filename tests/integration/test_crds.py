@@ -50,6 +50,7 @@ REFUSED_JOBS = [
         ({"podTemplate": {field: "a"}, "scheduling": {field: "b"}}, f"spec.podTemplate.{field} and spec.scheduling.{field} say")
         for field in ("priorityClassName", "schedulerName")
     ),
+    ({"serving": {"adapterOf": "a", "artifact": "merged"}}, "spec.serving.adapterOf goes without artifact"),
     ({"training": {"epochs": 1, "maxSteps": 5}}, "spec.training takes epochs or maxSteps, not both"),
     ({"training": {"globalBatchSize": 16, "microBatchSize": 3}}, "globalBatchSize must be a multiple of microBatchSize"),
     ({"training": {"reportTo": ["tensorboard", "wandb"]}}, "spec.training.reportTo mlflow and wandb need a server"),
@@ -244,6 +245,10 @@ REFUSED_SERVES = [
     ({"model": {}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"uri": "pvc://c/m", "jobRef": {"name": "a"}}}, "spec.model takes exactly one of jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
+    ({"engine": {"type": "LlamaCpp"}, "lora": {}}, "spec.lora needs spec.engine.type VLLM"),
+    ({"adapters": [{"name": "a", "jobRef": {"name": "a"}}]}, "spec.adapters needs room in the engine"),
+    ({"lora": {}, "adapters": [{"name": "a"}]}, "spec.adapters[] takes either jobRef"),
+    ({"lora": {}, "adapters": [{"name": "a", "uri": "pvc://a/b"}]}, "spec.adapters[] takes either jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "caSecretRef": {"name": "ca"}}}, "go with uri"),
     ({"model": {"jobRef": {"name": "a"}, "evaluation": f"s3://b/evaluate/{'e' * 20}"}}, "go with uri"),
     (

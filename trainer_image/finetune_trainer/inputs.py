@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model, TrainedModel
+from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.pipeline import Step
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.reports import DatasetFacts, FitFacts, Manifest, ModelFacts, StepResult
+from finetune_trainer.contract.reports import ArtifactFacts, DatasetFacts, FitFacts, Manifest, ModelFacts, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
@@ -56,6 +57,15 @@ class Inputs:
         small = [file for file in manifest.files if not file.path.endswith(".safetensors")]
         folder = self.folder / "config" / manifest.fingerprint
         return self._templated(which, self.store.objects.fetch(self.store.path(MODEL, manifest), small, folder), "config")
+
+    def base(self) -> ArtifactFacts | None:
+        """The base model as it was fetched, for those who serve it with adapters over it. A mounted one has its own uri."""
+        if pipeline.model_path(self.run.model, self.mounts) is not None:
+            return None
+        manifest = self._entry(MODEL, pipeline.model_fingerprint(self.run.model))
+        made = ArtifactFacts.made(pipeline.BASE, SAFETENSORS)
+        size, digest = sum(file.bytes for file in manifest.files), folder_digest(manifest.files)
+        return made.model_copy(update={"path": self.store.path(MODEL, manifest), "digest": digest, "bytes": size})
 
     def begin_of(self, which: Model, file: str, length: int) -> bytes:
         """The first bytes of a model's file, which may be too large to fetch for them."""

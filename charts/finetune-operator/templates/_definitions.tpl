@@ -62,8 +62,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   resources: [pods/log]
   verbs: [get]
 - apiGroups: [""]
-  resources: [configmaps]
-  verbs: [get, list, watch, create]
+  resources: [configmaps]             # patched: the one that a ModelServe's pods read, which says which adapters they are to have
+  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [get, create]

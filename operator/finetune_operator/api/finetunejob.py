@@ -55,7 +55,10 @@ class Merge(Strict):
 
 class Serving(Strict):
     name: str | None = Field(None, min_length=1, max_length=50, pattern=r"^[a-z]([a-z0-9-]*[a-z0-9])?$")
-    """Name of the ModelServe that the job creates or updates. Unset: the job's name."""
+    """Name of the ModelServe that the job creates or updates; with adapterOf that of the adapter. Unset: the job's name."""
+    adapter_of: str | None = Field(None, min_length=1, max_length=253)
+    """Name of a ModelServe that serves the base model, with room for adapters (spec.lora): the adapter that the job trains
+    becomes one of its spec.adapters, and the merged model is not served. Instead of template and artifact."""
     artifact: str | None = Field(None, min_length=1, max_length=20)
     """Artifact to serve. Unset: the best fit for the engine (VLLM: a CompressedTensors artifact or merged; LlamaCpp:
     the first GGUF artifact)."""

@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from finetune_operator.api.access import ApiKey, Autoscaling, Network, Route
+from finetune_operator.api.adapters import MOST_ADAPTERS, Adapter, AdapterStatus, Lora
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.rollout import Rollout, Strategy
@@ -28,7 +29,7 @@ class JobRef(Strict):
     name: str = Field(min_length=1, max_length=253)
     """Name of a FineTuneJob in this namespace. Its newest artifact that passed the gates is served."""
     artifact: str = Field("merged", min_length=1, max_length=20)
-    """Which of its artifacts: merged, or a name from its spec.artifacts."""
+    """Which of its artifacts: merged, a name from its spec.artifacts, or base, the model that it trained over."""
 
 
 class ServedModel(Strict):
@@ -103,6 +104,10 @@ class ModelServeSpec(Strict):
     """Name of the model in the OpenAI API. Unset: the ModelServe's name."""
     engine: Engine
     """What serves it."""
+    lora: Lora | None = None
+    """Room for adapters in the engine. Unset: it has none."""
+    adapters: list[Adapter] = Field(default_factory=list, max_length=MOST_ADAPTERS)
+    """Adapters over the model, each a model of its own to those who ask. They come and go in pods that run."""
     parallelism: ServeParallelism = Field(default_factory=lambda: ServeParallelism())
     """The GPUs to serve it on."""
     replicas: int = Field(1, ge=0, le=1000)
@@ -270,6 +275,7 @@ class ModelServeStatus(Report):
     """What the candidate takes of the traffic, while it takes a share."""
     route: RouteStatus | None = None
     """How the HTTPRoute stands, where spec.route asks for one."""
+    adapters: list[AdapterStatus] = Field(default_factory=list, max_length=MOST_ADAPTERS)
     history: list[FormerRevision] = Field(default_factory=list, max_length=101)
     """Revisions that can be pinned, the live one first."""
     url: str | None = None

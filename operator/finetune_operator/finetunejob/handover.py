@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,44 +12,38 @@ from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJob
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.applied import contains
+from finetune_operator.finetunejob import adapter_handover
+from finetune_operator.finetunejob.handed import Handover, Stand, fingerprint
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
-from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name, short_hash
+from finetune_operator.names import FIELD_MANAGER, LABEL_JOB, job_labels, label_value, object_name
 from finetune_operator.sentences import either, sentences
 from finetune_trainer.contract import places
 from finetune_trainer.contract.formats import SAFETENSORS
-from finetune_trainer.contract.pipeline import MERGED
+from finetune_trainer.contract.pipeline import ADAPTER, MERGED
 from finetune_trainer.contract.places import PVC, Reach
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 Spec = dict[str, Any]
 
 
-class Stand(Enum):
-    WAITING = "Waiting"
-    READY = "Ready"
-    REFUSED = "Refused"
-    SUPERSEDED = "Superseded"
-
-
-@dataclass(frozen=True)
-class Handover:
-    """How the hand-over stands. `apply` is the ModelServe to write while it does not ask for our artifact yet."""
-
-    stand: Stand
-    message: str = ""
-    apply: Object | None = None
-
-
 def serve_name(job: FineTuneJob) -> str | None:
     serving = job.spec.serving
-    return None if serving is None else serving.name or object_name(job.metadata.name)
+    return None if serving is None else serving.adapter_of or serving.name or object_name(job.metadata.name)
+
+
+def manager(job: FineTuneJob) -> str:
+    """The field manager of what is handed over."""
+    is_adapter = job.spec.serving is not None and job.spec.serving.adapter_of is not None
+    return adapter_handover.manager(job) if is_adapter else FIELD_MANAGER
 
 
 def serving_artifact(spec: FineTuneJobSpec) -> str | None:
     """Name of the artifact to serve: the one asked for, else the best fit for the engine; None if there is none."""
     if spec.serving is None:
         return None
+    if spec.serving.adapter_of is not None:
+        return ADAPTER
     named = (spec.serving.template.get("engine") or {}).get("type")
     engine = next((engine for name, engine in ENGINES.items() if name == named), ENGINES[EngineType.VLLM])
     best = next((a.name for a in spec.artifacts if a.format is engine.best), None)
@@ -63,6 +54,8 @@ def problems(spec: FineTuneJobSpec) -> list[str]:
     """What is wrong with spec.serving, one sentence each: found before anything is trained."""
     if spec.serving is None:
         return []
+    if spec.serving.adapter_of is not None:
+        return adapter_handover.problems(spec, spec.serving)
     at = "spec.serving.template"
     if "model" in spec.serving.template:
         return [f"{at}.model is set by the job; remove it"]
@@ -114,6 +107,8 @@ def _unsuited(spec: FineTuneJobSpec, template: ModelServeSpec, artifact: str | N
 
 def wanted_serve(job: FineTuneJob, status: FineTuneJobStatus) -> Object | None:
     """The ModelServe as this job wants it; None while it has nothing to serve."""
+    if job.spec.serving is not None and job.spec.serving.adapter_of is not None:
+        return adapter_handover.wanted(job, job.spec.serving, status)
     name = serving_artifact(job.spec)
     artifact = next((a for a in status.artifacts if a.name == name), None)
     return None if artifact is None or job.spec.serving is None else _model_serve(job, job.spec.serving, artifact)
@@ -123,11 +118,6 @@ def is_as_wanted(job: FineTuneJob, wanted: Object, found: Object) -> bool:
     """Whether the ModelServe that was found asks for all that is wanted, in this job's name."""
     holder = found["metadata"].get("labels", {}).get(LABEL_JOB)
     return contains(found.get("spec"), _ours(wanted, found)["spec"]) and holder == label_value(job.metadata.name)
-
-
-def fingerprint(wanted: Object) -> str:
-    """What status.serving.handedOver keeps of a hand-over, so that it is done once."""
-    return short_hash(json.dumps(wanted["spec"], sort_keys=True), length=16)
 
 
 def _ours(wanted: Object, found: Object) -> Object:
@@ -160,6 +150,8 @@ def _model_serve(job: FineTuneJob, serving: Serving, artifact: ArtifactStatus) -
 
 def judge(job: FineTuneJob, status: FineTuneJobStatus, wanted: Object, found: Object | None) -> Handover:
     """How the ModelServe that was found stands to the one that is wanted."""
+    if "model" not in wanted["spec"]:
+        return adapter_handover.judge(wanted, status.serving, found)
     name = wanted["metadata"]["name"]
     if found is None:
         return Handover(Stand.WAITING, f"creating the ModelServe {name}", apply=wanted)

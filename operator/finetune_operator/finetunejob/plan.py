@@ -16,6 +16,7 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import DONE, FineTuneJobStatus, GateVerdict, StepState, StepStatus
 from finetune_operator.decision import Ref, look_again, pause_after
 from finetune_operator.finetunejob import gates, handover
+from finetune_operator.finetunejob.handed import Stand
 from finetune_operator.finetunejob.observed import Attempt, State, World
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
@@ -233,9 +234,9 @@ def _hand_over(case: Case) -> Outlook | None:
     if wanted is None:
         return None
     found = handover.judge(case.job, case.status, wanted, case.named.get(Ref("ModelServe", wanted["metadata"]["name"])))
-    if found.stand in (handover.Stand.READY, handover.Stand.SUPERSEDED):
+    if found.stand in (Stand.READY, Stand.SUPERSEDED):
         return None
-    refused = found.stand is handover.Stand.REFUSED
+    refused = found.stand is Stand.REFUSED
     return Outlook(
         Standing.STALLED if refused else Standing.WORKING,
         "Serving",

@@ -160,7 +160,7 @@ def _actions(case: Case, outlook: Outlook, observed: Observed, settings: Setting
     if outlook.resume is not None:
         yield SuspendJob(outlook.resume.job, outlook.resume.uid, False)
     if outlook.hand_over is not None:
-        yield Apply(outlook.hand_over)
+        yield Apply(outlook.hand_over, handover.manager(case.job))
 
 
 def _stops(outlook: Outlook) -> Iterator[Action]:

@@ -145,7 +145,8 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
             digest=made.digest,
             bytes=made.bytes,
         )
-        changes["artifacts"] = [*(a for a in status.artifacts if a.name != artifact.name), artifact]
+        known = {a.name: a for a in status.artifacts}  # each keeps its place
+        changes["artifacts"] = list((known | {artifact.name: artifact}).values())
     if result.train is not None:
         progress = status.progress or ProgressStatus(step=result.step)
         changes["progress"] = progress.model_copy(update={"loss": rounded(result.train.loss)})

@@ -19,7 +19,8 @@ from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
-from finetune_operator.finetunejob import fit, handover
+from finetune_operator.finetunejob import adapter_handover, fit, handover
+from finetune_operator.finetunejob.handed import fingerprint
 from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
@@ -146,6 +147,8 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
     name, last = handover.serve_name(case.job), case.status.serving
     if name is None:
         return None
+    if case.job.spec.serving is not None and case.job.spec.serving.adapter_of is not None:
+        return adapter_handover.stands(name, last, handover.wanted_serve(case.job, case.status), serve)
     digest = last.digest if last and last.name == name else None
     served = ((serve or {}).get("spec") or {}).get("model", {}).get("digest")
     if outlook.hand_over is not None:
@@ -156,7 +159,7 @@ def _serving(case: Case, outlook: Outlook, serve: Object | None) -> ServingStatu
     if serve is None:
         return ServingStatus(name=name, digest=digest)
     if wanted is not None and handover.is_as_wanted(case.job, wanted, serve):
-        handed = handover.fingerprint(wanted)
+        handed = fingerprint(wanted)
     told = serve.get("status") or {}
     is_ours = served == digest
     is_seen = told.get("observedGeneration") == serve["metadata"].get("generation")

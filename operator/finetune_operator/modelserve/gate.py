@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from finetune_operator import credentials, pod_fields, pod_security
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel
@@ -31,13 +32,13 @@ FINAL = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [int(E
 LOST = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
 
 
-def gate_prompts(serve: ModelServe) -> Object:
-    """The gate's prompts, under a name that is their hash, so that they never change under a running gate."""
-    body = _prompts(serve)
+def gate_prompts(serve: ModelServe, asked: Sequence[Prompt]) -> Object:
+    """A gate's prompts, under a name that is their hash, so that they never change under a running gate."""
+    body = _prompts(asked)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": owned(serve, _prompts_name(serve), {}),
+        "metadata": owned(serve, prompts_name(serve, asked), {}),
         "immutable": True,
         "data": {"prompts.json": body},
     }
@@ -77,11 +78,11 @@ def _gate_pod(serve: ModelServe, target: Target, settings: Settings, compared: L
     pod = template["spec"]
     (container,) = pod["containers"]
     container["volumeMounts"].insert(0, {"name": "prompts", "mountPath": GATE_FOLDER, "readOnly": True})
-    pod["volumes"].insert(0, {"name": "prompts", "configMap": {"name": _prompts_name(serve)}})
+    pod["volumes"].insert(0, {"name": "prompts", "configMap": {"name": prompts_name(serve, wanted.prompts)}})
     if compared is not None and wanted.judge is not None:
         _add_judge(pod, wanted.judge)
     if target.model.evaluation is not None and (asked is not None or compared is not None):
-        _add_rows(pod, serve, target, target.model.evaluation)
+        add_rows(pod, serve, target.revision, target.model, target.model.evaluation)
     return template
 
 
@@ -152,9 +153,9 @@ def _add_judge(pod: Object, judge: Judge) -> None:
         pod["volumes"].append({"name": "rubric", "configMap": {"name": judge.rubric.name}})
 
 
-def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None:
+def add_rows(pod: Object, serve: ModelServe, revision: str, model: ResolvedModel, rows: str) -> None:
     """What the pod of a gate needs to read the test rows of an evaluation."""
-    (container,), model = pod["containers"], target.model
+    (container,) = pod["containers"]
     for option, value in (("endpoint", model.endpoint), ("region", model.region)):
         if value is not None:
             container["command"] += [f"--{option}", value]
@@ -166,15 +167,15 @@ def _add_rows(pod: Object, serve: ModelServe, target: Target, rows: str) -> None
         pod["volumes"].append(volume)
         container["volumeMounts"].append(mount)
         # A ReadWriteOnce claim can be mounted where the engine has it and nowhere else, whatever that node's taints.
-        beside = {"labelSelector": {"matchLabels": revision_labels(serve, target.revision)}, "topologyKey": HOSTNAME}
+        beside = {"labelSelector": {"matchLabels": revision_labels(serve, revision)}, "topologyKey": HOSTNAME}
         pod["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}}
         pod["tolerations"] = [*pod.get("tolerations", ()), {"operator": "Exists", "effect": "NoSchedule"}]
 
 
-def _prompts(serve: ModelServe) -> str:
-    prompts = serve.spec.rollout.gate.prompts or [GREETING]
+def _prompts(asked: Sequence[Prompt]) -> str:
+    prompts = asked or [GREETING]
     return json.dumps([p.model_dump(exclude_none=True) for p in prompts], ensure_ascii=False, indent=1)
 
 
-def _prompts_name(serve: ModelServe) -> str:
-    return object_name(serve.metadata.name, "gate", short_hash(_prompts(serve)))
+def prompts_name(serve: ModelServe, asked: Sequence[Prompt]) -> str:
+    return object_name(serve.metadata.name, "gate", short_hash(_prompts(asked)))

@@ -1,7 +1,7 @@
 """Which model folder spec.model stands for. A job's artifact counts once the job's gates have passed.
 
 uri ───────────────────────────► that folder
-jobRef ─ job succeeded ────────► its artifact
+jobRef ─ job succeeded ────────► its artifact; its base model as soon as it was fetched
        ├ job makes a new one ──► the artifact resolved before, else wait
        └ job is gone ──────────► the artifact resolved before, and Stalled until the job is back
 """
@@ -17,6 +17,7 @@ from finetune_operator.decision import NOT_FOUND, Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
+from finetune_trainer.contract.pipeline import BASE
 from finetune_trainer.contract.places import Reach, claim_of
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -68,7 +69,8 @@ def _follow(serve: ModelServe, observed: Observed) -> Resolution:
         return Resolution(last, Obstacle(OperatorReason.JobNotFound, text))
     job = FineTuneJobStatus.model_validate(body.get("status") or {})
     true = {c.type: c for c in job.conditions if c.status == "True"}
-    if "Succeeded" in true:
+    is_given = ref.artifact == BASE and any(made.name == BASE for made in job.artifacts)  # no gate is about that
+    if "Succeeded" in true or is_given:
         return _artifact(serve.spec.engine.type, ref, job, _store(body))
     if last is not None:
         return Resolution(last)  # the newest artifact that passed its gates
@@ -155,9 +157,10 @@ def _needs(model: ResolvedModel) -> list[Ref]:
 
 
 def _keys(serve: ModelServe) -> list[Ref]:
-    """API keys of the engine and of the judge, and what the judge is told."""
+    """API keys of the engine and of the judge, what the judge is told, and the claims of adapters."""
     auth, judge = serve.spec.auth, serve.spec.rollout.gate.judge
-    found = [] if auth is None else [Ref("Secret", auth.secret_ref.name)]
+    found = [Ref("PersistentVolumeClaim", claim) for claim in (serve.spec.lora.claims if serve.spec.lora else ())]
+    found += [] if auth is None else [Ref("Secret", auth.secret_ref.name)]
     if judge is not None:
         found += [Ref("Secret", judge.secret_ref.name)] if judge.secret_ref else []
         found += [Ref("ConfigMap", judge.rubric.name)] if judge.rubric else []

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from finetune_operator import certificates, credentials, pod_fields, pod_security
 from finetune_operator.api.access import ApiKey
+from finetune_operator.api.adapters import Lora
 from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
+from finetune_operator.modelserve import adapter_pod
 from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.engines.engine import HEALTH, MODEL, Launch, is_served
+from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, Launch, is_served
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import PORT_HTTP, serve_labels, volume_name
 from finetune_operator.settings import Settings
@@ -31,10 +33,11 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
     needs one.
     """
     spec, engine = serve.spec, ENGINES[serve.spec.engine.type]
-    front = [_front(spec, settings)] if fronted and not engine.drains and spec.drain.seconds else []
+    front = [_front(spec, settings)] if fronted and _needs_front(spec) else []
     start = engine.launch(spec, served_name(serve), BEHIND if front else engine.port)
     port = _port(ENGINE, BEHIND) if front else _port(PORT_HTTP, engine.port)
-    volumes, mounts = _storage(model, start)
+    volumes, mounts = _storage(serve, model, start)
+    beside = [*front, *([_keeper(serve, model, settings)] if front and spec.lora else [])]
     return {
         "metadata": pod_fields.metadata(spec.pod_template, serve_labels(serve.metadata.name)),
         "spec": {
@@ -43,7 +46,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
             "terminationGracePeriodSeconds": start.pre_stop_seconds + start.shutdown_seconds + GRACE_MARGIN_SECONDS,
             "securityContext": pod_security.pod(),
             "initContainers": [_loader(spec, model, mounts, settings)],
-            "containers": [_engine(serve, model, start, port, mounts, settings), *front],
+            "containers": [_engine(serve, model, start, port, mounts, settings), *beside],
             "volumes": volumes,
             **pod_fields.spec_fields(spec.pod_template, serve_labels(serve.metadata.name)),
             **pod_fields.pull_secrets(spec.pod_template, settings),
@@ -56,23 +59,35 @@ def served_name(serve: ModelServe) -> str:
     return serve.spec.served_name or serve.metadata.name
 
 
-def _storage(model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
+def _needs_front(spec: ModelServeSpec) -> bool:
+    """Where the engine can't drain, and where its API for adapters must be out of reach."""
+    return spec.lora is not None or (not ENGINES[spec.engine.type].drains and spec.drain.seconds > 0)
+
+
+def _storage(serve: ModelServe, model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
     """Volumes, and the engine's mounts of them: whatever holds weights is read-only."""
     volumes: list[Object] = [{"name": "model", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
-    mounts: list[Object] = [
-        {"name": "model", "mountPath": TARGET, "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},
-    ]
+    mounts = _model_mounts(model)
     if (claim := claim_of(model.uri)) is not None:
-        volume, mount = mounted_claim(claim)
-        volumes.append(volume)
-        mounts.append(mount)
+        volumes.append(mounted_claim(claim)[0])
+    if serve.spec.lora is not None:
+        volumes += adapter_pod.volumes(serve, volumes)
+        mounts.append(adapter_pod.READ_ONLY)
     if start.shared_memory:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     if model.ca_secret_ref is not None:
         volumes.append(certificates.volume(model.ca_secret_ref))
     return volumes + credentials.volumes(secrets(model)), mounts
+
+
+def _model_mounts(model: ResolvedModel) -> list[Object]:
+    mounts: list[Object] = [
+        {"name": "model", "mountPath": TARGET, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    claim = claim_of(model.uri)
+    return mounts if claim is None else [*mounts, mounted_claim(claim)[1]]
 
 
 def secrets(model: ResolvedModel) -> dict[Owner, str]:
@@ -103,7 +118,7 @@ def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], se
         "resources": _loader_resources(spec),
         "env": [{"name": k, "value": v} for k, v in ({"HOME": "/tmp"} | certificates.environment(model.ca_secret_ref)).items()],
         "securityContext": pod_security.container(),
-        "volumeMounts": [m for m in writable if m["name"] != "shm"],
+        "volumeMounts": [m for m in writable if m["name"] not in ("shm", "adapters")],
     }
     if model.ca_secret_ref is not None:
         container["volumeMounts"].append(certificates.mount())
@@ -135,7 +150,7 @@ def _engine(
         "ports": [port],
         "securityContext": pod_security.container(),
         "volumeMounts": mounts,
-        **_probes(port, served_name(serve), budget(spec, model).start, _api_key_variable(spec)),
+        **_probes(port, served_name(serve), budget(spec, model).start, spec),
     }
     if spec.auth is not None:
         container["env"].append(api_key(spec.auth.secret_ref, ENGINES[spec.engine.type].api_key_variable))
@@ -149,12 +164,16 @@ def _engine(
 
 
 def _front(spec: ModelServeSpec, settings: Settings) -> Object:
-    """The container that takes the requests for an engine that does not drain. It is told to stop as the engine's container
-    begins its sleep, so it ends first.
+    """The container that takes the requests for an engine that does not drain, or that has adapters. It is told to stop as the
+    engine's container begins its sleep, so it ends first.
     """
     port = _port(PORT_HTTP, ENGINES[spec.engine.type].port)
     command = ["python", "-m", "finetune_trainer.serving.front", "--port", str(port["containerPort"])]
     command += ["--engine", f"http://127.0.0.1:{BEHIND}", "--drain", str(spec.drain.seconds)]
+    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]
+    if spec.lora is not None:
+        command += ["--adapters", adapter_pod.FOLDER]
+        mounts.append(adapter_pod.READ_ONLY)
     return {
         "name": "front",
         "image": settings.operator_image,
@@ -164,9 +183,17 @@ def _front(spec: ModelServeSpec, settings: Settings) -> Object:
         "env": [{"name": "HOME", "value": "/tmp"}],
         "ports": [port],
         "securityContext": pod_security.container(),
-        "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+        "volumeMounts": mounts,
         "readinessProbe": {"httpGet": {"path": HEALTH, "port": PORT_HTTP}, **READINESS},
     }
+
+
+def _keeper(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:
+    """The container that keeps the adapters."""
+    spec, claims = serve.spec, (serve.spec.lora or Lora()).claims
+    key = [] if spec.auth is None else [api_key(spec.auth.secret_ref, pod.ENV_API_KEY)]
+    mounts = [*_model_mounts(model), *(mounted_claim(claim)[1] for claim in claims if claim != claim_of(model.uri))]
+    return adapter_pod.keeper(serve, model, f"http://127.0.0.1:{BEHIND}", mounts, key, settings)
 
 
 def _port(name: str, number: int) -> Object:
@@ -178,14 +205,16 @@ def api_key(secret: ApiKey, variable: str) -> Object:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
 
 
-def _api_key_variable(spec: ModelServeSpec) -> str | None:
-    return None if spec.auth is None else ENGINES[spec.engine.type].api_key_variable
-
-
-def _probes(port: Object, name: str, seconds: int, api_key_variable: str | None) -> Object:
-    """No pod is ready before its engine has listed the served name, which then can't change while the process lives."""
-    health = {"httpGet": {"path": HEALTH, "port": port["name"]}}
-    ask = {"exec": {"command": ["sh", "-c", is_served(api_key_variable), f"http://127.0.0.1:{port['containerPort']}", name]}}
+def _probes(port: Object, name: str, seconds: int, spec: ModelServeSpec) -> Object:
+    """No pod is ready before its engine has listed the served name, which then can't change while the process lives. An engine
+    on the loopback is asked from within; whether it is ready is asked of its front alone, which asks it.
+    """
+    variable, url = ENGINES[spec.engine.type].api_key_variable, f"http://127.0.0.1:{port['containerPort']}"
+    ask = {"exec": {"command": ["sh", "-c", is_served(None if spec.auth is None else variable), url, name]}}
+    health: Object = {"httpGet": {"path": HEALTH, "port": port["name"]}}
+    ready = {"readinessProbe": {**health, **READINESS}}
+    if spec.lora is not None:
+        health, ready = {"exec": {"command": ["sh", "-c", IS_HEALTHY, url]}}, {}
     failures = -(-seconds // STARTUP_PERIOD_SECONDS)
     return {
         "startupProbe": {
@@ -194,7 +223,7 @@ def _probes(port: Object, name: str, seconds: int, api_key_variable: str | None)
             "timeoutSeconds": 15,
             "failureThreshold": failures,
         },
-        "readinessProbe": {**health, **READINESS},
+        **ready,
         # Slow to judge: an engine that is busy with long prompts may answer late.
         "livenessProbe": {**health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
     }

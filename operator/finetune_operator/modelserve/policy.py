@@ -9,10 +9,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_operator.api.adapters import AdapterState
 from finetune_operator.api.modelserve import ModelServe, Revision, Signal
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import around, canary, gate, objects, pinned, route, watch
+from finetune_operator.modelserve import (
+    adapter_gate,
+    adapter_source,
+    adapters,
+    around,
+    canary,
+    gate,
+    objects,
+    pinned,
+    route,
+    watch,
+)
+from finetune_operator.modelserve.adapter_pod import config_map_name
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.gating import gate_of
@@ -27,14 +40,15 @@ from finetune_operator.modelserve.window import watch_job
 from finetune_operator.names import LABEL_WATCH, object_name, serve_labels
 from finetune_operator.settings import Settings
 
-KINDS = (*OF_A_REVISION, *AROUND, "Pod")
+ASKING = (AdapterState.GATING, AdapterState.PROMOTING)  # states of adapters for which a Job asks pods
+KINDS = (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
 
 
 def reads(body: Object) -> Reads:
     """Children by label; by name the stable Service, which may be a stranger's, and what the model refers to."""
     serve = ModelServe.model_validate(body)
-    name = serve.metadata.name
-    return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *route.refs(serve), *refs(serve)))
+    name, named = serve.metadata.name, (*refs(serve), *adapter_source.refs(serve))
+    return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *route.refs(serve), *named))
 
 
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -45,12 +59,14 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     asked = target(serve, resolution.model, settings) if resolution.model is not None else None
     case = _pinned(Case(serve, resolution, asked, observe(serve, observed), now))
     rollout = next_rollout(paced(case, observed, settings))
-    told = next_status(case, rollout)
+    steps = adapters.next_steps(serve, resolution.model, rollout.live, case.world, observed, now)
+    told = next_status(case, rollout, [step.status for step in steps])
+    looks = (rollout.requeue_after, *(step.requeue_after for step in steps))
     return Decision(
-        actions=tuple(_actions(case, rollout, settings)),
+        actions=(*_of_adapters(case, rollout, steps, settings), *_actions(case, rollout, settings)),
         status=rendered(told),
         events=tuple(events(serve.status, told)),
-        requeue_after=rollout.requeue_after,
+        requeue_after=min((seconds for seconds in looks if seconds is not None), default=None),
         intent=_is_news(serve.status.candidate, told.candidate) and case.world.live == (told.live and told.live.name),
     )
 
@@ -92,13 +108,31 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     if wanted is not None and rollout.loading == wanted.revision:
         yield from _whole(case, wanted.revision, rollout.pods)
     if wanted is not None and rollout.ask:
-        yield Create(gate.gate_prompts(serve))
+        yield Create(gate.gate_prompts(serve, serve.spec.rollout.gate.prompts))
         against = None if live is None or rollout.is_live_stopped else live.name
         again = (candidate and candidate.gates_lost) or 0
         yield Create(gate.gate(serve, wanted, settings, live=against, again=again))
     yield from _watch(case, rollout, settings)
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
+
+
+def _of_adapters(case: Case, rollout: Rollout, steps: tuple[adapters.Step, ...], settings: Settings) -> Iterator[Action]:
+    """What pods read comes before them, and before the gates that wait for it. A gate's Job goes once its verdict is told."""
+    serve, live, model = case.serve, rollout.live, case.resolution.model
+    if serve.spec.lora is not None:
+        yield Apply(adapters.config_map(steps, objects.owned(serve, config_map_name(serve), {})))
+    if live is not None and any(step.status.state in ASKING for step in steps):
+        yield Apply(adapter_gate.each_pod(serve, live.name))
+    for step in steps:
+        if step.ask and live is not None and model is not None:
+            yield Create(gate.gate_prompts(serve, step.adapter.gate.prompts))
+            yield Create(adapter_gate.job(serve, step, live.name, model, settings))
+    told = (*serve.status.adapters, *(step.status for step in steps))
+    counting = {adapters.gate_job(serve, one) for one in told if one.state in ASKING}
+    for child in case.world.children:
+        if adapters.is_gate(child) and child["metadata"]["name"] not in counting:
+            yield Delete("Job", child["metadata"]["name"], child["metadata"]["uid"])
 
 
 def _watch(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action]:

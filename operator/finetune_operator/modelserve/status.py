@@ -6,13 +6,15 @@ STALLED     False   -             True      Failed
 SERVING     True    -             -         Current
 PAUSED      True    -             -         Current       (reason Suspended or ScaledToZero; Available is False)
 Reconciling and Stalled are absent where they don't hold; Ready and Available, which are asked for by name, are always told.
+AdaptersReady is told where there are adapters, and changes none of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from finetune_operator.api.adapters import AdapterState, AdapterStatus
 from finetune_operator.api.modelserve import FormerRevision, ModelServeStatus, Revision, RevisionState
 from finetune_operator.api.rollout import Strategy
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
@@ -27,20 +29,26 @@ from finetune_operator.names import ANNOTATION_MODEL_URI, object_name
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
-def next_status(case: Case, rollout: Rollout) -> ModelServeStatus:
+def next_status(case: Case, rollout: Rollout, adapters: Sequence[AdapterStatus] = ()) -> ModelServeStatus:
     """The whole status."""
     serve, live = case.serve, rollout.live
     deployed = case.world.deployed.get(live.name) if live else None
     selector = revision_labels(serve, live.name) if live else {}
     return ModelServeStatus(
         observed_generation=serve.metadata.generation,
-        conditions=conditions(_told_conditions(case, rollout), serve.status.conditions, serve.metadata.generation, case.now),
+        conditions=conditions(
+            [*_told_conditions(case, rollout), *_of_adapters(adapters)],
+            serve.status.conditions,
+            serve.metadata.generation,
+            case.now,
+        ),
         model=case.resolution.model,
         live=live,
         candidate=_told(rollout.candidate),
         rollback_window=rollout.window,
         canary=rollout.canary,
         route=case.world.route,
+        adapters=[told.model_copy(update={"message": told.message and told.message[:LONGEST_MESSAGE]}) for told in adapters],
         history=[_former(case, promotion) for promotion in history_after(case, rollout)],
         url=_url(case) if live else None,
         served_name=served_name(serve),
@@ -93,10 +101,24 @@ def events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]
     if after.live is not None and (before.live is None or before.live.name != after.live.name):
         text = f"revision {after.live.name} of {after.live.model_uri} serves now{_compared(after.live)}"
         yield Event(OperatorReason.RevisionLive, text)
+    yield from _adapter_events(before, after)
     stalled = next((c for c in after.conditions if c.type == "Stalled"), None)
     was = next((c for c in before.conditions if c.type == "Stalled"), None)
     if stalled is not None and not refused and (was is None or was.reason != stalled.reason):
         yield Event(stalled.reason, stalled.message, warning=True)
+
+
+def _adapter_events(before: ModelServeStatus, after: ModelServeStatus) -> Iterator[Event]:
+    was = {told.name: told for told in before.adapters}
+    for told in after.adapters:
+        old = was.get(told.name)
+        if old is not None and (old.state, old.digest, old.trial) == (told.state, told.digest, told.trial):
+            continue
+        if told.state is AdapterState.LIVE:
+            yield Event(OperatorReason.AdapterLive, f"{told.name} is answered by the adapter {told.uri} now")
+        if told.state is AdapterState.REFUSED:
+            text = f"the adapter {told.name} was refused, {told.reason}: {told.message}"
+            yield Event(OperatorReason.AdapterNotServed, text, warning=True)
 
 
 def _compared(live: Revision) -> str:
@@ -123,6 +145,21 @@ def _told_conditions(case: Case, rollout: Rollout) -> Iterator[Told]:
     if standing is Standing.STALLED:
         yield Told("Stalled", "True", *why)
     yield Told("Available", *_available(case, rollout))
+
+
+def _of_adapters(adapters: Sequence[AdapterStatus]) -> Iterator[Told]:
+    """A condition of its own: who waits for the model, or for another adapter, does not wait for these."""
+    refused = [told for told in adapters if told.state is AdapterState.REFUSED]
+    late = [told for told in adapters if told.state is not AdapterState.LIVE]
+    if refused:
+        first = refused[0]
+        text = f"{len(refused)} of {len(adapters)} adapters are refused; {first.name}: {first.message}"
+        yield Told("AdaptersReady", "False", first.reason or OperatorReason.AdapterNotServed, text)
+    elif late:
+        text = f"{late[0].name}: {late[0].message}"
+        yield Told("AdaptersReady", "False", OperatorReason.AdaptersOnTheirWay, text)
+    elif adapters:
+        yield Told("AdaptersReady", "True", OperatorReason.AdaptersLive, f"{len(adapters)} adapters answer")
 
 
 def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:

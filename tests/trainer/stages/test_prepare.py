@@ -25,6 +25,7 @@ from finetune_trainer.contract.pod import ENV_MOUNTS, ENV_RUN_FILE, ENV_SCRATCH,
 from finetune_trainer.contract.reports import StepResult, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.store.entries import Provenance, open_store
+from finetune_trainer.store.files import folder_digest, parse_files
 
 ROOT = Path(__file__).parents[3]
 ROWS = [{"prompt": f"What is number {n}?", "completion": f"It is {n} times one."} for n in range(40)]
@@ -626,6 +627,10 @@ def test_model_and_rows_from_a_hub(
     folder = manifest.parent / json.loads(manifest.read_text())["prefix"]
     assert {p.name for p in folder.iterdir()} == {p.name for p in tiny_model.iterdir()} | {"files.json"}
     assert (folder / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    base = result.artifact
+    assert base is not None, "the model can be served below adapters"
+    assert (base.name, str(folder).endswith(base.path)) == ("base", True)
+    assert base.digest == folder_digest(parse_files((folder / "files.json").read_bytes()))
     # Nothing is fetched a second time: no hub, same facts.
     assert succeeded(prepare_pod(run, HF_ENDPOINT="http://127.0.0.1:9")) == result
 

@@ -18,7 +18,7 @@ from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.api.rules.modelserve import RULES
 from finetune_operator.decision import Apply, Ref
-from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob import handed, handover
 from finetune_operator.modelserve.engines import ENGINES
 
 ARTIFACTS = [
@@ -118,7 +118,7 @@ def test_a_model_serve_of_weights_in_a_bucket_gets_what_reads_them() -> None:
 
 def test_a_hand_over_is_the_same_in_whatever_order_its_fields_are() -> None:
     one, other = {"spec": {"replicas": 1, "servedName": "a"}}, {"spec": {"servedName": "a", "replicas": 1}}
-    assert handover.fingerprint(one) == handover.fingerprint(other)
+    assert handed.fingerprint(one) == handed.fingerprint(other)
 
 
 def test_a_model_serve_that_got_another_model_before_it_was_ready_is_not_fought_for() -> None:

@@ -14,6 +14,7 @@ from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pipeline import steps
 from finetune_trainer.contract.pod import ENV_HANG_AFTER, ENV_MICRO_BATCH_SIZE
+from finetune_trainer.contract.reports import ArtifactFacts
 
 
 def succeeded(story: Story) -> bool:
@@ -30,6 +31,18 @@ def test_the_steps_run_in_order_one_at_a_time_and_the_job_succeeds() -> None:
     assert {s["state"] for s in story.job["status"]["steps"]} == {"Succeeded"}
     assert [a["name"] for a in story.job["status"]["artifacts"]] == ["adapter", "merged", "q4"]
     assert story.events == [*["StepStarted"] * len(ALL_STEPS), "Succeeded"], "one for each change: each is a request"
+
+
+def test_the_base_model_that_prepare_has_fetched_is_an_artifact() -> None:
+    story = Story(make_job())
+    story.passes()
+    made = ArtifactFacts(name="base", format="Safetensors", path="model/f/a1", digest="sha256:" + "c" * 64, bytes=10)
+    story.succeed_with(story.result("prepare").model_copy(update={"artifact": made}))
+    story.to_the_end()
+    found = story.job["status"]["artifacts"]
+    assert [a["name"] for a in found] == ["base", "adapter", "merged", "q4"]
+    assert found[0]["uri"].endswith("/model/f/a1")
+    assert succeeded(story)
 
 
 def test_a_second_pass_over_the_same_world_does_nothing() -> None:

@@ -133,6 +133,17 @@ def test_job_that_runs_is_waited_for() -> None:
     stage.roll_out()
 
 
+def test_the_base_model_of_a_job_is_there_before_it_has_succeeded() -> None:
+    stage = by_job(model={"jobRef": {"name": "facts", "artifact": "base"}}, engine={"type": "VLLM"})
+    job = running(make_finished_job())
+    stage.put(job)
+    assert "candidate" not in stage.step().status
+    base = {"name": "base", "format": "Safetensors", "uri": "pvc://facts-artifacts/model/f/1", "bytes": 1}
+    job["status"]["artifacts"] = [{**base, "digest": "sha256:" + "9" * 64}]
+    stage.roll_out()
+    assert stage.serve["status"]["live"]["modelUri"] == "pvc://facts-artifacts/model/f/1"
+
+
 def test_job_that_runs_again_changes_nothing_until_it_has_succeeded() -> None:
     stage = by_job()
     stage.put(make_finished_job())

@@ -478,7 +478,7 @@ def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector
 
 def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
     reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
-    assert reads.kinds == (*OF_A_REVISION, *AROUND, "Pod")
+    assert reads.kinds == (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
     assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
 
 

@@ -33,6 +33,11 @@ class Lora(Strict):
     columns are orthogonal, so that the product is zero and both learn from the first step; it needs an even rank. PiSSA and
     OLoRA, for method LoRA: it begins as a part of the weights; saved is an adapter of twice the rank."""
 
+    @property
+    def saved_rank(self) -> int:
+        """The rank of the adapter that is saved."""
+        return 2 * self.rank if self.init in SPLIT_INITS else self.rank
+
 
 class Quantization(Strict):
     bits: Literal[4, 8] = 4

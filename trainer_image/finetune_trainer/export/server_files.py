@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune_trainer.contract.adapters import SPLIT_INITS, Lora
+from finetune_trainer.contract.adapters import Lora
+from finetune_trainer.contract.served_adapters import RANKS, rank_for
 
 TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # the same class, by the name that both know
 SENTENCEPIECE = "tokenizer.model"  # transformers reads it and does not write it; converters want it of Gemma, Phi 3 and others
@@ -24,7 +24,6 @@ OLDER = {
     "cohere2": {"rotary_pct": "partial_rotary_factor"},
 }
 WHOLE = {"partial_rotary_factor": 1.0}  # what a configuration without the field means
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 
 
 def add_sentencepiece(base: Path, folder: Path) -> None:
@@ -69,12 +68,11 @@ def _tokenizer(config: dict[str, Any]) -> dict[str, Any]:
 
 def for_vllm(lora: Lora) -> str:
     """How vLLM takes such an adapter, or why it does not."""
-    saved = 2 * lora.rank if lora.init in SPLIT_INITS else lora.rank
-    fits: Sequence[int] = [rank for rank in VLLM_RANKS if rank >= saved]
+    fits = rank_for(lora.saved_rank)
     if lora.dora:
         return "not as an adapter, as vLLM has no DoRA: serve the merged model"
     if lora.modules_to_save:
         return "not as an adapter, as vLLM takes none with modules that were trained whole: serve the merged model"
-    if not fits:
-        return f"not as an adapter, as vLLM takes ranks up to {VLLM_RANKS[-1]}: serve the merged model"
-    return f"`--enable-lora --max-lora-rank {fits[0]}`"
+    if fits is None:
+        return f"not as an adapter, as vLLM takes ranks up to {RANKS[-1]}: serve the merged model"
+    return f"`--enable-lora --max-lora-rank {fits}`"

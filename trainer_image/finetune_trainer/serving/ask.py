@@ -8,6 +8,7 @@ URI is the entry of an evaluation in an artifact store: a few of its test rows a
 Where a speed is asked for, the prompts are asked once more as streams (speed.py).
 Where the live revision is named (contract/held_out.py), both are asked the evaluation's test rows, and the new one must not
 answer worse, by scores (held_out.py) or to a judge (judge.py).
+Where an adapter is asked for, each pod must have loaded it first (contract/served_adapters.py).
 A wrong answer ends with ExitCode VERIFICATION_FAILED; an engine that can't be reached with SOURCE_UNAVAILABLE, which may
 be tried again. It doesn't wait: what it asks is ready.
 """
@@ -31,10 +32,12 @@ from finetune_trainer.contract.fields import Report
 from finetune_trainer.contract.held_out import Live
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Termination
+from finetune_trainer.contract.served_adapters import Awaited
 from finetune_trainer.contract.served_rows import AskedRow
 from finetune_trainer.contract.served_speed import ServedSpeed
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.serving import compare, held_out, judge, speed
+from finetune_trainer.serving.awaited import await_adapter
 from finetune_trainer.serving.compare import Compared
 from finetune_trainer.serving.endpoint import Endpoint, too_slow
 from finetune_trainer.serving.evaluated import asked_rows, held_out_rows
@@ -70,6 +73,12 @@ class Gate:
 
 def main(arguments: list[str] | None = None) -> int:
     """Ask as the command line says and return the exit status."""
+    options = parser().parse_args(arguments)
+    return finish(lambda: passed(options))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m finetune_trainer.serving.ask", description=__doc__.splitlines()[0])
     parser.add_argument("--url", required=True, help="the OpenAI API, up to and with /v1")
     parser.add_argument("--model", required=True, help="name that it must serve")
@@ -84,15 +93,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--endpoint", help="URL of an S3-compatible server")
     parser.add_argument("--region", help="region of the bucket")
     parser.add_argument("--rubric", type=Path, help="file that says what the judge is to prefer")
+    parser.add_argument("--awaited", type=Awaited.model_validate_json, help="the adapter that pods must have loaded, as JSON")
     parser.add_argument("--live", type=Live.model_validate_json, help="the live revision, and what it is asked, too, as JSON")
-    options = parser.parse_args(arguments)
-    return finish(lambda: passed(options))
+    return parser
 
 
 def passed(options: Namespace) -> Termination:
     """Everything that is asked for, the cheapest first, until something is wrong. Raises StepFailed."""
     prompts = [Prompt(**p) for p in json.loads(options.prompts.read_text(encoding="utf-8"))]
     key = environment.access().served_api_key
+    awaited: Awaited | None = options.awaited
+    if awaited is not None and ((refused := await_adapter(awaited)) is not None or awaited.serves):
+        return Termination(failure=refused)
     gate = Gate(options, Endpoint(options.url.rstrip("/"), options.model, options.max_tokens, api_key=key), prompts)
     ask_all(gate.endpoint, prompts, gate.deadline)
     told = Termination()

@@ -4,6 +4,7 @@
 
     caller ── a connection that is kept ──► front ── one connection a request ──► engine
 
+Before an engine with adapters it leads their names to what the engine calls them (named.py).
 From SIGTERM on, each answer that begins says `Connection: close`, so that whoever keeps a connection finds another pod with
 the next request. The program ends when nothing is being answered and nobody has come for a while, at the latest after so
 many seconds; the engine is stopped only then (modelserve/pod.py has it sleep before).
@@ -16,14 +17,17 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
+
+from finetune_trainer.serving.named import LARGEST_BODY, MODELS, Adapters
 
 QUIET_SECONDS = 5.0  # until every node knows that the pod takes no more requests
 STEP_SECONDS = 0.1
@@ -43,30 +47,38 @@ class Front:
 
     engine: str
     session: aiohttp.ClientSession
+    adapters: Adapters | None = None
     is_draining: bool = False
     running: int = 0
     came: float = 0.0  # when something was asked last, on the monotonic clock
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         """The engine's answer to one request, piece by piece as it comes in."""
         self.running += 1
         if request.method == hdrs.METH_POST:  # probes and scrapes go on while a pod ends
             self.came = time.monotonic()
         try:
-            return await self._passed_on(request)
+            own = None if self.adapters is None else self.adapters.own_answer(request)
+            if own is None:
+                return await self._passed_on(request)
+            self._closing(own)
+            return own
         finally:
             self.running -= 1
 
-    async def _passed_on(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _passed_on(self, request: web.Request) -> web.StreamResponse:
         response: web.StreamResponse | None = None
+        body = None if self.adapters is None else await self.adapters.renamed(request)
         try:
             async with self.session.request(
                 request.method,
                 URL(self.engine + request.rel_url.raw_path_qs, encoded=True),
-                headers=_others(request.headers),
-                data=request.content if request.body_exists else None,
+                headers=_others(request.headers, but=() if body is None else (hdrs.CONTENT_LENGTH,)),
+                data=body if body is not None else request.content if request.body_exists else None,
                 allow_redirects=False,
             ) as found:
+                if self.adapters is not None and request.path == MODELS and found.status == 200:
+                    return self._listed(self.adapters, found.headers, await found.read())
                 response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
                 await self._begin(response, request)
                 async for piece in found.content.iter_any():
@@ -83,17 +95,25 @@ class Front:
                 request.transport.close()
             return response
 
-    async def _begin(self, response: web.StreamResponse, request: web.BaseRequest) -> None:
+    def _listed(self, adapters: Adapters, headers: CIMultiDictProxy[str], body: bytes) -> web.Response:
+        response = web.Response(body=adapters.listed(body), headers=_others(headers, but=(hdrs.CONTENT_LENGTH,)))
+        self._closing(response)
+        return response
+
+    async def _begin(self, response: web.StreamResponse, request: web.Request) -> None:
+        self._closing(response)
+        await response.prepare(request)
+
+    def _closing(self, response: web.StreamResponse) -> None:
+        """While the pod ends, an answer says that its connection does."""
         if self.is_draining:
             response.force_close()
-        await response.prepare(request)
 
     def _without_engine(self, status: int, text: str) -> web.Response:
         """An error as OpenAI's clients read it; they ask again by themselves."""
         body = {"error": {"message": text, "type": "unavailable_error", "code": status}}
         response = web.json_response(body, status=status, headers={hdrs.RETRY_AFTER: "1"})
-        if self.is_draining:
-            response.force_close()
+        self._closing(response)
         return response
 
     async def drained(self, seconds: float, quiet: float = QUIET_SECONDS) -> None:
@@ -105,14 +125,17 @@ class Front:
             await asyncio.sleep(STEP_SECONDS)
 
 
-def _others(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
-    """The headers that are not of a connection alone."""
+def _others(headers: CIMultiDictProxy[str], but: Collection[str] = ()) -> CIMultiDict[str]:
+    """The headers that are not of a connection alone; `but` are left out as well."""
     left_out = OF_A_CONNECTION | {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
+    left_out |= {name.lower() for name in but}
     return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out)
 
 
 @asynccontextmanager
-async def standing(port: int, engine: str, host: str | None = None) -> AsyncIterator[tuple[Front, web.AppRunner]]:
+async def standing(
+    port: int, engine: str, host: str | None = None, adapters: Adapters | None = None
+) -> AsyncIterator[tuple[Front, web.AppRunner]]:
     """A front that answers until the block ends, at all of this machine's addresses or at one."""
     async with aiohttp.ClientSession(
         # llama.cpp closes kept connections after streams without a word: each request has one of its own.
@@ -122,7 +145,7 @@ async def standing(port: int, engine: str, host: str | None = None) -> AsyncIter
         skip_auto_headers=AS_THEY_ARE,
         auto_decompress=False,
     ) as session:
-        front, application = Front(engine.rstrip("/"), session), web.Application()
+        front, application = Front(engine.rstrip("/"), session, adapters), web.Application(client_max_size=LARGEST_BODY)
         application.router.add_route("*", "/{path:.*}", front.answer)
         # Whoever is gone is to be answered no more, hence the cancellation.
         runner = web.AppRunner(
@@ -136,11 +159,11 @@ async def standing(port: int, engine: str, host: str | None = None) -> AsyncIter
             await runner.cleanup()
 
 
-async def serve(port: int, engine: str, drain: float) -> None:
+async def serve(port: int, engine: str, drain: float, adapters: Adapters | None) -> None:
     """Answer until SIGTERM, and drain."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with standing(port, engine) as (front, runner):
+    async with standing(port, engine, adapters=adapters) as (front, runner):
         print(f"port {runner.addresses[0][1]} leads to {engine}", flush=True)
         await stopped.wait()
         print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
@@ -154,8 +177,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True, help="where requests come in")
     parser.add_argument("--engine", required=True, help="URL of the engine")
     parser.add_argument("--drain", type=float, required=True, help="seconds from SIGTERM until the end, at most")
+    parser.add_argument("--adapters", type=Path, help="folder in which the keeper of adapters tells of them")
     options = parser.parse_args(arguments)
-    asyncio.run(serve(options.port, options.engine, options.drain))
+    adapters = None if options.adapters is None else Adapters(options.adapters)
+    asyncio.run(serve(options.port, options.engine, options.drain, adapters))
     return 0
 
 

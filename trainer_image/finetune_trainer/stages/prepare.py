@@ -80,7 +80,14 @@ def run(context: Context) -> StepResult:
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
     told = context.inputs.with_teacher(facts)
-    changes = {"step": context.step.name, "model": told, "dataset": rows, "fit": fit, "done": done}
+    changes = {
+        "step": context.step.name,
+        "model": told,
+        "dataset": rows,
+        "fit": fit,
+        "done": done,
+        "artifact": context.inputs.base(),
+    }
     return result.model_copy(update=changes | {"warnings": _warnings(context, rows)})
 
 

@@ -121,6 +121,11 @@ RULES = (
         "spec.serving.artifact is not made by this job; use merged or a name from spec.artifacts",
     ),
     Rule(
+        "spec.serving",
+        "!has(self.adapterOf) || (!has(self.artifact) && self.deletionPolicy == 'Orphan')",
+        "spec.serving.adapterOf goes without artifact and deletionPolicy Delete; remove them",
+    ),
+    Rule(
         "spec.storage.artifacts",
         f"(!has(self.endpoint) && !has(self.region) && !has(self.caSecretRef)) || (has(self.uri)"
         f" && self.uri.startsWith('{S3.prefix}'))",

@@ -42,6 +42,12 @@ _NOTHING_TO_SHARE = (
     "spec.rollout.strategy Recreate stops the live revision first, so spec.rollout.canary has nobody to share the traffic with;"
     " set one or the other"
 )
+_TAKING = [name for name, engine in ENGINES.items() if engine.takes_adapters]
+_NO_ADAPTERS = (
+    f"spec.lora needs spec.engine.type {' or '.join(_TAKING)}: other engines take no adapter while they run; serve the merged"
+    " model there, or change the engine"
+)
+_NO_ROOM = "spec.adapters needs room in the engine: set spec.lora, {} for the usual"
 _NOT_RISING = "spec.rollout.canary.steps must rise: write each weight above the one before"
 _NO_TEST_ROWS = "spec.rollout.gate.heldOut and judge take the test rows of an evaluation; set spec.model.evaluation beside uri"
 _NO_ROWS = "spec.rollout.gate.heldOut.minRows must be at most rows"
@@ -57,6 +63,8 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
         _NOBODY_ANSWERS: rollout.strategy is Strategy.RECREATE and rollout.promotion is PromotionPolicy.MANUAL,
         _NOTHING_TO_COMPARE: rollout.strategy is Strategy.RECREATE and rollout.gate.compares,
         _NOTHING_TO_SHARE: rollout.strategy is Strategy.RECREATE and rollout.canary is not None,
+        _NO_ADAPTERS: spec.lora is not None and not ENGINES[spec.engine.type].takes_adapters,
+        _NO_ROOM: bool(spec.adapters) and spec.lora is None,
         _NOT_RISING: not _rises([] if rollout.canary is None else [step.weight for step in rollout.canary.steps]),
         _NO_ROWS: (held_out := rollout.gate.held_out) is not None and held_out.min_rows > held_out.rows,
         _NO_PAIRS: (judge := rollout.gate.judge) is not None and judge.max_calls < 2 * judge.min_pairs,
@@ -159,6 +167,17 @@ RULES = (
     Rule("spec", f"!({_COMPARES}) || !has(self.model.uri) || has(self.model.evaluation)", _NO_TEST_ROWS),
     Rule("spec.rollout.gate.heldOut", "self.minRows <= self.rows", _NO_ROWS),
     Rule("spec.rollout.gate.judge", "self.maxCalls >= 2 * self.minPairs", _NO_PAIRS),
+    Rule(
+        "spec",
+        "!has(self.lora)" + "".join(f" || self.engine.type == '{name}'" for name in _TAKING),
+        _NO_ADAPTERS,
+    ),
+    Rule("spec", "!has(self.adapters) || size(self.adapters) == 0 || has(self.lora)", _NO_ROOM),
+    Rule(
+        "spec.adapters[]",
+        "has(self.jobRef) != has(self.uri) && has(self.uri) == has(self.digest) && (has(self.uri) || !has(self.evaluation))",
+        "spec.adapters[] takes either jobRef (a FineTuneJob that trains an adapter), or uri and digest (its folder)",
+    ),
     compute_only("spec.resources"),
     *pods.RULES,
 )

@@ -21,13 +21,14 @@ MODEL = "/mnt/model/model"  # the folder, as the loader leaves it
 MODEL_FILE = "/mnt/model/model.gguf"  # its one GGUF file
 HEALTH = "/health"
 # llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
-IS_SERVED = r"""
+_GET = r"""
 get() {
   if command -v curl >/dev/null; then curl -fsS -m 5 "$1"
   else python3 -c 'import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).read().decode())' "$1"; fi
 }
-get "$0/health" >/dev/null && get "$0/v1/models" | tr -d ' \n' | grep -qF "\"id\":\"$1\""
-""".strip()
+""".lstrip()
+IS_HEALTHY = f'{_GET}get "$0{HEALTH}" >/dev/null'
+IS_SERVED = f"""{IS_HEALTHY} && get "$0/v1/models" | tr -d ' \\n' | grep -qF "\\"id\\":\\"$1\\"\""""
 
 
 def is_served(api_key_variable: str | None) -> str:
@@ -71,6 +72,7 @@ class Engine:
     counters: Counters  # of its traffic, as it calls them itself
     loads: Mapping[Load, str]  # names of its metrics, as a metrics adapter serves them: a colon is an underscore there
     on_gpus_only: tuple[str, ...] = ()  # of the formats
+    takes_adapters: bool = False  # while it runs, by vLLM's API for them
     drains: bool = False  # at SIGTERM it ends its answers, and tells whoever keeps a connection
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs

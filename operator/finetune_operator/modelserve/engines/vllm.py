@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
+from finetune_operator.api.adapters import MOST_ADAPTERS, Lora
 from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
 from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
+from finetune_trainer.contract.served_adapters import rank_for
 from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
 ASKED = {"handler": "/v1/.*", "method": "POST"}  # labels of requests that the engine works for
+KEPT = 2 * MOST_ADAPTERS  # adapters in memory: all that serve, and as many that follow them
 ENDPOINTS_SECONDS = 5  # until every node knows that a pod takes no more requests
 
 
@@ -25,7 +28,7 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
         args += ["--tensor-parallel-size", str(spec.parallelism.tensor)]
     if not spec.parallelism.gpus:
         args.append("--enforce-eager")  # compiling for a CPU needs a C++ compiler in the image
-    args += ["--shutdown-timeout", str(spec.drain.seconds)]
+    args += ["--shutdown-timeout", str(spec.drain.seconds), *_room(spec.lora, gpus=spec.parallelism.gpus)]
     env = {
         "USER": "finetune",  # torch asks for the user's name, and the image need not know the pod's uid
         "HF_HUB_OFFLINE": "1",  # all it needs lies in the folder
@@ -33,14 +36,30 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
     }
     if not spec.parallelism.gpus:
         env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; its default is half of the node's memory
+    if spec.lora is not None:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return Launch(
         command=["vllm", "serve"],
         args=[*args, *spec.engine.args],
         env=env,
-        pre_stop_seconds=min(ENDPOINTS_SECONDS, spec.drain.seconds),
+        # With adapters it has a front, which must come to its end first.
+        pre_stop_seconds=spec.drain.seconds if spec.lora else min(ENDPOINTS_SECONDS, spec.drain.seconds),
         shutdown_seconds=spec.drain.seconds,
         shared_memory=True,
     )
+
+
+def _room(lora: Lora | None, *, gpus: bool) -> list[str]:
+    """Room for adapters. The API for them asks for no key of its own, so the engine listens on the pod's loopback alone.
+
+    On CPUs it answers for the base model with whatever adapter lies in its last slot: there it has a slot more than are ever
+    loaded, and slots are filled from the first on.
+    """
+    if lora is None:
+        return []
+    slots, kept = (lora.max_active, KEPT) if gpus else (KEPT + 1, KEPT + 1)
+    ranks = ["--enable-lora", "--max-lora-rank", str(rank_for(lora.max_rank)), "--max-loras", str(slots)]
+    return [*ranks, "--max-cpu-loras", str(kept), "--host", "127.0.0.1"]
 
 
 ENGINE = Engine(
@@ -59,6 +78,7 @@ ENGINE = Engine(
     ),
     loads={Load.WAITING_REQUESTS: "vllm_num_requests_waiting", Load.CACHE_USAGE: "vllm_kv_cache_usage_perc"},
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
+    takes_adapters=True,
     drains=True,
     splits_tensors=True,
 )

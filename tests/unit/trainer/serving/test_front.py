@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
+from tests import vllm_contract
 from yarl import URL
 
+from finetune_trainer.contract.served_adapters import PATH, LoadedAdapter, PodAdapters
 from finetune_trainer.serving import front
 from finetune_trainer.serving.front import Front
+from finetune_trainer.serving.named import Adapters
 
 SOON = 10.0  # seconds in which what is to happen has happened, on a busy machine
 
@@ -75,13 +80,13 @@ class Scene:
     caller: aiohttp.ClientSession  # keeps its connections
 
 
-def run(story: Callable[[Scene], Awaitable[None]], url: str | None = None) -> None:
+def run(story: Callable[[Scene], Awaitable[None]], url: str | None = None, adapters: Adapters | None = None) -> None:
     """A story with an engine, its front, and a caller; with `url` the front leads there."""
 
     async def told() -> None:
         async with (
             engine() as (made, address),
-            front.standing(0, url or address, "127.0.0.1") as (stands, runner),
+            front.standing(0, url or address, "127.0.0.1", adapters) as (stands, runner),
             aiohttp.ClientSession() as caller,
         ):
             await story(Scene(made, stands, f"http://127.0.0.1:{runner.addresses[0][1]}", caller))
@@ -197,3 +202,113 @@ def test_the_program_drains_at_sigterm() -> None:
             assert await program.wait() == 0
 
     asyncio.run(asyncio.wait_for(told(), 3 * SOON))
+
+
+# ── Adapters ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def adapters(tmp_path: Path) -> Adapters:
+    """What a keeper has told: `tickets` is loaded, and another adapter of that name is tried."""
+    (tmp_path / "names.json").write_text(json.dumps({"tickets": "tickets@12345678"}))
+    state = PodAdapters(
+        version="1", settled=True, adapters=(LoadedAdapter(engine_name="tickets@12345678", trial="t", loaded=True),)
+    )
+    (tmp_path / "state.json").write_text(state.model_dump_json(by_alias=True))
+    return Adapters(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "engine"),
+    [
+        ({"model": "tickets", "prompt": "ä", "n": 1}, {"model": "tickets@12345678", "prompt": "ä", "n": 1}),
+        ({"model": "base", "prompt": "a"}, {"model": "base", "prompt": "a"}),
+        ({"model": ["tickets"]}, {"model": ["tickets"]}),
+        ({"prompt": "a"}, {"prompt": "a"}),
+        ([1], [1]),
+    ],
+)
+def test_the_name_of_an_adapter_leads_to_what_the_engine_calls_it(adapters: Adapters, asked: object, engine: object) -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.caller.post(f"{scene.url}/v1/completions", json=asked) as found:
+            told = await found.json()
+        assert json.loads(told["body"]) == engine
+        assert int(told["headers"]["Content-Length"]) == len(told["body"].encode())
+
+    run(story, adapters=adapters)
+
+
+@pytest.mark.parametrize("body", ["no json", "", "{", "[" * 100000])
+def test_what_can_not_be_read_is_left_to_the_engine(adapters: Adapters, body: str) -> None:
+    async def story(scene: Scene) -> None:
+        headers = {"Content-Type": "application/json"}
+        async with scene.caller.post(f"{scene.url}/v1/completions", data=body, headers=headers) as found:
+            assert (await found.json())["body"] == body
+
+    run(story, adapters=adapters)
+
+
+def test_a_form_is_passed_on_as_it_is(adapters: Adapters) -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.caller.post(f"{scene.url}/v1/audio", data={"model": "tickets"}) as found:
+            assert (await found.json())["body"] == "model=tickets"
+
+    run(story, adapters=adapters)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/load%5Flora%5Fadapter", "/x//load_lora_adapter"]
+)
+def test_the_engines_own_api_for_adapters_is_out_of_reach(adapters: Adapters, path: str) -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.caller.post(URL(scene.url + path, encoded=True), json={"lora_name": "x"}) as found:
+            assert (found.status, "X-Engine" in found.headers) == (404, False)
+
+    run(story, adapters=adapters)
+
+
+def test_models_are_listed_by_the_names_that_callers_know(adapters: Adapters) -> None:
+    (adapters.folder / "names.json").write_text(json.dumps({"tickets": "tickets@12345678"}))
+    made = vllm_contract.Engine(loaded={"tickets@12345678": "/a", "tickets@abcdef01": "/b"})
+
+    async def story(scene: Scene) -> None:
+        async with scene.caller.get(f"{scene.url}/v1/models") as found:
+            told = await found.json()
+        assert [card["id"] for card in told["data"]] == ["base", "tickets", "tickets@abcdef01"]
+
+    with vllm_contract.serving(made) as url:
+        run(story, url, adapters)
+
+
+def test_a_pod_is_not_ready_before_its_adapters_are(adapters: Adapters) -> None:
+    state = adapters.folder / "state.json"
+
+    async def story(scene: Scene) -> None:
+        async with scene.caller.get(f"{scene.url}/health") as found:
+            assert found.status == 418, "the engine's own answer"
+        state.unlink()
+        state.write_text(PodAdapters(version="2").model_dump_json(by_alias=True))
+        async with scene.caller.get(f"{scene.url}/health") as found:
+            assert found.status == 503
+        async with scene.caller.get(f"{scene.url}{PATH}") as found:
+            assert PodAdapters.model_validate(await found.json()).version == "2"
+
+    run(story, adapters=adapters)
+
+
+def test_a_keeper_that_has_told_nothing_yet_keeps_the_pod_from_being_ready(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.caller.get(f"{scene.url}/health") as found:
+            assert found.status == 503
+        async with scene.caller.post(f"{scene.url}/v1/completions", json={"model": "tickets"}) as found:
+            assert found.status == 418
+
+    run(story, adapters=Adapters(tmp_path))
+
+
+def test_without_adapters_nothing_of_this_is_done() -> None:
+    async def story(scene: Scene) -> None:
+        async with scene.caller.post(f"{scene.url}/v1/load_lora_adapter", json={}) as found:
+            assert found.status == 418
+
+    run(story)

@@ -60,6 +60,7 @@ class OperatorReason(Reason):
     EvaluationNotFound = means("spec.rollout.gate asks test rows, and the model has no evaluation; have it scored, or ask none")
     NotOffered = means("the spec asks for a profile, image or service account that is not offered; take one that is named")
     NameTaken = means("a Service of this name belongs to somebody else; delete it, or rename the ModelServe")
+    AdapterOutOfReach = means("pods have no way to where an adapter lies; name its claim in spec.lora.claims")
     # ── A revision on its way ─────────────────────────────────────────────────────────────────────────────────────────
     Loading = means("a revision's pods start and load the model")
     Gating = means("a revision is asked the prompts of spec.rollout.gate")
@@ -86,6 +87,9 @@ class OperatorReason(Reason):
     RevisionNotFound = means("the revision that is pinned or gone back to is not remembered; name one of status.history")
     EngineRestarted = means("an engine ended within the rollback window; the revision before serves again: see the message")
     ProbesFailed = means("pods failed their readiness probe within the rollback window; the revision before serves again")
+    # ── The condition AdaptersReady ───────────────────────────────────────────────────────────────────────────────────
+    AdaptersLive = means("each name of spec.adapters leads to the adapter that is asked for")
+    AdaptersOnTheirWay = means("an adapter waits, is loaded or is asked what its gate says; status.adapters tells of each")
     # ── The condition Available ───────────────────────────────────────────────────────────────────────────────────────
     Answering = means("pods of the live revision answer")
     NoPods = means("no pod of the live revision is available")
@@ -97,4 +101,7 @@ class OperatorReason(Reason):
     RevisionLoading = means("a new revision is started")
     RevisionRefused = means("a revision failed to load or did not pass its gate; the live one goes on serving")
     RevisionRolledBack = means("a revision proved bad within its rollback window; the one before serves again")
+    AdapterPromoting = means("an adapter has passed its gate, and pods are told to lead its name to it")
+    AdapterLive = means("an adapter has passed its gate, and its name leads to it in every pod")
+    AdapterNotServed = means("an adapter can't be served as asked for; the one before of its name goes on, if there is one")
     RevisionLive = means("the Service selects this revision now")

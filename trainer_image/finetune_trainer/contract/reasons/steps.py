@@ -212,6 +212,17 @@ class StepReason(Reason):
     # ── Serving ───────────────────────────────────────────────────────────────────────────────────────────────────────
     NotAModel = ends(ExitCode.BAD_DATA, "the folder holds no model that the engine serves; correct spec.model.uri")
     ModelNotServed = ends(ExitCode.VERIFICATION_FAILED, "the engine serves another model than spec.servedName; see its log")
+    AdapterNotFound = ends(ExitCode.SOURCE_NOT_FOUND, "nothing lies where an adapter's uri points; correct it")
+    AdapterUnsupported = ends(
+        ExitCode.BAD_CONFIG, "the engine can't serve this as an adapter; give it room, or serve the merged model"
+    )
+    AdapterOfAnotherBase = ends(ExitCode.BAD_CONFIG, "the adapter was trained over another model than the one that serves")
+    AdapterRefused = ends(
+        ExitCode.VERIFICATION_FAILED, "the engine does not load the adapter; the message has the engine's own words"
+    )
+    AdapterNotLoaded = ends(
+        ExitCode.SOURCE_UNAVAILABLE, "not every pod has loaded the adapter in time; it is waited for, and asked again"
+    )
     EngineUnavailable = ends(ExitCode.SOURCE_UNAVAILABLE, "the engine can't be reached, or is too busy; it is asked again")
     GateFailed = ends(
         ExitCode.VERIFICATION_FAILED,

@@ -1,0 +1,363 @@
+"""Adapters over a served base model: each is tried by itself, the one before goes on, and no pod is started for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.serving import SETTINGS, Stage, make_finished_job, make_serve
+
+from finetune_operator.api.adapters import MOST_ADAPTERS
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rules.modelserve import broken_by
+from finetune_operator.cache import Own
+from finetune_operator.meta import Key, Object
+from finetune_operator.names import ANNOTATION_RETRY
+from finetune_trainer.contract.reports import Failure
+from finetune_trainer.contract.served_adapters import WantedAdapters, engine_name
+from finetune_trainer.contract.served_rows import ServedRows
+
+ON_VLLM: dict[str, Any] = {
+    "model": {"uri": "pvc://models/base", "digest": "sha256:" + "a" * 64},
+    "engine": {"type": "VLLM"},
+    "lora": {"claims": ["tickets-artifacts"]},
+    "rollout": {"rollbackWindowSeconds": 0},
+}
+TICKETS = {"name": "tickets", "jobRef": {"name": "tickets"}}
+LEGAL = {"name": "legal", "uri": "pvc://models/legal", "digest": "sha256:" + "c" * 64}
+WRONG = Failure(reason="GateFailed", message="1 of 1 prompts were not answered")
+
+
+def trained(digest: str = "b", **training: Any) -> Object:
+    """A FineTuneJob that has made an adapter, whose merged model was scored."""
+    job = make_finished_job("tickets")
+    evaluation = "pvc://tickets-artifacts/evaluate/" + "e" * 20
+    artifact = {"name": "adapter", "format": "PEFT", "uri": f"pvc://tickets-artifacts/train/{digest}", "bytes": 10**6}
+    merged = {**job["status"]["artifacts"][0], "evaluation": evaluation}
+    job["status"]["artifacts"] = [{**artifact, "digest": f"sha256:{digest * 64}"}, merged]
+    job["spec"] = {"training": {"method": "LoRA", **training}}
+    return job
+
+
+@pytest.fixture
+def stage() -> Stage:
+    """A base model that serves, with room for adapters and none yet."""
+    made = Stage(make_serve(**ON_VLLM))
+    for claim in ("tickets-artifacts",):
+        made.put({"kind": "PersistentVolumeClaim", "metadata": {"name": claim}})
+    made.put(trained())
+    made.roll_out()
+    return made
+
+
+def told(stage: Stage, name: str = "tickets") -> Object:
+    return next(a for a in stage.serve["status"]["adapters"] if a["name"] == name)
+
+
+def wanted(stage: Stage) -> dict[str, bool]:
+    """What pods are to have loaded, by the engine's name, and whether its name leads to it."""
+    found = WantedAdapters.model_validate_json(stage.objects["ConfigMap", "facts-adapters"]["data"]["wanted.json"])
+    return {adapter.engine_name: adapter.serves for adapter in found.adapters}
+
+
+def asked(stage: Stage) -> list[str]:
+    """The names under which gates ask that run now."""
+    jobs = [j for j in stage.of("Job") if not j.get("status") and "finetune.dev/adapter" in j["metadata"]["labels"]]
+    commands = [j["spec"]["template"]["spec"]["containers"][0]["command"] for j in jobs]
+    return sorted(command[command.index("--model") + 1] for command in commands)
+
+
+def passes(stage: Stage, **numbers: Any) -> None:
+    """Have what is asked for tried, and its gate passed."""
+    stage.step()
+    stage.finish_gate(**numbers)
+    is_told(stage)
+
+
+def is_told(stage: Stage) -> None:
+    """Every pod says that the name leads to what has passed."""
+    stage.step()
+    for job in stage.of("Job"):
+        if not job.get("status"):
+            job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    stage.settle()
+
+
+def at(digest: str, name: str = "tickets") -> str:
+    return engine_name(name, f"sha256:{digest * 64}")
+
+
+def test_an_adapter_is_tried_beside_the_model_and_then_its_name_leads_to_it(stage: Stage) -> None:
+    live = stage.live()
+    stage.edit(adapters=[TICKETS])
+    stage.step()
+    assert (told(stage)["state"], wanted(stage), asked(stage)) == ("Gating", {at("b"): False}, [at("b")])
+    assert stage.conditions()["AdaptersReady"] == ("False", "AdaptersOnTheirWay")
+    stage.finish_gate(served_rows=ServedRows(asked=8, same_token_ids=8, same_answers=7))
+    stage.step()
+    assert (told(stage)["state"], wanted(stage)) == ("Promoting", {at("b"): True})
+    assert stage.conditions()["AdaptersReady"] == ("False", "AdaptersOnTheirWay")
+    is_told(stage)
+    assert (told(stage)["state"], told(stage)["live"]["digest"], wanted(stage)) == (
+        "Live",
+        "sha256:" + "b" * 64,
+        {at("b"): True},
+    )
+    assert told(stage)["testRows"]["sameAnswers"] == 7
+    assert stage.conditions()["AdaptersReady"] == ("True", "AdaptersLive")
+    assert (stage.live(), stage.revisions(), asked(stage)) == (live, {live}, [])
+
+
+def test_the_gate_asks_the_rows_of_the_job_that_trained_it(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS, LEGAL])
+    stage.step()
+    pods = [job["spec"]["template"]["spec"] for job in stage.of("Job") if not job.get("status")]
+    rows = [pod["containers"][0]["command"] for pod in pods if "--rows" in pod["containers"][0]["command"]]
+    assert [command[command.index("--rows") + 1] for command in rows] == ["pvc://tickets-artifacts/evaluate/" + "e" * 20]
+
+
+def test_the_next_one_is_tried_while_the_one_before_serves(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    stage.put(trained("d"))
+    stage.step()
+    assert wanted(stage) == {at("b"): True, at("d"): False}
+    stage.finish_gate(WRONG)
+    stage.settle()
+    assert (told(stage)["state"], told(stage)["reason"], told(stage)["live"]["digest"][7]) == ("Refused", "GateFailed", "b")
+    assert wanted(stage) == {at("b"): True}
+    stage.later(3600)
+    assert not stage.settle().actions
+    assert asked(stage) == []
+
+
+def test_a_bad_one_is_refused_alone(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS, LEGAL])
+    stage.step()
+    (bad,) = [j for j in stage.of("Job") if j["metadata"]["labels"].get("finetune.dev/adapter") == "legal"]
+    for job in stage.of("Job"):
+        if job is not bad and not job.get("status"):
+            job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    stage.finish_gate(WRONG)
+    stage.step()
+    for job in stage.of("Job"):
+        if not job.get("status"):
+            job["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+    decision = stage.step()
+    assert (told(stage)["state"], told(stage, "legal")["state"]) == ("Live", "Refused")
+    found = stage.conditions()
+    assert (found["Ready"][0], found["Available"][0]) == ("True", "True") or found["Available"] == ("False", "NoPods")
+    assert found["AdaptersReady"] == ("False", "GateFailed")
+    assert {e.reason for e in decision.events} == {"AdapterLive"}
+
+
+def test_what_was_refused_is_tried_again_when_somebody_says_so(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    stage.finish_gate(WRONG)
+    stage.settle()
+    assert asked(stage) == []
+    stage.annotate(ANNOTATION_RETRY, "1")
+    stage.step()
+    assert asked(stage) == [at("c", "legal")]
+    passes(stage)
+    assert told(stage, "legal")["state"] == "Live"
+
+
+def test_a_gate_that_was_lost_is_no_verdict(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    stage.lose_gate(Failure(reason="AdapterNotLoaded", message="1 of 2 pods have not loaded it"), "BackoffLimitExceeded")
+    decision = stage.step()
+    assert (told(stage, "legal")["state"], told(stage, "legal")["reason"]) == ("Gating", "AdapterNotLoaded")
+    assert decision.requeue_after is not None
+    stage.later(60)
+    stage.step()
+    assert asked(stage) == [at("c", "legal")]
+    passes(stage)
+    assert told(stage, "legal")["state"] == "Live"
+
+
+def test_a_name_that_is_taken_out_leads_nowhere_and_the_others_stay(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS, LEGAL])
+    stage.step()
+    is_told(stage)
+    is_told(stage)
+    assert wanted(stage) == {at("b"): True, at("c", "legal"): True}
+    stage.edit(adapters=[LEGAL])
+    stage.settle()
+    assert wanted(stage) == {at("c", "legal"): True}
+
+
+def test_a_status_that_was_lost_loses_no_adapter(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    stage.serve["status"] = {"observedGeneration": -1}
+    stage.settle()
+    assert (told(stage)["state"], wanted(stage), asked(stage)) == ("Live", {at("b"): True}, [])
+
+
+def test_a_config_map_that_was_deleted_is_made_anew_from_the_status(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    del stage.objects["ConfigMap", "facts-adapters"]
+    stage.settle()
+    assert (told(stage)["state"], wanted(stage)) == ("Live", {at("b"): True})
+
+
+def test_what_somebody_wrote_into_the_config_map_is_put_back(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    stage.objects["ConfigMap", "facts-adapters"]["data"]["wanted.json"] = json.dumps({"version": "x", "adapters": []})
+    stage.step()
+    assert wanted(stage) == {at("b"): True}
+
+
+def test_in_another_revision_each_is_tried_again_and_goes_on_meanwhile(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    stage.edit(model={"uri": "pvc://models/base", "digest": "sha256:" + "f" * 64})
+    stage.roll_out_canary()
+    assert (told(stage)["state"], wanted(stage), asked(stage)) == ("Gating", {at("b"): True}, [at("b")])
+    stage.finish_gate(WRONG)
+    stage.settle()
+    assert (told(stage)["state"], "live" in told(stage), wanted(stage)) == ("Refused", False, {})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "job", "reason", "said"),
+    [
+        ({**LEGAL, "name": "facts"}, None, "NameTaken", "facts is the name of the base model"),
+        ({**LEGAL, "uri": "pvc://elsewhere/a"}, None, "AdapterOutOfReach", "add its claim"),
+        ({**LEGAL, "uri": "s3://bucket/a"}, None, "AdapterOutOfReach", "which pods don't reach"),
+        (TICKETS, trained(lora={"rank": 64}), "AdapterUnsupported", "its rank is 64, and there is room for 16"),
+        (TICKETS, trained(lora={"rank": 16, "init": "PiSSA"}), "AdapterUnsupported", "its rank is 32"),
+        (TICKETS, trained(lora={"dora": True}), "AdapterUnsupported", "DoRA"),
+        (TICKETS, trained(lora={"modulesToSave": ["lm_head"]}), "AdapterUnsupported", "trained whole (lm_head)"),
+        (TICKETS, make_finished_job("tickets"), "ArtifactNotFound", "trains every weight"),
+        ({"name": "a", "jobRef": {"name": "nobody"}}, None, "JobNotFound", "there is no FineTuneJob nobody"),
+    ],
+)
+def test_what_can_be_known_is_refused_before_a_pod_is_told(
+    stage: Stage, adapter: Object, job: Object | None, reason: str, said: str
+) -> None:
+    if job is not None:
+        stage.put(job)
+    stage.edit(adapters=[adapter])
+    stage.settle()
+    found = told(stage, adapter["name"])
+    assert (found["state"], found["reason"]) == ("Refused", reason)
+    assert said in found["message"]
+    assert (wanted(stage), asked(stage)) == ({}, [])
+
+
+def test_a_job_that_still_trains_is_waited_for(stage: Stage) -> None:
+    job = trained()
+    job["status"] = {"conditions": [], "stage": "Training"}
+    stage.put(job)
+    stage.edit(adapters=[TICKETS])
+    stage.settle()
+    assert (told(stage)["state"], told(stage)["reason"]) == ("Waiting", "WaitingForJob")
+
+
+def test_an_adapter_waits_for_a_revision_with_room() -> None:
+    stage = Stage(make_serve(**{k: v for k, v in ON_VLLM.items() if k != "lora"}))
+    stage.roll_out()
+    stage.edit(lora={}, adapters=[LEGAL])
+    stage.step()
+    assert (told(stage, "legal")["state"], told(stage, "legal")["reason"]) == ("Waiting", "NothingLive")
+    stage.available(stage.candidate())
+    stage.step()
+    assert asked(stage) == []
+
+
+# ── The pod ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pod_of(stage: Stage) -> Object:
+    found: Object = stage.deployment(str(stage.live()))["spec"]["template"]["spec"]
+    return found
+
+
+def test_the_engines_api_for_adapters_is_on_the_loopback_alone(stage: Stage) -> None:
+    engine, front, keeper = pod_of(stage)["containers"]
+    assert engine["args"][engine["args"].index("--host") + 1] == "127.0.0.1"
+    assert {e["name"]: e["value"] for e in engine["env"]}["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    assert all("exec" in engine[probe] for probe in ("startupProbe", "livenessProbe"))
+    assert ("readinessProbe" in engine, front["readinessProbe"]["httpGet"]["path"]) == (False, "/health")
+    assert [port["name"] for port in front["ports"]] == ["http"]
+    assert "ports" not in keeper
+
+
+def test_the_keeper_alone_writes_where_adapters_lie(stage: Stage) -> None:
+    mounts = {c["name"]: {m["name"]: m for m in c["volumeMounts"]} for c in pod_of(stage)["containers"]}
+    assert mounts["engine"]["adapters"]["readOnly"]
+    assert mounts["front"]["adapters"]["readOnly"]
+    assert "readOnly" not in mounts["adapters"]["adapters"]
+    claims = [m for m in mounts["adapters"].values() if m["mountPath"].startswith("/mnt/finetune/claims/")]
+    assert sorted(m["mountPath"] for m in claims) == ["/mnt/finetune/claims/models", "/mnt/finetune/claims/tickets-artifacts"]
+    assert all(m["readOnly"] for m in claims)
+    assert not any("tickets" in str(m) for m in mounts["engine"].values())
+
+
+def test_adapters_are_no_part_of_a_revision_and_room_is() -> None:
+    def revision(**spec: Any) -> str:
+        stage = Stage(make_serve(**{**ON_VLLM, **spec}))
+        stage.put({"kind": "PersistentVolumeClaim", "metadata": {"name": "tickets-artifacts"}})
+        stage.step()
+        return stage.candidate()
+
+    assert revision() == revision(adapters=[LEGAL])
+    assert len({revision(lora=None), revision(), revision(lora={}), revision(lora={"maxRank": 64})}) == 4
+
+
+def test_a_newer_operator_starts_no_pod_for_its_keeper(stage: Stage) -> None:
+    stage.settings = replace(SETTINGS, operator_image="operator:newer")
+    stage.settle()
+    assert len(stage.revisions()) == 1
+
+
+def test_room_is_what_vllm_can_be_told() -> None:
+    def room(*, gpus: bool) -> tuple[str, str]:
+        stage = Stage(make_serve(**{**ON_VLLM, "lora": {"maxRank": 20, "maxActive": 2}, "parallelism": {"gpus": gpus}}))
+        stage.step()
+        args = stage.deployment(stage.candidate())["spec"]["template"]["spec"]["containers"][0]["args"]
+        return args[args.index("--max-lora-rank") + 1], args[args.index("--max-loras") + 1]
+
+    assert room(gpus=True) == ("32", "2")
+    assert room(gpus=False) == ("32", str(2 * MOST_ADAPTERS + 1)), "its last slot stays empty"
+
+
+# ── Rules and events ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"engine": {"type": "LlamaCpp"}, "lora": {}}, "spec.lora needs spec.engine.type VLLM"),
+        ({"engine": {"type": "VLLM"}, "adapters": [LEGAL]}, "spec.adapters needs room in the engine"),
+    ],
+)
+def test_rules(spec: Object, said: str) -> None:
+    (found,) = broken_by(ModelServeSpec.model_validate({"model": {"uri": "pvc://c/m"}, **spec}))
+    assert said in found
+
+
+def test_a_job_wakes_those_that_serve_its_adapter() -> None:
+    own = Own()
+    serve = make_serve(**{**ON_VLLM, "adapters": [TICKETS, LEGAL]})
+    serve["metadata"]["resourceVersion"] = "1"
+    own.keep(serve)
+    job = trained()
+    assert own.related(Key("FineTuneJob", "default", "tickets"), job) == [Key("ModelServe", "default", "facts")]
+    assert own.related(Key("FineTuneJob", "default", "other"), job) == []
+
+
+def test_nothing_changes_where_nobody_asks_for_room() -> None:
+    stage = Stage(make_serve(**{k: v for k, v in ON_VLLM.items() if k != "lora"}))
+    stage.roll_out()
+    assert ("ConfigMap", "facts-adapters") not in stage.objects
+    assert [c["name"] for c in pod_of(stage)["containers"]] == ["engine"]
+    assert "AdaptersReady" not in stage.conditions()
