@@ -167,12 +167,11 @@ def test_a_released_image_is_built_from_published_ones_and_what_is_ours_is_built
     settings.read().cache.mkdir()
     version = release.version()
     assert release.image("trainer", "ghcr.io/us", "python@sha256:2") == (f"ghcr.io/us/trainer:{version}", "sha256:1")
+    packages, llamacpp, trainer = (f"ghcr.io/us/{name}:{version}" for name in ("trainer-packages", "llamacpp-build", "trainer"))
     assert built == [
-        (f"ghcr.io/us/llamacpp-build:{version}", {"BASE_IMAGE": "python@sha256:2"}),
-        (
-            f"ghcr.io/us/trainer:{version}",
-            {"DEVICE": "cuda", "BASE_IMAGE": "python@sha256:2", "LLAMACPP_IMAGE": f"ghcr.io/us/llamacpp-build:{version}"},
-        ),
+        (packages, {"DEVICE": "cuda", "BASE_IMAGE": "python@sha256:2"}),
+        (llamacpp, {"BASE_IMAGE": "python@sha256:2"}),
+        (trainer, {"BASE_IMAGE": "python@sha256:2", "PACKAGES_IMAGE": packages, "LLAMACPP_IMAGE": llamacpp}),
     ]
     assert set(pulled) == {"python@sha256:2"}
     built.clear()
