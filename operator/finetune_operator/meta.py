@@ -18,15 +18,16 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?")
+QUANTITY = f"^{_QUANTITY.pattern}$"
 Quantity = Annotated[
     str,
     Field(
-        pattern=f"^{_QUANTITY.pattern}$",
+        pattern=QUANTITY,
         max_length=32,
         json_schema_extra={"x-kubernetes-int-or-string": True},
     ),
     # After the Field, so that the schema keeps its bounds.
-    BeforeValidator(lambda v: str(v) if isinstance(v, int | float) else v),
+    BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v),
 ]
 
 _SUFFIX = (

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from finetune_operator.neighbours import remedy
+from finetune_operator.wording import of_error, of_pattern
 
 
 def sentences(error: ValidationError, model: type[BaseModel], at: str) -> list[str]:
@@ -36,23 +37,22 @@ def _sentence(error: dict[str, Any], model: type[BaseModel], at: str) -> str:
         case "enum" | "literal_error":
             return f"{path} is {given}; it takes {context['expected']}"
         case "string_pattern_mismatch":
-            return f"{path} is {given}; it must match {context['pattern']}"
+            return f"{path} is {given}; {of_pattern(context['pattern'], str(error['input']))}"
         case "greater_than" | "greater_than_equal":
             word, bound = ("above", context.get("gt")) if "gt" in context else ("at least", context.get("ge"))
             return f"{path} is {given}; it must be {word} {bound}"
         case "less_than" | "less_than_equal":
             word, bound = ("below", context.get("lt")) if "lt" in context else ("at most", context.get("le"))
             return f"{path} is {given}; it must be {word} {bound}"
-        case "model_type" | "dict_type" | "model_attributes_type":
-            return f"{path} is {given}; it takes a mapping of fields"
-        case "list_type":
-            return f"{path} is {given}; it takes a list"
-    return f"{path} is {given}; {error['msg'][:1].lower()}{error['msg'][1:]}"
+    if error["type"] == "value_error":
+        return f"{path}: {context['error']}"
+    said = of_error(error["type"], context, error.get("input")) or f"{error['msg'][:1].lower()}{error['msg'][1:]}"
+    return f"{path} is {given}; {said}"
 
 
 def shown(value: Any) -> str:
     """A wrong value as a sentence names it."""
     if isinstance(value, dict | list):
         return f"a {'mapping' if isinstance(value, dict) else 'list'}"
-    text = "empty" if value is None or value == "" else str(value)
+    text = "empty" if value is None or value == "" else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.pod_template import NAME
 from finetune_operator.cli import rules
 from finetune_operator.finetunejob import admission
 from finetune_operator.meta import API_VERSION
 from finetune_operator.sentences import sentences, shown
+from finetune_operator.wording import of_pattern
 
 
 class FileError(Exception):
@@ -25,8 +28,10 @@ class FileError(Exception):
         self.problems = problems
 
 
-class _OnceOnly(yaml.SafeLoader):
-    """YAML in which a key comes once in a mapping, as kubectl wants it: of two, PyYAML takes the last without a word."""
+class _AsKubectl(yaml.SafeLoader):
+    """YAML as kubectl reads it: a key comes once in a mapping (of two, PyYAML takes the last without a word), and 2e-4 is a
+    number.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises ConstructorError, which says where both stand."""
@@ -37,7 +42,17 @@ class _OnceOnly(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(
                     f"the key {name} comes twice; remove one of them", first[name].start_mark, "again", key.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        made = super().construct_mapping(node, deep)
+        if len(made) < len(first) and "<<" not in {key.value for key, _ in node.value}:
+            raise yaml.constructor.ConstructorError(
+                f"of the keys {', '.join(first)} two are the same number or truth value; put them in quotes", node.start_mark
+            )
+        return made
+
+
+_AsKubectl.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -49,10 +64,12 @@ class Document:
 def read_document(path: Path, *, cpu: bool = False) -> Document:
     """The file's job and ConfigMaps. `cpu` overrides spec.parallelism.gpusPerNode with 0. Raises FileError."""
     try:
-        objects = [o for o in yaml.load_all(path.read_text(encoding="utf-8"), _OnceOnly) if o is not None]
+        objects = [o for o in yaml.load_all(path.read_text(encoding="utf-8"), _AsKubectl) if o is not None]
     except OSError as error:
         raise FileError(f"{path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise FileError(f"{path} is not YAML: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of numbers and dates that are none, and of bytes
         raise FileError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not all(isinstance(o, dict) for o in objects):
         raise FileError(f"{path} holds something that is not a Kubernetes object; each document needs kind and metadata")
@@ -93,15 +110,18 @@ def _bytes(where: str, text: Any, field: str) -> bytes:
 def _job(body: dict[str, Any], *, cpu: bool) -> FineTuneJob:
     if body.get("apiVersion") != API_VERSION:
         raise FileError(f"apiVersion is {body.get('apiVersion')}; write {API_VERSION}")
-    metadata = {"namespace": "default", **(body.get("metadata") or {})}
-    spec = body.get("spec")
-    if cpu and isinstance(spec, dict):
+    metadata, spec = body.get("metadata") or {}, body.get("spec")
+    if isinstance(metadata, dict):
+        metadata = {"namespace": "default", **metadata}
+    if cpu and isinstance(spec, dict) and isinstance(spec.get("parallelism", {}), dict | None):
         spec = {**spec, "parallelism": {**(spec.get("parallelism") or {}), "gpusPerNode": 0}}
     try:
         # Names as the API server takes them: learningRate, not learning_rate.
         job = FineTuneJob.model_validate({"metadata": metadata, "spec": spec}, by_name=False)
     except ValidationError as error:
         raise FileError(*sentences(error, FineTuneJob, "")) from None
+    if not re.fullmatch(NAME, name := job.metadata.name):
+        raise FileError(f"metadata.name is {name}; {of_pattern(NAME, name)}")
     if wrong := dict.fromkeys([*rules.broken(job.spec), *admission.problems(job.spec)]):
         raise FileError(*wrong)
     return job

@@ -95,7 +95,7 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
         status, result = _run_to_end(Attempts(document.job, run, workdir), status, step, watcher)
         for remark in result.warnings or ():
             watcher.warned(remark)
-        status = _absorb(status, run, step, result, workdir)
+        status = _absorb(document, status, run, step, result, workdir)
         watcher.ended(step, StepState.SUCCEEDED)
     return Ending(run, status, _verdicts(document, status))
 
@@ -105,12 +105,17 @@ def _verdicts(document: Document, status: FineTuneJobStatus) -> tuple[GateVerdic
     return tuple(gates.verdicts(spec.evaluation.gates, status.scores, spec.training.objective))
 
 
-def _absorb(status: FineTuneJobStatus, run: Run, step: Step, result: StepResult, workdir: Workdir) -> FineTuneJobStatus:
+def _absorb(
+    document: Document, status: FineTuneJobStatus, run: Run, step: Step, result: StepResult, workdir: Workdir
+) -> FineTuneJobStatus:
     status = with_step(with_facts(status, run, result), step.name, state=StepState.SUCCEEDED)
     if step.name != PREPARE:
         return status
     if result.fit is not None and (verdict := fit.judge(result.fit, run.config.devices)).status == "False":
         raise StepStopped(step.name, verdict.reason, verdict.message, workdir.log(step.name))
+    rows, asked = status.dataset, document.job.spec.evaluation.gates
+    if rows is not None and (wrong := "; ".join(gates.unscored(asked, rows.format))):
+        raise StepStopped(step.name, StepReason.InvalidSpec, wrong, workdir.log(step.name))
     for done in result.done:
         if run.step(done.step) is not None:
             status = with_step(with_facts(status, run, done), done.step, state=StepState.REUSED)

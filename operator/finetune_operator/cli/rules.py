@@ -6,6 +6,7 @@ The language is CEL (https://cel.dev); its interpreter comes with the extra `cli
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -23,15 +24,25 @@ def broken(spec: FineTuneJobSpec) -> list[str]:
 
 
 def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:
-    import celpy
     from celpy.adapter import json_to_cel
 
-    environment = celpy.Environment()
     for rule in rules:
-        program = environment.program(environment.compile(rule.must))
         for value in values_at(body, rule.at.split(".")):
-            if not program.evaluate({"self": json_to_cel(value)}):
+            if not _program(rule.must).evaluate({"self": json_to_cel(value)}):
                 yield rule.message
+
+
+@cache
+def _program(rule: str) -> Any:
+    environment = _environment()
+    return environment.program(environment.compile(rule))
+
+
+@cache
+def _environment() -> Any:
+    import celpy
+
+    return celpy.Environment()
 
 
 def values_at(node: Any, path: list[str]) -> Iterator[Any]:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from finetune_operator.api.evaluation import Gate, GateAction
 from finetune_operator.api.finetunejob_status import GateVerdict
-from finetune_trainer.contract.metrics import BOUNDS, LOWER_IS_BETTER, ONLY_FOR, SHARE, Metric
+from finetune_trainer.contract.dataset import DatasetFormat
+from finetune_trainer.contract.metrics import BOUNDS, LOWER_IS_BETTER, OF_ANSWERS, ONLY_FOR, SHARE, Metric
 from finetune_trainer.contract.objectives import OBJECTIVES, Objective
 from finetune_trainer.contract.pipeline import BASE, MERGED
 from finetune_trainer.contract.reports import Scores
@@ -42,6 +43,17 @@ def problems(gates: Iterable[Gate]) -> Iterator[str]:
             yield f"{at}: {field} is {value:g}, but {gate.metric} is {most:g} at most, so that no model passes; lower it"
         if gate.max is not None and gate.max < least:
             yield f"{at}: max is {gate.max:g}, but {gate.metric} is {least:g} at least, so that no model passes; raise it"
+
+
+def unscored(gates: Iterable[Gate], format: DatasetFormat) -> Iterator[str]:
+    """A sentence for each gate whose score such rows don't give, told once prepare has seen them and nothing is trained."""
+    for gate in (gate for gate in gates if gate.metric in list(Metric)):
+        metric, at = Metric(gate.metric), f"spec.evaluation.gates[] {gate.name}: the rows are {format}"
+        if metric in ONLY_FOR and ONLY_FOR[metric][0] != format:
+            wanted, instead = ONLY_FOR[metric]
+            yield f"{at}, and {metric} is for rows of format {wanted}: judge {instead}, or set spec.dataset.format"
+        elif metric in OF_ANSWERS and format is DatasetFormat.TEXT:
+            yield f"{at}, which ask nothing, so that there are no answers for {metric}: judge {Metric.LOSS}"
 
 
 def _verdict(gate: Gate, scores: dict[str, Scores]) -> GateVerdict:

@@ -54,6 +54,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     limit = budget.Limit(job, run, settings.grace_seconds)
     status = given_back(absorb(before, run, world, job.spec.retry, now), world, now)
     status = enforce(job, budget.enforce(limit, status, now), world, now)
+    refusals = (*refusals, *_unscored(job, status))
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
     case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, now)
     outlook = make_outlook(case)
@@ -83,6 +84,12 @@ def _not_offered(job: FineTuneJob, settings: Settings) -> list[str]:
     """What the spec asks of this cluster's operator that it has not."""
     images = image.problems(job.spec, settings.under_profile(job.spec.profile))
     return [*images, *offered.problems(job.spec, settings)]
+
+
+def _unscored(job: FineTuneJob, status: FineTuneJobStatus) -> Iterator[str]:
+    """What the rows that prepare has seen can't be judged by."""
+    if status.dataset is not None:
+        yield from gates.unscored(job.spec.evaluation.gates, status.dataset.format)
 
 
 def _is_named(before: FineTuneJobStatus, told: FineTuneJobStatus, start: Start) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from finetune_operator.api.finetunejob import FineTuneJobSpec
 from finetune_trainer.contract import places
 from finetune_trainer.contract.dataset import Split
+from finetune_trainer.contract.metrics import BOUNDS, SHARE, Metric
 from finetune_trainer.contract.objectives import OBJECTIVES
 from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reports import Remark
@@ -88,6 +90,11 @@ TABLE = (
         "spec.parallelism.gpusPerNode is 0; remove it, or ask for GPUs",
     ),
     Unused(
+        ("budget",),
+        lambda spec: spec.parallelism.gpus_per_node == 0,
+        "it limits GPU-hours, and spec.parallelism.gpusPerNode is 0; remove it, or ask for GPUs",
+    ),
+    Unused(
         ("dataset.test.seed",),
         lambda spec: not _chooses(spec.dataset.test) and spec.dataset.max_samples is None,
         "no rows are chosen by it; remove it, or set spec.dataset.test.fraction",
@@ -149,7 +156,7 @@ def unused(spec: FineTuneJobSpec) -> tuple[Remark, ...]:
     """A remark for each field that differs from its default and does nothing."""
     written = list(_leaves(spec.model_dump(mode="json", by_alias=True, exclude_defaults=True), ""))
     found = [(path, row.why) for row in TABLE if row.holds(spec) for path in written if _is_below(path, row.fields)]
-    found += _of_targets(spec)
+    found += [*_of_targets(spec), *_of_gates(spec)]
     said = [f"spec.{path} does nothing: {why}" for path, why in found]
     return tuple(Remark(reason=RemarkReason.FieldUnused, message=sentence) for sentence in said)
 
@@ -161,6 +168,23 @@ def _of_targets(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
             yield f"publish[{number}].private", f"it is for repositories of {places.HF.prefix}; remove it"
         if target.secret_ref is not None and _takes_no_secret([target.uri]):
             yield f"publish[{number}].secretRef", "a claim needs no credentials; remove it"
+
+
+def _of_gates(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+    """Bounds that no score can miss. (Those that none can reach are refused.)"""
+    for number, gate in enumerate(spec.evaluation.gates):
+        if gate.metric not in list(Metric):
+            continue
+        least, most = BOUNDS.get(Metric(gate.metric), SHARE)
+        never_missed = {
+            "min": gate.min is not None and gate.min <= least,
+            "max": gate.max is not None and gate.max >= most,
+            "minImprovementOverBase": (gate.min_improvement_over_base or 0) <= least - most,
+            "maxRegressionFromMerged": (gate.max_regression_from_merged or 0) >= most - least,
+        }
+        for bound in (bound for bound, is_so in never_missed.items() if is_so):
+            reach = f"{least:g} at least" if most == inf else f"between {least:g} and {most:g}"
+            yield f"evaluation.gates[{number}].{bound}", f"{gate.metric} is {reach}, so that every model passes; correct it"
 
 
 def _is_below(path: str, fields: Iterable[str]) -> bool:

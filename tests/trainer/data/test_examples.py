@@ -13,11 +13,11 @@ import pytest
 from finetune_trainer.contract.dataset import DatasetFormat, Split
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.data.conversation import Example
-from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.detection import detect as detect_shape
 from finetune_trainer.data.examples import examples
 from finetune_trainer.data.labels import check_seen, worded
 from finetune_trainer.data.rows import Row, is_data_file, read_rows
+from finetune_trainer.data.shape import Shape
 from finetune_trainer.data.splits import hold_out, sample
 from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed

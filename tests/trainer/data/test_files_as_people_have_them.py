@@ -277,9 +277,9 @@ def test_files_of_two_shapes_lose_no_row_in_silence(prepare: Prepare) -> None:
     turns = [{"role": "user", "content": "Qui ?"}, {"role": "assistant", "content": "Moi."}]
     files: dict[str, bytes | str] = {"a.jsonl": LINES, "b.jsonl": 2 * (json.dumps({"messages": turns}) + "\n")}
     with pytest.raises(StepFailed, match=r"40 of 42 rows can't be used: 40 OtherColumns \(a\.jsonl line 1 "):
-        prepare(files)
-    written = prepare(files, format="PromptCompletion")
-    assert (written.facts.rows, written.facts.train_rows) == (COUNT + 2, COUNT)
+        prepare(files, format="Messages")
+    written = prepare(files)
+    assert (written.facts.format, written.facts.rows, written.facts.train_rows) == ("PromptCompletion", COUNT + 2, COUNT)
     assert written.dropped == {"OtherColumns": (2, "b.jsonl line 1")}
 
 

@@ -15,11 +15,12 @@ from finetune_trainer.contract.reports import DatasetFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import dataset
 from finetune_trainer.data.conversation import Example
-from finetune_trainer.data.detection import Shape, detect
+from finetune_trainer.data.detection import detect
 from finetune_trainer.data.examples import examples
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.data.rendering import Renderer, describe, load_tokenizer
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import Shape
 from finetune_trainer.data.turns import Turn
 from finetune_trainer.failures import StepFailed
 

@@ -15,8 +15,10 @@ import pytest
 from tests.trainer.conftest import CHATML
 from tests.trainer.data.written import Written, byte_tokenizer, write_rows
 
+from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.data.examples import READ
 from finetune_trainer.failures import StepFailed
 
 Prepare = Callable[..., Written]
@@ -113,6 +115,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "messages, turn 1, part 2 is of another type than text, and only text is learned",
     ),
     (
+        "a question that is an image alone",
+        {"messages": [user([{"type": "image", "image": "a.png"}]), assistant("A cat.")]},
+        "messages, turn 1, part 1 is of another type than text, and only text is learned",
+    ),
+    (
         "an image beside the content",
         {"messages": [user("What is it?", images=["a.png"]), assistant("A cat.")]},
         "messages, turn 1: key images is not read; only text is learned",
@@ -171,6 +178,20 @@ def test_what_cannot_be_meant_is_refused_with_its_place(prepare: Prepare, row: d
         prepare(among(row))
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_DATA, "DatasetRowInvalid")
     assert caught.value.message.startswith(f"spec.dataset: rows.jsonl line 1: {said}")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), RecursionError("deep"), AssertionError("a row's text")])
+def test_whatever_reading_a_row_raises_is_told_with_its_place(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def read(_place: str, _: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(READ, DatasetFormat.MESSAGES, read)
+    with pytest.raises(StepFailed) as caught:
+        prepare([good(1)])
+    said = f"spec.dataset: rows.jsonl line 1: can't be read as Messages ({type(error).__name__}): mend or remove the row"
+    assert (caught.value.reason, caught.value.message) == ("DatasetRowInvalid", said)
 
 
 LEARNED: list[tuple[str, dict[str, Any], str, str]] = [
@@ -362,6 +383,7 @@ def test_what_is_dropped_is_counted_by_cause_with_one_example(prepare: Prepare, 
     ("name", "row"),
     [
         ("without an answer", {"prompt": "Hi?", "completion": ""}),
+        ("with an answer that is null", {"prompt": "Hi?", "completion": None}),
         ("of another shape late in the file", {"messages": good(1)["messages"]}),
         ("with a mistyped column", {"prompt": "Hi?", "completoin": "Yes."}),
     ],
@@ -494,6 +516,18 @@ def test_a_test_uri_that_is_the_training_file_is_refused(prepare: Prepare) -> No
         prepare([pair(n) for n in range(30)], test={"uri": "pvc://data/rows.jsonl"})
     assert caught.value.reason == "DatasetEmpty"
     assert "30 InTestRows (rows.jsonl line 1 has prompt and answer of a test row)" in caught.value.message
+
+
+def test_a_test_file_that_overlaps_with_the_training_file_is_taken_out_of_it(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "mounts/claims/data/test.jsonl").write_text("".join(json.dumps(pair(n)) + "\n" for n in range(10)))
+    rows, test = [pair(n) for n in range(6, 16)], {"uri": "pvc://data/test.jsonl"}
+    with pytest.raises(
+        StepFailed, match=r"4 of 20 rows can't be used: 4 InTestRows \(rows\.jsonl line 1 has prompt and answer of"
+    ):
+        prepare(rows, test=test)
+    written = prepare(rows, test=test, maxDroppedFraction=0.2)
+    assert written.dropped == {"InTestRows": (4, "rows.jsonl line 1")}
+    assert (written.facts.train_rows, written.facts.test_rows) == (6, 10)
 
 
 def test_validation_rows_are_neither_trained_nor_tested_on(prepare: Prepare, tmp_path: Path) -> None:

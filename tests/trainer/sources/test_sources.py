@@ -64,8 +64,9 @@ def test_a_download_is_taken_up_where_it_ended(bucket: str, tmp_path: Path) -> N
     assert cut.read_bytes() == content
 
 
-def test_what_is_no_model_is_refused_before_it_is_downloaded(bucket: str, tmp_path: Path) -> None:
-    source = Source(f"s3://{BUCKET}/rows", "Model", "spec.model.uri", ("*",), check=weights.check_names)
+@pytest.mark.parametrize("path", ["rows", "rows/a.jsonl"])
+def test_what_is_no_model_is_refused_before_it_is_downloaded(bucket: str, tmp_path: Path, path: str) -> None:
+    source = Source(f"s3://{BUCKET}/{path}", "Model", "spec.model.uri", ("*",), check=weights.check_names)
     with pytest.raises(StepFailed, match=r"no config\.json") as caught:
         fetch(source, tmp_path / "model", "/nowhere", endpoint=bucket)
     assert (caught.value.exit_code, caught.value.reason) == (ExitCode.BAD_CONFIG, "ModelUnsupported")

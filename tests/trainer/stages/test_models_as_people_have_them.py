@@ -47,6 +47,12 @@ def several_named_chat_templates(folder: Path) -> None:
     edit(folder / "tokenizer_config.json", chat_template=named)
 
 
+def a_template_that_processors_keep(folder: Path) -> None:
+    plain(folder)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))
+
+
 def untied_embeddings(folder: Path) -> None:
     save_tiny_llama(folder, train_tokenizer(), tied=False)
 
@@ -95,7 +101,15 @@ def vision_tower(folder: Path) -> None:
 
 
 FAST = (generation_config_that_contradicts_itself, several_named_chat_templates, pad_is_eos)
-SLOW = (vision_tower, untied_embeddings, padded_vocabulary, several_files, no_bos, left_padding)
+SLOW = (
+    vision_tower,
+    a_template_that_processors_keep,
+    untied_embeddings,
+    padded_vocabulary,
+    several_files,
+    no_bos,
+    left_padding,
+)
 CASES = [*FAST, *(pytest.param(made, marks=pytest.mark.slow) for made in SLOW)]
 
 

@@ -97,6 +97,43 @@ def named_templates(*names: str) -> Change:
     return change
 
 
+def adapter(*, config: bool = False, **told: Any) -> Change:
+    """Leave what PEFT saves beside a tokenizer; `config` also leaves the base's configuration, as Axolotl does."""
+
+    def change(folder: Path) -> None:
+        (folder / WHOLE).unlink()
+        if not config:
+            (folder / "config.json").unlink()
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | told))
+        (folder / "adapter_model.safetensors").write_bytes(b"")
+
+    return change
+
+
+def weights_of_another_program(name: str, card: str = "", *, config: bool = False) -> Change:
+    def change(folder: Path) -> None:
+        (folder / WHOLE).rename(folder / name)
+        (folder / "README.md").write_text(card)
+        if not config:
+            (folder / "config.json").unlink()
+
+    return change
+
+
+def in_a_folder_below(folder: Path) -> None:
+    (folder / "checkpoint-9").mkdir()
+    for name in ("config.json", WHOLE):
+        (folder / name).rename(folder / "checkpoint-9" / name)
+
+
+def no_template_but(name: str, content: dict[str, Any]) -> Change:
+    def change(folder: Path) -> None:
+        (folder / "chat_template.jinja").unlink()
+        (folder / name).write_text(json.dumps(content))
+
+    return change
+
+
 def without_an_end(folder: Path) -> None:
     for name, key in (("tokenizer_config", "eos_token"), ("config", "eos_token_id"), ("generation_config", "eos_token_id")):
         edit(f"{name}.json", **{key: None})(folder)
@@ -120,6 +157,46 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "an index that is not JSON": (write(INDEX, "{oops"), UNSUPPORTED, f"its {INDEX} is not JSON"),
     "an index without a map": (write(INDEX, '{"weight_map": null}'), DAMAGED, f"its {INDEX} has no weight_map"),
     "shards without an index": (shards_without_an_index, DAMAGED, f"it has neither {WHOLE} nor {INDEX}"),
+    "an adapter alone": (
+        adapter(base_model_name_or_path="org/base"), UNSUPPORTED,
+        "spec.model: it is an adapter alone (adapter_config.json), trained over org/base: name hf://org/base in its place, or m"
+        " the two and name what comes of that",
+    ),
+    "an adapter over a revision, beside its base's configuration": (
+        adapter(config=True, base_model_name_or_path="org/base", revision="v2"), UNSUPPORTED, "name hf://org/base@v2 in its pl",
+    ),
+    "an adapter over a path of its author's": (
+        adapter(base_model_name_or_path="/content/base"), UNSUPPORTED, "trained over /content/base: name that model in its pla",
+    ),
+    "an adapter that names no base": (adapter(), UNSUPPORTED, "without its base model: name that in its place, or merge"),
+    "an adapter beside the weights of a claim": (
+        write("adapter_config.json", "{}"), UNSUPPORTED, "it has an adapter (adapter_config.json) beside its weights, which",
+    ),
+    "GGUF files alone": (
+        weights_of_another_program("tiny-q4.gguf"), UNSUPPORTED,
+        "its weights are files of llama.cpp (tiny-q4.gguf), which can't be trained: name the repository of the full model in i",
+    ),
+    "GGUF files of a base that their card names": (
+        weights_of_another_program("tiny.gguf", "---\nlicense: mit\nbase_model:\n- org/base\n---\n"), UNSUPPORTED,
+        "name hf://org/base, its base by its README.md, in its place",
+    ),
+    "ONNX beside a configuration": (
+        weights_of_another_program("model.onnx", config=True), UNSUPPORTED, "its weights are files of ONNX (model.onnx)",
+    ),
+    "weights as their authors wrote them": (
+        weights_of_another_program("consolidated.00.pth"), UNSUPPORTED, "files of the model's own authors (consolidated.00.pth",
+    ),
+    "a checkpoint in a folder below": (
+        in_a_folder_below, UNSUPPORTED, "it has no config.json itself, but its folder checkpoint-9 has: name that folder",
+    ),
+    "fewer layers than the files hold": (
+        config(num_hidden_layers=1), DAMAGED,
+        "9 of the weights in its files, such as model.layers.1.input_layernorm.weight, have no place in LlamaForCausalLM by it",
+    ),
+    "a template of processors that is none": (
+        no_template_but("chat_template.json", {"template": CHATML}), TEMPLATE,
+        "its chat_template.json is not as transformers writes it (KeyError): mend it, or name another template",
+    ),
     "more layers than the files hold": (config(num_hidden_layers=3), DAMAGED, "of the weights of LlamaForCausalLM are not in"),
     "a part of a layer that is not there": (without("layers.1.mlp"), DAMAGED, "3 of the weights of LlamaForCausalLM are not"),
     "a norm that is not there": (without("model.norm"), DAMAGED, "1 of the weights of LlamaForCausalLM are not in its files"),
@@ -175,6 +252,18 @@ def test_what_would_fail_or_begin_at_random_is_refused(
     assert str(tmp_path) not in refused.value.message
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_have_no_place_are_told(nasty: Callable[[Change], RunConfig], tmp_path: Path) -> None:
+    head = tensors(
+        lambda name, tensor: {name: tensor} | ({"v_head.weight": torch.zeros(1, 256)} if name == "model.norm.weight" else {})
+    )
+    warned = prepare.run(context(nasty(head), "prepare", tmp_path)).warnings or ()
+    assert [remark.message for remark in warned if remark.reason == "WeightsLeftOut"] == [
+        "spec.model: 1 of the weights in its files, such as v_head.weight, have no place in LlamaForCausalLM by its"
+        " config.json: they are not trained, and lack in all that is made of it; take another configuration if they are meant"
+    ]
+
+
 BEAMS = generation(
     num_beams=4, num_return_sequences=2, cache_implementation="quantized", force_words_ids=[[1]], dola_layers="low"
 )
@@ -182,6 +271,7 @@ LEARNED: dict[str, Change] = {
     "generation settings that need beams, packages or a hub": BEAMS,
     "an implementation that its author's machine had": config(attn_implementation="flash_attention_2"),
     "a quantization that is null": config(quantization_config=None),
+    "a template that processors keep": no_template_but("chat_template.json", {"chat_template": CHATML}),
 }
 
 

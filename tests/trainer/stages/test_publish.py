@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
+from tests.builders import DATASET
 from tests.trainer.entries import context, prepare
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
-from finetune_trainer.contract.reports import ArtifactFacts, Scores, StepResult
+from finetune_trainer.contract.reports import ArtifactFacts, RowCount, Scores, StepResult
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.export import card
 from finetune_trainer.failures import StepFailed
@@ -98,6 +99,14 @@ def test_rows_of_ones_own_are_not_named_by_where_they_lie(make_run: MakeRun, tmp
     assert run.dataset.uri.startswith("pvc://")
     (told,) = card.results(run, Scores(subject="merged", samples=1, values={Metric.LOSS: 1.0}))
     assert (told.dataset_name, told.dataset_type) == ("held-out rows", "held-out-rows")
+
+
+def test_the_card_counts_dropped_rows_by_their_causes() -> None:
+    """No cause but TooLong was known to it once, and all that was lost was told as too long."""
+    lost = tuple(RowCount(cause=cause, rows=n, example="a.jsonl line 1") for n, cause in ((1200, "NoAnswer"), (3, "TooLong")))
+    facts = DATASET.model_copy(update={"dropped_rows": 1203, "dropped": lost})
+    assert card._dropped(facts) == "1,203 dropped: 1,200 NoAnswer, 3 TooLong"
+    assert card._dropped(DATASET) == "0 dropped"
 
 
 def test_nothing_is_copied_twice(make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.builders import DATASET
 from tests.unit.test_sentences import DATA, GOOD, write
 
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
@@ -162,3 +163,16 @@ def test_what_is_hardly_meant_is_told_before_and_after_prepare(tmp_path: Path, m
     with pytest.raises(local.StepStopped):
         local.run_locally(document, Workdir(tmp_path), watcher)
     assert told == ["FieldUnused", "prepare", "BatchAboveRows", "train"]
+
+
+def test_a_gate_that_the_rows_can_not_answer_ends_the_run_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared(_attempts: local.Attempts, step: Step, *_: Any) -> StepResult:
+        assert step.name == "prepare"
+        return StepResult(step="prepare", fingerprint="f", dataset=DATASET, fit=FIT)
+
+    monkeypatch.setattr(local, "_run_step", prepared)
+    with pytest.raises(local.StepStopped, match="the rows are PromptCompletion, and accuracy is for rows of format") as stop:
+        ran(tmp_path, GOOD + "  evaluation: {gates: [{name: g, metric: accuracy, min: 0.5}]}\n")
+    assert (stop.value.step, stop.value.reason) == ("prepare", StepReason.InvalidSpec)

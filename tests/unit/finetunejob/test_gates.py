@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from tests.builders import make_scores
 
 from finetune_operator.api.evaluation import Gate
-from finetune_operator.finetunejob.gates import blocking, problems, verdicts
+from finetune_operator.finetunejob.gates import blocking, problems, unscored, verdicts
+from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.objectives import Objective
 from finetune_trainer.contract.reports import Scores
@@ -142,5 +143,33 @@ def test_only_failed_gates_that_block_are_blocking() -> None:
 )
 def test_a_bound_that_no_model_can_reach_is_told(bound: dict[str, Any], sentence: str | None) -> None:
     said = list(problems([Gate.model_validate({"name": "g", **bound})]))
+    assert len(said) == (sentence is not None)
+    assert sentence is None or said[0].startswith(f"spec.evaluation.gates[] g: {sentence}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "format", "sentence"),
+    [
+        ("accuracy", "Classification", None),
+        (
+            "accuracy",
+            "Messages",
+            "the rows are Messages, and accuracy is for rows of format Classification: judge exactMatch, or",
+        ),
+        ("preferenceAccuracy", "Preference", None),
+        (
+            "preferenceAccuracy",
+            "UnpairedPreference",
+            "the rows are UnpairedPreference, and preferenceAccuracy is for rows of format",
+        ),
+        ("exactMatch", "Messages", None),
+        ("exactMatch", "Text", "the rows are Text, which ask nothing, so that there are no answers for exactMatch: judge loss"),
+        ("rougeL", "Text", "the rows are Text, which ask nothing, so that there are no answers for rougeL: judge loss"),
+        ("perplexity", "Text", None),
+        ("task/acc", "Text", None),
+    ],
+)
+def test_a_score_that_such_rows_do_not_give_is_told_once_they_are_seen(metric: str, format: str, sentence: str | None) -> None:
+    said = list(unscored([Gate(name="g", metric=metric, min=0.5)], DatasetFormat(format)))
     assert len(said) == (sentence is not None)
     assert sentence is None or said[0].startswith(f"spec.evaluation.gates[] g: {sentence}")

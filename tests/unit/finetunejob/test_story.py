@@ -468,6 +468,20 @@ def apply_of(story: Story) -> Object:
     return action.body
 
 
+def test_a_gate_that_the_rows_can_not_answer_stops_the_job_before_training_and_an_edit_lets_it_go_on() -> None:
+    story = Story(make_job(evaluation={"gates": [{"name": "g", "metric": "accuracy", "min": 0.5}]}))
+    story.passes()
+    story.succeed()
+    assert story.passes() == []
+    assert story.conditions()["Stalled"] == ("True", "InvalidSpec")
+    (why,) = (c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Stalled")
+    assert why.startswith(
+        "spec.evaluation.gates[] g: the rows are PromptCompletion, and accuracy is for rows of format Classif"
+    )
+    story.edit(evaluation={"gates": [{"name": "g", "metric": "exactMatch", "min": 0.5}]})
+    assert "job train" in story.passes()
+
+
 def test_the_job_has_ended_when_the_model_serve_is_ready_with_its_artifact() -> None:
     story = Story(make_job(serving=SERVING))
     served = drive_to_serving(story)

@@ -83,6 +83,7 @@ COUNTS: dict[str, Callable[[Body], bool]] = {
     "training.earlyStopping": lambda _: False,  # without evaluateEverySteps
     "training.keepCheckpoint": lambda _: False,
     "training.evaluateEverySteps": lambda spec: "validation" in spec["dataset"],
+    "budget": lambda spec: spec["parallelism"]["gpusPerNode"] > 0,
     "parallelism.gpu": lambda spec: spec["parallelism"]["gpusPerNode"] > 0,
     "evaluation.tasks": lambda _: False,  # without taskFiles
     "evaluation.taskFiles": lambda _: False,  # without tasks

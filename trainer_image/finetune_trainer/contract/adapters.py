@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from finetune_trainer.contract.fields import Strict
+from finetune_trainer.contract.fields import Filled, Strict
 
 SPLIT_INITS = ("PiSSA", "OLoRA")  # the adapter begins as a part of the weights
 
@@ -22,9 +22,9 @@ class Lora(Strict):
     """Train the length of each weight's rows beside the adapter (DoRA): often better at low ranks, slower, more memory."""
     dropout: float = Field(0, ge=0, lt=1)
     """Dropout before the adapter. 0 is fastest and, on short runs, as good."""
-    targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
+    targets: list[Filled] = Field(default_factory=lambda: ["all-linear"], min_length=1, max_length=64)
     """Modules that get an adapter: all-linear, or names such as q_proj."""
-    modules_to_save: list[str] = Field(default_factory=list, max_length=16)
+    modules_to_save: list[Filled] = Field(default_factory=list, max_length=16)
     """Modules that are trained whole, in float32, beside the adapters, by names such as embed_tokens and lm_head: for new
     special tokens, or a new chat format. Where a model ties these two, either names both. Not for method Full."""
     init: Literal["Default", "Gaussian", "Orthogonal", "PiSSA", "OLoRA"] = "Default"

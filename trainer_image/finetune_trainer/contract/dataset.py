@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from finetune_trainer.contract import places
-from finetune_trainer.contract.fields import SecretRef, Strict
+from finetune_trainer.contract.fields import MOST, Filled, SecretRef, Strict
 from finetune_trainer.contract.places import Use
 
 
@@ -27,17 +27,23 @@ class DatasetFormat(StrEnum):
 def as_written(labels: Any) -> Any:
     """Labels and words as people write them in YAML: numbers and true stand for themselves, as they do in rows.
 
-    Raises ValueError for a word that YAML has read as a boolean, as whether it was no, off or false is lost.
+    Raises ValueError for a word that YAML has read as a boolean, as whether it was no, off or false is lost, for one that is
+    empty, and for a label that comes twice.
     """
     if not isinstance(labels, dict):
         return labels
-    lost = next((stored for stored, word in labels.items() if isinstance(word, bool)), None)
-    if lost is not None:
-        raise ValueError(
-            f"the word of {lost!r} is a boolean to YAML, as are no, yes, off and on without quotes; write it in quotes:"
-            ' {"0": "no", "1": "yes"}'
-        )
-    return {_spelled(stored): _spelled(word) for stored, word in labels.items()}
+    for stored, word in labels.items():
+        if isinstance(word, bool):
+            raise ValueError(
+                f"the word of {stored!r} is a boolean to YAML, as are no, yes, off and on without quotes; write it in quotes:"
+                ' {"0": "no", "1": "yes"}'
+            )
+        if stored is None or word is None or not (str(stored).strip() and str(word).strip()):
+            raise ValueError(f'{stored!r}: {word!r} is empty, or null to YAML; write both as text: {{"0": "no", "1": "yes"}}')
+    made = {_spelled(stored): _spelled(word) for stored, word in labels.items()}
+    if len(made) < len(labels):
+        raise ValueError(f"of the labels {', '.join(map(repr, labels))} two are the same; name each once")
+    return made
 
 
 def _spelled(value: Any) -> Any:
@@ -77,7 +83,7 @@ class Dataset(Strict):
     split: str | None = Field(None, min_length=1, max_length=253)
     """Split to train on, told by README.md or the names of files and folders (train-00000-of-00002.parquet, dev.jsonl,
     test/rows.csv). Unset: train where there are several, else the only one."""
-    files: list[str] = Field(default_factory=list, max_length=100)
+    files: list[Filled] = Field(default_factory=list, max_length=100)
     """Only these files of a folder or repository (glob patterns), whatever their names say of splits. Empty: every data file
     of the split."""
     format: DatasetFormat = DatasetFormat.AUTO
@@ -86,14 +92,14 @@ class Dataset(Strict):
     Preference: {prompt, chosen, rejected}, or two conversations that differ in their last answer alone (chosen is learned);
     UnpairedPreference: {prompt, completion, label}, where label says whether the answer is desirable (objective KTO).
     Auto looks at the columns; status.dataset.format says what it took them for."""
-    columns: dict[str, str] = Field(default_factory=dict, max_length=16)
+    columns: dict[str, Filled] = Field(default_factory=dict, max_length=16)
     """Names of the columns where they differ from the format's: {prompt: question, completion: answer}."""
     labels: Annotated[dict[str, str], BeforeValidator(as_written)] = Field(default_factory=dict, max_length=1000)
     """Classification: the word that the model answers for each stored label: {"0": negative, "1": positive}. Every label
     must then have one. Empty: labels are the words."""
     system_prompt: str | None = Field(None, max_length=8192)
     """System message put before each conversation that has none."""
-    max_samples: int | None = Field(None, ge=1)
+    max_samples: int | None = Field(None, ge=1, le=MOST)
     """Use only this many rows, chosen by the test split's seed: try on little data first."""
     test: Split = Field(default_factory=lambda: Split(fraction=0.1))
     """Held-out rows that the scores and gates are computed on, never trained on. Default: a fraction of 0.1."""

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import Use
 
+_NUMBERS = frozenset({int, float})
+Filled = Annotated[str, Field(min_length=1)]
+MOST = 2**31 - 1  # of what is counted; programs below ours have no larger numbers
+
 
 class Strict(BaseModel):
-    """A value that we write: an unknown key is an error, not a surprise."""
+    """A value that we write: an unknown key is an error, not a surprise, and so is a value of another type than the field's.
+
+    The API server takes neither true nor "2" for a number: who checks a file, or what it keeps unread, takes them neither.
+    """
 
     model_config = ConfigDict(
         alias_generator=to_camel,
@@ -22,6 +32,28 @@ class Strict(BaseModel):
         use_attribute_docstrings=True,
         allow_inf_nan=False,  # JSON, which the API server speaks, has neither
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_type(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = _kinds(cls, str(info.field_name))
+        if kinds & _NUMBERS and type(value) in (bool, str) and type(value) not in kinds:
+            raise PydanticCustomError("number_type", "input should be a number")
+        if bool in kinds and type(value) in (int, float, str) and type(value) not in kinds:
+            raise PydanticCustomError("truth_type", "input should be true or false")
+        return value
+
+
+@cache
+def _kinds(model: type[BaseModel], name: str) -> frozenset[Any]:
+    """The types that a field's value may have, those of its items apart."""
+    return frozenset(_alternatives(model.model_fields[name].annotation))
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) not in (Union, UnionType):
+        return [annotation]
+    return [kind for inner in get_args(annotation) for kind in _alternatives(inner)]
 
 
 class Report(BaseModel):

@@ -33,6 +33,7 @@ ONLY_FOR = {
     Metric.MACRO_F1: ("Classification", Metric.EXACT_MATCH),
     Metric.PREFERENCE_ACCURACY: ("Preference", Metric.LOSS),
 }
+OF_ANSWERS = (Metric.EXACT_MATCH, Metric.ROUGE_1, Metric.ROUGE_2, Metric.ROUGE_L)  # rows of format Text ask for none
 MOST_SCORES = 64  # of one model: what the status has room for
 WORD = r"[A-Za-z0-9_.+-]+"
 OF_TASK = f"{WORD}/{WORD}(,{WORD})?"

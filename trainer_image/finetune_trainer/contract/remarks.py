@@ -19,6 +19,7 @@ from finetune_trainer.contract.training import Method, Training
 PARTS_OF_QUESTIONS = frozenset(("context", "input", "passage", "document", "article", "schema", "choices", "options", "hint"))
 ROLES = frozenset(("role", "from", "speaker", "author"))  # columns that say who speaks
 HIGH_RATE = 100  # times the customary one
+LOW_RATE = 1000  # the customary one is so many times that
 
 
 def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None, window: int | None = None) -> tuple[Remark, ...]:
@@ -145,6 +146,12 @@ def _of_rates(training: Training) -> _Said:
             RemarkReason.HighLearningRate,
             f"spec.training.learningRate is {training.peak_rate:g}; {customary:g} is customary for {training.objective.value}"
             f" with method {training.method.value}, and with so much more a model mostly forgets: lower it",
+        )
+    if training.peak_rate * LOW_RATE * (1 + 1e-9) < customary:
+        yield (
+            RemarkReason.LowLearningRate,
+            f"spec.training.learningRate is {training.peak_rate:g}; {customary:g} is customary for {training.objective.value}"
+            f" with method {training.method.value}, and with so much less a model hardly learns: raise it",
         )
 
 

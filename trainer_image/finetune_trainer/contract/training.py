@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_trainer.contract.adapters import Lora, Quantization
-from finetune_trainer.contract.fields import SecretRef, Strict
+from finetune_trainer.contract.fields import MOST, SecretRef, Strict
 from finetune_trainer.contract.objectives import OBJECTIVES, Distillation, Learning, Objective, Preference
 
 HANG_AFTER_MEDIAN_STEPS = 30
@@ -32,9 +32,9 @@ Recomputing = Literal["Full", "Selective", "Off"]  # of each layer, in the backw
 
 
 class Checkpoint(Strict):
-    every_steps: int | None = Field(None, ge=1)
+    every_steps: int | None = Field(None, ge=1, le=MOST)
     """Save after this many optimizer steps. Unset: intervalSeconds decides."""
-    interval_seconds: int = Field(600, ge=1)
+    interval_seconds: int = Field(600, ge=1, le=MOST)
     """Save when this many seconds have passed since the last save."""
     keep: int = Field(2, ge=1, le=100)
     """How many checkpoints stay in the artifact store while training runs."""
@@ -67,7 +67,7 @@ class Training(Strict):
     """How QLoRA stores the base model's weights while it trains adapters over them."""
     epochs: float | None = Field(None, gt=0, le=1000)
     """Passes over the training rows. Unset and no maxSteps: 3."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=MOST)
     """Optimizer steps in all; takes the place of epochs."""
     global_batch_size: int = Field(16, ge=1, le=65536)
     """Rows per optimizer step, over all devices and accumulation steps."""
@@ -99,7 +99,7 @@ class Training(Strict):
     """Loss on the completion's tokens only, not on the prompt's."""
     seed: int = Field(42, ge=0, le=2**31 - 1)
     """Seed of weights, order and dropout."""
-    evaluate_every_steps: int | None = Field(None, ge=1)
+    evaluate_every_steps: int | None = Field(None, ge=1, le=MOST)
     """Measure the validation loss after this many steps. Needs dataset.validation. Unset: at the end only."""
     early_stopping: EarlyStopping | None = None
     """End training once the validation loss falls no more. Needs evaluateEverySteps. Unset: train all steps."""

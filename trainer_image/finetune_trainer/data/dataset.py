@@ -14,13 +14,14 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import DatasetFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data import rendered
-from finetune_trainer.data.detection import Shape, columns_of, detect
+from finetune_trainer.data.detection import detect
 from finetune_trainer.data.kept import Kept, check_dropped, check_lengths, keep, without_overlaps
 from finetune_trainer.data.labels import are_whole, check_seen, numbered, worded
 from finetune_trainer.data.ledger import Cause, Note, counted
 from finetune_trainer.data.rendered import SAMPLES, TEST, TRAIN, VALIDATION, Rendered
 from finetune_trainer.data.rendering import Renderer, describe
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import Shape, columns_of
 from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.splits import hold_out, said, sample
 from finetune_trainer.failures import StepFailed, writable
@@ -158,7 +159,7 @@ def render(run: RunConfig, splits: Splits, tokenizer: Any, folder: Path, report:
     if splits.format is DatasetFormat.UNPAIRED_PREFERENCE:
         _keep_desirable(kept)
     kept = without_overlaps(kept)
-    check_dropped(kept.notes, total + kept.apart, len(kept.rows[TRAIN]), allowed)
+    check_dropped(kept.notes, total + kept.apart, len(kept.rows[TRAIN]), allowed, splits.shape)
     rows = {name: [placed.row for placed in found] for name, found in kept.rows.items()}
     folder.mkdir(parents=True)
     for name, split in rows.items():

@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import COLUMNS, CONTEXT, Shape, columns_of
 from finetune_trainer.data.turns import ROLES, is_empty
 from finetune_trainer.failures import StepFailed
 
-# In the order in which Auto tries them: who has more of the columns comes first.
-COLUMNS: dict[DatasetFormat, tuple[str, ...]] = {
-    DatasetFormat.PREFERENCE: ("chosen", "rejected"),
-    DatasetFormat.MESSAGES: ("messages",),
-    DatasetFormat.SHARE_GPT: ("conversations",),
-    DatasetFormat.UNPAIRED_PREFERENCE: ("prompt", "completion", "label"),
-    DatasetFormat.PROMPT_COMPLETION: ("prompt", "completion"),
-    DatasetFormat.ALPACA: ("instruction", "output"),
-    DatasetFormat.CLASSIFICATION: ("text", "label"),
-    DatasetFormat.TEXT: ("text",),
-}
-# Columns that rows of a format may have; all but Text may have those of CONTEXT, too.
-OPTIONAL = {DatasetFormat.PREFERENCE: ("prompt",), DatasetFormat.ALPACA: ("input",)}
-CONTEXT = ("system", "history")
-
 CONTEXT_OF_QUESTION = "context"  # a column that many name so, and the format Alpaca calls input
 
-LOOKED_AT = 100  # rows that tell the format
+LOOKED_AT = 100  # rows of preferences that tell which column is the prompt
 NEVER_PROPOSED = (DatasetFormat.TEXT, DatasetFormat.UNPAIRED_PREFERENCE)  # what fits them mostly is something else
 
 # Column names that people use, for the entry that a message proposes.
@@ -74,46 +59,8 @@ DIALOGUE = "\n\nAssistant:"  # in answers that begin with their prompt
 PROMPTS = ("question", "instruction", "query", "input", "conversations", "messages")  # of preferences
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A format, and for each of its columns the name that rows give it where that is another."""
-
-    format: DatasetFormat
-    sources: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        """The format's own names of all columns that it may have."""
-        context = () if self.format is DatasetFormat.TEXT else CONTEXT
-        return (*COLUMNS[self.format], *OPTIONAL.get(self.format, ()), *context)
-
-    def source(self, name: str) -> str:
-        """The column of the files that one of the format's stands for."""
-        return self.sources.get(name, name)
-
-    def values(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row's cells by the format's names; a column that the row lacks is left out."""
-        found = {name: self.source(name) for name in self.known}
-        return {name: row[source] for name, source in found.items() if source in row}
-
-    def complete(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row has every column that the format needs, empty or not."""
-        return all(self.source(name) in row for name in COLUMNS[self.format])
-
-    def unused(self, rows: Iterable[Row]) -> tuple[str, ...]:
-        """Columns with something in them that no row is read from."""
-        used = {self.source(name) for name in self.known}
-        found = (name for row in rows for name, value in row.values.items() if name not in used and not is_empty(value))
-        return tuple(dict.fromkeys(found))
-
-
-def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Names of the columns that the first rows have, in the order of their appearance."""
-    return tuple(dict.fromkeys(name for row in rows[:LOOKED_AT] for name in row.values))
-
-
 def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str], *, flags: bool = False) -> Shape:
-    """The format of the rows and their columns. Raises StepFailed DatasetColumnsUnknown with the entry to write.
+    """The format of most rows and their columns. Raises StepFailed DatasetColumnsUnknown with the entry to write.
 
     `flags` says that a label beside prompt and completion is meant as desirable or not: what is trained learns of nothing else.
     """
@@ -122,14 +69,12 @@ def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str
     lost = [source for source in named.values() if not any(source in row.values for row in rows)]
     if lost:
         raise _lost(rows, lost, columns, format)
-    sources = _with_spelled(named, found)
-    if flags and format is DatasetFormat.AUTO and {*found, *sources}.issuperset(COLUMNS[DatasetFormat.UNPAIRED_PREFERENCE]):
-        format = DatasetFormat.UNPAIRED_PREFERENCE
-    shape = _fitting(rows, format, sources)
-    if shape is None:
+    offered = _offered(rows, format, _with_spelled(named, found), flags=flags)
+    if not offered:
         missing = [] if format is DatasetFormat.AUTO else [n for n in COLUMNS[format] if n not in {*found, *columns}]
         why = f"format {format.value} needs {' and '.join(missing)}" if missing else "no format fits them"
         raise _unknown(rows, why, columns, format)
+    shape = _of_most(rows, offered)
     without_use = [name for name in columns if name not in shape.known]
     if without_use:
         raise _refused(
@@ -139,20 +84,29 @@ def detect(rows: Sequence[Row], format: DatasetFormat, columns: Mapping[str, str
     return shape
 
 
-def _fitting(rows: Sequence[Row], format: DatasetFormat, sources: Mapping[str, str]) -> Shape | None:
-    """The first format whose columns are all there; what Auto can't tell otherwise are preferences under names of the hub."""
-    found = columns_of(rows)
+def _of_most(rows: Sequence[Row], offered: Sequence[Shape]) -> Shape:
+    """The first shape that more than half of the rows have, else the one that most have. The others are counted, or refused."""
+    counts = [sum(shape.is_of(row.values) for row in rows) for shape in offered] if len(offered) > 1 else [len(rows)]
+    more_than_half = (shape for shape, count in zip(offered, counts, strict=True) if 2 * count > len(rows))
+    return next(more_than_half, offered[counts.index(max(counts))])
+
+
+def _offered(rows: Sequence[Row], format: DatasetFormat, sources: Mapping[str, str], *, flags: bool) -> list[Shape]:
+    """What rows may be, in the order in which Auto tries it: formats whose columns are all there, then preferences under names
+    of the hub.
+    """
+    is_auto, found = format is DatasetFormat.AUTO, columns_of(rows)
     names = {*found, *sources}
-    for known in COLUMNS if format is DatasetFormat.AUTO else (format,):
-        flagged = format is not DatasetFormat.AUTO or known is not DatasetFormat.UNPAIRED_PREFERENCE or _flagged(rows, sources)
-        if names.issuperset(COLUMNS[known]) and flagged:
-            return Shape(known, _with_prompt(rows, sources) if known is DatasetFormat.PREFERENCE else sources)
+    tried = (*([DatasetFormat.UNPAIRED_PREFERENCE] if flags else []), *COLUMNS) if is_auto else (format,)
+    shapes = [Shape(known, sources) for known in dict.fromkeys(tried) if names.issuperset(COLUMNS[known])]
     spelled = {_plain(name): name for name in found}
     pair = next((pair for pair in PAIRS if {*pair} <= spelled.keys()), None)
-    if pair is None or format not in (DatasetFormat.AUTO, DatasetFormat.PREFERENCE):
-        return None
-    good, bad = (spelled[name] for name in pair)
-    return Shape(DatasetFormat.PREFERENCE, _with_prompt(rows, {"chosen": good, "rejected": bad, **sources}))
+    if pair is not None and (is_auto or format is DatasetFormat.PREFERENCE):
+        chosen, rejected = (spelled[name] for name in pair)
+        shapes.append(Shape(DatasetFormat.PREFERENCE, {"chosen": chosen, "rejected": rejected, **sources}))
+    if is_auto and not flags:
+        shapes = [s for s in shapes if s.format is not DatasetFormat.UNPAIRED_PREFERENCE or _flagged(rows, s)]
+    return [_with_prompt(rows, shape) if shape.format is DatasetFormat.PREFERENCE else shape for shape in shapes]
 
 
 def _spelled(source: str, found: Sequence[str]) -> str:
@@ -173,16 +127,15 @@ def _with_spelled(named: Mapping[str, str], found: Sequence[str]) -> dict[str, s
     return sources
 
 
-def _with_prompt(rows: Sequence[Row], sources: Mapping[str, str]) -> Mapping[str, str]:
-    """Also for the prompt of preferences, where one column alone can be it and the answers don't begin with it."""
-    found = columns_of(rows)
-    filled = {name for row in rows[:LOOKED_AT] for name, value in row.values.items() if _asks(value)}
-    candidates = [name for name in found if _plain(name) in PROMPTS and name in filled]
-    chosen = sources.get("chosen", "chosen")
-    whole = any(_begins_with_prompt(row.values.get(chosen)) for row in rows[:LOOKED_AT])
-    if "prompt" in {*found, *sources} or len(candidates) != 1 or whole:
-        return sources
-    return {**sources, "prompt": candidates[0]}
+def _with_prompt(rows: Sequence[Row], shape: Shape) -> Shape:
+    """Preferences with their prompt, too, where one column alone can be it and the answers don't begin with it."""
+    own = [row for row in rows if shape.is_of(row.values)][:LOOKED_AT]
+    filled = dict.fromkeys(name for row in own for name, value in row.values.items() if _asks(value))
+    candidates = [name for name in filled if _plain(name) in PROMPTS]
+    whole = any(_begins_with_prompt(row.values[shape.source("chosen")]) for row in own)
+    if "prompt" in {*columns_of(own), *shape.sources} or len(candidates) != 1 or whole:
+        return shape
+    return Shape(shape.format, {**shape.sources, "prompt": candidates[0]})
 
 
 def _begins_with_prompt(answer: Any) -> bool:
@@ -206,10 +159,10 @@ def _plain(name: str) -> str:
     return name.strip().lower()
 
 
-def _flagged(rows: Sequence[Row], columns: Mapping[str, str]) -> bool:
+def _flagged(rows: Sequence[Row], shape: Shape) -> bool:
     """Whether each label is true or false; 1 and 0 may as well be classes."""
-    column = columns.get("label", "label")
-    return all(str(row.values.get(column)).lower() in ("true", "false") for row in rows)
+    labels = [str(row.values[shape.source("label")]).lower() for row in rows if shape.complete(row.values)]
+    return bool(labels) and {*labels} <= {"true", "false"}
 
 
 def _lost(rows: Sequence[Row], lost: Sequence[str], columns: Mapping[str, str], format: DatasetFormat) -> StepFailed:

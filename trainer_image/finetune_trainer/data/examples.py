@@ -22,11 +22,11 @@ from typing import Any
 from finetune_trainer.contract.dataset import DatasetFormat
 from finetune_trainer.data import preferences
 from finetune_trainer.data.conversation import Example, answered, conversation
-from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.json_text import loads
 from finetune_trainer.data.labels import stored
 from finetune_trainer.data.ledger import Cause, Note
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import Shape
 from finetune_trainer.data.turns import Turn, at, invalid, is_empty, refuse_unread, said, text_of, turns_of, unfolded
 
 # Columns that would change what a row says: what lies in them is not learned, so a row that has them is refused.
@@ -53,7 +53,7 @@ def examples(rows: Iterable[Row], shape: Shape, system_prompt: str | None) -> tu
         with at(row.place, f"read as {shape.format}"):
             example = _example(row, shape)
         if isinstance(example, Cause):
-            notes.append(Note(example, row.place))
+            notes.append(Note(example, row.place, tuple(row.values) if example is Cause.OTHER_COLUMNS else ()))
             continue
         notes += [Note(cause, row.place) for cause in example.changed]
         made.append(_with_system(example, system_prompt))

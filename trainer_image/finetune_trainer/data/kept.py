@@ -12,15 +12,16 @@ from dataclasses import dataclass, field, replace
 
 from finetune_trainer.contract.dataset import Dataset
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.examples import examples
 from finetune_trainer.data.ledger import UNLIMITED, Cause, Note, counted, told
 from finetune_trainer.data.rendered import TEST, TRAIN, VALIDATION, Rendered
 from finetune_trainer.data.rendering import Renderer
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import COLUMNS, Shape
 from finetune_trainer.failures import StepFailed
 
 REPORT_ROWS = 200
+COLUMNS_SHOWN, NAME_SHOWN = 10, 40  # of a row of another shape, and characters of a column's name
 
 
 @dataclass(frozen=True)
@@ -109,16 +110,27 @@ def check_lengths(lengths: Sequence[int], limit: int, allowed: float) -> None:
     )
 
 
-def check_dropped(notes: Iterable[Note], total: int, trained: int, allowed: float) -> None:
+def check_dropped(notes: Sequence[Note], total: int, trained: int, allowed: float, shape: Shape) -> None:
     """Raises StepFailed where none of `total` rows is left to train on, or more than the allowed share were dropped."""
     counts = [count for count in counted(notes, dropped=True) if count.cause not in UNLIMITED]
     dropped = sum(count.rows for count in counts)
     if not trained:
         why = f"none of {total} rows is left to train on: {told(counts) or 'all are held out'}"
-        raise StepFailed(StepReason.DatasetEmpty, f"spec.dataset: {why}: add or mend rows")
+        raise StepFailed(StepReason.DatasetEmpty, f"spec.dataset: {why}{_of_two_shapes(notes, shape)}: add or mend rows")
     if dropped > allowed * total:
         raise StepFailed(
             StepReason.DatasetRowsDropped,
-            f"spec.dataset: {dropped} of {total} rows can't be used: {told(counts)}; mend or remove them, or raise"
-            f" spec.dataset.maxDroppedFraction, which is {allowed:g}",
+            f"spec.dataset: {dropped} of {total} rows can't be used: {told(counts)}{_of_two_shapes(notes, shape)}; mend or"
+            f" remove them, or raise spec.dataset.maxDroppedFraction, which is {allowed:g}",
         )
+
+
+def _of_two_shapes(notes: Iterable[Note], shape: Shape) -> str:
+    """What rows are taken for, and what one of another shape has in place of that."""
+    other = next((note for note in notes if note.cause is Cause.OTHER_COLUMNS), None)
+    if other is None:
+        return ""
+    needed = " and ".join(shape.source(name) for name in COLUMNS[shape.format])
+    shown = [name if len(name) <= NAME_SHOWN else f"{name[: NAME_SHOWN - 1]}…" for name in other.columns[:COLUMNS_SHOWN]]
+    found = ", ".join(shown) + (", …" if len(other.columns) > COLUMNS_SHOWN else "")
+    return f"; rows are taken for {shape.format}, with {needed}, but {other.place} has {found or 'no column'}"

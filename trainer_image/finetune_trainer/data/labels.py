@@ -40,7 +40,7 @@ def worded(rows: Sequence[Row], column: str, words: Mapping[str, str]) -> list[R
         if label and label not in words:
             raise _unknown(
                 f"spec.dataset: {row.place} has the label {_quoted(label)}, which spec.dataset.labels does not name"
-                f" (it names {_listed(words)}); add it there"
+                f" (it names {_listed(words)}); add it there{_in_quotes(label, words)}"
             )
         made.append(_with(row, column, words[label]) if label else row)
     return made
@@ -73,6 +73,12 @@ def stored(value: Any) -> str:
         return str(int(value))
     found = str(value).strip()
     return "" if found in MISSING else found
+
+
+def _in_quotes(label: str, words: Mapping[str, str]) -> str:
+    """What may have become of a key that was written without them."""
+    is_lost = label.lower() in ("no", "yes", "off", "on", "n", "y") and {"true", "false"} & words.keys()
+    return f', in quotes, as {label} without them is true or false to YAML: {{"{label}": …}}' if is_lost else ""
 
 
 def _with(row: Row, column: str, label: str | int) -> Row:

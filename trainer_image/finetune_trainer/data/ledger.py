@@ -55,10 +55,11 @@ UNLIMITED = (
 
 @dataclass(frozen=True)
 class Note:
-    """What befell one row; `place` reads "train.jsonl line 17"."""
+    """What befell one row; `place` reads "train.jsonl line 17". `columns` are those of a row of another shape."""
 
     cause: Cause
     place: str
+    columns: tuple[str, ...] = ()
 
 
 def counted(notes: Iterable[Note], *, dropped: bool) -> tuple[RowCount, ...]:

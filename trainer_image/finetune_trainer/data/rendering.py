@@ -22,6 +22,7 @@ from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.data.templated import Template, common
 from finetune_trainer.data.turns import Turn, at
 from finetune_trainer.failures import StepFailed, first_line
+from finetune_trainer.model.own_template import with_own_template
 
 # What people write at the end of their answers, where it is a special token of the model.
 END_TOKENS = frozenset((
@@ -197,14 +198,15 @@ def _inside(offsets: Sequence[tuple[int, int]], start: int, stop: int) -> list[i
 def load_tokenizer(folder: Path) -> Any:
     """The model's tokenizer as its tokenizer.json says, which is the file that serving engines read, too.
 
-    Raises StepFailed TokenizerUnsupported where it can't be loaded.
+    Raises StepFailed TokenizerUnsupported where it can't be loaded, and ChatTemplateRefused.
     """
     from transformers import PreTrainedTokenizerFast  # the class for any tokenizer.json; AutoTokenizer imports torch
 
     try:
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except Exception as error:  # the tokenizers library raises nothing narrower for a broken file
         raise _unsupported(first_line(error)) from error
+    return with_own_template(tokenizer, folder)
 
 
 def describe(tokenizer: Any, row: Rendered) -> dict[str, Any]:

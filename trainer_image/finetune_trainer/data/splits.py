@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from finetune_trainer.contract.dataset import DatasetFormat, Split
-from finetune_trainer.data.detection import Shape
 from finetune_trainer.data.rows import Row
+from finetune_trainer.data.shape import Shape
 
 DEFAULT_FRACTION = 0.1  # of a split that names neither rows of its own nor a fraction
 _SPACE = re.compile(r"(\\[nrtf]|\s)+")  # in JSON, white space or its escape

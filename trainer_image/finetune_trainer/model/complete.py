@@ -1,10 +1,13 @@
 """Whether a model's files hold the weights that its configuration asks for, told by their names, types and shapes alone.
 
-What is missing would begin at random, and be trained, scored and served as if it were the model's own.
+What is missing would begin at random, and be trained, scored and served as if it were the model's own. What is there beyond
+that would be passed over, and lack in all that is made of the model.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,10 +20,19 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.model.outline import outline
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+MOST_LEFT = 0.05  # of all numbers in the files: more that have no place in the model are those of another one
+# What files hold beside a language model's weights: tables that are computed, and parts that text never reaches.
+HARMLESS = re.compile(
+    r"(inv_freq|position_ids|masked_bias|attn\.bias|num_batches_tracked)$"
+    r"|(^|\.)(vision|visual|vit|image|img|multi_modal|multimodal|mm|audio|speech|sound|embed_vision|embed_audio)(_\w+)?\."
+)
 
 
-def check_complete(folder: Path, held: Mapping[str, Any], field: str) -> None:
-    """Raises StepFailed ModelDamaged. `folder` holds the model's config.json, `held` is all that its weights' headers say."""
+def check_complete(folder: Path, held: Mapping[str, Any], field: str) -> str | None:
+    """A sentence about weights that have no place in the model, where there are some. Raises StepFailed ModelDamaged.
+
+    `folder` holds the model's config.json, `held` is all that its weights' headers say.
+    """
     _check_types(field, held)
     network = outline(folder)
     told, named = _told(network, held), type(network).__name__
@@ -35,6 +47,22 @@ def check_complete(folder: Path, held: Mapping[str, Any], field: str) -> None:
             f"{field}: {name} is {_size(found)} in its files and {_size(wanted)} by its config.json: take the configuration"
             " that belongs to these weights"
         )
+    return _left(held, told["unexpected_keys"], named, field)
+
+
+def _left(held: Mapping[str, Any], unexpected: Collection[str], named: str, field: str) -> str | None:
+    """What would be lost of the files. Raises StepFailed ModelDamaged where that is much of them."""
+    left = sorted(name for name in unexpected if not HARMLESS.search(name))
+    if not left:
+        return None
+    numbers = {name: math.prod(tensor["shape"]) for name, tensor in held.items()}
+    share = sum(numbers.get(name, 0) for name in left) / max(1, sum(numbers.values()))
+    what = f"{field}: {len(left)} of the weights in its files, such as {left[0]}, have no place in {named} by its config.json"
+    if share > MOST_LEFT:
+        raise _damaged(
+            f"{what}: {share:.0%} of all its numbers would be lost; take the configuration that belongs to these weights"
+        )
+    return f"{what}: they are not trained, and lack in all that is made of it; take another configuration if they are meant"
 
 
 def _told(network: Any, held: Mapping[str, Any]) -> Mapping[str, Collection[Any]]:

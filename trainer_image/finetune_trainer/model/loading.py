@@ -23,6 +23,7 @@ from finetune_trainer.contract.training import Method
 from finetune_trainer.failures import StepFailed, first_line
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.model.outline import configuration
+from finetune_trainer.model.own_template import with_own_template
 from finetune_trainer.ranks.zero import STAGES
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -33,7 +34,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     Nothing is added to the vocabulary: the embedding would have to grow, and every later format with it. The loss never
     depends on this, because its mask comes with the rows; serving programs, though, take pad = end for "never stop".
-    Raises StepFailed TokenizerUnsupported.
+    Raises StepFailed TokenizerUnsupported, and ChatTemplateRefused.
     """
     from transformers import AutoTokenizer
 
@@ -49,7 +50,7 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         spare = [t for t in (tokenizer.unk_token, *tokenizer.all_special_tokens) if t and t != tokenizer.eos_token]
         tokenizer.pad_token = spare[0] if spare else tokenizer.eos_token
-    return tokenizer
+    return with_own_template(tokenizer, folder)
 
 
 def end_tokens(tokenizer: Any, folder: Path) -> tuple[int, ...]:

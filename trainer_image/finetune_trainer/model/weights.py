@@ -6,13 +6,15 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File, ModelFacts
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.model.no_model import ADAPTER, what_instead
+from finetune_trainer.sources.source import Listing
 from finetune_trainer.store.files import folder_digest
 
 WEIGHTS, WHOLE, INDEX = ".safetensors", "model.safetensors", "model.safetensors.index.json"
@@ -39,10 +41,19 @@ QUANTIZED = ("quantization_config", "compression_config", "quantization")  # MLX
 MAX_HEADER = 100 << 20  # bytes; what the safetensors library itself allows
 
 
-def check_names(names: Sequence[str], *, pickled: bool = False) -> None:
-    """Whether these files make a model that can be trained. Raises StepFailed that says what is missing."""
+def check_names(listing: Listing, *, pickled: bool = False, mounted: bool = False) -> None:
+    """Whether these files make a model that can be trained. Raises StepFailed that says what is missing.
+
+    Of a `mounted` model no file is left out when it is read.
+    """
+    names = listing.wanted
+    if (instead := what_instead(listing)) is not None:
+        raise unsupported(StepReason.ModelUnsupported, instead)
+    if mounted and ADAPTER in listing.paths:
+        text = f"it has an adapter ({ADAPTER}) beside its weights, which would be added to them: lay that into another folder"
+        raise unsupported(StepReason.ModelUnsupported, text)
     if "config.json" not in names:
-        found = ", ".join(names[:10]) or "nothing that belongs to a model"
+        found = ", ".join(sorted(listing.paths)[:10]) or "nothing"
         raise unsupported(StepReason.ModelUnsupported, f"it has no config.json (found: {found})")
     safe = any(name.endswith(WEIGHTS) for name in names)
     if pickled and safe:

@@ -10,7 +10,7 @@ from obstore.exceptions import BaseError
 from finetune_trainer.buckets import UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import with_retries
-from finetune_trainer.sources.source import Fetched, Source
+from finetune_trainer.sources.source import Fetched, Listing, Source
 
 
 def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region: str | None) -> Fetched:
@@ -38,7 +38,11 @@ def _fetch_from_bucket(source: Source, into: Path, endpoint: str | None, region:
         content = with_retries(lambda: bytes(store.get(names[name]).bytes()), meaning, source.unavailable)
         return content.decode(errors="replace")
 
-    files = [next(iter(names))] if prefix in sizes else source.chosen(names, read)
+    if prefix in sizes:
+        files = [next(iter(names))]
+        source.check(Listing(files, files, read))
+    else:
+        files = source.chosen(names, read)
     for name in files:
         target = into / name
         if not target.is_file() or target.stat().st_size != sizes[names[name]]:

@@ -17,7 +17,7 @@ from finetune_trainer.contract.places import Reach, mounted_path
 from finetune_trainer.sources.bucket import _fetch_from_bucket
 from finetune_trainer.sources.https import fetch_file
 from finetune_trainer.sources.hub import _fetch_from_hub
-from finetune_trainer.sources.source import Fetched, Source
+from finetune_trainer.sources.source import Fetched, Listing, Source
 
 
 def fetch(source: Source, into: Path, mounts: str, endpoint: str | None = None, region: str | None = None) -> Fetched:
@@ -35,8 +35,12 @@ def fetch(source: Source, into: Path, mounts: str, endpoint: str | None = None, 
 
 def _find_mounted(source: Source, mounts: str) -> Fetched:
     place = Path(str(mounted_path(source.uri, mounts)))
+
+    def read(name: str) -> str:
+        return (place / name).read_text(errors="replace")
+
     if place.is_file():
-        source.check([place.name])
+        source.check(Listing([place.name], [place.name], read))
         return Fetched(place.parent, (place.name,), "")
     if not place.is_dir():
         raise source.not_found(f"{source.uri}: nothing of that name in the {source.place.kind}; check the path after its name")
@@ -46,4 +50,4 @@ def _find_mounted(source: Source, mounts: str) -> Fetched:
         visible = [p for p in found if not any(part.startswith(".") for part in p.split("/"))]
     except PermissionError as error:
         raise source.denied(f"{source.uri} can't be read by user {os.getuid()}: {error.strerror}") from error
-    return Fetched(place, tuple(source.chosen(visible, lambda name: (place / name).read_text(errors="replace"))), "")
+    return Fetched(place, tuple(source.chosen(visible, read)), "")

@@ -30,6 +30,15 @@ OWNERS = {"spec.model.uri": Owner.MODEL, "spec.training.distillation.teacher.uri
 
 
 @dataclass(frozen=True)
+class Listing:
+    """What lies at a place: the wanted files, the paths of all files, and how the text of a small one is read."""
+
+    wanted: list[str]
+    paths: list[str]
+    read: Callable[[str], str]
+
+
+@dataclass(frozen=True)
 class Source:
     """What is fetched and how to speak of it: subject is Model, Dataset or TaskFiles, field what names it in the spec."""
 
@@ -38,7 +47,7 @@ class Source:
     field: str
     wanted: tuple[str, ...]  # glob patterns of paths below the uri
     deep: bool = True  # whether folders below it are looked into
-    check: Callable[[list[str]], None] = lambda _: None  # refuses by StepFailed, before anything is downloaded
+    check: Callable[[Listing], None] = lambda _: None  # refuses by StepFailed, before anything is downloaded
     narrow: Callable[[list[str], str], list[str]] | None = None  # of the wanted paths, by what README.md says
 
     @property
@@ -50,11 +59,12 @@ class Source:
 
         Raises StepFailed where the source's check refuses them.
         """
-        reached = [p for p in paths if self.deep or "/" not in p]
+        found = list(paths)
+        reached = [p for p in found if self.deep or "/" not in p]
         names = sorted(p for p in reached if any(matches(p, pattern) for pattern in self.wanted))
         if self.narrow is not None and names:
             names = self.narrow(names, read(CARD) if CARD in reached else "")
-        self.check(names)
+        self.check(Listing(names, found, read))
         return names
 
     @property

@@ -25,6 +25,7 @@ from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.places import mounted_path
+from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.remarks import remarks
 from finetune_trainer.contract.reports import DatasetFacts, File, Manifest, ModelFacts, Remark, StepResult
@@ -72,10 +73,11 @@ def run(context: Context) -> StepResult:
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.inputs.model_without_weights(), teacher)
     done = _finished(context)
+    left: list[Remark] = []
     if pipeline.TRAIN not in {result.step for result in done}:
         context.progress("looking at the model's layers")
         check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
-        _check_weights(context)
+        left = _check_weights(context)
     _check_formats(context, {result.step for result in done})
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
@@ -87,13 +89,14 @@ def run(context: Context) -> StepResult:
         "fit": fit,
         "done": done,
         "artifact": context.inputs.base(),
+        "warnings": (*left, *_warnings(context, rows)) or None,
     }
-    return result.model_copy(update=changes | {"warnings": _warnings(context, rows)})
+    return result.model_copy(update=changes)
 
 
-def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...] | None:
+def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...]:
     config = json.loads((context.inputs.model_without_weights() / "config.json").read_bytes())
-    return remarks(context.run, rows, positions_of(config), llamacpp.window_left_out(config)) or None
+    return remarks(context.run, rows, positions_of(config), llamacpp.window_left_out(config))
 
 
 def _check_formats(context: Context, done: Collection[str]) -> None:
@@ -128,16 +131,21 @@ def _teacher(context: Context) -> Teacher | None:
     return teacher
 
 
-def _check_weights(context: Context) -> None:
-    """Raises StepFailed where a model's files lack weights, or hold others. Of large files only the beginnings are read."""
+def _check_weights(context: Context) -> list[Remark]:
+    """What of the weights has no place in the models. Of large files only the beginnings are read.
+
+    Raises StepFailed where a model's files lack weights, or hold others.
+    """
     from finetune_trainer.model.complete import check_complete
 
+    said = []
     for which, field in zip(pipeline.models(context.run), ("spec.model", "spec.training.distillation.teacher"), strict=False):
         folder = context.inputs.model_without_weights(which)
         held: dict[str, Any] = {}
         for name in weights.read_of(context.inputs.weights_of(which), folder):
             held |= weights.tensors_of(partial(context.inputs.begin_of, which, name))
-        check_complete(folder, held, field)
+        said.append(check_complete(folder, held, field))
+    return [Remark(reason=RemarkReason.WeightsLeftOut, message=sentence) for sentence in said if sentence]
 
 
 def _model_entry(context: Context, model: Model, field: str) -> Manifest:
@@ -151,7 +159,8 @@ def _model_entry(context: Context, model: Model, field: str) -> Manifest:
         return known
 
     pickled = model.weights == pipeline.PICKLE
-    wanted, check = weights.WANTED_PICKLED if pickled else weights.WANTED, partial(weights.check_names, pickled=pickled)
+    wanted = weights.WANTED_PICKLED if pickled else weights.WANTED
+    check = partial(weights.check_names, pickled=pickled, mounted=mounted is not None)
     source = Source(model.uri, "Model", f"{field}.uri", wanted, deep=False, check=check)
     download = context.scratch / fingerprint
     store = context.run.store

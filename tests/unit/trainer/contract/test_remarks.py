@@ -49,6 +49,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "HighLearningRate",
         "spec.training.learningRate is 0.005; 2e-05 is customary for SFT with method Full",
     ),
+    "a learning rate of less than a thousandth of the customary": (
+        {"training": {"learningRate": 1.9e-7}},
+        "LowLearningRate",
+        "spec.training.learningRate is 1.9e-07; 0.0002 is customary for SFT with method QLoRA",
+    ),
     "validations after the end": (
         {"training": {"evaluateEverySteps": 100}},
         "RarelyValidated",

@@ -17,6 +17,8 @@ class RemarkReason(Reason):
     RowsNotReached = means("training ends before it has read all rows; raise spec.training.epochs or maxSteps")
     LongWarmup = means("the learning rate rises for half of the steps or more; lower spec.training.warmupRatio")
     HighLearningRate = means("the learning rate is more than a hundred times the customary one; lower it")
+    LowLearningRate = means("the learning rate is less than a thousandth of the customary one; raise it")
     RarelyValidated = means("training ends before a validation could decide; lower spec.training.evaluateEverySteps")
     RowsBeyondPositions = means("rows are longer than the model was made for; lower spec.training.maxLength")
+    WeightsLeftOut = means("the model's files hold weights that its config.json has no place for; take another configuration")
     WindowLeftOut = means("llama.cpp leaves out the model's sliding window, and rows are longer; lower spec.training.maxLength")
