@@ -105,7 +105,7 @@ def test_a_shape_that_begins_late_in_the_file_is_seen(prepare: Prepare) -> None:
 
 
 def test_empty_cells_of_a_table_with_the_columns_of_two_shapes_are_no_rows_of_either(prepare: Prepare) -> None:
-    """As pandas writes it where somebody put two tables into one."""
+    """pandas writes it so where somebody put two tables into one."""
     both = [{"messages": None, "prompt": None, "completion": None} | row for row in made("PromptCompletion", MANY)]
     written = prepare([*both, {"messages": turns(99), "prompt": None, "completion": None}])
     assert (written.facts.format, written.facts.train_rows) == ("PromptCompletion", MANY)

@@ -10,44 +10,32 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
-import tempfile
-import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
-from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.places import mounted_path
 from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.remarks import remarks
-from finetune_trainer.contract.reports import DatasetFacts, File, Manifest, ModelFacts, Remark, StepResult
+from finetune_trainer.contract.reports import DatasetFacts, Manifest, ModelFacts, Remark, StepResult
 from finetune_trainer.data import chat_template, dataset
 from finetune_trainer.data.rendering import load_tokenizer
 from finetune_trainer.data.source_files import SourceFiles
 from finetune_trainer.data.vocabulary import check_vocabulary
-from finetune_trainer.digests import sha256
 from finetune_trainer.export import llamacpp
 from finetune_trainer.failures import StepFailed
-from finetune_trainer.inputs import DATA, MODEL, kind_of
+from finetune_trainer.inputs import DATA, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
 from finetune_trainer.memory.shape import positions_of
-from finetune_trainer.model import pickles, weights
+from finetune_trainer.model import weights
 from finetune_trainer.scoring import tasks
-from finetune_trainer.sources.fetch import fetch
-from finetune_trainer.sources.source import Fetched, Source
-from finetune_trainer.store.files import files_json, folder_digest, parse_files
+from finetune_trainer.stages.model_entry import model_entry, watching
 from finetune_trainer.training.trainable import check_trainable
-
-SOURCE = "source.json"  # in the entry of a mounted model: its files with their digests when it was first seen
-WATCH_SECONDS = 5.0
 
 
 def run(context: Context) -> StepResult:
@@ -57,7 +45,7 @@ def run(context: Context) -> StepResult:
     home = {"HF_HOME": str(context.scratch / "hub")}
     environment.put(home | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"})
 
-    facts = chat_template.lay(context, _facts(_model_entry(context, context.run.model, "spec.model")))
+    facts = chat_template.lay(context, _facts(model_entry(context, context.run.model, "spec.model")))
     teacher = _teacher(context)
     fingerprint = pipeline.data_fingerprint(context.run, facts)
     data = context.store.read(DATA, fingerprint)
@@ -120,7 +108,7 @@ def _teacher(context: Context) -> Teacher | None:
         return None
     field = "spec.training.distillation.teacher"
     try:
-        _model_entry(context, distillation.teacher, field)
+        model_entry(context, distillation.teacher, field)
     except StepFailed as failure:
         if not failure.message.startswith("spec.model:"):
             raise
@@ -148,87 +136,8 @@ def _check_weights(context: Context) -> list[Remark]:
     return [Remark(reason=RemarkReason.WeightsLeftOut, message=sentence) for sentence in said if sentence]
 
 
-def _model_entry(context: Context, model: Model, field: str) -> Manifest:
-    """The committed model entry, made now where it is missing; a mounted model must still be what it was."""
-    fingerprint = pipeline.model_fingerprint(model)
-    known = context.store.read(MODEL, fingerprint)
-    mounted = mounted_path(model.uri, context.pod.mounts)
-    if known is not None:
-        if mounted is not None:
-            _check_unchanged(context, known, Path(mounted), field)
-        return known
-
-    pickled = model.weights == pipeline.PICKLE
-    wanted = weights.WANTED_PICKLED if pickled else weights.WANTED
-    check = partial(weights.check_names, pickled=pickled, mounted=mounted is not None)
-    source = Source(model.uri, "Model", f"{field}.uri", wanted, deep=False, check=check)
-    download = context.scratch / fingerprint
-    store = context.run.store
-    with _watching(context, "fetching the model", download):
-        fetched = fetch(source, download, context.pod.mounts, store.endpoint, store.region)
-    context.progress("checking the model")
-    folder, files = fetched.folder, (found := _listed(fetched.folder, fetched.files))
-    if pickled:
-        folder = _without_pickles(context, fetched, mounted=mounted is not None)
-        files = _listed(folder, tuple(_names(folder)))
-    facts = weights.facts(folder, files, fetched.revision or folder_digest(found))
-    if mounted is None:
-        _drop_unlisted(folder, files)
-    elif not pickled:  # the files stay where they are
-        folder = context.scratch / f"{fingerprint}-facts"
-        folder.mkdir()
-    if mounted is not None:
-        (folder / SOURCE).write_bytes(files_json(found))
-    context.progress("storing the model")
-    result = StepResult(step=context.step.name, fingerprint=fingerprint, model=facts)
-    return context.keep(MODEL, folder, result, {"uri": model.uri})
-
-
-def _without_pickles(context: Context, fetched: Fetched, *, mounted: bool) -> Path:
-    """Another folder with the model's files, its weights as safetensors. Downloaded pickles are removed on the way."""
-    folder = Path(tempfile.mkdtemp(prefix="safetensors-", dir=context.scratch))
-    context.progress("converting pickles")
-    for number, shard in enumerate(pickles.convert(fetched.folder, fetched.files, folder), start=1):
-        context.progress("converting pickles", number)
-        if not mounted:
-            (fetched.folder / shard).unlink()
-    for name in fetched.files:
-        if not name.endswith((weights.PICKLES, weights.PICKLES_INDEX)):
-            shutil.copyfile(fetched.folder / name, folder / name)
-    return folder
-
-
-def _check_unchanged(context: Context, known: Manifest, folder: Path, field: str) -> None:
-    listed = parse_files(context.store.objects.read(f"{context.store.path(MODEL, known)}/{SOURCE}") or b'{"files":[]}')
-    for file in listed:
-        path = folder / file.path
-        if not path.is_file() or path.stat().st_size != file.bytes:
-            raise StepFailed(
-                StepReason.ModelChanged,
-                f"{field}.uri: {file.path} at {known.inputs['uri']} is not the file that this job began with; put it"
-                " back, or give the new model a path of its own",
-            )
-
-
-def _listed(folder: Path, names: tuple[str, ...]) -> tuple[File, ...]:
-    return tuple(File(path=name, bytes=(folder / name).stat().st_size, sha256=sha256(folder / name)) for name in sorted(names))
-
-
-def _drop_unlisted(folder: Path, files: tuple[File, ...]) -> None:
-    """Remove what the hub's client keeps beside a download."""
-    listed = {file.path for file in files}
-    for file in _names(folder):
-        if file not in listed:
-            (folder / file).unlink()
-
-
-def _names(folder: Path) -> list[str]:
-    """Paths of all files below a folder."""
-    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-
-
 def _facts(manifest: Manifest) -> ModelFacts:
-    assert manifest.result.model is not None  # _model_entry commits no other
+    assert manifest.result.model is not None  # model_entry commits no other
     return manifest.result.model
 
 
@@ -238,7 +147,7 @@ def _facts(manifest: Manifest) -> ModelFacts:
 def _render(context: Context, facts: ModelFacts, fingerprint: str) -> StepResult:
     """Fetch, split and render the rows; commit them; return the result that counts."""
     model_folder = context.inputs.model_without_weights()
-    with _watching(context, "fetching the rows", context.scratch / "rows"):
+    with watching(context, "fetching the rows", context.scratch / "rows"):
         splits = dataset.load(context.run, context.scratch / "rows", context.pod.mounts)
     context.progress("rendering")
     tokenizer: Any = load_tokenizer(model_folder)
@@ -283,26 +192,3 @@ def _finished(context: Context) -> tuple[StepResult, ...]:
         if manifest is not None:
             found.append(manifest.result.model_copy(update={"model": None, "dataset": None, "fit": None}))
     return tuple(found)
-
-
-@contextmanager
-def _watching(context: Context, activity: str, folder: Path) -> Iterator[None]:
-    """Report the MiB that a download has put into `folder`, so that a long one doesn't look dead."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(WATCH_SECONDS):
-            sizes = (p.stat().st_size for p in folder.rglob("*") if p.is_file())
-            try:
-                context.progress(activity, sum(sizes) >> 20)
-            except FileNotFoundError:
-                continue  # renamed between the listing and the look at it
-
-    context.progress(activity)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
