@@ -21,6 +21,7 @@ LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL
 LABEL_WATCH = f"{GROUP}/watch"  # the revision whose rollback window a Job watches, with the Services that it needs
 LABEL_ADAPTER = f"{GROUP}/adapter"  # of the gate's Job of an adapter: its name
 
+LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"  # of nodes, by NVIDIA's feature discovery
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 
@@ -84,6 +85,11 @@ def artifacts_claim(job: str) -> str:
 
 def run_config_map(job: str, run_id: str) -> str:
     return object_name(job, "run", run_id)
+
+
+def run_of(config_map: str) -> str:
+    """The id of the run whose configuration has this name."""
+    return config_map.rpartition("-")[2]
 
 
 def step_job(job: str, step: str, run_id: str, attempt: int) -> str:

@@ -19,6 +19,7 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, StepResult, Termination
 from finetune_trainer.ranks import distributed, launching
+from finetune_trainer.reporting import log
 from finetune_trainer.termination import as_failure, exit_on_sigterm, message
 
 STEPS = """steps, in the order in which a run takes them:
@@ -78,8 +79,18 @@ def run_step(name: str) -> StepResult | None:
     return None if result is None else keep(context, result)
 
 
+def heard_out(arguments: list[str] | None = None) -> int:
+    """Run the step; in a pod that is to keep its log, in a process whose end is outlived by that which keeps it."""
+    pod = environment.read()
+    if pod.kept_log is not None and not distributed.is_rank():
+        status = log.follow(pod)
+        if status is not None:
+            return status
+    return main(arguments)
+
+
 if __name__ == "__main__":
-    exit_status = main()
+    exit_status = heard_out()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_status)  # threads of a download that was given up must not hold the pod

@@ -33,8 +33,10 @@ UNTRUSTED = (
 RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
-def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | None) -> Bucket:
-    """A client for a bucket's uri; paths are relative to its prefix. Retries server errors for up to three minutes.
+def open_bucket(
+    uri: str, access: Access, endpoint: str | None, region: str | None, retries: RetryConfig = RETRIES
+) -> Bucket:
+    """A client for a bucket's uri; paths are relative to its prefix. Retries server errors, by default for three minutes.
 
     What the access's Secret says of the place counts before what the environment says.
     S3: unset endpoint and region come from AWS_ENDPOINT_URL and AWS_REGION; AWS_CA_BUNDLE names more trusted certificates.
@@ -47,14 +49,14 @@ def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | No
     below = prefix.rstrip("/") or None
     if place is AZ:
         config, client = _understood(AzureStore, access.secret), _client(access.azure_endpoint, access)
-        return AzureStore(bucket, prefix=below, config=config, client_options=client, retry_config=RETRIES)
+        return AzureStore(bucket, prefix=below, config=config, client_options=client, retry_config=retries)
     if place is GS:
         config, client = _understood(GCSStore, access.secret), _client(access.google_endpoint, access)
-        return GCSStore(bucket, prefix=below, config=config, client_options=client, retry_config=RETRIES)
+        return GCSStore(bucket, prefix=below, config=config, client_options=client, retry_config=retries)
     endpoint = endpoint or access.s3_endpoint
     config = _understood(S3Store, {k: v for k, v in access.secret.items() if k not in DECIDED})
     config |= {"region": region or access.s3_region or "us-east-1"} | ({"endpoint": endpoint} if endpoint else {})
-    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint, access), retry_config=RETRIES)
+    return S3Store(bucket, prefix=below, config=config, client_options=_client(endpoint, access), retry_config=retries)
 
 
 def _understood(kind: Callable[..., Bucket], told: Mapping[str, str]) -> Any:

@@ -15,6 +15,8 @@ from finetune_trainer.contract import places, pod
 from finetune_trainer.contract.pod import Owner
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS
 
+OF_CREDENTIALS = ("TOKEN", "KEY", "SECRET", "PASSWORD", "AUTHORIZATION", "_PROXY")  # how names of variables end
+SHORTEST_HIDDEN = 6  # characters; a shorter word is found in any text
 ENV_ENDS, ENV_LOG = "FINETUNE_RANK_ENDS", "FINETUNE_RANK_LOG"  # from a pod's first process to those that it starts
 
 
@@ -34,6 +36,7 @@ class Pod:
     node_rank: int  # of this pod among those of the attempt
     master: str  # host:port where all ranks meet
     metrics_port: int | None
+    kept_log: str | None  # folder below the store's root
     llama_cpp: Path
 
 
@@ -53,6 +56,7 @@ def read(variables: Mapping[str, str] = os.environ) -> Pod:
         node_rank=int(variables.get(pod.ENV_NODE_RANK, "0")),
         master=variables.get(pod.ENV_MASTER, "127.0.0.1:29500"),
         metrics_port=int(port) if port else None,
+        kept_log=variables.get(pod.ENV_KEPT_LOG) or None,
         llama_cpp=Path(variables.get(pod.ENV_LLAMA_CPP, pod.LLAMA_CPP)),
     )
 
@@ -156,6 +160,15 @@ def secret(owner: Owner, variables: Mapping[str, str] = os.environ) -> dict[str,
     folder = Path(pod.secret_folder(variables.get(pod.ENV_MOUNTS, pod.MOUNTS), owner))
     files = [] if not folder.is_dir() else [path for path in folder.iterdir() if path.is_file()]
     return {path.name: path.read_text(errors="replace").rstrip("\n") for path in files}
+
+
+def hidden(variables: Mapping[str, str] = os.environ) -> list[str]:
+    """What no text that is kept may show: each line of all that the pod's Secrets say, and of variables that are named like
+    credentials. The longest come first, as one may be a part of another."""
+    said = [value for owner in Owner for value in secret(owner, variables).values()]
+    said += [value for name, value in variables.items() if name.upper().endswith(OF_CREDENTIALS)]
+    lines = {line.strip() for value in said for line in value.splitlines()}
+    return sorted((line for line in lines if len(line) >= SHORTEST_HIDDEN), key=len, reverse=True)
 
 
 def _credentials(owner: Owner, place: places.Place, variables: Mapping[str, str]) -> dict[str, str]:

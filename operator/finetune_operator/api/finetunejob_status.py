@@ -50,6 +50,8 @@ class StepStatus(Report):
     """Farthest optimizer step that a failed attempt of training was at."""
     failed_nodes: dict[str, int] | None = None
     """Nodes on which attempts failed, and how many; one with two is avoided."""
+    gpu: str | None = None
+    """GPU that training ran on last; a later attempt, which goes on from its checkpoint, prefers nodes with the same."""
     micro_batch_size: int | None = None
     """Rows per forward pass, where the GPU's memory did not hold as many as were estimated."""
     running_pods: int | None = None

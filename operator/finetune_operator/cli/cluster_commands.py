@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,16 +63,18 @@ def print_logs(
     attempt: Annotated[int | None, typer.Option(help="This attempt alone.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the job has ended.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Reports of progress as the pods print them.")] = False,
+    store: Annotated[Path | None, typer.Option(help="A folder with what the job's artifact store has, to be read for it.")] = None,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:
-    """Print what a job's pods have printed, step by step and attempt by attempt."""
+    """Print what a job's pods have printed, step by step and attempt by attempt; of pods that are gone, what the store has."""
 
     async def work(cluster: Reach) -> int:
         job, asked = await reach.named(cluster, name, "FineTuneJob"), logs.Asked(step, attempt)
+        printing = following.Printing(cluster, print, raw, store)
         if follow:
-            return await following.follow_logs(cluster, job, asked, print, raw=raw)
-        await following.print_logs(cluster, job, asked, print, raw=raw)
+            return await printing.until_the_end(job, asked)
+        await printing.all_there_is(job, asked)
         return 0
 
     in_cluster(context, namespace, work)

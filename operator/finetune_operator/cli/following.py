@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from finetune_operator.cli import logs, status
+from finetune_operator.cli.kept_logs import KeptLogs
 from finetune_operator.cli.reach import Reach
 from finetune_operator.errors import NotFound
 from finetune_operator.meta import Object
@@ -45,38 +48,53 @@ def _line(body: Object) -> str:
     return status.said(progress) if progress is not None and working else status.headline(body)
 
 
-async def print_logs(reach: Reach, job: Object, asked: logs.Asked, tell: Callable[[str], None], *, raw: bool) -> None:
-    """The log of each pod that is there, and which are gone."""
-    found = logs.pieces(status.job_status(job), await _pods(reach, job), asked)
-    for piece in found:
-        await _print(reach, piece, tell, raw=raw, follow=False)
-    if not found:
-        tell("no pod has started yet")
+@dataclass(frozen=True)
+class Printing:
+    """How logs are printed: each line by `tell`, reports of progress as they are (`raw`) or in words."""
 
+    reach: Reach
+    tell: Callable[[str], None]
+    raw: bool = False
+    folder: Path | None = None  # with what the job's artifact store has
 
-async def follow_logs(reach: Reach, job: Object, asked: logs.Asked, tell: Callable[[str], None], *, raw: bool) -> int:
-    """The logs of the pods as they start, one after the other, until the job has ended. Returns its exit status."""
-    seen: set[tuple[str, int, str]] = set()
-    async for now in reach.follow("FineTuneJob", job["metadata"]["name"]):
-        for piece in logs.pieces(status.job_status(now), await _pods(reach, now), asked):
-            if (key := (piece.step, piece.attempt, piece.uid)) not in seen:
-                seen.add(key)
-                await _print(reach, piece, tell, raw=raw, follow=True)
-        if (ended := status.exit_status({**now, "kind": "FineTuneJob"})) is not None:
-            return ended
-    return GONE
+    async def all_there_is(self, job: Object, asked: logs.Asked) -> None:
+        """The log of each pod that is there, and what is kept of those that are gone."""
+        found, kept = logs.pieces(status.job_status(job), await self._pods(job), asked), self._kept(job)
+        for piece in found:
+            await self._print(piece, kept, follow=False)
+        if not found:
+            self.tell("no pod has started yet")
 
+    async def until_the_end(self, job: Object, asked: logs.Asked) -> int:
+        """The logs of the pods as they start, one after the other, until the job has ended. Returns its exit status."""
+        seen: set[tuple[str, int, str]] = set()
+        async for now in self.reach.follow("FineTuneJob", job["metadata"]["name"]):
+            kept = self._kept(now)
+            for piece in logs.pieces(status.job_status(now), await self._pods(now), asked):
+                if (key := (piece.step, piece.attempt, piece.uid)) not in seen:
+                    seen.add(key)
+                    await self._print(piece, kept, follow=True)
+            if (ended := status.exit_status({**now, "kind": "FineTuneJob"})) is not None:
+                return ended
+        return GONE
 
-async def _pods(reach: Reach, job: Object) -> list[Object]:
-    return await reach.list("Pod", job_labels(job["metadata"]["name"]))
+    def _kept(self, job: Object) -> KeptLogs:
+        return KeptLogs(self.reach, job, self.folder)
 
+    async def _pods(self, job: Object) -> list[Object]:
+        return await self.reach.list("Pod", job_labels(job["metadata"]["name"]))
 
-async def _print(reach: Reach, piece: logs.Piece, tell: Callable[[str], None], *, raw: bool, follow: bool) -> None:
-    tell(piece.title)
-    if piece.pod is None:
-        return
-    try:
-        async for line in reach.log(piece.pod, STEP_CONTAINER, follow=follow):
-            tell(line if raw else logs.readable(line))
-    except NotFound:  # it went while we came to it
-        tell("   (the pod is gone)")
+    async def _print(self, piece: logs.Piece, kept: KeptLogs, *, follow: bool) -> None:
+        if piece.pod is None:
+            for line in logs.kept_lines(piece, await kept.of(piece.step, piece.attempt)):
+                self._line(line)
+            return
+        self.tell(piece.title)
+        try:
+            async for line in self.reach.log(piece.pod, STEP_CONTAINER, follow=follow):
+                self._line(line)
+        except NotFound:  # it went while we came to it
+            self.tell("   (the pod is gone)")
+
+    def _line(self, line: str) -> None:
+        self.tell(line if self.raw else logs.readable(line))

@@ -1,12 +1,13 @@
-"""The logs of a FineTuneJob across its steps and attempts, in the order in which they ran. Pure: what is read is in pods.
+"""The logs of a FineTuneJob across its steps and attempts, in the order in which they ran. Pure: what is read is in pods, and
+in the artifact store.
 
-A pod goes a few minutes after its step has ended (the chart's endedSeconds); what is gone is said, so that no log is taken for
-the whole of it.
+A pod goes a few minutes after its step has ended (the chart's endedSeconds), and its log lies in the store then. What is in
+neither place is said, so that no log is taken for the whole of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
@@ -14,6 +15,7 @@ from finetune_operator.cli.words import describe, reported
 from finetune_operator.finetunejob.observed import COMPLETION_INDEX
 from finetune_operator.meta import Object
 from finetune_operator.names import LABEL_ATTEMPT, LABEL_STEP, STEP_CONTAINER
+from finetune_trainer.contract.kept_log import PodEnd
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,42 @@ class Piece:
 
     @property
     def title(self) -> str:
+        title = f"── {self.step}, attempt {self.attempt}"
         if self.pod is None:
-            return f"── {self.step}, attempt {self.attempt}: its pod is gone, and its log with it"
-        where = f" on {self.node}" if self.node else ""
-        return f"── {self.step}, attempt {self.attempt}, pod {self.pod}{where}"
+            return title
+        return f"{title}, pod {self.pod}" + (f" on {self.node}" if self.node else "")
+
+
+@dataclass(frozen=True)
+class KeptPod:
+    """What one pod of an attempt left in the artifact store."""
+
+    text: str
+    end: PodEnd | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the artifact store has of an attempt."""
+
+    where: str
+    pods: tuple[KeptPod, ...] = ()
+    unread: str = ""  # why it can't be read from here
+
+
+def kept_lines(piece: Piece, kept: Kept) -> Iterator[str]:
+    """What there is to tell of an attempt whose pods are gone."""
+    if kept.unread:
+        yield f"{piece.title}: its pod is gone; its log lies in {kept.where} ({kept.unread})"
+    elif not kept.pods:
+        yield f"{piece.title}: its pod is gone, and left no log in {kept.where}"
+    for number, pod in enumerate(kept.pods):
+        which = f", pod {number}" if len(kept.pods) > 1 else ""
+        ended = f", ended with {pod.end.exit_code}" if pod.end else ""
+        yield f"{piece.title}{which}{ended}, kept in {kept.where}"
+        if pod.end is not None and pod.end.left_out:
+            yield f"   (the {pod.end.left_out} bytes before this are not kept)"
+        yield from pod.text.splitlines()
 
 
 def pieces(status: FineTuneJobStatus, pods: Iterable[Object], asked: Asked) -> list[Piece]:

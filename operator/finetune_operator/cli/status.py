@@ -149,6 +149,8 @@ def _notes(step: StepStatus) -> Iterator[str]:
         yield f"{step.running_pods} pods run"
     if step.failed_nodes:
         yield "failed on " + ", ".join(step.failed_nodes)
+    if step.gpu:
+        yield step.gpu
     if step.suspended:
         yield "suspended"
 

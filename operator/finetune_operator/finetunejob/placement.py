@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from finetune_operator.api.finetunejob import FineTuneJob, Stage
 from finetune_operator.meta import Object
-from finetune_operator.names import LABEL_QUEUE, LABEL_QUEUE_PRIORITY, job_labels
+from finetune_operator.names import LABEL_GPU_PRODUCT, LABEL_QUEUE, LABEL_QUEUE_PRIORITY, LONGEST, job_labels
 from finetune_operator.pod_fields import spec_fields
 from finetune_trainer.contract.pipeline import Step
 
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+AWAY, ALIKE = 100, 50  # weights: a good node with other GPUs goes before one on which the step failed twice
+LONGEST_PRODUCT = LONGEST - len("-SHARED")
 
 
 def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
@@ -22,10 +25,11 @@ def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
     return {LABEL_QUEUE: asked.queue_name} | ({LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
-def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = ()) -> Object:
+def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = (), gpu: str | None = None) -> Object:
     """Fields of the spec of a pod; those that nothing asks for are not there. A stage says more than the job's podTemplate.
 
-    Nodes to avoid are avoided as far as there are others: a cluster that has no other goes on with them.
+    Nodes to avoid are avoided as far as there are others, and those with the GPU that the step ran on before are taken as far
+    as there are such: a cluster that has no other goes on with what it has.
     """
     asked = job.spec.scheduling
     common = spec_fields(job.spec.pod_template, job_labels(job.metadata.name))
@@ -35,15 +39,29 @@ def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = ()) -> Ob
         "nodeSelector": common.get("nodeSelector", {}) | dict(stage.node_selector),
         "tolerations": [*common.get("tolerations", ()), *stage.tolerations],
         "serviceAccountName": stage.service_account_name or common.get("serviceAccountName"),
-        "affinity": _away_from(avoided, common.get("affinity", {})),
+        "affinity": common.get("affinity", {}),
     }
+    alike = [] if LABEL_GPU_PRODUCT in str((fields["nodeSelector"], fields["affinity"])) else _alike(gpu)
+    fields["affinity"] = _with_wishes(fields["affinity"], [*_away_from(avoided), *alike])
     return {name: value for name, value in fields.items() if value}
 
 
-def _away_from(nodes: Iterable[str], affinity: Object) -> Object:
+def _away_from(nodes: Iterable[str]) -> list[Object]:
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    if not fields:
+    return [{"weight": AWAY, "preference": {"matchFields": fields}}] if fields else []
+
+
+def _alike(gpu: str | None) -> list[Object]:
+    """Nodes whose GPUs are of this name, as NVIDIA's feature discovery labels them: without blanks, and marked where shared."""
+    product = re.sub(r"[^A-Za-z0-9_.-]", "", (gpu or "").replace(" ", "-"))[:LONGEST_PRODUCT].strip("-_.")
+    if not product:
+        return []
+    label = {"key": LABEL_GPU_PRODUCT, "operator": "In", "values": [product, f"{product}-SHARED"]}
+    return [{"weight": ALIKE, "preference": {"matchExpressions": [label]}}]
+
+
+def _with_wishes(affinity: Object, wishes: list[Object]) -> Object:
+    if not wishes:
         return affinity
-    wish = {"weight": 100, "preference": {"matchFields": fields}}
     of_nodes = affinity.get("nodeAffinity", {})
-    return affinity | {"nodeAffinity": of_nodes | {PREFERRED: [*of_nodes.get(PREFERRED, ()), wish]}}
+    return affinity | {"nodeAffinity": of_nodes | {PREFERRED: [*of_nodes.get(PREFERRED, ()), *wishes]}}

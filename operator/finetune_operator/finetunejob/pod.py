@@ -21,7 +21,7 @@ from finetune_operator.meta import Object, quantity_value
 from finetune_operator.names import STEP_CONTAINER, step_job
 from finetune_operator.pod_fields import pull_secrets
 from finetune_operator.settings import Settings
-from finetune_trainer.contract import pod, training
+from finetune_trainer.contract import kept_log, pod, training
 from finetune_trainer.contract.pipeline import TRAIN, Step
 
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
@@ -45,7 +45,7 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
         "image": stage.image or default_image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings, _master(job, run, start) | _told(job, start.step, status)),
+        "env": _environment(start.attempt, grace, settings, _of_attempt(job, run, start) | _told(job, start.step, status)),
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": pod.METRICS_PORT}],
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": pod_security.container(),
@@ -62,16 +62,19 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
     }
     if run.pods(step) > 1:
         spec["subdomain"] = names.ranks_service(run.id)
-    placed = placement(job, stage, avoided(step_record(status, step.name)))
+    record = step_record(status, step.name)
+    placed = placement(job, stage, avoided(record), record.gpu if step.stage == TRAIN else None)
     return spec | placed | pull_secrets(job.spec.pod_template, settings)
 
 
-def _master(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
-    """Where the ranks of several pods meet; those of one pod need no name for it."""
-    if run.pods(start.step) == 1:
-        return {}
-    first = f"{step_job(job.metadata.name, start.step.name, run.id, start.attempt)}-0"
-    return {pod.ENV_MASTER: f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"}
+def _of_attempt(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
+    """Where its log is kept, and where the ranks of several pods meet; those of one pod need no name for it."""
+    meta, name = job.metadata, start.step.name
+    told = {pod.ENV_KEPT_LOG: kept_log.folder(meta.namespace, meta.name, run.id, name, start.attempt)}
+    if run.pods(start.step) > 1:
+        first = f"{step_job(meta.name, name, run.id, start.attempt)}-0"
+        told[pod.ENV_MASTER] = f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"
+    return told
 
 
 def _told(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, str]:

@@ -78,10 +78,12 @@ def _read(
         if record.job_uid is None:
             return status  # not seen yet: it is created again under the same name, which is harmless
         return _fail(status, step, JOB_DELETED, budget, stamp(now))
+    said = attempt.pod.progress if attempt.pod else None
     status = with_step(
         status,
         step.name,
         job_uid=attempt.uid,
+        gpu=(said and said.gpu) or record.gpu,
         started_at=record.started_at or attempt.started_at or stamp(now),
         running_pods=attempt.running_pods if run.pods(step) > 1 and attempt.state is State.ACTIVE else None,
     )

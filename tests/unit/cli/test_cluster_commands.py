@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,11 @@ from tests.unit.modelserve.test_contract import awaiting_promotion, sharing_unti
 from typer.testing import CliRunner
 
 from finetune_operator.cli.commands import app
+from finetune_operator.cli.kept_logs import MOUNTED
 from finetune_operator.meta import Object
+from finetune_trainer.contract import kept_log, pod
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.store.directory import DirectoryObjects
 
 
 def trained() -> Story:
@@ -23,9 +28,9 @@ def trained() -> Story:
     return story
 
 
-def training(progress: dict[str, Any] | None = None) -> Story:
+def training(progress: dict[str, Any] | None = None, **spec: Any) -> Story:
     """A job whose second attempt at training runs."""
-    story = Story(make_job())
+    story = Story(make_job(**spec))
     story.passes()
     story.succeed()
     story.passes()
@@ -168,8 +173,86 @@ def test_logs_say_which_pods_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     second = next(key for key in cluster.objects if key[0] == "Pod")
     del cluster.logs[second[1]]  # it goes between the list and the read
     lines = told(call(monkeypatch, cluster, "logs", "facts").output)
-    assert lines[0] == "── prepare, attempt 1: its pod is gone, and its log with it"
+    assert lines[0] == f"── prepare, attempt 1: its pod is gone; its log lies in {place(cluster, 'prepare', 1)} ({MOUNTED})"
     assert lines[2] == "   (the pod is gone)"
+
+
+def place(cluster: FakeReach, step: str, attempt: int, store: str = "pvc://facts-artifacts/facts") -> str:
+    """Where the operator told the pods of an attempt to keep their logs."""
+    run = cluster.objects["FineTuneJob", "facts"]["status"]["run"].rpartition("-")[2]
+    return f"{store}/{kept_log.folder('default', 'facts', run, step, attempt)}"
+
+
+def keep(cluster: FakeReach, store: Path, step: str, attempt: int, *texts: str, **end: Any) -> None:
+    folder = Path(place(cluster, step, attempt, str(store)))
+    folder.mkdir(parents=True)
+    for index, text in enumerate(texts):
+        (folder / f"{index}.log").write_text(text)
+        (folder / f"{index}.json").write_text(kept_log.PodEnd(exit_code=1, **end).model_dump_json(by_alias=True))
+
+
+def without_pods(story: Story) -> FakeReach:
+    return FakeReach(story.job)
+
+
+def test_logs_of_pods_that_are_gone_come_from_a_folder_with_the_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cluster = without_pods(training())
+    report = '{"kind": "progress", "step_name": "train", "activity": "training", "step": 4, "total": 40, "loss": 1.5}'
+    keep(cluster, tmp_path, "train", 1, f"it begins\n{report}\n", "and here\n", left_out=7)
+    result = call(monkeypatch, cluster, "logs", "facts", "--store", str(tmp_path), "--step", "train")
+    assert result.output.splitlines() == [
+        f"── train, attempt 1, pod 0, ended with 1, kept in {place(cluster, 'train', 1, str(tmp_path))}",
+        "   (the 7 bytes before this are not kept)",
+        "it begins",
+        "train: training  4/40  loss 1.500",
+        f"── train, attempt 1, pod 1, ended with 1, kept in {place(cluster, 'train', 1, str(tmp_path))}",
+        "   (the 7 bytes before this are not kept)",
+        "and here",
+        f"── train, attempt 2: its pod is gone, and left no log in {place(cluster, 'train', 2, str(tmp_path))}",
+    ]
+
+
+def test_logs_are_read_from_a_bucket_by_the_secret_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = {}
+
+    def bucket(uri: str, access: Any, endpoint: str | None, region: str | None, retries: Any) -> DirectoryObjects:
+        asked.update(uri=uri, secret=access.secret, endpoint=endpoint, region=region)
+        return DirectoryObjects(tmp_path)
+
+    monkeypatch.setattr("finetune_trainer.store.bucket.BucketObjects", bucket)
+    store = {"uri": "s3://bucket/jobs", "secretRef": {"name": "keys"}, "region": "eu-1"}
+    job = training(storage={"artifacts": store}).job
+    held = {"AWS_ACCESS_KEY_ID": "me", "AWS_ENDPOINT_URL": "http://minio", "HF_TOKEN": "other"}
+    secret = {"kind": "Secret", "metadata": {"name": "keys"}, "data": {k: base64.b64encode(v.encode()) for k, v in held.items()}}
+    cluster = FakeReach(job, secret)
+    keep(cluster, tmp_path, "train", 1, "from the bucket\n")
+    assert "from the bucket" in call(monkeypatch, cluster, "logs", "facts", "--step", "train").output
+    assert asked == {
+        "uri": "s3://bucket/jobs",
+        "secret": {"AWS_ACCESS_KEY_ID": "me", "AWS_ENDPOINT_URL": "http://minio"},
+        "endpoint": "http://minio",
+        "region": "eu-1",
+    }
+
+
+def test_logs_say_where_they_lie_in_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = {"uri": "s3://bucket/jobs", "secretRef": {"name": "keys"}, "endpoint": "http://127.0.0.1:1"}
+    cluster = FakeReach(training(storage={"artifacts": store}).job)
+    lines = call(monkeypatch, cluster, "logs", "facts", "--step", "train").output.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"── train, attempt {n}: its pod is gone; its log lies in {place(cluster, 'train', n, 's3://bucket/jobs')}" for n in (1, 2)
+    ]
+    assert "the artifact store failed at s3://bucket/jobs" in lines[0]
+
+
+def test_the_pods_are_told_the_place_where_logs_are_looked_for() -> None:
+    story = training()
+    (told,) = (
+        variable["value"]
+        for variable in story.space.running()["spec"]["template"]["spec"]["containers"][0]["env"]
+        if variable["name"] == pod.ENV_KEPT_LOG
+    )
+    assert place(FakeReach(story.job), "train", 2, "") == f"/{told}"
 
 
 def test_logs_have_progress_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

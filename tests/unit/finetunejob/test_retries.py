@@ -101,6 +101,55 @@ def test_the_third_attempt_is_kept_off_the_node_of_the_first_two_as_far_as_there
     assert set(asked) == {"preferredDuringSchedulingIgnoredDuringExecution"}, "a cluster of one node goes on"
 
 
+def preferred(pod: dict[str, Any]) -> list[Any]:
+    affinity = pod.get("affinity", {}).get("nodeAffinity", {})
+    wishes: list[Any] = affinity.get("preferredDuringSchedulingIgnoredDuringExecution", [])
+    return [wish["preference"] for wish in wishes]
+
+
+def train_on(story: Story, gpu: str) -> None:
+    """The training pod tells of a step, and of the GPU that it runs on."""
+    pod = story.space.running()["metadata"]["name"] + "-x1y2z"
+    story.space.progress[pod] = {"step_name": "train", "step": 4, "total": 40, "gpu": gpu}
+    story.passes(1)
+
+
+H100 = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-H100-80GB-HBM3", "NVIDIA-H100-80GB-HBM3-SHARED"]}
+
+
+def test_training_that_goes_on_prefers_the_gpu_that_it_ran_on() -> None:
+    story = at_training(retry={"maxRetries": 9})
+    train_on(story, "NVIDIA H100 80GB HBM3")
+    assert story.step("train")["gpu"] == "NVIDIA H100 80GB HBM3"
+    assert preferred(fail_again(story)) == [{"matchExpressions": [H100]}]
+    away = {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}
+    assert preferred(fail_again(story)) == [away, {"matchExpressions": [H100]}]
+    train_on(story, "NVIDIA A100-SXM4-40GB")
+    assert preferred(fail_again(story))[-1]["matchExpressions"][0]["values"][0] == "NVIDIA-A100-SXM4-40GB"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"podTemplate": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L40S"}}},
+        {"stages": {"train": {"nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L40S"}}}},
+        {"podTemplate": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 1, "preference": {"matchExpressions": [{"key": "nvidia.com/gpu.product", "operator": "Exists"}]}}
+        ]}}}},
+    ],
+)  # fmt: skip
+def test_a_job_that_says_which_gpu_it_wants_is_taken_at_its_word(spec: dict[str, Any]) -> None:
+    story = at_training(retry={"maxRetries": 9}, **spec)
+    train_on(story, "NVIDIA H100 80GB HBM3")
+    assert {"matchExpressions": [H100]} not in preferred(fail_again(story))
+
+
+def test_a_gpu_whose_name_no_label_can_have_is_looked_for_nowhere() -> None:
+    story = at_training(retry={"maxRetries": 9})
+    train_on(story, " ()")
+    assert preferred(fail_again(story)) == []
+
+
 def test_training_that_crashes_at_once_each_time_ends_sooner() -> None:
     story = at_training(retry={"maxRetries": 3})
     fail_again(story)

@@ -23,6 +23,7 @@ ENV_MICRO_BATCH_SIZE = "FINETUNE_MICRO_BATCH_SIZE"  # set where the memory did n
 ENV_HANG_AFTER = "FINETUNE_HANG_AFTER"  # medians of a step's time; unset: HANG_AFTER_MEDIAN_STEPS
 ENV_METRICS_PORT = "FINETUNE_METRICS_PORT"  # where /metrics is served; unset: nowhere
 METRICS_PORT = 8080
+ENV_KEPT_LOG = "FINETUNE_KEPT_LOG"  # folder below the store's root for the attempt's log; unset: it is not kept
 ENV_JUDGE_KEY = "FINETUNE_JUDGE_KEY"  # of the judge that a gate asks
 ENV_API_KEY = "FINETUNE_API_KEY"  # of the served model that a gate asks
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job

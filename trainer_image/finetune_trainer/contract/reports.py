@@ -31,6 +31,7 @@ class Progress(Report):
     learning_rate: float | None = None
     tokens_per_second: float | None = None
     memory_bytes: int | None = None
+    gpu: str | None = None  # as its driver names it
     eta_seconds: float | None = None
     time: float = 0.0  # seconds since the epoch
 

@@ -52,6 +52,11 @@ def trained_weights_type(method: Method, compute: Compute, strategy: Strategy = 
     return torch.bfloat16 if method is Method.QLORA and compute.dtype is torch.bfloat16 else torch.float32
 
 
+def gpu_name(device: str) -> str | None:
+    """The GPU as its driver names it; None on a CPU."""
+    return torch.cuda.get_device_name() if device == "cuda" else None
+
+
 def peak_memory(device: str) -> int:
     """Most bytes held so far: of the GPU's memory, or resident on a CPU."""
     if device == "cuda":

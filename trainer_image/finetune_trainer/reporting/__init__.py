@@ -1,1 +1,1 @@
-"""One page of HTML that tells of a run: what was asked, what was learned from, what came out, and what was proven."""
+"""What people read of a run afterwards: one page of HTML that tells of it, and the log of each attempt."""

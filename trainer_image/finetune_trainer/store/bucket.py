@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from finetune_trainer.buckets import MIB, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
+from finetune_trainer.buckets import MIB, RETRIES, UNTRUSTED, download, is_denied, is_not_found, is_untrusted, open_bucket
 from finetune_trainer.contract import places
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import File
@@ -23,15 +23,25 @@ PARALLEL_FILES = 4
 TRIES = 2  # the client itself repeats what a server refuses for a moment, but not what breaks off in the middle
 PASSING = (StepReason.StoreUnavailable, StepReason.StoreNotFound)  # an upload whose last answer was lost is not found, too
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 T = TypeVar("T")
 
 
 class BucketObjects:
     """Objects below the uri of a bucket. write_new is one conditional PUT (If-None-Match: *)."""
 
-    def __init__(self, uri: str, access: Access, endpoint: str | None = None, region: str | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        access: Access,
+        endpoint: str | None = None,
+        region: str | None = None,
+        retries: RetryConfig = RETRIES,
+    ) -> None:
         self._uri = uri.rstrip("/")
-        self._store = self._asked("", lambda: open_bucket(uri, access, endpoint, region))
+        self._store = self._asked("", lambda: open_bucket(uri, access, endpoint, region, retries))
 
     def read(self, path: str) -> bytes | None:
         def ask() -> bytes | None:

@@ -27,7 +27,7 @@ from finetune_trainer.data.rendered import TRAIN
 from finetune_trainer.data.tokenized import rows
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import saved_modules
-from finetune_trainer.model.compute import peak_memory
+from finetune_trainer.model.compute import gpu_name, peak_memory
 from finetune_trainer.speed.optimizers import wait_for_pages_only
 
 
@@ -230,6 +230,7 @@ class ReportProgress(TrainerCallback):
                 learning_rate=logs["learning_rate"],
                 tokens_per_second=round((state.num_input_tokens_seen - self._first_tokens) / seconds, 1),
                 memory_bytes=peak_memory(self._loop.args.device.type),
+                gpu=gpu_name(self._loop.args.device.type),
                 eta_seconds=round((state.max_steps - state.global_step) * seconds / steps, 1),
             )
         )
