@@ -15,6 +15,7 @@ from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.reports import (
     ArtifactFacts,
+    Cleaned,
     DatasetFacts,
     Failure,
     FitFacts,
@@ -112,6 +113,8 @@ def make_result(run: RunConfig, step: str, *, done: tuple[str, ...] = (), loss: 
         case "evaluate":
             made = step.partition("-")[2]
             fields["scores"] = (make_scores(made, loss=loss, exact_match=0.9, answers=wanted[f"evaluate/{made}"]),)
+        case "clean":
+            fields["cleaned"] = Cleaned(runs=1, entries=4, bytes=1000)
         case "publish":
             fields["published"] = (f"{run.publish[int(step.partition('-')[2])].uri}/merged",)
     if step in ("train", "evaluate"):

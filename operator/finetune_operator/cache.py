@@ -12,7 +12,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import LABEL_JOB, LABEL_SERVE, label_value
@@ -172,6 +172,16 @@ class Own(Store):
         """It is decided that this one's turn has come: no other pass may decide the same before the status tells of it."""
         self._paced.add(key)
 
+    def named_below(self, uri: str) -> frozenset[str]:
+        """Each uri below this one that a ModelServe names, as what it serves or has served, or a FineTuneJob in its spec."""
+        found: set[str] = set()
+        for key, kept in self._kept.items():
+            if f"{uri}/" in kept.text:
+                body = json.loads(kept.text)
+                texts = _texts(body if key.kind == "ModelServe" else body.get("spec"))
+                found.update(text for text in texts if text.startswith(f"{uri}/"))
+        return frozenset(found)
+
     def counts(self) -> Counter[tuple[str, str, str]]:
         """Number of objects by kind, condition and status."""
         return Counter((key.kind, *condition) for key, found in self._conditions.items() for condition in found)
@@ -199,6 +209,15 @@ class Own(Store):
         self._handing.pop(key, None)
         self._paced.discard(key)
         self._labelled.pop(key._replace(name=label_value(key.name)), None)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value that was read from JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)
 
 
 def has_turn(status: Object) -> bool:

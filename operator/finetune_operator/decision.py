@@ -8,7 +8,7 @@ what a decision causes is seen in the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -68,15 +68,22 @@ class Named(Mapping[Ref, Object | None]):
         return len(self._known) + len(self._unread)
 
 
+def nothing_named(_uri: str) -> frozenset[str]:
+    """No object names a uri below this one."""
+    return frozenset()
+
+
 @dataclass(frozen=True)
 class Observed:
-    """The world as one pass saw it. `progress` holds the last line that each running pod printed, by pod name."""
+    """The world as one pass saw it. `progress` holds the last line that each running pod printed, by pod name; `named_below`
+    looks all our objects through for uris below one, which few passes have a use for."""
 
     children: dict[str, tuple[Object, ...]] = field(default_factory=dict)
     named: Mapping[Ref, Object | None] = field(default_factory=dict)
     progress: dict[str, dict[str, Any]] = field(default_factory=dict)
     paced: tuple[str, ...] = ()  # namespaces of other objects that are at what is done by turns
     unserved: frozenset[str] = frozenset()  # kinds that this cluster does not have
+    named_below: Callable[[str], frozenset[str]] = nothing_named
 
 
 @dataclass(frozen=True)

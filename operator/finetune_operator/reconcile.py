@@ -192,7 +192,8 @@ def observe(means: Means, key: Key, reads: Reads) -> Observed:
     known = watched(means, key, reads)
     children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
     named = Named(known, [r for r in reads.named if r not in known])
-    return Observed(children, named, means.progress(key), means.own.paced(key), frozenset(means.children.unserved))
+    unserved = frozenset(means.children.unserved)
+    return Observed(children, named, means.progress(key), means.own.paced(key), unserved, means.own.named_below)
 
 
 def watched(means: Means, key: Key, reads: Reads) -> dict[Ref, Object | None]:

@@ -70,14 +70,21 @@ def test_each_program_has_one_module_for_its_environment() -> None:
 
 
 def test_the_operator_sees_only_the_contract_of_the_trainer() -> None:
-    """The contract and the memory estimate; all else may need torch."""
+    """The contract and the memory estimate; all else may need torch. The command line reads the artifact store besides."""
+    operator = ROOT / "operator/finetune_operator"
+    of_cli = set((operator / "cli").rglob("*.py"))
+    assert {"contract"} <= _seen_of_trainer({*operator.rglob("*.py")} - of_cli) <= {"contract", "memory"}
+    assert _seen_of_trainer(of_cli) <= {"contract", "memory", "environment", "failures", "store"}
+
+
+def _seen_of_trainer(paths: set[Path]) -> set[str]:
     seen = set()
-    for path in sorted((ROOT / "operator").rglob("*.py")):
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("finetune_trainer"):
                 inner = node.module.removeprefix("finetune_trainer").strip(".")
                 seen |= {inner.split(".")[0]} if inner else {alias.name for alias in node.names}
-    assert {"contract"} <= seen <= {"contract", "memory"}
+    return seen
 
 
 def test_import_contracts_hold() -> None:

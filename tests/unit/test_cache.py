@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune_operator.cache import Children, key_of
+from finetune_operator.cache import Children, Own, key_of
 from finetune_operator.meta import Object
 
 LABELS = {"app.kubernetes.io/managed-by": "finetune-operator", "finetune.dev/job": "facts"}
@@ -66,3 +66,17 @@ def test_children_are_found_by_owner_and_namespace_and_all_their_labels() -> Non
     assert children.list("Job", "default", LABELS | {"more": "x"}) == ()
     children.drop(key_of(job(1)), "u", 9)
     assert [j["metadata"]["name"] for j in children.list("Job", "default", LABELS)] == ["facts-2"]
+
+
+def test_uris_that_serve_or_are_begun_from_are_found_by_their_store() -> None:
+    own = Own()
+
+    def ours(kind: str, name: str, **fields: Any) -> None:
+        metadata = {"name": name, "namespace": "default", "uid": name, "resourceVersion": "1"}
+        own.keep({"apiVersion": "finetune.dev/v1alpha1", "kind": kind, "metadata": metadata, **fields})
+
+    live, former = {"modelUri": "s3://b/store/merge/live"}, {"modelUri": "s3://b/store/merge/former"}
+    ours("ModelServe", "bot", spec={"model": {"uri": "s3://b/store/merge/wanted"}}, status={"live": live, "history": [former]})
+    ours("FineTuneJob", "next", spec={"model": {"uri": "s3://b/store/merge/base"}}, status={"report": "s3://b/store/report/r"})
+    ours("FineTuneJob", "apart", spec={"model": {"uri": "s3://b/store-of-others/merge/base"}})
+    assert sorted(own.named_below("s3://b/store")) == [f"s3://b/store/merge/{x}" for x in ("base", "former", "live", "wanted")]

@@ -30,6 +30,7 @@ STEPS = """steps, in the order in which a run takes them:
   evaluate             score the base, the merged model and every safetensors artifact on the test rows
   evaluate-<artifact>  score one GGUF artifact
   publish-<n>          copy artifacts to spec.publish[n]
+  clean                remove what earlier runs have made, but for those that spec.storage.artifacts.keepRuns keeps
 """
 
 

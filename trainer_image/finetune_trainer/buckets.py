@@ -33,9 +33,7 @@ UNTRUSTED = (
 RETRIES: RetryConfig = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
-def open_bucket(
-    uri: str, access: Access, endpoint: str | None, region: str | None, retries: RetryConfig = RETRIES
-) -> Bucket:
+def open_bucket(uri: str, access: Access, endpoint: str | None, region: str | None, retries: RetryConfig = RETRIES) -> Bucket:
     """A client for a bucket's uri; paths are relative to its prefix. Retries server errors, by default for three minutes.
 
     What the access's Secret says of the place counts before what the environment says.

@@ -37,6 +37,7 @@ class Pod:
     master: str  # host:port where all ranks meet
     metrics_port: int | None
     kept_log: str | None  # folder below the store's root
+    in_use: frozenset[str] | None  # fingerprints that stay in the store; None where that is unknown, or all of it
     llama_cpp: Path
 
 
@@ -57,6 +58,7 @@ def read(variables: Mapping[str, str] = os.environ) -> Pod:
         master=variables.get(pod.ENV_MASTER, "127.0.0.1:29500"),
         metrics_port=int(port) if port else None,
         kept_log=variables.get(pod.ENV_KEPT_LOG) or None,
+        in_use=None if (used := variables.get(pod.ENV_IN_USE)) in (None, pod.ALL_IN_USE) else frozenset((used or "").split()),
         llama_cpp=Path(variables.get(pod.ENV_LLAMA_CPP, pod.LLAMA_CPP)),
     )
 

@@ -101,6 +101,8 @@ class Stages(Strict):
     """Scores base and artifacts; holds a GPU where the train stage does, but for GGUF artifacts."""
     publish: Stage = Field(default_factory=lambda: Stage())
     """Copies artifacts; CPU only."""
+    clean: Stage = Field(default_factory=lambda: Stage())
+    """Removes what earlier runs have made; CPU only."""
 
 
 class Retry(Strict):
@@ -144,6 +146,10 @@ class ArtifactStore(Strict):
     """Size of the claim that is made when uri is unset."""
     storage_class_name: str | None = Field(None, min_length=1, max_length=253)
     """Storage class of that claim. Unset: the cluster's default."""
+    keep_runs: int | None = Field(None, ge=1, le=1000)
+    """Runs of this job that keep their checkpoints, adapters, models and artifacts: the one that has just passed its gates,
+    and those that passed before it. Those of older runs, and of runs that did not pass, are removed then, by the step clean;
+    what a ModelServe uses, and what other jobs of this store have as well, stays. Unset: all is kept."""
 
 
 class Scratch(Strict):

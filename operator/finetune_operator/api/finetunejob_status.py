@@ -10,7 +10,7 @@ from finetune_operator.api.evaluation import GateAction
 from finetune_operator.meta import Condition
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.fields import Report
-from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Remark, Scores, TrainFacts
+from finetune_trainer.contract.reports import Cleaned, DatasetFacts, FitFacts, ModelFacts, Remark, Scores, TrainFacts
 from finetune_trainer.contract.training import Recomputing
 
 
@@ -27,7 +27,7 @@ DONE = frozenset({StepState.SUCCEEDED, StepState.REUSED})
 
 class StepStatus(Report):
     name: str
-    """Step of the pipeline: prepare, train, merge, quantize-<artifact>, evaluate, evaluate-<artifact>, publish-<n>."""
+    """Step of the pipeline: prepare, train, merge, quantize-<artifact>, evaluate, evaluate-<artifact>, publish-<n>, clean."""
     state: StepState = StepState.PENDING
     """Pending, Running, Succeeded, Reused (its output was in the store already) or Failed."""
     fingerprint: str | None = None
@@ -196,6 +196,8 @@ class FineTuneJobStatus(Report):
     gates: list[GateVerdict] = Field(default_factory=list)
     artifacts: list[ArtifactStatus] = Field(default_factory=list)
     published: list[str] = Field(default_factory=list)
+    cleaned: Cleaned | None = None
+    """What the step clean removed of earlier runs."""
     report: str | None = None
     """Where the page lies that tells of the run: one HTML file that needs no network, written anew as steps end."""
     serving: ServingStatus | None = None

@@ -63,7 +63,9 @@ def print_logs(
     attempt: Annotated[int | None, typer.Option(help="This attempt alone.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until the job has ended.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Reports of progress as the pods print them.")] = False,
-    store: Annotated[Path | None, typer.Option(help="A folder with what the job's artifact store has, to be read for it.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="A folder with what the job's artifact store has, to read instead.")
+    ] = None,
     namespace: Namespace = None,
     context: Context = None,
 ) -> None:

@@ -28,6 +28,8 @@ from finetune_trainer.contract.kept_log import PodEnd
 from finetune_trainer.contract.places import Reach as Way
 
 if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
     from finetune_trainer.store.entries import Objects
 
 MOUNTED = "--store reads it from a folder where the claim is mounted, or from a copy"
@@ -92,7 +94,7 @@ def _bucket(store: StoreConfig, secret: Mapping[str, str]) -> Objects:
 
     of_place = {k: v for k, v in secret.items() if k.startswith(places.of(store.uri).variables)}
     access = replace(environment.access(), secret=of_place)
-    once = {"max_retries": 1, "retry_timeout": PATIENCE}
+    once: RetryConfig = {"max_retries": 1, "retry_timeout": PATIENCE}
     endpoint, region = store.endpoint or access.own_s3_endpoint, store.region or access.own_s3_region
     return BucketObjects(store.uri, access, endpoint, region, once)
 

@@ -35,7 +35,7 @@ from finetune_operator.finetunejob.runs import Run, current_run
 from finetune_operator.finetunejob.unused import unused
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import Retry
-from finetune_trainer.contract.pipeline import PREPARE, TRAIN, Step
+from finetune_trainer.contract.pipeline import AFTER_GATES, PREPARE, TRAIN, Step
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, Progress, Remark, StepResult, Termination
 
@@ -89,7 +89,7 @@ def run_locally(document: Document, workdir: Workdir, watcher: Watcher) -> Endin
         if step_record(status, step.name).state in DONE:
             watcher.ended(step, StepState.REUSED)
             continue
-        if step.stage == "publish" and gates.blocking(_verdicts(document, status)):
+        if step.stage in AFTER_GATES and gates.blocking(_verdicts(document, status)):
             break
         watcher.started(step)
         status, result = _run_to_end(Attempts(document.job, run, workdir), status, step, watcher)

@@ -22,7 +22,7 @@ def children(job: FineTuneJob) -> Iterator[Object]:
         yield objects.artifacts_volume_claim(job)
     yield objects.run_config_map(job, run)
     for step in run.steps:
-        yield objects.attempt_job(job, run, Start(step, 1), status, read_settings())
+        yield objects.attempt_job(job, run, Start(step, 1), status, read_settings(), {})
 
 
 def manifests(objects: Iterable[Object]) -> str:

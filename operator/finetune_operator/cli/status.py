@@ -110,6 +110,9 @@ def _of_job(status: FineTuneJobStatus, now: datetime) -> Iterator[RenderableType
         yield Text(f"{artifact.name}: {artifact.uri} ({artifact.bytes / 1e6:.1f} MB, {artifact.digest[:19]})")
     if status.report is not None:
         yield Text(f"report: {status.report}")
+    if (cleaned := status.cleaned) is not None:
+        why = f"; {cleaned.message}" if cleaned.message else ""
+        yield Text(f"removed of earlier runs: {cleaned.entries} entries ({cleaned.bytes / 1e6:.1f} MB){why}")
     for uri in status.published:
         yield Text(f"published: {uri}")
     if status.serving is not None:

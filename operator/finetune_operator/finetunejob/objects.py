@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from finetune_operator import names, pod_fields
 from finetune_operator.api.finetunejob import FineTuneJob
@@ -57,8 +58,11 @@ def artifacts_volume_claim(job: FineTuneJob) -> Object:
     }
 
 
-def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
+def attempt_job(
+    job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings, told: Mapping[str, str]
+) -> Object:
     """The Job of one attempt: pods that are never restarted in place, so each attempt has its own exit code and report.
+    `told` are variables that they get besides.
 
     Where several pods train together, the first that fails ends the Job, and Kubernetes takes the others away.
     """
@@ -76,7 +80,7 @@ def attempt_job(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobSta
             **(_indexed(run.pods(step)) if run.pods(step) > 1 else {}),
             "template": {
                 "metadata": pod_fields.metadata(job.spec.pod_template, job_labels(job.metadata.name) | labels),
-                "spec": pod_spec(job, run, start, status, settings),
+                "spec": pod_spec(job, run, start, status, settings, told),
             },
         },
     }

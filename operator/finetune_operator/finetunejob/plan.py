@@ -23,7 +23,7 @@ from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
 from finetune_operator.finetunejob.unstarted import no_pod, waiting_for
 from finetune_operator.meta import Object, seconds_since
-from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract.pipeline import AFTER_GATES, Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
 
@@ -34,6 +34,7 @@ DOING = {
     "quantize": OperatorReason.Quantizing,
     "evaluate": OperatorReason.Evaluating,
     "publish": OperatorReason.Publishing,
+    "clean": OperatorReason.Cleaning,
 }
 LOOK_AGAIN = 5.0  # seconds; for what may change without an event that we watch
 PROGRESS_LOOK_AGAIN = 30.0  # so that a silent pod's progress is shown as stale in time
@@ -190,7 +191,7 @@ def suspended_by_us(status: FineTuneJobStatus, record: StepStatus) -> bool:
 
 def _gates(case: Case) -> Outlook | None:
     """Nothing is published or served from a model that did not pass."""
-    if any(step_record(case.status, s.name).state not in DONE for s in case.run.steps if s.stage != "publish"):
+    if any(step_record(case.status, s.name).state not in DONE for s in case.run.steps if s.stage not in AFTER_GATES):
         return None
     if not (refused := gates.blocking(case.verdicts)):
         return None

@@ -30,13 +30,15 @@ RANKS_PORT = 29500  # torchrun's own
 METRICS_PORT_NAME = "metrics"  # the chart's PodMonitor asks for it
 _GIB = 1024**3
 # Memory asked for where the spec asks for none: one GiB, and this many times the base model's size on disk.
-MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0}
+MEMORY_FACTOR = {"prepare": 0.0, "train": 4.0, "merge": 3.0, "quantize": 2.0, "evaluate": 2.0, "publish": 0.0, "clean": 0.0}
 MEMORY_FACTOR_ON_GPU = 1.0
 MEMORY_LIMIT_FACTOR, LEAST_MEMORY_LIMIT = 4, 8 * _GIB
 
 
-def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings) -> Object:
-    step = start.step
+def pod_spec(
+    job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings, told: Mapping[str, str]
+) -> Object:
+    step, told = start.step, {**_of_attempt(job, run, start), **_told(job, start.step, status), **told}
     stage: Stage = getattr(job.spec.stages, step.stage)
     grace = settings.grace_seconds if step.stage == "train" else SHORT_GRACE_SECONDS
     mounted, secret = volumes(job, run, step), secrets(job, run, step)
@@ -45,7 +47,7 @@ def pod_spec(job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus
         "image": stage.image or default_image(run, step, settings),
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["python", "-m", "finetune_trainer", step.name],
-        "env": _environment(start.attempt, grace, settings, _of_attempt(job, run, start) | _told(job, start.step, status)),
+        "env": _environment(start.attempt, grace, settings, told),
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": pod.METRICS_PORT}],
         "resources": _resources(job, run, step, stage.resources, status),
         "securityContext": pod_security.container(),
@@ -87,7 +89,7 @@ def _told(job: FineTuneJob, step: Step, status: FineTuneJobStatus) -> dict[str, 
     return told
 
 
-def _environment(attempt: int, grace: int, settings: Settings, more: dict[str, str]) -> list[Object]:
+def _environment(attempt: int, grace: int, settings: Settings, more: Mapping[str, str]) -> list[Object]:
     values = {
         pod.ENV_RUN_FILE: pod.RUN_FILE,
         pod.ENV_MOUNTS: pod.MOUNTS,

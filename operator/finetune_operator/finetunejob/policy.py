@@ -27,8 +27,11 @@ from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, step_job
 from finetune_operator.refusals import REFUSAL
 from finetune_operator.settings import Settings
-from finetune_trainer.contract.pipeline import Step
+from finetune_trainer.contract import pod
+from finetune_trainer.contract.pipeline import CLEAN, FINGERPRINT, Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
+
+MOST_IN_USE = 5000  # fingerprints that a variable of a process has room for
 
 
 def reads(body: Object) -> Reads:
@@ -183,7 +186,15 @@ def _start(case: Case, start: Start, observed: Observed, settings: Settings) -> 
     if _makes_claim(job) and observed.named.get(_made_claim(job)) is None:
         yield Create(objects.artifacts_volume_claim(job))
     yield from _needed(job, case.run, start.step, observed)
-    yield Create(objects.attempt_job(job, case.run, start, case.status, settings))
+    told = {pod.ENV_IN_USE: in_use(case.run, observed)} if start.step.stage == CLEAN else {}
+    yield Create(objects.attempt_job(job, case.run, start, case.status, settings, told))
+
+
+def in_use(run: Run, observed: Observed) -> str:
+    """Fingerprints of what our objects name in the run's store, as its pod reads them."""
+    uris = observed.named_below(run.config.store.uri)
+    found = {part for uri in uris for part in uri.split("/") if FINGERPRINT.fullmatch(part)}
+    return " ".join(sorted(found)) if len(found) <= MOST_IN_USE else pod.ALL_IN_USE
 
 
 def _at_work(case: Case, outlook: Outlook, observed: Observed) -> Iterator[Action]:

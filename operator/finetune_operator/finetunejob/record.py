@@ -134,7 +134,7 @@ def _after_prepare(status: FineTuneJobStatus, run: Run, result: StepResult, ende
 def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineTuneJobStatus:
     """The status with what one step reported: facts, its artifact, its scores."""
     changes: dict[str, object] = {
-        name: value for name in ("model", "dataset", "fit") if (value := getattr(result, name)) is not None
+        name: value for name in ("model", "dataset", "fit", "cleaned") if (value := getattr(result, name)) is not None
     }
     if result.step == PREPARE:
         changes["warnings"] = list(result.warnings or ())

@@ -42,6 +42,7 @@ def asked(job: FineTuneJob) -> RunConfig:
         ),
         tasks=_tasks(spec.evaluation),
         publish=tuple(spec.publish),
+        keep_runs=spec.storage.artifacts.keep_runs,
         store=_store(job.metadata.name, spec),
     )
 

@@ -140,6 +140,11 @@ TABLE = (
         "spec.artifacts names none to make; remove it, or name some",
     ),
     Unused(
+        ("stages.clean",),
+        lambda spec: spec.storage.artifacts.keep_runs is None,
+        "nothing is removed; remove it, or set spec.storage.artifacts.keepRuns",
+    ),
+    Unused(
         ("stages.publish",),
         lambda spec: not spec.publish,
         "spec.publish names no place; remove it, or name one",

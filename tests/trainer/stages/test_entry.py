@@ -17,6 +17,7 @@ import pytest
 
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.kept_log import PodEnd
 from finetune_trainer.contract.reports import Progress, Termination
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.progress import Reporter, make_reporter, serve_metrics
@@ -55,6 +56,21 @@ def test_rows_that_are_refused_cost_no_import_of_torch(environment: dict[str, st
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.BAD_DATA, done.stderr
+
+
+def test_a_pod_keeps_the_log_of_a_step_that_fails(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "mounts/claims/data/rows.jsonl").write_text('{"q": "a"}\n{"q": "b"}\n')
+    command = [sys.executable, "-m", "finetune_trainer", "prepare"]
+    told = environment | {pod.ENV_KEPT_LOG: "log/team/job/r/prepare/1"}
+    done = subprocess.run(command, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.BAD_DATA, done.stderr
+    kept = tmp_path / "mounts/claims/store/job/log/team/job/r/prepare/1"
+    assert (kept / "0.log").read_text().count("prepare stopped: DatasetColumnsUnknown") == 1
+    end = PodEnd.model_validate_json((kept / "0.json").read_text())
+    assert end.failure is not None
+    assert (end.exit_code, end.failure.reason) == (ExitCode.BAD_DATA, "DatasetColumnsUnknown")
+    assert end.progress is not None
+    assert end.progress.step_name == "prepare"
 
 
 def test_sigterm_ends_a_step_with_143_and_a_message(environment: dict[str, str], tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     "shards without an index": (shards_without_an_index, DAMAGED, f"it has neither {WHOLE} nor {INDEX}"),
     "an adapter alone": (
         adapter(base_model_name_or_path="org/base"), UNSUPPORTED,
-        "spec.model: it is an adapter alone (adapter_config.json), trained over org/base: name hf://org/base in its place, or m"
-        " the two and name what comes of that",
+        "spec.model: it is an adapter alone (adapter_config.json), trained over org/base: name hf://org/base in its place,"
+        " or merge the two and name what comes of that",
     ),
     "an adapter over a revision, beside its base's configuration": (
         adapter(config=True, base_model_name_or_path="org/base", revision="v2"), UNSUPPORTED, "name hf://org/base@v2 in its pl",

@@ -16,9 +16,13 @@ from typer.testing import CliRunner
 
 from finetune_operator.cli.commands import app
 from finetune_operator.cli.kept_logs import MOUNTED
+from finetune_operator.decision import Ref
 from finetune_operator.meta import Object
-from finetune_trainer.contract import kept_log, pod
+from finetune_trainer.contract import kept_log
 from finetune_trainer.contract.exits import ExitCode
+from finetune_trainer.contract.places import S3
+from finetune_trainer.contract.pod import ENV_KEPT_LOG
+from finetune_trainer.environment import Access
 from finetune_trainer.store.directory import DirectoryObjects
 
 
@@ -31,6 +35,7 @@ def trained() -> Story:
 def training(progress: dict[str, Any] | None = None, **spec: Any) -> Story:
     """A job whose second attempt at training runs."""
     story = Story(make_job(**spec))
+    story.space.named[Ref("Secret", "keys")] = {"metadata": {"name": "keys"}, "data": dict.fromkeys(S3.keys, "")}
     story.passes()
     story.succeed()
     story.passes()
@@ -213,9 +218,9 @@ def test_logs_of_pods_that_are_gone_come_from_a_folder_with_the_store(monkeypatc
 
 
 def test_logs_are_read_from_a_bucket_by_the_secret_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = {}
+    asked: dict[str, object] = {}
 
-    def bucket(uri: str, access: Any, endpoint: str | None, region: str | None, retries: Any) -> DirectoryObjects:
+    def bucket(uri: str, access: Access, endpoint: str | None, region: str | None, _: object) -> DirectoryObjects:
         asked.update(uri=uri, secret=access.secret, endpoint=endpoint, region=region)
         return DirectoryObjects(tmp_path)
 
@@ -223,7 +228,11 @@ def test_logs_are_read_from_a_bucket_by_the_secret_of_the_job(monkeypatch: pytes
     store = {"uri": "s3://bucket/jobs", "secretRef": {"name": "keys"}, "region": "eu-1"}
     job = training(storage={"artifacts": store}).job
     held = {"AWS_ACCESS_KEY_ID": "me", "AWS_ENDPOINT_URL": "http://minio", "HF_TOKEN": "other"}
-    secret = {"kind": "Secret", "metadata": {"name": "keys"}, "data": {k: base64.b64encode(v.encode()) for k, v in held.items()}}
+    secret = {
+        "kind": "Secret",
+        "metadata": {"name": "keys"},
+        "data": {k: base64.b64encode(v.encode()) for k, v in held.items()},
+    }
     cluster = FakeReach(job, secret)
     keep(cluster, tmp_path, "train", 1, "from the bucket\n")
     assert "from the bucket" in call(monkeypatch, cluster, "logs", "facts", "--step", "train").output
@@ -236,11 +245,14 @@ def test_logs_are_read_from_a_bucket_by_the_secret_of_the_job(monkeypatch: pytes
 
 
 def test_logs_say_where_they_lie_in_a_bucket_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in S3.keys:
+        monkeypatch.setenv(key, "mine")
     store = {"uri": "s3://bucket/jobs", "secretRef": {"name": "keys"}, "endpoint": "http://127.0.0.1:1"}
     cluster = FakeReach(training(storage={"artifacts": store}).job)
     lines = call(monkeypatch, cluster, "logs", "facts", "--step", "train").output.splitlines()
     assert [line.partition(" (")[0] for line in lines] == [
-        f"── train, attempt {n}: its pod is gone; its log lies in {place(cluster, 'train', n, 's3://bucket/jobs')}" for n in (1, 2)
+        f"── train, attempt {n}: its pod is gone; its log lies in {place(cluster, 'train', n, 's3://bucket/jobs')}"
+        for n in (1, 2)
     ]
     assert "the artifact store failed at s3://bucket/jobs" in lines[0]
 
@@ -250,7 +262,7 @@ def test_the_pods_are_told_the_place_where_logs_are_looked_for() -> None:
     (told,) = (
         variable["value"]
         for variable in story.space.running()["spec"]["template"]["spec"]["containers"][0]["env"]
-        if variable["name"] == pod.ENV_KEPT_LOG
+        if variable["name"] == ENV_KEPT_LOG
     )
     assert place(FakeReach(story.job), "train", 2, "") == f"/{told}"
 

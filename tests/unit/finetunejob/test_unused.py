@@ -54,7 +54,7 @@ VALUES: Body = {
     "podTemplate": {"nodeSelector": {"a": "b"}},
     "profile": "a100",
 }
-STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish", "clean")
 OF_STAGE = {
     "image": "i", "resources": {"limits": {"cpu": 1}}, "nodeSelector": {"a": "b"}, "tolerations": [{"key": "a"}],
     "serviceAccountName": "s",
@@ -94,6 +94,7 @@ COUNTS: dict[str, Callable[[Body], bool]] = {
     "storage.artifacts.size": lambda spec: "uri" not in spec["storage"]["artifacts"],
     "storage.artifacts.storageClassName": lambda spec: "uri" not in spec["storage"]["artifacts"],
     "stages.quantize": lambda spec: "artifacts" in spec,
+    "stages.clean": lambda spec: "keepRuns" in spec["storage"]["artifacts"],
     "stages.publish": lambda spec: "publish" in spec,
     "scheduling.queuedStages": lambda spec: "queueName" in spec["scheduling"],
     "scheduling.workloadPriorityClassName": lambda spec: "queueName" in spec["scheduling"],

@@ -3,6 +3,7 @@
     prepare ─► train ─► merge ─┬─► quantize-<artifact> ─► evaluate-<artifact>     (GGUF: scored on the CPU by llama.cpp)
                                ├─► evaluate        (base, merged and every safetensors artifact, on one device)
                                └─► publish-<n>     (after everything that it copies was scored)
+                                     └─► clean     (where spec.storage.artifacts.keepRuns asks for it)
 
 A fingerprint is a hash of a step's own inputs and of its recipe version. The version is raised only when the step's
 output would change: an upgrade of the operator or of the trainer's image retrains nothing. For the same reason only what
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,8 @@ from finetune_trainer.contract.tasks import Task, Tasks
 
 RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 3, "publish": 1}
 
-PREPARE, TRAIN, MERGE, EVALUATE = "prepare", "train", "merge", "evaluate"
+PREPARE, TRAIN, MERGE, EVALUATE, CLEAN = "prepare", "train", "merge", "evaluate", "clean"
+AFTER_GATES = ("publish", CLEAN)  # stages that nothing is begun of until the gates have passed
 BASE, ADAPTER, MERGED = "base", "adapter", "merged"  # what exists without being asked for in spec.artifacts
 PICKLE = "Pickle"  # spec.model.weights of a model that is kept as safetensors wherever it comes from
 FIRST_ROW_LOSS = "firstRowLoss"  # noted in the manifest of train: what merge must see again after reading the weights back
@@ -54,13 +57,16 @@ def steps(run: RunConfig) -> tuple[Step, ...]:
         Step(EVALUATE, "evaluate", (MERGE, *(f"quantize-{n}" for n in beside)), needs_gpu=on_gpu),
         *(Step(f"evaluate-{name}", "evaluate", (f"quantize-{name}",), name) for name in apart),
     ]
+    scored = tuple(e.name for e in evaluate)
+    publish = [Step(f"publish-{i}", "publish", scored) for i, _ in enumerate(run.publish)]
     return (
         Step(PREPARE, "prepare", ()),
         Step(TRAIN, "train", (PREPARE,), needs_gpu=on_gpu),
         Step(MERGE, "merge", (TRAIN,)),
         *quantize,
         *evaluate,
-        *(Step(f"publish-{i}", "publish", tuple(e.name for e in evaluate)) for i, _ in enumerate(run.publish)),
+        *publish,
+        *(() if run.keep_runs is None else (Step(CLEAN, CLEAN, (*scored, *(p.name for p in publish))),)),
     )
 
 
@@ -87,6 +93,9 @@ def _beside_base(run: RunConfig) -> list[str]:
 
 
 # ── Fingerprints ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+FINGERPRINT = re.compile("[0-9a-f]{20}")
 
 
 def digest(*parts: Any) -> str:
@@ -137,6 +146,8 @@ def fingerprints(run: RunConfig, model: ModelFacts, dataset: DatasetFacts) -> di
     for index, target in enumerate(run.publish):
         copied = {name: made[name] for name in target.artifacts}
         found[f"publish-{index}"] = digest("publish", RECIPES["publish"], target.uri, copied)
+    if run.keep_runs is not None:  # nothing is committed under it: what there is to remove is looked for in each run
+        found[CLEAN] = digest(CLEAN, train, run.keep_runs)
     return found
 
 

@@ -105,6 +105,18 @@ class TrainFacts(Report):
     world_size: int = 1
 
 
+class Cleaned(Report):
+    """What was removed from the store of earlier runs of the job."""
+
+    runs: int = 0
+    """Runs of which nothing large is left."""
+    entries: int = 0
+    """Checkpoints, adapters, models and artifacts."""
+    bytes: int = 0
+    message: str = ""
+    """Why nothing could be removed; the next run tries again."""
+
+
 class ArtifactFacts(Report):
     name: str  # adapter, merged, or an artifact's name
     format: str  # PEFT, Safetensors, GGUF, CompressedTensors, BitsAndBytes
@@ -149,6 +161,7 @@ class StepResult(Report):
     artifact: ArtifactFacts | None = None
     scores: tuple[Scores, ...] = ()
     published: tuple[str, ...] = ()
+    cleaned: Cleaned | None = None
     warnings: tuple[Remark, ...] | None = None  # prepare only
     report: str | None = None  # where the page that tells of the run lies, below the store's root
     done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already

@@ -29,4 +29,5 @@ class RunConfig(Strict):
     generation: Generation = Field(default_factory=lambda: Generation())
     tasks: Tasks | None = None
     publish: tuple[Publish, ...] = ()
+    keep_runs: int | None = None  # of this job, whose results stay in the store; None: all
     store: StoreConfig

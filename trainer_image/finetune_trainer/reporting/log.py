@@ -48,7 +48,7 @@ class Heard:
         self._open: dict[int, bytes] = {}
         self._kept = bytearray()
         self._bytes = 0
-        self._progress = b""
+        self.progress: Progress | None = None
 
     def hear(self, stream: int, chunk: bytes) -> None:
         """Bytes of one of the two streams: what both print is woven line by line."""
@@ -73,24 +73,17 @@ class Heard:
         if surplus <= 0:
             return bytes(self._kept)
         begin = self._kept.find(b"\n", surplus - 1) + 1
-        return bytes(self._kept[begin or surplus :])
+        return bytes(self._kept[begin if 0 < begin < len(self._kept) else surplus :])
 
     @property
     def left_out(self) -> int:
         """Bytes that came before those."""
         return self._bytes - len(self.text)
 
-    @property
-    def progress(self) -> Progress | None:
-        """What was told last of how far the step is."""
-        try:
-            return Progress.model_validate_json(self._progress)
-        except ValidationError:
-            return None
-
     def _add(self, line: bytes) -> None:
         if PROGRESS in line and line.startswith(b"{"):
-            self._progress = line
+            with suppress(ValidationError):
+                self.progress = Progress.model_validate_json(line)
         self._kept += line + b"\n"
         self._bytes += len(line) + 1
         if len(self._kept) > 2 * self._limit:  # seldom, as each cut moves all that is kept
@@ -160,7 +153,8 @@ def _listen(step: int, streams: dict[int, int], heard: Heard) -> int:
 
     What it left unread comes after its end; others that hold its pipes open are not waited for.
     """
-    selector, status, until = selectors.DefaultSelector(), None, float("inf")
+    status: int | None = None
+    selector, until = selectors.DefaultSelector(), float("inf")
     for read in streams:
         selector.register(read, selectors.EVENT_READ)
     while selector.get_map() and time.monotonic() < until:
@@ -206,8 +200,9 @@ def _in_time(keeping: Callable[[], None], seconds: float) -> None:
             print(f"the log is not kept: {error}", file=sys.stderr, flush=True)
 
     thread = threading.Thread(target=work, name="kept log", daemon=True)
-    thread.start()
-    thread.join(max(0.0, seconds))
+    if seconds > 0:
+        thread.start()
+        thread.join(seconds)
 
 
 def _failure(pod: Pod) -> Failure | None:

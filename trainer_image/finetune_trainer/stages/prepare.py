@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -35,6 +36,7 @@ from finetune_trainer.memory.shape import positions_of
 from finetune_trainer.model import weights
 from finetune_trainer.scoring import tasks
 from finetune_trainer.stages.model_entry import model_entry, watching
+from finetune_trainer.store import runs
 from finetune_trainer.training.trainable import check_trainable
 
 
@@ -60,6 +62,8 @@ def run(context: Context) -> StepResult:
 
     context.progress("estimating memory")
     fit = fit_for(context.run, facts, result.dataset, context.inputs.model_without_weights(), teacher)
+    wanted = context.inputs.fingerprints()  # from now on nobody removes what is found done
+    runs.note(context.store.objects, runs.place(context.run, wanted), runs.known(context.run, wanted, time.time()))
     done = _finished(context)
     left: list[Remark] = []
     if pipeline.TRAIN not in {result.step for result in done}:

@@ -15,7 +15,7 @@ from finetune_trainer.contract.formats import FORMATS, ArtifactFormat
 from finetune_trainer.contract.places import HF, S3
 
 _PAIRS = [f"{format.named} with {name}" for name, format in FORMATS.items()]
-_STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+_STAGES = ("prepare", "train", "merge", "quantize", "evaluate", "publish", "clean")
 
 
 def compute_only(at: str) -> Rule:

@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -57,29 +60,23 @@ def test_a_bar_that_never_ends_its_line_takes_no_memory_for_ever() -> None:
 def test_the_last_progress_is_known_though_its_line_is_not_kept() -> None:
     lines = [Progress(step_name="train", step=step, total=9).model_dump_json(by_alias=True) for step in (3, 4)]
     said = "\n".join([*lines, *("noise" * 5 for _ in range(20)), '{"kind":"progress","step": 5', ""])
-    assert heard((STDOUT, said.encode()[:-30])).progress == Progress(step_name="train", step=4, total=9)
+    assert heard((STDOUT, said.encode())).progress == Progress(step_name="train", step=4, total=9)
     assert heard((STDOUT, b"nothing of the kind\n")).progress is None
 
 
 # ── In a pod ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def start(tmp_path: Path, program: str, store: str = "pvc://store/job", **told: str) -> subprocess.Popen[str]:
-    """A pod's first process, whose step is this program."""
-    (tmp_path / "run.json").write_text(json.dumps({**RUN, "store": {"uri": store}}))
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a pod's first process, whose step is the given program."""
+    (tmp_path / "run.json").write_text(json.dumps({**RUN, "store": {"uri": "pvc://store/job"}}))
     secret = tmp_path / "mounts/secrets/store"
-    secret.mkdir(parents=True, exist_ok=True)
+    secret.mkdir(parents=True)
     (secret / "AWS_SECRET_ACCESS_KEY").write_text("hush-hush\n")
-    code = f"""
-import os, signal, subprocess, sys, time
-from finetune_trainer import environment
-from finetune_trainer.reporting import log
-status = log.follow(environment.read())
-if status is not None:
-    sys.stdout.flush()
-    os._exit(status)
-{program}
-"""
     variables = {
         pod.ENV_RUN_FILE: str(tmp_path / "run.json"),
         pod.ENV_MOUNTS: str(tmp_path / "mounts"),
@@ -89,10 +86,27 @@ if status is not None:
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-c", code]
-    return subprocess.Popen(
-        command, env=os.environ | variables | told, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+    with ExitStack() as made:
+
+        def started(program: str, **told: str) -> subprocess.Popen[str]:
+            command, pipe = [sys.executable, "-c", FOLLOWED + program], subprocess.PIPE
+            process = subprocess.Popen(command, env=os.environ | variables | told, stdout=pipe, stderr=pipe, text=True)
+            made.enter_context(process)
+            made.callback(process.kill)
+            return process
+
+        yield started
+
+
+FOLLOWED = """
+import os, signal, subprocess, sys
+from finetune_trainer import environment
+from finetune_trainer.reporting import log
+status = log.follow(environment.read())
+if status is not None:
+    sys.stdout.flush()
+    os._exit(status)
+"""
 
 
 def kept(tmp_path: Path, index: int = 0) -> tuple[str, PodEnd]:
@@ -101,11 +115,11 @@ def kept(tmp_path: Path, index: int = 0) -> tuple[str, PodEnd]:
     return (place / f"{index}.log").read_text(), end
 
 
-def test_a_step_that_fails_leaves_its_log_and_how_it_ended(tmp_path: Path) -> None:
+def test_a_step_that_fails_leaves_its_log_and_how_it_ended(start: Start, tmp_path: Path) -> None:
     told = Termination(failure=Failure(reason="Hang", message="no step")).model_dump_json(by_alias=True)
     (tmp_path / "termination").write_text(told)
     line = Progress(step_name="train", step=4, total=9).model_dump_json(by_alias=True)
-    process = start(tmp_path, f"print({line!r}); print('key hush-hush of psst-psst', file=sys.stderr); os._exit(23)")
+    process = start(f"print({line!r}); print('key hush-hush of psst-psst', file=sys.stderr); os._exit(23)")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (23, f"{line}\n", "key hush-hush of psst-psst\n"), "kubectl logs shows all of it"
     text, end = kept(tmp_path)
@@ -117,19 +131,19 @@ def test_a_step_that_fails_leaves_its_log_and_how_it_ended(tmp_path: Path) -> No
     )
 
 
-def test_each_pod_of_an_attempt_has_a_log_of_its_own(tmp_path: Path) -> None:
-    assert start(tmp_path, "print('first')").wait(60) == 0
-    assert start(tmp_path, "print('second')", **{pod.ENV_NODE_RANK: "1"}).wait(60) == 0
+def test_each_pod_of_an_attempt_has_a_log_of_its_own(start: Start, tmp_path: Path) -> None:
+    assert start("print('first')").wait(60) == 0
+    assert start("print('second')", **{pod.ENV_NODE_RANK: "1"}).wait(60) == 0
     assert [kept(tmp_path, index)[0] for index in (0, 1)] == ["first\n", "second\n"]
 
 
-def test_what_is_killed_leaves_what_it_had_said(tmp_path: Path) -> None:
-    process = start(tmp_path, "print('so far'); os.kill(os.getpid(), signal.SIGKILL)")
+def test_what_is_killed_leaves_what_it_had_said(start: Start, tmp_path: Path) -> None:
+    process = start("print('so far'); os.kill(os.getpid(), signal.SIGKILL)")
     assert process.wait(60) == 137
     assert kept(tmp_path) == ("so far\n", PodEnd(exit_code=137))
 
 
-def test_sigterm_reaches_the_step_which_ends_as_it_wants(tmp_path: Path) -> None:
+def test_sigterm_reaches_the_step_which_ends_as_it_wants(start: Start, tmp_path: Path) -> None:
     program = """
 def stop(*_):
     print('saved', flush=True)
@@ -139,7 +153,7 @@ print('ready', flush=True)
 while True:
     signal.pause()
 """
-    process = start(tmp_path, program)
+    process = start(program)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -147,9 +161,9 @@ while True:
     assert kept(tmp_path)[0] == "ready\nsaved\n"
 
 
-def test_a_pod_with_no_time_left_keeps_nothing_rather_than_its_exit_status_late(tmp_path: Path) -> None:
+def test_a_pod_with_no_time_left_keeps_nothing_rather_than_its_exit_status_late(start: Start, tmp_path: Path) -> None:
     program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(30)); print('ready', flush=True)\nwhile True: signal.pause()"
-    process = start(tmp_path, program, **{pod.ENV_GRACE_SECONDS: "0"})
+    process = start(program, **{pod.ENV_GRACE_SECONDS: "0"})
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
@@ -157,9 +171,9 @@ def test_a_pod_with_no_time_left_keeps_nothing_rather_than_its_exit_status_late(
     assert not (tmp_path / STORE).exists()
 
 
-def test_a_process_that_stays_behind_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_process_that_stays_behind_holds_up_nobody(start: Start, tmp_path: Path) -> None:
     program = "behind = subprocess.Popen(['sleep', '600']); print(behind.pid, flush=True); os._exit(0)"
-    process = start(tmp_path, program)
+    process = start(program)
     assert process.stdout is not None
     behind = int(process.stdout.readline())
     try:
@@ -169,29 +183,39 @@ def test_a_process_that_stays_behind_holds_up_nobody(tmp_path: Path) -> None:
         os.kill(behind, signal.SIGKILL)
 
 
-def test_a_step_whose_watcher_is_killed_does_not_go_on_unheard(tmp_path: Path) -> None:
-    process = start(tmp_path, "print(os.getpid(), flush=True)\nwhile True: signal.pause()")
+def test_a_step_whose_watcher_is_killed_does_not_go_on_unheard(start: Start) -> None:
+    process = start("print(os.getpid(), flush=True)\nwhile True: signal.pause()")
     assert process.stdout is not None
     step = int(process.stdout.readline())
     process.kill()
     process.wait(10)
-    wait_until("the step is gone", lambda: not Path(f"/proc/{step}").exists() or "Z" in Path(f"/proc/{step}/stat").read_text())
+    wait_until("the step is gone", lambda: is_gone(step))
 
 
-def test_a_store_that_does_not_take_it_costs_the_log_alone(tmp_path: Path) -> None:
+def is_gone(process: int) -> bool:
+    """Whether it has ended; somebody may still have to read its status."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_store_that_does_not_take_it_costs_the_log_alone(start: Start, tmp_path: Path) -> None:
     (tmp_path / "mounts/claims").mkdir(parents=True)
     (tmp_path / "mounts/claims/store").write_text("no folder")
-    process = start(tmp_path, "print('done')")
+    process = start("print('done')")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "the log is not kept: " in err
 
 
-def test_a_store_that_does_not_answer_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
-    import threading
+def waits(event: threading.Event) -> None:
+    event.wait()
 
+
+def test_a_store_that_does_not_answer_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     never = threading.Event()
-    _in_time(lambda: never.wait() or None, 0.01)
+    _in_time(lambda: waits(never), 0.01)
     never.set()
     assert capsys.readouterr().out == ""
 

@@ -15,6 +15,7 @@ class OperatorReason(Reason):
     Quantizing = means("an artifact of spec.artifacts is made and proven")
     Evaluating = means("the models are scored on the test rows")
     Publishing = means("artifacts are copied to spec.publish")
+    Cleaning = means("what earlier runs made is removed, as spec.storage.artifacts.keepRuns says")
     Serving = means("a job waits for the ModelServe that it hands its result to; a ModelServe with this reason serves")
     Stopping = means("pods that still run must end before the next step starts")
     Suspended = means("spec.suspend is true; set it to false to go on")
