@@ -17,11 +17,10 @@ from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.digests import sha256
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.sources.retries import TRANSIENT, wait_asked_for, with_retries
+from finetune_trainer.sources.source import Listing, Source
 
 if TYPE_CHECKING:
     import httpx2
-
-    from finetune_trainer.sources.source import Source
 
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -33,7 +32,7 @@ def fetch_file(source: Source, into: Path) -> str:
     url, _, fragment = source.uri.partition("#")
     wanted = fragment.removeprefix("sha256=")
     name = unquote(urlsplit(url).path.rpartition("/")[2]) or "data"
-    source.check([name])
+    source.check(Listing([name], [name], lambda _: ""))
     into.mkdir(parents=True, exist_ok=True)
     target, part = into / name, into / f"{name}.part"
     secret = source.access.https_authorization
