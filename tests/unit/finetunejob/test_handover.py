@@ -172,3 +172,9 @@ def test_a_model_serve_that_got_another_model_since_is_left_to_whoever_gave_it()
     assert story.conditions()["Succeeded"] == ("True", "Succeeded")
     assert story.job["status"]["serving"] == given | {"ready": False}
     assert story.job["status"]["serving"]["ready"] is False
+
+
+@pytest.mark.parametrize(("engine", "served"), [("VLLM", "merged"), ("LlamaCpp", None)])
+def test_without_artifacts_the_merged_model_is_served_where_the_engine_reads_it(engine: str, served: str | None) -> None:
+    job = FineTuneJob.model_validate(make_job(serving={"template": {"engine": {"type": engine}}}, artifacts=[]))
+    assert handover.serving_artifact(job.spec) == served

@@ -115,6 +115,7 @@ def test_a_share_that_pods_can_not_give_is_told() -> None:
         (4, 25, 1, 20.0),
         (9, 10, 1, 10.0),
         (4, 40, 3, 42.9),
+        (7, 44, 6, 46.2),
         (4, 50, 4, 50.0),
         (4, 90, 4, 50.0),
     ],
@@ -201,7 +202,7 @@ def test_without_a_pause_it_waits_to_be_let_on() -> None:
     stage.step()
     stage.available(new)
     stage.settle()
-    assert at(stage) == (2, 50, 50.0)
+    assert (at(stage), reason(stage)) == ((2, 50, 50.0), "AwaitingPromotion")
     assert f"{ANNOTATION_PROMOTE}={new}/3" in stage.message()
     stage.annotate(ANNOTATION_PROMOTE, f"{new}/3")
     stage.settle()
@@ -504,6 +505,13 @@ def test_a_service_that_somebody_deleted_comes_back_as_it_was() -> None:
 def test_a_candidate_behind_a_route_has_pods_in_proportion(replicas: int, weight: int, count: int) -> None:
     stage, _, new = loaded([{"weight": weight, "pauseSeconds": 60}], route=ROUTE, replicas=replicas)
     assert stage.deployment(new)["spec"]["replicas"] == count
+
+
+def test_a_step_that_takes_no_more_pods_is_told_as_well() -> None:
+    stage, _, _ = begun([{"weight": 10, "pauseSeconds": 60}, {"weight": 20, "pauseSeconds": 60}], route=ROUTE)
+    stage.later(61)
+    stage.settle()
+    assert at(stage) == (2, 20, 20)
 
 
 @pytest.mark.parametrize("number", ["x", "-1", "1000", "2/3", " 2", ""])

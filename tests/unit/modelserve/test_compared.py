@@ -9,6 +9,8 @@ from tests.serving import Stage, make_finished_job, make_serve
 from tests.unit.modelserve.test_loading import UNSCHEDULABLE
 from tests.unit.modelserve.test_rollout import SERVING, STALLED, is_available, reason, standing
 
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.held_out import HeldOut, HeldOutScores, Live
@@ -197,3 +199,11 @@ def test_a_judges_verdict_is_told_with_its_interval() -> None:
     (event,) = stage.step().events
     assert "win rate 0.75 (0.53 to 0.89) against a1 by j" in event.message
     assert stage.serve["status"]["live"]["judged"]["winRate"] == 0.75
+
+
+@pytest.mark.parametrize(("calls", "is_enough"), [(19, False), (20, True)])
+def test_a_judge_that_may_not_be_asked_of_enough_pairs_is_refused(calls: int, is_enough: bool) -> None:
+    judge = {"baseUrl": "https://judge/v1", "model": "judge", "maxCalls": calls, "minPairs": 10}
+    spec = make_serve(model=MODEL, rollout={"gate": {"judge": judge}})["spec"]
+    said = broken_by(ModelServeSpec.model_validate(spec))
+    assert said == ([] if is_enough else ["spec.rollout.gate.judge.maxCalls must be at least twice minPairs: a pair takes two"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finetune_trainer.contract.held_out import HeldOut, Live
-from finetune_trainer.contract.judging import Judged, Judging, mistake
+from finetune_trainer.contract.judging import Judged, Judging, mistake, told
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.traffic import Bounds, Counted, Traffic, fault
 
@@ -46,3 +46,9 @@ def test_as_many_rows_are_asked_as_the_rows_or_the_pairs_of_the_judge_take(
     held_out: HeldOut | None, judge: Judging | None, count: int
 ) -> None:
     assert Live(revision="a1", url="http://live", rows="pvc://x/y", held_out=held_out, judge=judge).count == count
+
+
+def test_a_judges_numbers_are_told_to_a_thousandth() -> None:
+    found = told([1.0, 0.5, 0.0, 0.5, 1.0, 1.0, 0.0], "a1", "judge", 14, 99)
+    assert (found.pairs, found.wins, found.losses, found.win_rate) == (7, 3, 2, 0.571)
+    assert (found.low, found.high) == (0.25, 0.842)

@@ -155,6 +155,10 @@ def test_what_the_sources_hold_decides(name: str, model: dict[str, Any], data: d
     assert changed(before, after) == expected, name
 
 
+def test_a_digest_stays_what_it_was_whatever_the_order_of_fields_and_the_letters() -> None:
+    assert pipeline.digest({"b": 1, "a": "ü"}) == pipeline.digest({"a": "ü", "b": 1}) == "a24f772b6dfdbfe9bcd1"
+
+
 def test_rows_longer_than_a_window_count_as_a_newer_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     windowed, long = MODEL.model_copy(update={"plain_attention_tokens": 1}), DATA.model_copy(update={"longest_row_tokens": 2})
     found = pipeline.fingerprints(run(), windowed, long)

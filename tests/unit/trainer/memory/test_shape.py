@@ -41,6 +41,7 @@ def test_a_config_is_read_by_the_names_that_families_use() -> None:
     mpt = shape_of({"d_model": 8, "n_heads": 4, "n_layers": 6, "vocab_size": 100}, LARGE)
     assert (mpt.hidden, mpt.heads, mpt.layers) == (8, 4, 6)
     assert shape_of({"text_config": PLAIN, "tie_word_embeddings": True}, LARGE).tied
+    assert shape_of({"text_config": PLAIN | {"tie_word_embeddings": True}}, LARGE).tied
     with pytest.raises(KeyError, match="num_hidden_layers"):
         shape_of({k: v for k, v in PLAIN.items() if k != "num_hidden_layers"}, LARGE)
 
