@@ -7,7 +7,8 @@ A tool of our own, because mutmut 3.8 changes nothing but the bodies of undecora
 tables, and cosmic-ray 8.7 starts pytest anew for each of four thousand mutants.
 
 What is found is kept in .mutants/ under the hash of the module, so that a run that was ended goes on where it was. A killed
-mutant stays so until its module changes, a survivor until a test does. Fails below 80 %, or where a survivor has no reason.
+mutant stays so until its module changes, and is noted in killed.txt for other machines; a survivor until a test changes.
+Fails below 80 %, or where a survivor has no reason.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import random
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from tests.mutants import operators
 from tests.mutants.operators import Mutant, mutants
 from tests.mutants.suite import ENDLESS, KILLED, NOT_RUN, OPTIONS, SUITE, SURVIVED, UNDECIDED, Suite, digest
 
@@ -36,7 +39,7 @@ PACKAGES = (
     "trainer_image/finetune_trainer/contract",
     "trainer_image/finetune_trainer/memory",
 )
-KEPT, SURVIVORS = ROOT / ".mutants", Path(__file__).with_name("survivors.md")
+KEPT, SURVIVORS, NOTED = ROOT / ".mutants", Path(__file__).with_name("survivors.md"), Path(__file__).with_name("killed.txt")
 LEAST = 0.8
 OUTCOMES = (KILLED, ENDLESS, SURVIVED, NOT_RUN, UNDECIDED)
 HEAD = """# Mutants that no test kills
@@ -58,8 +61,11 @@ class Results:
         self.file = KEPT / "outcomes.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         self.outcomes = {name: (outcome, tests) for name, outcome, tests in map(json.loads, lines)}
+        self.noted = noted()
 
     def of(self, mutant: Mutant) -> str | None:
+        if mutant.number in self.noted.get(_module(mutant.path), ()):
+            return KILLED
         outcome, tests = self.outcomes.get(_name(mutant), (None, ""))
         return outcome if outcome in (KILLED, ENDLESS) or tests == self.tests else None
 
@@ -69,9 +75,31 @@ class Results:
             print(json.dumps([_name(mutant), outcome, self.tests]), file=file)
 
 
+def noted() -> dict[str, set[int]]:
+    """The numbers of the mutants that were killed, by module as it was then."""
+    lines = NOTED.read_text().splitlines() if NOTED.exists() else []
+    return {module: set(map(int, numbers.split(","))) for module, _, numbers in (line.rpartition(" ") for line in lines)}
+
+
+def note(results: Results) -> None:
+    """Writes down what is killed of the modules as they are."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
+        if results.of(mutant) in (KILLED, ENDLESS):
+            found[_module(mutant.path)].append(str(mutant.number))
+    NOTED.write_text("".join(f"{module} {','.join(numbers)}\n" for module, numbers in found.items()))
+
+
 def _modules(paths: Iterable[str]) -> list[Path]:
     asked = [ROOT / path for path in paths]
     return sorted({file for path in asked for file in (path.rglob("*.py") if path.is_dir() else [path])})
+
+
+@cache
+def _module(path: Path) -> str:
+    """The module, and a hash of all that its mutants' numbers depend on."""
+    made_of = path.read_bytes() + Path(operators.__file__).read_bytes()
+    return f"{path.relative_to(ROOT)} {sha256(made_of).hexdigest()[:12]}"
 
 
 def _name(mutant: Mutant) -> str:
@@ -161,6 +189,7 @@ def main() -> int:
     if todo:
         pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until), KEPT)])
     tried = [mutant for mutant in tried if results.of(mutant)]
+    note(results)
     share, table = report(tried, results), survivors(results)
     table_text = "".join(f"| {' | '.join(cells)} | {reason} |\n" for cells, reason in table.items())
     SURVIVORS.write_text(HEAD.format(share=100 * share, tried=len(tried), all=of_all) + table_text)

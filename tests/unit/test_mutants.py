@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.mutants.__main__ import reads_as
+import pytest
+from tests.mutants import __main__ as run
+from tests.mutants.__main__ import Results, note, reads_as
 from tests.mutants.operators import mutants
+from tests.mutants.suite import KILLED, SURVIVED
 
 SOURCE = '''"""No mutant in here."""
 LIMIT: int = 3
@@ -71,3 +74,25 @@ def test_a_row_stands_for_what_reads_alike() -> None:
     assert reads_as("`Code = Literal[…]`", '`Code = Literal["PyTorch", "Liger"]`')
     assert not reads_as("`Code = Literal[…]`", "`Codes = Literal[1]`")
     assert not reads_as("`a.c`", "`abc`"), "it is text, but for the dots that leave some out"
+
+
+def test_what_was_killed_is_known_elsewhere_until_the_module_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "ROOT": tmp_path,
+        "PACKAGES": ["."],
+        "KEPT": tmp_path / "kept",
+        "NOTED": tmp_path / "killed.txt",
+    }.items():
+        monkeypatch.setattr(run, name, value)
+    module = tmp_path / "module.py"
+    module.write_text(SOURCE)
+    first, second, *_ = mutants(module)
+    results = Results()
+    results.add(first, KILLED)
+    results.add(second, SURVIVED)
+    note(results)
+    monkeypatch.setattr(run, "KEPT", tmp_path / "elsewhere")
+    assert [Results().of(mutant) for mutant in (first, second)] == [KILLED, None]
+    module.write_text(SOURCE + "\n")
+    run._module.cache_clear()
+    assert Results().of(first) is None
