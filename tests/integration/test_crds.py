@@ -9,6 +9,8 @@ import pytest
 from localcluster.api import ApiError
 from tests.integration.conftest import FINETUNE, World
 
+from finetune_operator.api.finetunejob import Stages
+
 JOB: dict[str, Any] = {
     "apiVersion": "finetune.dev/v1alpha1",
     "kind": "FineTuneJob",
@@ -235,7 +237,7 @@ REFUSED_JOBS = [
     ({"storage": {"artifacts": {"size": "much"}}}, "spec.storage.artifacts.size"),
     *(
         ({"stages": {stage: {"resources": GPU}}}, f"spec.stages.{stage}.resources.requests and .limits take cpu")
-        for stage in ("prepare", "train", "merge", "quantize", "evaluate", "publish")
+        for stage in Stages.model_fields
     ),
 ]
 LLAMA: dict[str, Any] = {"engine": {"type": "LlamaCpp"}}
