@@ -84,7 +84,7 @@ def noted() -> dict[str, set[int]]:
 def note(results: Results) -> None:
     """Writes down what is killed of the modules as they are."""
     found: dict[str, list[str]] = defaultdict(list)
-    for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
+    for mutant in _mutants(PACKAGES):
         if results.of(mutant) in (KILLED, ENDLESS):
             found[_module(mutant.path)].append(str(mutant.number))
     NOTED.write_text("".join(f"{module} {','.join(numbers)}\n" for module, numbers in found.items()))
@@ -93,6 +93,10 @@ def note(results: Results) -> None:
 def _modules(paths: Iterable[str]) -> list[Path]:
     asked = [ROOT / path for path in paths]
     return sorted({file for path in asked for file in (path.rglob("*.py") if path.is_dir() else [path])})
+
+
+def _mutants(paths: Iterable[str]) -> list[Mutant]:
+    return [mutant for path in _modules(paths) for mutant in mutants(path)]
 
 
 @cache
@@ -150,7 +154,7 @@ def survivors(results: Results) -> dict[tuple[str, ...], str]:
             *cells, reason = line.removeprefix("| ").removesuffix(" |").split(" | ")
             known[tuple(cells)] = reason.strip()
     found: dict[tuple[str, ...], str] = {}
-    for mutant in (mutant for path in _modules(PACKAGES) for mutant in mutants(path)):
+    for mutant in _mutants(PACKAGES):
         outcome, it = results.of(mutant), _cells(mutant)
         row = next((row for row in known if all(map(reads_as, row, it))), None)
         if outcome in (SURVIVED, NOT_RUN, UNDECIDED) or (outcome is None and row):
@@ -177,7 +181,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10_000))
     parser.add_argument("--minutes", type=float, default=10_000)
     asked = parser.parse_args()
-    tried = [mutant for path in _modules(asked.paths) for mutant in mutants(path)]
+    tried = _mutants(asked.paths)
     of_all = len(tried)
     random.Random(asked.seed).shuffle(tried)  # so that a run that is ended has tried a fair sample
     if asked.sample and asked.sample < of_all:

@@ -18,15 +18,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from finetune_operator.api.adapters import Adapter, AdapterState, AdapterStatus, LiveAdapter
 from finetune_operator.api.modelserve import ModelServe, ResolvedModel, Revision
-from finetune_operator.decision import Observed, pause_after
-from finetune_operator.meta import Object, seconds_since, stamp
+from finetune_operator.decision import Observed
+from finetune_operator.meta import Object, stamp
 from finetune_operator.modelserve.adapter_pod import config_map_name, has_room
 from finetune_operator.modelserve.adapter_source import Source, source
-from finetune_operator.modelserve.gating import failure_of
+from finetune_operator.modelserve.gating import failure_of, pause_left
 from finetune_operator.modelserve.observed import Gate, Verdict, World
 from finetune_operator.names import ANNOTATION_ADAPTERS, ANNOTATION_RETRY, LABEL_ADAPTER, object_name, short_hash
 from finetune_trainer.contract.reasons.operator import OperatorReason
-from finetune_trainer.contract.served_adapters import WantedAdapter, WantedAdapters
+from finetune_trainer.contract.served_adapters import WANTED, WantedAdapter, WantedAdapters
 
 Record = dict[str, LiveAdapter]  # by the adapter's name
 _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
@@ -87,7 +87,7 @@ def config_map(steps: tuple[Step, ...], metadata: Object) -> Object:
     notes = {ANNOTATION_ADAPTERS: _RECORD.dump_json(record, by_alias=True).decode()}
     data = WantedAdapters(version=version, adapters=wanted).model_dump(mode="json", by_alias=True)
     body: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "annotations": notes}}
-    return body | {"data": {"wanted.json": json.dumps(data, indent=1)}}
+    return body | {"data": {WANTED: json.dumps(data, indent=1)}}
 
 
 def gate_job(serve: ModelServe, told: AdapterStatus) -> str:
@@ -188,7 +188,7 @@ def _promoted(around: Around, step: Step) -> Step:
 def _asked_again(around: Around, step: Step, gate: Gate) -> Step:
     """Its gate came to no verdict: it is asked once more, after a pause."""
     lost, (reason, message) = step.status.gates_lost or 0, failure_of(gate)
-    left = pause_after(lost + 1) - (seconds_since(gate.ended_at, around.now) if gate.ended_at else 0)
+    left = pause_left(gate, lost, around.now)
     text = f"it could not be asked, and will be asked again: {message}"
     told = step.status.model_copy(update={"reason": reason, "message": text})
     if left > 0:

@@ -33,11 +33,16 @@ def failure_of(gate: Gate) -> tuple[str, str]:
     return OperatorReason.GateNotAsked, f"the gate's Job {gate.job} came to no verdict, {gate.reason}: {gate.message}"
 
 
+def pause_left(gate: Gate, lost: int, now: datetime) -> float:
+    """Seconds until a gate may be asked again that came to no verdict, after so many others that came to none."""
+    return pause_after(lost + 1) - (seconds_since(gate.ended_at, now) if gate.ended_at else 0)
+
+
 def ask_again(step: Rollout, candidate: Revision, gate: Gate, now: datetime) -> Rollout:
     """The gate came to no verdict: it is asked once more, after a pause."""
     lost = candidate.gates_lost or 0
     reason, why = failure_of(gate)
-    left = pause_after(lost + 1) - (seconds_since(gate.ended_at, now) if gate.ended_at else 0)
+    left = pause_left(gate, lost, now)
     text = f"revision {candidate.name} could not be asked the prompts of spec.rollout.gate, and will be asked again: {why}"
     standing = Standing.STALLED if lost >= GATES_LOST_UNSEEN else Standing.WORKING
     step = replace(step, standing=standing, reason=reason, message=text)

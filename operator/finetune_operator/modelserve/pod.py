@@ -12,7 +12,7 @@ from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, Launch, is_served
 from finetune_operator.modelserve.startup import budget
-from finetune_operator.names import PORT_HTTP, serve_labels, volume_name
+from finetune_operator.names import PORT_HTTP, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.places import PVC, claim_of, mounted_path
@@ -97,9 +97,8 @@ def secrets(model: ResolvedModel) -> dict[Owner, str]:
 
 def mounted_claim(claim: str) -> tuple[Object, Object]:
     """A claim as a pod's volume, and its mount, read-only, where our programs look for it."""
-    name = volume_name("claim", claim)
-    path = mounted_path(f"{PVC.prefix}{claim}", pod.MOUNTS)
-    return {"name": name, "persistentVolumeClaim": {"claimName": claim}}, {"name": name, "mountPath": path, "readOnly": True}
+    volume, path = adapter_pod.claim_volume(claim), mounted_path(f"{PVC.prefix}{claim}", pod.MOUNTS)
+    return volume, {"name": volume["name"], "mountPath": path, "readOnly": True}
 
 
 def _loader(spec: ModelServeSpec, model: ResolvedModel, mounts: list[Object], settings: Settings) -> Object:
