@@ -93,6 +93,9 @@ audit: ## Known holes in what we lock, by pip-audit; each is mended or answered 
 sbom: ## Bills of materials of the local cluster's images in dist/, as CycloneDX (IMAGE=operator: of one)
 	sh requirements/image-venv.sh $(SUPPLY) supply && $(SUPPLY)/bin/python -m supply sbom $(IMAGE)
 
+reproducible: ## Build an image twice from nothing: the same digest? (root; IMAGE="base operator": of several)
+	@python3 -m localcluster up && python3 -m localcluster.reproducible $(IMAGE)
+
 release-check: ## Is TAG=v1.2.3 the version that pyproject.toml, charts and changelog have?
 	@python3 -m supply check $(or $(TAG),$(error TAG is missing))
 
@@ -116,4 +119,4 @@ images: ## Build the container images that changed into the local cluster's regi
 clean-cluster: ## Take the local cluster away; the cache of programs and images stays
 	@python3 -m localcluster down
 
-.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test gitops-test faults e2e crds docs site dashboards install-yaml format licences audit sbom release-check release-image release-chart requirements krew images clean-cluster
+.PHONY: help setup demo test test-all lint lint-types unit house coverage mutants test-trainer integration observability-test chart-test gitops-test faults e2e crds docs site dashboards install-yaml format licences audit sbom reproducible release-check release-image release-chart requirements krew images clean-cluster

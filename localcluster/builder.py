@@ -55,10 +55,12 @@ class Recipe:
 def build(storage: Storage, reference: str, recipe: Recipe, report: Report = silent) -> None:
     """Build `reference`; layers whose instructions and files did not change come from the storage.
 
+    Files and image bear one time (settings.source_date_epoch), so that the same inputs have the same digest.
     The machine's certificate authorities are lent to the build, for networks that inspect TLS; no image keeps them.
     Raises BuildFailed with the last lines of the output.
     """
     command = [*storage.options, "build", "--layers", "--network=host", "--pull-never", "--format=oci"]
+    command += ["--timestamp", settings.source_date_epoch(), "--identity-label=false"]
     command += ["--tag", reference, "--file", str(recipe.dockerfile)]
     if AUTHORITIES.exists():
         command += ["--volume", f"{AUTHORITIES}:{AUTHORITIES}:ro"]

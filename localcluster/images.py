@@ -38,9 +38,13 @@ class Image:
 
 
 BASE = Image("base", cpu_seconds=40)
-INSTALL = ("requirements/install.sh", "requirements/uv.txt")
-LLAMACPP = ("requirements/llamacpp.txt", "requirements/llamacpp-build.txt", "serving_images/llamacpp/together.cmake")
-TORCH = (*INSTALL, "requirements/torch.txt")
+BYTECODE, PACKAGES = "requirements/bytecode.sh", "requirements/packages.sh"
+INSTALL = ("requirements/install.sh", BYTECODE, "requirements/uv.txt")
+LLAMACPP = (
+    *(PACKAGES, BYTECODE, "requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
+    "serving_images/llamacpp/together.cmake",
+)
+TORCH = (PACKAGES, *INSTALL, "requirements/torch.txt")
 IMAGES = {
     image.name: image
     for image in (

@@ -16,6 +16,7 @@ SERVICE_RANGE = "198.19.0.0/16"
 KUBERNETES_SERVICE = "198.19.0.1"  # the first address of the range goes to the Service `kubernetes`
 DNS_SERVICE = "198.19.0.10"
 LINK = "ftlocal0"
+EPOCH = 1767225600  # 2026-01-01: a time for all that lies in an image, so that its bytes tell what it holds and not when
 OWNER = "finetune-localcluster"  # names our CNI network, nftables table and control group
 
 
@@ -49,6 +50,11 @@ class Settings:
     @property
     def kubeconfig(self) -> Path:
         return self.directory / "kubeconfig"
+
+
+def source_date_epoch() -> str:
+    """The time that all files of an image get: SOURCE_DATE_EPOCH, where somebody sets it."""
+    return os.environ.get("SOURCE_DATE_EPOCH") or str(EPOCH)
 
 
 def of_child(variables: Mapping[str, str]) -> dict[str, str]:

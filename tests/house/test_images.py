@@ -1,6 +1,9 @@
 """The images' build: a tag changes with all that the image holds, and torch is one layer for all that need it."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +67,44 @@ def test_no_image_runs_as_root(image: images.Image) -> None:
     users = re.findall(r"^USER (\S+)", body, re.MULTILINE)
     assert users, f"{name} of {image.dockerfile} runs as the user of {base}"
     assert users[-1] == f"{pod_security.USER}:{pod_security.USER}"
+
+
+@pytest.mark.parametrize("image", BUILT, ids=lambda image: image.name)
+def test_nothing_in_an_image_tells_when_it_was_built(image: images.Image) -> None:
+    """Packages and bytecode come by the scripts that leave no times behind."""
+    bodies = _stages(image.dockerfile)
+    for stage in _below(image.dockerfile, image.target or list(bodies)[-1]):
+        assert re.findall(r"apt-get|compileall|--compile-bytecode", bodies[stage]) == []
+
+
+def test_bytecode_is_the_same_each_time_and_counts_whatever_the_time_of_its_source(tmp_path: Path) -> None:
+    source, known = tmp_path / "code/a.py", tmp_path / "code/known.py"
+    source.parent.mkdir()
+    source.write_text("WORDS = {'words', 'whose', 'order', 'is', 'random'}\ndef f(): return x in {'a', 'b', 'c', 'd'}\n")
+    known.write_text("WORDS = 1\n")
+    script = ["sh", str(ROOT / "requirements/bytecode.sh"), str(source.parent)]
+
+    def made(seed: str, time: int) -> bytes:
+        os.utime(source, (time, time))
+        subprocess.run(script, env=os.environ | {"PYTHONHASHSEED": seed}, check=True)
+        (compiled,) = (source.parent / "__pycache__").glob("a.*.pyc")
+        return compiled.read_bytes()
+
+    first = made("1", 1_000_000_000)
+    assert made("2", 1_700_000_000) == first
+    assert first[4:8] == b"\x01\0\0\0", "PEP 552: a hash that is not checked"
+    source.write_text("WORDS = 'read again'\n")
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import a; print(type(a.WORDS).__name__)"
+    told = subprocess.run([sys.executable, "-c", program, str(source.parent)], check=True, capture_output=True, text=True)
+    assert told.stdout == "set\n"
+    (before,) = (source.parent / "__pycache__").glob("known.*.pyc")
+    before.write_bytes(b"of a layer below")
+    stamp = tmp_path / "stamp"
+    stamp.touch()
+    source.write_text("WORDS = 2\n")
+    subprocess.run([*script, "-cnewer", str(stamp)], check=True)
+    assert before.read_bytes() == b"of a layer below", "what lies in a layer below is not copied into this one"
+    assert made("3", 1) != first
 
 
 def test_torch_is_one_layer() -> None:
