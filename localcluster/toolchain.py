@@ -76,6 +76,7 @@ PROGRAMS = {
         Program("versitygw", 588, 200, "github.com/versity/versitygw/cmd/versitygw", "v1.8.0"),
         Program("kube-score", 420, 45, "github.com/zegl/kube-score/cmd/kube-score", "v1.20.0"),
         Program("kstatus", 271, 20, source=HERE / "kstatus", after=("kubernetes",)),
+        Program("collector", 560, 150, source=HERE / "collector"),
         Program("kind", 130, 40, "sigs.k8s.io/kind", "v0.33.0"),
         Program("ollama", 330, 300, "github.com/ollama/ollama", "v0.6.5", with_c=True),  # later modules lack vendored headers
     )

@@ -19,9 +19,9 @@ lock_for_all() { # lock_for_all OUTPUT INPUT... [OPTIONS]
 }
 lock uv requirements/uv.in
 lock torch requirements/torch.in
-lock operator pyproject.toml --extra operator
+lock operator pyproject.toml --extra operator --extra tracing
 lock_for_all cli pyproject.toml --extra cli
-lock trainer pyproject.toml requirements/trainer.in --extra trainer --constraints requirements/torch.txt
+lock trainer pyproject.toml requirements/trainer.in --extra trainer --extra tracing --constraints requirements/torch.txt
 lock benchmarks pyproject.toml --extra benchmarks --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in
 lock quantizer requirements/quantizer.in --constraints requirements/torch.txt
 lock serve-vllm requirements/serve-vllm.in --overrides requirements/serve-vllm-overrides.in --constraints requirements/torch.txt
@@ -30,4 +30,4 @@ lock site requirements/site.in
 lock supply requirements/supply.in
 lock llamacpp requirements/llamacpp.in --no-deps
 lock llamacpp-build requirements/llamacpp-build.in
-lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra cli --extra benchmarks --extra dev --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in
+lock dev pyproject.toml requirements/trainer.in --extra operator --extra trainer --extra tracing --extra cli --extra benchmarks --extra dev --constraints requirements/trainer.txt --overrides requirements/benchmarks-overrides.in

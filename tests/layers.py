@@ -37,7 +37,7 @@ def _no_root() -> str:
 def _build_programs() -> None:
     """What the layers run that is not Python; a failure shows in the layer."""
     cache = settings.read().cache
-    for program in ("kubernetes", "helm", "versitygw", "kstatus"):
+    for program in ("kubernetes", "helm", "versitygw", "kstatus", "collector"):
         toolchain.binary(cache, program)
     npm.azurite(cache)
 

@@ -19,7 +19,7 @@ import kopf
 import structlog
 from prometheus_client import REGISTRY
 
-from finetune_operator import crds, handlers, logs, metrics, probes
+from finetune_operator import crds, handlers, logs, metrics, probes, tracing
 from finetune_operator.cache import Children, Own
 from finetune_operator.cluster import Cluster
 from finetune_operator.controller import Controller
@@ -31,6 +31,7 @@ from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
 from finetune_operator.series import Series
 from finetune_operator.settings import Settings, read_settings
+from finetune_operator.tracing import SILENT, Traces
 from finetune_operator.watches import WATCHED, Watches
 from finetune_operator.workqueue import WorkQueue
 
@@ -47,7 +48,7 @@ def die(why: str) -> NoReturn:
     os._exit(1)
 
 
-async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
+async def run(settings: Settings, kinds: dict[str, Kind], traces: Traces = SILENT) -> None:
     """The operator's life, until SIGTERM."""
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -67,7 +68,7 @@ async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
             log.info("standing by", identity=settings.identity)
             await _until(electors[0].acquire(), stop)
         if not stop.is_set():
-            await lead(cluster, electors, settings, kinds, stop)
+            await lead(cluster, electors, settings, kinds, traces, stop)
         log.info("stopped")
     finally:
         for elector in electors:
@@ -75,10 +76,11 @@ async def run(settings: Settings, kinds: dict[str, Kind]) -> None:
                 await elector.release()
         await server.cleanup()
         await cluster.close()
+        traces.stop()
 
 
 async def lead(
-    cluster: Cluster, electors: list[Elector], settings: Settings, kinds: dict[str, Kind], stop: asyncio.Event
+    cluster: Cluster, electors: list[Elector], settings: Settings, kinds: dict[str, Kind], traces: Traces, stop: asyncio.Event
 ) -> None:
     """Act until told to stop. A part that ends before that ends the process."""
     log.info("leading", identity=settings.identity, namespace=settings.namespace or "all")
@@ -86,7 +88,7 @@ async def lead(
     progress = ProgressReader(cluster)
     own, children = Own(), Children()
     _measure(own, children, queue, settings)
-    controller = Controller(kinds, cluster, queue, progress, own, children, settings)
+    controller = Controller(kinds, cluster, queue, progress, own, children, settings, traces=traces)
     events = handlers.Events(queue.add, lambda key: queue.add_after(key, BURST_SECONDS), own, progress)
     watches = Watches(cluster, settings.namespace, children, events.child)
     # Kopf cancels, when it ends, what was started after it: so these come first.
@@ -170,9 +172,10 @@ def main() -> None:
     try:
         settings = read_settings()
         logs.configure(settings.log_level)
+        traces = tracing.start(settings.otlp_endpoint)
     except ValueError as error:
         sys.exit(str(error))
-    asyncio.run(run(settings, KINDS))
+    asyncio.run(run(settings, KINDS, traces))
 
 
 if __name__ == "__main__":

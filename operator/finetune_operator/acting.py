@@ -17,6 +17,7 @@ from finetune_operator.errors import AlreadyExists, Conflict, Invalid, NameTaken
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_SUSPENDED
 from finetune_operator.settings import Settings
+from finetune_operator.tracing import SILENT, Traces
 from finetune_operator.trimmed import SHAPES
 
 Progress = Callable[[Key], dict[str, dict[str, Any]]]
@@ -32,6 +33,7 @@ class Means:
     applied: Applied
     progress: Progress
     settings: Settings
+    traces: Traces = SILENT
 
 
 def stands(means: Means, body: Object, observed: Observed) -> bool:
@@ -55,7 +57,9 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
     """
     match action:
         case Create(body):
-            return _keep(means, await _create(means.cluster, body))
+            with means.traces.creating(body):
+                made = await _create(means.cluster, body)
+            return _keep(means, made)
         case Apply(body, manager):
             answer = await _apply(means, body, manager, _seen(means, key_of(body), observed))
             means.applied.keep(body, answer)

@@ -28,6 +28,7 @@ from finetune_operator.meta import Key
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind, Outcome, reconcile
 from finetune_operator.settings import Settings
+from finetune_operator.tracing import SILENT, Pass, Traces
 from finetune_operator.workqueue import ShutDown, WorkQueue
 
 log = structlog.get_logger("reconcile")
@@ -52,10 +53,11 @@ class Controller:
     settings: Settings
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    traces: Traces = SILENT
 
     @cached_property
     def _means(self) -> Means:
-        return Means(self.cluster, self.own, self.children, Applied(), self.progress.of, self.settings)
+        return Means(self.cluster, self.own, self.children, Applied(), self.progress.of, self.settings, self.traces)
 
     async def list_all(self) -> None:
         """Keep all FineTuneJobs and ModelServes and wake them. Return when each was listed once: a pass believes what it
@@ -93,20 +95,28 @@ class Controller:
                 self.queue.done(key)
 
     async def _one_pass(self, key: Key) -> None:
-        begin, version = time.monotonic(), self.own.version(key)
+        version = self.own.version(key)
+        with self.traces.a_pass(key, self.own.get(key)) as told:
+            await self._reconciled(key, told)
+        body = self.own.get(key) if self.own.version(key) != version else None
+        for related in () if body is None else self.own.related(key, body):
+            self.queue.add(related)
+
+    async def _reconciled(self, key: Key, told: Pass) -> None:
+        begin = time.monotonic()
         try:
             outcome = await reconcile(key, self.kinds[key.kind], self._means, self.now())
         except NotLeader:
             raise
         except ClusterError as error:
+            told.failed(error)
             self._failed(key, error, begin)
         except Exception as error:  # a policy's own fault must not stop the other objects
+            told.failed(error)
             self._failed(key, error, begin, fault=True)
         else:
+            told.outcome = outcome.result if outcome.writes else ""
             self._passed(key, outcome, begin)
-        body = self.own.get(key) if self.own.version(key) != version else None
-        for related in () if body is None else self.own.related(key, body):
-            self.queue.add(related)
 
     def _passed(self, key: Key, outcome: Outcome, begin: float) -> None:
         self.queue.forget(key)

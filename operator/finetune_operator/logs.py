@@ -16,6 +16,7 @@ def configure(level: str) -> None:
     if threshold is None:
         raise ValueError(f"FINETUNE_LOG_LEVEL={level!r} is none of debug, info, warning, error")
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,  # the trace of the pass that runs, where traces are made
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

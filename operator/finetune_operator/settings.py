@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from finetune_operator.platforms import Platform
 
 NOTHING_SAID = Platform()
+STANDARD = {"otlp_endpoint": "OTEL_EXPORTER_OTLP_ENDPOINT"}  # names by which others know a setting, where ours says nothing
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Settings:
     workers: int = 8
     http_port: int = 8080  # /healthz, /readyz, /metrics
     log_level: str = "info"
+    otlp_endpoint: str = ""  # of a collector of traces, as http://collector:4318; empty: none are made
     leader_election: bool = True
     platform: Platform = NOTHING_SAID  # in JSON: what the chart's `profiles` and `allowed` say
 
@@ -67,7 +69,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings from the environment. Raises ValueError, naming the variable, where a value can't be read."""
     values: dict[str, object] = {}
     for f in fields(Settings):
-        text = environment.get(variable := f"FINETUNE_{f.name.upper()}", "")
+        text = environment.get(variable := f"FINETUNE_{f.name.upper()}", "") or environment.get(STANDARD.get(f.name, ""), "")
         if not text:
             continue
         kind: Any = type(f.default)

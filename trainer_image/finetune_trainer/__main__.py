@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 
-from finetune_trainer import environment
+from finetune_trainer import environment, tracing
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Failure, StepResult, Termination
@@ -73,11 +73,13 @@ def run_step(name: str) -> StepResult | None:
 
     pod = environment.read()
     run = read_run(pod.run_file)
-    if launching.is_launched_here(name, run.devices):
-        return launching.launch(name, run.devices, pod, scratch_folder(pod, name))
-    context = open_context(name, run, pod, make_reporter(pod.metrics_port, silent=not distributed.is_first()))
-    result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
-    return None if result is None else keep(context, result)
+    with tracing.of_step(name, pod, is_rank=distributed.is_rank()) as trace:
+        if launching.is_launched_here(name, run.devices):
+            return launching.launch(name, run.devices, pod, scratch_folder(pod, name))
+        reporter = make_reporter(pod.metrics_port, silent=not distributed.is_first(), also=trace and trace.reading)
+        context = open_context(name, run, pod, reporter)
+        result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
+        return None if result is None else keep(context, result)
 
 
 def heard_out(arguments: list[str] | None = None) -> int:

@@ -39,6 +39,8 @@ class Pod:
     kept_log: str | None  # folder below the store's root
     in_use: frozenset[str] | None  # fingerprints that stay in the store; None where that is unknown, or all of it
     llama_cpp: Path
+    otlp_endpoint: str  # of a collector of traces; empty: none are sent
+    traceparent: str
 
 
 def read(variables: Mapping[str, str] = os.environ) -> Pod:
@@ -60,6 +62,8 @@ def read(variables: Mapping[str, str] = os.environ) -> Pod:
         kept_log=variables.get(pod.ENV_KEPT_LOG) or None,
         in_use=None if (used := variables.get(pod.ENV_IN_USE)) in (None, pod.ALL_IN_USE) else frozenset((used or "").split()),
         llama_cpp=Path(variables.get(pod.ENV_LLAMA_CPP, pod.LLAMA_CPP)),
+        otlp_endpoint=variables.get(pod.ENV_OTLP, ""),
+        traceparent=variables.get(pod.ENV_TRACEPARENT, ""),
     )
 
 

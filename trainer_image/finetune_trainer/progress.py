@@ -86,6 +86,12 @@ def serve_metrics(port: int) -> Report | None:
     return record
 
 
-def make_reporter(metrics_port: int | None, *, silent: bool) -> Reporter:
-    """The reporter of this process; serves metrics on the port, where there is one, unless it is silent."""
-    return Reporter(on_reading=serve_metrics(metrics_port) if metrics_port and not silent else None, silent=silent)
+def make_reporter(metrics_port: int | None, *, silent: bool, also: Report | None = None) -> Reporter:
+    """The reporter of this process; serves metrics on the port, where there is one, and tells `also`, unless it is silent."""
+    told = [serve_metrics(metrics_port) if metrics_port and not silent else None, also]
+
+    def on_reading(reading: Progress) -> None:
+        for tell in filter(None, told):
+            tell(reading)
+
+    return Reporter(on_reading=on_reading, silent=silent)

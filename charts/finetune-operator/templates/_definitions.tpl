@@ -93,6 +93,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if or $root.Values.metrics.always ($root.Capabilities.APIVersions.Has (printf "monitoring.coreos.com/v1/%s" (last .))) }}yes{{ end }}
 {{- end }}
 
+{{- /* The port that a URL leads to. */ -}}
+{{- define "finetune.portOf" -}}
+{{- $url := urlParse . -}}
+{{- if contains ":" $url.host }}{{ last (splitList ":" $url.host) }}{{ else if eq $url.scheme "https" }}443{{ else }}80{{ end }}
+{{- end }}
+
 {{- define "finetune.dns" -}}
 - {port: 53, protocol: UDP}
 - {port: 53, protocol: TCP}

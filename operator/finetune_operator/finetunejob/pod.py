@@ -23,6 +23,7 @@ from finetune_operator.pod_fields import pull_secrets
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import kept_log, pod, training
 from finetune_trainer.contract.pipeline import TRAIN, Step
+from finetune_trainer.contract.traces import place_of
 
 SHORT_GRACE_SECONDS = 30  # of all steps that save no checkpoints
 DEFAULT_CPU = "500m"
@@ -38,7 +39,7 @@ MEMORY_LIMIT_FACTOR, LEAST_MEMORY_LIMIT = 4, 8 * _GIB
 def pod_spec(
     job: FineTuneJob, run: Run, start: Start, status: FineTuneJobStatus, settings: Settings, told: Mapping[str, str]
 ) -> Object:
-    step, told = start.step, {**_of_attempt(job, run, start), **_told(job, start.step, status), **told}
+    step, told = start.step, {**_of_attempt(job, run, start, settings), **_told(job, start.step, status), **told}
     stage: Stage = getattr(job.spec.stages, step.stage)
     grace = settings.grace_seconds if step.stage == "train" else SHORT_GRACE_SECONDS
     mounted, secret = volumes(job, run, step), secrets(job, run, step)
@@ -69,13 +70,17 @@ def pod_spec(
     return spec | placed | pull_secrets(job.spec.pod_template, settings)
 
 
-def _of_attempt(job: FineTuneJob, run: Run, start: Start) -> dict[str, str]:
-    """Where its log is kept, and where the ranks of several pods meet; those of one pod need no name for it."""
+def _of_attempt(job: FineTuneJob, run: Run, start: Start, settings: Settings) -> dict[str, str]:
+    """Where its log is kept, where its traces go and of which span they are part, and where the ranks of several pods meet;
+    those of one pod need no name for it.
+    """
     meta, name = job.metadata, start.step.name
+    job_name = step_job(meta.name, name, run.id, start.attempt)
     told = {pod.ENV_KEPT_LOG: kept_log.folder(meta.namespace, meta.name, run.id, name, start.attempt)}
+    if settings.otlp_endpoint:
+        told |= {pod.ENV_OTLP: settings.otlp_endpoint, pod.ENV_TRACEPARENT: place_of(meta.uid, job_name).traceparent}
     if run.pods(start.step) > 1:
-        first = f"{step_job(meta.name, name, run.id, start.attempt)}-0"
-        told[pod.ENV_MASTER] = f"{first}.{names.ranks_service(run.id)}:{RANKS_PORT}"
+        told[pod.ENV_MASTER] = f"{job_name}-0.{names.ranks_service(run.id)}:{RANKS_PORT}"
     return told
 
 

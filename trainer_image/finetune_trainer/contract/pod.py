@@ -30,6 +30,8 @@ ENV_JUDGE_KEY = "FINETUNE_JUDGE_KEY"  # of the judge that a gate asks
 ENV_API_KEY = "FINETUNE_API_KEY"  # of the served model that a gate asks
 ENV_NODE_RANK = "JOB_COMPLETION_INDEX"  # set by Kubernetes in the pods of an Indexed Job
 ENV_MASTER = "FINETUNE_MASTER"  # host:port of the pod with index 0, where all ranks meet
+ENV_OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"  # where traces go, by OpenTelemetry's own name; unset: nowhere
+ENV_TRACEPARENT = "TRACEPARENT"  # the span that the pod's are below, as W3C's Trace Context writes it
 ENV_LLAMA_CPP = "LLAMA_CPP_DIR"
 LLAMA_CPP = "/opt/llama.cpp"  # in the trainer's image
 
