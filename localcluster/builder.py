@@ -80,7 +80,8 @@ def alone(storage: Storage) -> Iterator[None]:
         try:
             yield
         finally:
-            subprocess.run([*storage.options, "rm", "--all"], env=storage.environment, capture_output=True, check=False)
+            if (storage.directory / "root").exists():  # else nothing was built
+                subprocess.run([*storage.options, "rm", "--all"], env=storage.environment, capture_output=True, check=False)
 
 
 def push(storage: Storage, reference: str, report: Report = silent) -> None:

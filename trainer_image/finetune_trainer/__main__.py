@@ -76,7 +76,7 @@ def run_step(name: str) -> StepResult | None:
     with tracing.of_step(name, pod, is_rank=distributed.is_rank()) as trace:
         if launching.is_launched_here(name, run.devices):
             return launching.launch(name, run.devices, pod, scratch_folder(pod, name))
-        reporter = make_reporter(pod.metrics_port, silent=not distributed.is_first(), also=trace and trace.reading)
+        reporter = make_reporter(pod.metrics_port, silent=not distributed.is_first(), also=trace.reading if trace else None)
         context = open_context(name, run, pod, reporter)
         result: StepResult | None = importlib.import_module(f"finetune_trainer.stages.{context.step.stage}").run(context)
         return None if result is None else keep(context, result)

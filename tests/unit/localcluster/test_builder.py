@@ -13,6 +13,7 @@ def test_no_container_of_a_build_is_left_behind(tmp_path: Path, monkeypatch: pyt
     """Not of one that failed either: its layers would stay mounted."""
     program, calls = tmp_path / "bin/buildah", tmp_path / "calls"
     program.parent.mkdir()
+    (tmp_path / "storage" / "root").mkdir(parents=True)
     program.write_text(f'#!/bin/sh\nshift 6\necho "$@" >> {calls}\n[ "$1" != build ] || {{ echo no such file; exit 1; }}\n')
     program.chmod(0o755)
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
