@@ -33,7 +33,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
     needs one.
     """
     spec, engine = serve.spec, ENGINES[serve.spec.engine.type]
-    front = [_front(spec, settings)] if fronted and _needs_front(spec) else []
+    front = [_front(serve, settings)] if fronted and _needs_front(spec) else []
     start = engine.launch(spec, served_name(serve), BEHIND if front else engine.port)
     port = _port(ENGINE, BEHIND) if front else _port(PORT_HTTP, engine.port)
     volumes, mounts = _storage(serve, model, start)
@@ -60,8 +60,9 @@ def served_name(serve: ModelServe) -> str:
 
 
 def _needs_front(spec: ModelServeSpec) -> bool:
-    """Where the engine can't drain, and where its API for adapters must be out of reach."""
-    return spec.lora is not None or (not ENGINES[spec.engine.type].drains and spec.drain.seconds > 0)
+    """Where the engine's API is not as OpenAI's, where it can't drain, and where its API for adapters must be out of reach."""
+    engine = ENGINES[spec.engine.type]
+    return spec.lora is not None or engine.manners is not None or (not engine.drains and spec.drain.seconds > 0)
 
 
 def _storage(serve: ModelServe, model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
@@ -162,10 +163,11 @@ def _engine(
     return container
 
 
-def _front(spec: ModelServeSpec, settings: Settings) -> Object:
-    """The container that takes the requests for an engine that does not drain, or that has adapters. It is told to stop as the
-    engine's container begins its sleep, so it ends first.
+def _front(serve: ModelServe, settings: Settings) -> Object:
+    """The container that takes the requests for an engine that does not drain, has manners, or adapters. It is told to stop as
+    the engine's container begins its sleep, so it ends first.
     """
+    spec = serve.spec
     port = _port(PORT_HTTP, ENGINES[spec.engine.type].port)
     command = ["python", "-m", "finetune_trainer.serving.front", "--port", str(port["containerPort"])]
     command += ["--engine", f"http://127.0.0.1:{BEHIND}", "--drain", str(spec.drain.seconds)]
@@ -173,6 +175,9 @@ def _front(spec: ModelServeSpec, settings: Settings) -> Object:
     if spec.lora is not None:
         command += ["--adapters", adapter_pod.FOLDER]
         mounts.append(adapter_pod.READ_ONLY)
+    elif (manners := ENGINES[spec.engine.type].manners) is not None:
+        manners = manners.model_copy(update={"model": served_name(serve)})
+        command += ["--manners", manners.model_dump_json(by_alias=True, exclude_defaults=True)]
     return {
         "name": "front",
         "image": settings.operator_image,

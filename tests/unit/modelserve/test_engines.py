@@ -15,8 +15,9 @@ from tests.serving import SETTINGS, Stage, make_serve
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.decision import Create
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp
 from finetune_operator.modelserve.engines.engine import is_served
+from finetune_trainer.contract.manners import Manners
 
 KEY = {"secretRef": {"name": "keys"}}
 
@@ -154,10 +155,16 @@ def test_the_engine_is_told_to_stop_when_the_front_has_drained() -> None:
     assert pod["terminationGracePeriodSeconds"] > 40
 
 
-@pytest.mark.parametrize(("engine_type", "seconds"), [("VLLM", 40), ("LlamaCpp", 0)])
-def test_no_front_where_the_engine_drains_or_nobody_waits(engine_type: str, seconds: int) -> None:
-    (engine,) = pods(engine_type, drain={"seconds": seconds})["containers"]
-    assert engine["ports"] == [{"name": "http", "containerPort": ENGINES[EngineType(engine_type)].port}]
+def test_no_front_where_the_engine_drains_and_knows_its_name() -> None:
+    (engine,) = pods("VLLM", drain={"seconds": 40})["containers"]
+    assert engine["ports"] == [{"name": "http", "containerPort": ENGINES[EngineType.VLLM].port}]
+
+
+def test_before_an_engine_that_answers_to_any_name_a_front_stands_though_nobody_waits() -> None:
+    engine, front = pods("LlamaCpp", drain={"seconds": 0}, servedName="facts/v2")["containers"]
+    assert "lifecycle" not in engine, "nothing is waited for"
+    manners = Manners.model_validate_json(after(front["command"], "--manners"))
+    assert manners == llamacpp.MANNERS.model_copy(update={"model": "facts/v2"})
 
 
 def test_a_front_is_no_part_of_the_revision() -> None:

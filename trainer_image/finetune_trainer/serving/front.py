@@ -4,7 +4,8 @@
 
     caller ── a connection that is kept ──► front ── one connection a request ──► engine
 
-Before an engine with adapters it leads their names to what the engine calls them (named.py).
+Before an engine with adapters it leads their names to what the engine calls them (named.py); before one that would answer to
+any name it answers to the model's alone (one_model.py).
 From SIGTERM on, each answer that begins says `Connection: close`, so that whoever keeps a connection finds another pod with
 the next request. The program ends when nothing is being answered and nobody has come for a while, at the latest after so
 many seconds; the engine is stopped only then (modelserve/pod.py has it sleep before).
@@ -21,13 +22,16 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from finetune_trainer.serving.named import LARGEST_BODY, MODELS, Adapters
+from finetune_trainer.contract.manners import Manners
+from finetune_trainer.serving.named import LARGEST_BODY, Adapters
+from finetune_trainer.serving.one_model import OneModel
 
 QUIET_SECONDS = 5.0  # until every node knows that the pod takes no more requests
 STEP_SECONDS = 0.1
@@ -41,13 +45,29 @@ OF_A_CONNECTION = frozenset(
 AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
 
 
+class Besides(Protocol):
+    """What a front does besides passing on."""
+
+    async def own_answer(self, request: web.Request) -> web.Response | None:
+        """The answer to what the engine is not asked."""
+
+    async def renamed(self, request: web.Request) -> bytes | None:
+        """The body for the engine; None where the request's is passed on as it comes."""
+
+    def holds(self, path: str, status: int) -> bool:
+        """Whether an answer is to be read as a whole, and told by `told`."""
+
+    def told(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """Status and body that the caller gets in place of these."""
+
+
 @dataclass
 class Front:
     """What is between callers and one engine."""
 
     engine: str
     session: aiohttp.ClientSession
-    adapters: Adapters | None = None
+    besides: Besides | None = None
     is_draining: bool = False
     running: int = 0
     came: float = 0.0  # when something was asked last, on the monotonic clock
@@ -58,7 +78,7 @@ class Front:
         if request.method == hdrs.METH_POST:  # probes and scrapes go on while a pod ends
             self.came = time.monotonic()
         try:
-            own = None if self.adapters is None else self.adapters.own_answer(request)
+            own = None if self.besides is None else await self.besides.own_answer(request)
             if own is None:
                 return await self._passed_on(request)
             self._closing(own)
@@ -68,7 +88,7 @@ class Front:
 
     async def _passed_on(self, request: web.Request) -> web.StreamResponse:
         response: web.StreamResponse | None = None
-        body = None if self.adapters is None else await self.adapters.renamed(request)
+        body = None if self.besides is None else await self.besides.renamed(request)
         try:
             async with self.session.request(
                 request.method,
@@ -77,8 +97,8 @@ class Front:
                 data=body if body is not None else request.content if request.body_exists else None,
                 allow_redirects=False,
             ) as found:
-                if self.adapters is not None and request.path == MODELS and found.status == 200:
-                    return self._listed(self.adapters, found.headers, await found.read())
+                if self.besides is not None and self.besides.holds(request.path, found.status):
+                    return self._told(*self.besides.told(found.status, await found.read()), found.headers)
                 response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
                 await self._begin(response, request)
                 async for piece in found.content.iter_any():
@@ -95,8 +115,8 @@ class Front:
                 request.transport.close()
             return response
 
-    def _listed(self, adapters: Adapters, headers: CIMultiDictProxy[str], body: bytes) -> web.Response:
-        response = web.Response(body=adapters.listed(body), headers=_others(headers, but=(hdrs.CONTENT_LENGTH,)))
+    def _told(self, status: int, body: bytes, headers: CIMultiDictProxy[str]) -> web.Response:
+        response = web.Response(status=status, body=body, headers=_others(headers, but=(hdrs.CONTENT_LENGTH,)))
         self._closing(response)
         return response
 
@@ -134,7 +154,7 @@ def _others(headers: CIMultiDictProxy[str], but: Collection[str] = ()) -> CIMult
 
 @asynccontextmanager
 async def standing(
-    port: int, engine: str, host: str | None = None, adapters: Adapters | None = None
+    port: int, engine: str, host: str | None = None, besides: Besides | None = None
 ) -> AsyncIterator[tuple[Front, web.AppRunner]]:
     """A front that answers until the block ends, at all of this machine's addresses or at one."""
     async with aiohttp.ClientSession(
@@ -145,7 +165,7 @@ async def standing(
         skip_auto_headers=AS_THEY_ARE,
         auto_decompress=False,
     ) as session:
-        front, application = Front(engine.rstrip("/"), session, adapters), web.Application(client_max_size=LARGEST_BODY)
+        front, application = Front(engine.rstrip("/"), session, besides), web.Application(client_max_size=LARGEST_BODY)
         application.router.add_route("*", "/{path:.*}", front.answer)
         # Whoever is gone is to be answered no more, hence the cancellation.
         runner = web.AppRunner(
@@ -159,11 +179,11 @@ async def standing(
             await runner.cleanup()
 
 
-async def serve(port: int, engine: str, drain: float, adapters: Adapters | None) -> None:
+async def serve(port: int, engine: str, drain: float, besides: Besides | None) -> None:
     """Answer until SIGTERM, and drain."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with standing(port, engine, adapters=adapters) as (front, runner):
+    async with standing(port, engine, besides=besides) as (front, runner):
         print(f"port {runner.addresses[0][1]} leads to {engine}", flush=True)
         await stopped.wait()
         print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
@@ -178,10 +198,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--engine", required=True, help="URL of the engine")
     parser.add_argument("--drain", type=float, required=True, help="seconds from SIGTERM until the end, at most")
     parser.add_argument("--adapters", type=Path, help="folder in which the keeper of adapters tells of them")
+    parser.add_argument("--manners", type=Manners.model_validate_json, help="where the engine does otherwise than OpenAI's API")
     options = parser.parse_args(arguments)
-    adapters = None if options.adapters is None else Adapters(options.adapters)
-    asyncio.run(serve(options.port, options.engine, options.drain, adapters))
+    asyncio.run(serve(options.port, options.engine, options.drain, _besides(options)))
     return 0
+
+
+def _besides(options: argparse.Namespace) -> Besides | None:
+    """What the command line asks for besides; no engine needs both."""
+    if options.adapters is not None:
+        return Adapters(options.adapters)
+    return None if options.manners is None else OneModel(options.manners)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Adapters:
             return self._texts.get(name, "")
         return self._texts[name]
 
-    def own_answer(self, request: web.BaseRequest) -> web.Response | None:
+    async def own_answer(self, request: web.BaseRequest) -> web.Response | None:
         """The answer to what the engine is not asked."""
         if ADMIN in request.path:
             error = {"message": "adapters are loaded by spec.adapters of the ModelServe", "type": "NotFoundError", "code": 404}
@@ -79,9 +79,13 @@ class Adapters:
             return body
         return body if name is None else json.dumps({**asked, "model": name}, ensure_ascii=False).encode()
 
-    def listed(self, body: bytes) -> bytes:
+    def holds(self, path: str, status: int) -> bool:
+        """Whether an answer is to be read as a whole, and told by `told`."""
+        return path == MODELS and status == 200
+
+    def told(self, status: int, body: bytes) -> tuple[int, bytes]:
         """The engine's list of models with the names that callers know."""
         public = {engine: name for name, engine in self.names.items()}
         found: dict[str, Any] = json.loads(body)
         cards = [card | {"id": public.get(card["id"], card["id"])} for card in found["data"]]
-        return json.dumps(found | {"data": cards}).encode()
+        return status, json.dumps(found | {"data": cards}).encode()

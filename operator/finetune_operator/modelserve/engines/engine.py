@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
 from finetune_trainer.contract.formats import ArtifactFormat
+from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.traffic import Counters
 
 if TYPE_CHECKING:
@@ -74,5 +75,6 @@ class Engine:
     on_gpus_only: tuple[str, ...] = ()  # of the formats
     takes_adapters: bool = False  # while it runs, by vLLM's API for them
     drains: bool = False  # at SIGTERM it ends its answers, and tells whoever keeps a connection
+    manners: Manners | None = None  # where it does otherwise than the OpenAI API says: its pods have a front, which does not
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs

@@ -9,12 +9,23 @@ from finetune_operator.api.access import Load
 from finetune_operator.meta import quantity_value
 from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch
 from finetune_trainer.contract.formats import ArtifactFormat
+from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
 SLOTS = 4  # requests that are answered side by side
+MANNERS = Manners(
+    hidden=("/slots", "/props", "/lora-adapters"),  # the last one sets what everybody is answered with
+    askers_faults=(
+        "input is not supported",  # images and sound
+        "Context size has been exceeded",
+        "too large to process",
+        "requires --jinja",
+        "Jinja Exception",  # the model's chat template refuses the messages
+    ),
+)
 
 
 def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
@@ -49,5 +60,6 @@ ENGINE = Engine(
         token_seconds=Series(name="llamacpp:tokens_predicted_seconds_total"),
     ),
     loads={Load.WAITING_REQUESTS: "llamacpp_requests_deferred"},
+    manners=MANNERS,
     takes_file=True,
 )
