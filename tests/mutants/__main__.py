@@ -6,8 +6,9 @@ notices is listed in survivors.md, where each has its reason.
 A tool of our own, because mutmut 3.8 changes nothing but the bodies of undecorated functions, where the contract is fields and
 tables, and cosmic-ray 8.7 starts pytest anew for each of four thousand mutants.
 
-What is found is kept in .mutants/ under the hash of the module, so that a run that was ended goes on where it was. A killed
-mutant stays so until its module changes, and is noted in killed.txt for other machines; a survivor until a test changes.
+What is found is kept in .mutants/, so that a run that was ended goes on where it was. A killed mutant stays so until its
+function changes, or its statement where that runs at import, and is noted in killed.txt for other machines; a survivor stays
+so until a test changes.
 Fails below 80 %, or where a survivor has no reason.
 """
 
@@ -22,14 +23,11 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from tests.mutants import operators
 from tests.mutants.operators import Mutant, mutants
-from tests.mutants.suite import ENDLESS, KILLED, NOT_RUN, OPTIONS, SUITE, SURVIVED, UNDECIDED, Suite, digest
+from tests.mutants.suite import ENDLESS, KILLED, NOT_RUN, OPTIONS, SUITE, SURVIVED, Suite, digest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
@@ -41,10 +39,12 @@ PACKAGES = (
 )
 KEPT, SURVIVORS, NOTED = ROOT / ".mutants", Path(__file__).with_name("survivors.md"), Path(__file__).with_name("killed.txt")
 LEAST = 0.8
-OUTCOMES = (KILLED, ENDLESS, SURVIVED, NOT_RUN, UNDECIDED)
+OUTCOMES = (KILLED, ENDLESS, SURVIVED, NOT_RUN)
 HEAD = """# Mutants that no test kills
 
-`make mutants` writes this table and keeps its reasons. What is mutated, and what is not: [operators.py](operators.py).
+`make mutants` writes this table and keeps its reasons; … in a row is any text, so that one row tells of what reads alike.
+What is mutated, and what is not: [operators.py](operators.py). What was killed is noted in [killed.txt](killed.txt).
+
 The last run killed {share:.1f} % of {tried} mutants, of {all} that there are.
 
 | in | line | change | reason |
@@ -64,7 +64,7 @@ class Results:
         self.noted = noted()
 
     def of(self, mutant: Mutant) -> str | None:
-        if mutant.number in self.noted.get(_module(mutant.path), ()):
+        if mutant.key in self.noted.get(_module(mutant), ()):
             return KILLED
         outcome, tests = self.outcomes.get(_name(mutant), (None, ""))
         return outcome if outcome in (KILLED, ENDLESS) or tests == self.tests else None
@@ -75,10 +75,10 @@ class Results:
             print(json.dumps([_name(mutant), outcome, self.tests]), file=file)
 
 
-def noted() -> dict[str, set[int]]:
-    """The numbers of the mutants that were killed, by module as it was then."""
+def noted() -> dict[str, set[str]]:
+    """The keys of the mutants that were killed, by module."""
     lines = NOTED.read_text().splitlines() if NOTED.exists() else []
-    return {module: set(map(int, numbers.split(","))) for module, _, numbers in (line.rpartition(" ") for line in lines)}
+    return {module: set(keys) for module, *keys in map(str.split, lines)}
 
 
 def note(results: Results) -> None:
@@ -86,8 +86,8 @@ def note(results: Results) -> None:
     found: dict[str, list[str]] = defaultdict(list)
     for mutant in _mutants(PACKAGES):
         if results.of(mutant) in (KILLED, ENDLESS):
-            found[_module(mutant.path)].append(str(mutant.number))
-    NOTED.write_text("".join(f"{module} {','.join(numbers)}\n" for module, numbers in found.items()))
+            found[_module(mutant)].append(mutant.key)
+    NOTED.write_text("".join(f"{module} {' '.join(keys)}\n" for module, keys in found.items()))
 
 
 def _modules(paths: Iterable[str]) -> list[Path]:
@@ -99,41 +99,30 @@ def _mutants(paths: Iterable[str]) -> list[Mutant]:
     return [mutant for path in _modules(paths) for mutant in mutants(path)]
 
 
-@cache
-def _module(path: Path) -> str:
-    """The module, and a hash of all that its mutants' numbers depend on."""
-    made_of = path.read_bytes() + Path(operators.__file__).read_bytes()
-    return f"{path.relative_to(ROOT)} {sha256(made_of).hexdigest()[:12]}"
+def _module(mutant: Mutant) -> str:
+    return str(mutant.path.relative_to(ROOT))
 
 
 def _name(mutant: Mutant) -> str:
-    module = sha256(mutant.path.read_bytes()).hexdigest()[:12]
-    return f"{mutant.path.relative_to(ROOT)} {module} {mutant.number} {mutant.change}"
+    return f"{_module(mutant)} {mutant.key}"
 
 
 def try_all(suite: Suite, todo: list[Mutant], results: Results, until: float) -> None:
-    """First all, each for a moment, which is as long as most need to be killed; then those that were left undecided."""
-    suite.learn(_modules(PACKAGES))
-    for quick in (True, False):
-        tried = [mutant for mutant in todo if results.of(mutant) == (None if quick else UNDECIDED)]
-        _try_each(suite, tried, results, quick, until)
-
-
-def _try_each(suite: Suite, todo: list[Mutant], results: Results, quick: bool, until: float) -> None:
     """Two processes at a time, or as many as JOBS says."""
+    suite.learn(_modules(PACKAGES))
     for number, mutant in enumerate([*todo, None], 1):
         while suite.trying and (mutant is None or len(suite.trying) >= int(os.environ.get("JOBS", "2"))):
             results.add(*suite.ended())
         if mutant is None or time.monotonic() > until:
             continue
-        if not suite.start(mutant, quick):
+        if not suite.start(mutant):
             results.add(mutant, NOT_RUN)
         if number % 100 == 0:
             print(f"{number} of {len(todo)}", flush=True)
 
 
 def report(tried: list[Mutant], results: Results) -> float:
-    """Prints a line for each package; the share that was killed. What is undecided counts as if it had survived."""
+    """Prints a line for each package; the share that was killed."""
     print(f"\n{'package':<45}{'mutants':>11}{''.join(f'{name:>11}' for name in OUTCOMES)}{'killed %':>11}")
     all_of = Counter[str]()
     for package in (*PACKAGES, "all"):
@@ -157,7 +146,7 @@ def survivors(results: Results) -> dict[tuple[str, ...], str]:
     for mutant in _mutants(PACKAGES):
         outcome, it = results.of(mutant), _cells(mutant)
         row = next((row for row in known if all(map(reads_as, row, it))), None)
-        if outcome in (SURVIVED, NOT_RUN, UNDECIDED) or (outcome is None and row):
+        if outcome in (SURVIVED, NOT_RUN) or (outcome is None and row):
             found[row or it] = known[row] if row else ""
     return {row: found[row] for row in (*known, *found) if row in found}
 
@@ -188,7 +177,7 @@ def main() -> int:
         print(f"{asked.sample} of {of_all} mutants, by seed {asked.seed}", flush=True)
         tried = tried[: asked.sample]
     results = Results()
-    todo = [mutant for mutant in tried if results.of(mutant) in (None, UNDECIDED)]
+    todo = [mutant for mutant in tried if results.of(mutant) is None]
     until = time.monotonic() + 60 * asked.minutes
     if todo:
         pytest.main([*SUITE, *OPTIONS, "-s"], plugins=[Suite(lambda suite: try_all(suite, todo, results, until), KEPT)])
@@ -198,7 +187,7 @@ def main() -> int:
     table_text = "".join(f"| {' | '.join(cells)} | {reason} |\n" for cells, reason in table.items())
     SURVIVORS.write_text(HEAD.format(share=100 * share, tried=len(tried), all=of_all) + table_text)
     without = sum(not reason for reason in table.values())
-    print(f"\n{len(table)} survivors, {without} of them without a reason: {SURVIVORS}")
+    print(f"\n{len(table)} survivors, {without} of them without a reason: {SURVIVORS}. Not tried: {of_all - len(tried)}")
     return 0 if share >= LEAST and (asked.sample or not without) else 1
 
 

@@ -7,9 +7,12 @@ the names count. So are annotations and decorators, which mypy and the import of
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -20,17 +23,31 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 NOT_MUTATED = {"annotation", "returns", "decorator_list", "type_comment", "bases"}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 Function = tuple[str, int] | None  # qualified name and first line, as a code object names it
-Place = tuple[Function, range]  # the outermost function whose body it is in, and the lines of its statement
+
+
+class Place(NamedTuple):
+    """The outermost function whose body a node is in, the lines of its statement, and what is read to tell whether the node is
+    as it was: that function's definition, or the statement where it runs at import, with the class around it."""
+
+    function: Function = None
+    lines: range = range(0)
+    around: str = ""
+    read: ast.AST = ast.Module([], [])
+
+
+NOWHERE = Place()
 Site = tuple[ast.AST, str, int | None, ast.AST, ast.AST, Place]  # parent, field, index in the field, old node, new node
 
 
 @dataclass(frozen=True)
 class Mutant:
     """The `number`-th change of the module at `path`. `function` is the outermost one whose body it lies in; None where the
-    line runs when the module is imported. `statement` is the lines of which one runs where the changed one does."""
+    line runs when the module is imported. `statement` is the lines of which one runs where the changed one does. `key` tells it
+    from the module's others for as long as its function reads as it does, or its statement where that runs at import."""
 
     path: Path
     number: int
+    key: str
     line: int
     function: Function
     statement: range
@@ -39,7 +56,7 @@ class Mutant:
     def tree(self) -> ast.Module:
         """The module with this change."""
         tree = ast.parse(self.path.read_text())
-        node, name, index, old, new, _ = list(_sites(tree, "", (None, range(0))))[self.number]
+        node, name, index, old, new, _ = list(_sites(tree))[self.number]
         ast.copy_location(new, old)
         if index is None:
             setattr(node, name, new)
@@ -50,35 +67,48 @@ class Mutant:
 
 def mutants(path: Path) -> list[Mutant]:
     """All of a module's, in the order of its lines."""
-    sites = enumerate(_sites(ast.parse(path.read_text()), "", (None, range(0))))
-    return [
-        Mutant(path, number, getattr(old, "lineno", statement.start), function, statement, f"{_said(old)} → {_said(new)}")
-        for number, (_, _, _, old, new, (function, statement)) in sites
-    ]
+    texts, alike, found = dict[ast.AST, str](), Counter[str](), list[Mutant]()
+    for number, (_, _, _, old, new, place) in enumerate(_sites(ast.parse(path.read_text()))):
+        if place.read not in texts:
+            texts[place.read] = ast.unparse(place.read)
+        change = f"{_said(old)} → {_said(new)}"
+        reads = "\0".join((place.around, texts[place.read], change))
+        alike[reads] += 1
+        key = sha256(f"{reads}\0{alike[reads]}".encode()).hexdigest()[:8]
+        line = getattr(old, "lineno", place.lines.start)
+        found.append(Mutant(path, number, key, line, place.function, place.lines, change))
+    return found
 
 
-def _sites(node: ast.AST, around: str, place: Place) -> Iterator[Site]:
+def _sites(node: ast.AST, around: str = "", place: Place = NOWHERE) -> Iterator[Site]:
     if isinstance(node, (*FUNCTIONS, ast.ClassDef)):
         around = f"{around}{getattr(node, 'name', '<lambda>')}."
     for name, value in ast.iter_fields(node):
         if name in NOT_MUTATED or _is_enum(node):
             continue
-        if isinstance(node, FUNCTIONS) and name == "body" and place[0] is None:
-            place = _body(node, around[:-1])
+        if isinstance(node, FUNCTIONS) and name == "body" and place.function is None:
+            place = _in_body(node, around[:-1], place)
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
                 continue
-            at = (place[0], _lines(child)) if isinstance(child, ast.stmt | ast.match_case) else place
+            at = _at(child, around, place) if isinstance(child, ast.stmt | ast.match_case) else place
             for new in _changed(name, child):
                 yield node, name, index, child, new, at
             if not isinstance(child, ast.JoinedStr):
                 yield from _sites(child, around, at)
 
 
-def _body(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, name: str) -> Place:
+def _in_body(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, name: str, place: Place) -> Place:
     if isinstance(node, ast.Lambda):
-        return (name, node.lineno), range(node.body.lineno, (node.body.end_lineno or node.body.lineno) + 1)
-    return (name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])), range(0)
+        lines = range(node.body.lineno, (node.body.end_lineno or node.body.lineno) + 1)
+        return place._replace(function=(name, node.lineno), lines=lines)
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return place._replace(function=(name, first), lines=range(0))
+
+
+def _at(statement: ast.stmt | ast.match_case, around: str, place: Place) -> Place:
+    at = place._replace(lines=_lines(statement))
+    return at if place.function else at._replace(around=around, read=statement)
 
 
 def _is_enum(node: ast.AST) -> bool:

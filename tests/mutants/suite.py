@@ -1,9 +1,10 @@
 """Tries mutants: each in a fork of one pytest process that has everything imported and collected.
 
 A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked: those that
-killed others of this function, then of this module, then the quickest. One that runs at import (a field, a table, a default)
-is put in its module's place, the fork imports all anew, and the nearest tests are asked, for some seconds: every test would run
-its line, so what those let pass counts as if it had survived.
+killed others of this function, then of this module, then the golden files, then those that name it, the quickest first.
+One that runs at import (a field, a table, a default) is put in its module's place, the fork imports anew what each file
+needs, and the nearest files are asked. Either has a few seconds: hundreds of tests run most lines, so what the nearest let
+pass counts as if it had survived.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import resource
 import signal
 import sys
+import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,17 +34,16 @@ import pytest
 from tests.mutants.operators import Function, Mutant
 
 CRDS, FIELDS = "tests/house/test_generated.py", "tests/unit/trainer/contract/test_agreed.py"  # they hold all fields
+GOLDEN = ("test_golden.py", "test_pod_template.py", "test_objects.py")  # of a package: all that it makes, to the last letter
 SUITE = (CRDS, "tests/house/test_values.py", "tests/unit")
 # That a test fails is all that counts: pytest would compare long texts for seconds to say in what they differ.
 SILENT = ("--assert=plain", "--tb=native")
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster", *SILENT)
 OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
 ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
-CPU_SECONDS, WALL_SECONDS = 60, 600  # beside what all tests take: a mutant that takes more loops, or waits for what never comes
-QUICK_CPU_SECONDS, QUICK_WALL_SECONDS = 2, 120  # of a function's first try
-TOOK_LONGER = 3  # the exit code of a first try that did
-KILLED, SURVIVED, NOT_RUN, ENDLESS, UNDECIDED = "killed", "survived", "not run", "endless", "undecided"
-NEAR_SECONDS = 6.0  # that the tests take which are nearest to a module
+ASKED_SECONDS = 6.0  # of CPU, that tests are asked of a mutant; by then the nearest have all been
+CPU_SECONDS, WALL_SECONDS = 90, 600  # a mutant that takes more loops, or waits for what never comes
+KILLED, SURVIVED, NOT_RUN, ENDLESS = "killed", "survived", "not run", "endless"
 
 
 @dataclass
@@ -120,15 +121,18 @@ class Suite:
         _forget_ours()
         assert pytest.main([*SUITE, *OPTIONS]) == 0
 
-    def start(self, mutant: Mutant, quick: bool) -> bool:
-        """Begins to try it in a process of its own; False where nothing runs its lines. A quick try may end UNDECIDED."""
+    def start(self, mutant: Mutant) -> bool:
+        """Begins to try it in a process of its own; False where nothing runs its lines."""
         path = str(mutant.path)
         tests = {test for line in mutant.statement for test in self.learnt.tests[path].get(str(line), ()) if test}
         imported = mutant.function is None or not set(mutant.statement).isdisjoint(self.learnt.imports[path])
         if not tests and not imported:
             return False
+        items = [item for item in self.items if mutant.function and item.nodeid in tests]
+        items.sort(key=lambda item: self._rank(mutant, item))
+        files = self._near(mutant.path) if imported else []
         killer = self.kept / f"killer-{mutant.path.stem}-{mutant.number}"
-        self.trying[_forked(self._try, mutant, tests if mutant.function else set(), imported, killer, quick)] = mutant, killer
+        self.trying[_forked(self._try, mutant, items, files, killer)] = mutant, killer
         return True
 
     def ended(self) -> tuple[Mutant, str]:
@@ -140,32 +144,28 @@ class Suite:
                 self.killers[where][killer.read_text()] += 1
             killer.unlink()
         code = os.waitstatus_to_exitcode(status)
-        outcomes = {0: SURVIVED, TOOK_LONGER: UNDECIDED}
-        return mutant, outcomes.get(code, KILLED if code > 0 else ENDLESS)  # a signal ended what took too long
+        return mutant, SURVIVED if code == 0 else KILLED if code > 0 else ENDLESS  # a signal ended what took too long
 
-    def _try(self, mutant: Mutant, tests: set[str], imported: bool, killer: Path, quick: bool) -> None:
-        quick = quick and not imported
-        if quick:
-            for sign in (signal.SIGPROF, signal.SIGALRM):
-                signal.signal(sign, lambda *_: os._exit(TOOK_LONGER))
-            signal.setitimer(signal.ITIMER_PROF, QUICK_CPU_SECONDS)
-        all_tests = round(sum(self.learnt.seconds.values()))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 2 * all_tests,) * 2)
-        signal.alarm(QUICK_WALL_SECONDS if quick else WALL_SECONDS + 4 * all_tests)
+    def _try(self, mutant: Mutant, items: Sequence[pytest.Item], files: Sequence[str], killer: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS,) * 2)
+        signal.alarm(WALL_SECONDS)
         self.killer = killer
-        if tests:
+        until = time.process_time() + ASKED_SECONDS
+        if items:
             self._replace(mutant)
-            self._run(sorted((item for item in self.items if item.nodeid in tests), key=lambda item: self._rank(mutant, item)))
-        if imported:
+            self._run(items, lambda _: _end_after(until))
+        if files:
             _forget_ours()
             sys.meta_path.insert(0, _Finder(mutant))
-            for files in self._near(mutant.path):
-                if pytest.main([*files, *OPTIONS], plugins=[_Killer(killer)]) != 0:
+            for file in files:
+                if pytest.main([file, *OPTIONS], plugins=[_Killer(killer)]) != 0:
                     os._exit(1)
 
     def _rank(self, mutant: Mutant, item: pytest.Item) -> tuple[float, ...]:
         kills = [-self.killers[where][item.nodeid] for where in ((mutant.path, mutant.function), mutant.path)]
-        return *kills, self.learnt.seconds.get(item.nodeid, 0)
+        file, name = _file(item.nodeid), (mutant.function or ("",))[0].rpartition(".")[2]
+        far = 0 if _is_golden(file, mutant.path) else 1 if _names(file, name) else 2 if _names(file, mutant.path.stem) else 3
+        return *kills, far, self.learnt.seconds.get(item.nodeid, 0)
 
     def _run(self, items: Sequence[pytest.Item], before: Callable[[pytest.Item], object] = id) -> None:
         for item, following in zip(items, [*items[1:], None], strict=True):
@@ -180,22 +180,39 @@ class Suite:
         for cache in self.caches:
             cache.cache_clear()
 
-    def _near(self, path: Path) -> list[list[str]]:
-        """The test files to ask of a module, in groups: those that hold all fields; of the others those that killed most of its
-        mutants, then those that name it and run most of its lines, for as long as NEAR_SECONDS say."""
+    def _near(self, path: Path) -> list[str]:
+        """The test files to ask of a module: those that hold all fields, or all that its package makes; of the others those
+        that killed most of its mutants, then those that name it and run most of its lines, for as long as ASKED_SECONDS say."""
         runs, seconds = Counter[str](), defaultdict[str, float](float)
         for tests in self.learnt.tests[str(path)].values():
             runs.update({_file(test) for test in tests if test})
         for test, took in self.learnt.seconds.items():
             seconds[_file(test)] += took
         kills = Counter(_file(test) for test in self.killers[path].elements())
-        first = [FIELDS, CRDS] if {"contract", "api"} & set(path.parts) else []
-        named = {file for file in seconds if re.search(rf"\b{path.stem}\b", Path(file).read_text())}
-        near: list[str] = []
-        for file in sorted(seconds, key=lambda file: (-kills[file], file not in named, -runs[file], file)):
-            if file not in first and sum(seconds[f] for f in [*near, file]) <= NEAR_SECONDS:
+        near = [FIELDS] if "contract" in path.parts else []
+        near += [CRDS] if {"contract", "api"} & set(path.parts) else []
+        near += sorted(file for file in seconds if _is_golden(file, path))
+        left = ASKED_SECONDS
+        for file in sorted(seconds, key=lambda file: (-kills[file], not _names(file, path.stem), -runs[file], file)):
+            if file not in near and seconds[file] <= left:
                 near.append(file)
-        return [group for group in (first, near) if group]
+                left -= seconds[file]
+        return sorted(near, key=lambda file: -kills[file])
+
+
+def _end_after(until: float) -> None:
+    if time.process_time() > until:
+        os._exit(0)
+
+
+@functools.cache
+def _is_golden(file: str, module: Path) -> bool:
+    return Path(file).name in GOLDEN and Path(file).parent.name in module.parts
+
+
+@functools.cache
+def _names(file: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", Path(file).read_text()) is not None
 
 
 def _file(test: str) -> str:

@@ -76,7 +76,7 @@ def test_a_row_stands_for_what_reads_alike() -> None:
     assert not reads_as("`a.c`", "`abc`"), "it is text, but for the dots that leave some out"
 
 
-def test_what_was_killed_is_known_elsewhere_until_the_module_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_killed_is_known_elsewhere_until_its_function_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "ROOT": tmp_path,
         "PACKAGES": ["."],
@@ -86,13 +86,19 @@ def test_what_was_killed_is_known_elsewhere_until_the_module_changes(tmp_path: P
         monkeypatch.setattr(run, name, value)
     module = tmp_path / "module.py"
     module.write_text(SOURCE)
-    first, second, *_ = mutants(module)
+    killed = {(2, "3 → 4"), (10, "'small' → 'smallxx'"), (15, "And → Or"), (20, "Add → Sub")}
     results = Results()
-    results.add(first, KILLED)
-    results.add(second, SURVIVED)
+    for mutant in mutants(module):
+        results.add(mutant, KILLED if (mutant.line, mutant.change) in killed else SURVIVED)
     note(results)
     monkeypatch.setattr(run, "KEPT", tmp_path / "elsewhere")
-    assert [Results().of(mutant) for mutant in (first, second)] == [KILLED, None]
-    module.write_text(SOURCE + "\n")
-    run._module.cache_clear()
-    assert Results().of(first) is None
+    assert {(m.line, m.change) for m in mutants(module) if Results().of(m)} == killed
+    module.write_text("# One line more.\n" + SOURCE.replace("LIMIT <= 2", "LIMIT <= 1"))
+    assert {(m.line - 1, m.change) for m in mutants(module) if Results().of(m)} == killed - {(15, "And → Or")}
+
+
+def test_two_fields_that_read_alike_are_two_mutants(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("class A:\n    said: str = ''\n\nclass B:\n    said: str = ''\n\nPAIR = 1 + 1 + 1\n")
+    keys = [mutant.key for mutant in mutants(module)]
+    assert len(set(keys)) == len(keys) == 7

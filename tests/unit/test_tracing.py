@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import structlog
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
 from tests.builders import make_job
 from tests.story import SETTINGS, Story
 
@@ -61,6 +63,38 @@ def test_a_place_is_read_as_it_was_written_and_follows_from_names() -> None:
     assert traces.place_of("another").trace != place.trace
     for wrong in ("", "00-1-2-01", f"00-{'x' * 32}-{'1' * 16}-01", "no trace"):
         assert traces.read(wrong) is None
+
+
+def test_a_place_is_written_as_other_versions_of_us_write_it() -> None:
+    assert traces.place_of(UID).traceparent == "00-5f71bb35b7c993bb356db1b78e55b9e7-ab6aa5db380f663e-01"
+    assert traces.place_of(UID, "tickets-train-1").traceparent == "00-5f71bb35b7c993bb356db1b78e55b9e7-650865d5f178277d-01"
+
+
+def test_a_span_says_what_it_was_told() -> None:
+    above, place = traces.place_of(UID), traces.place_of(UID, "train")
+    found = traces.span("finetune-operator", "train", place, above, (3, 7), {"step": "train"}, "out of memory")
+    assert found.parent is not None
+    for context, of in ((found.context, place), (found.parent, above)):
+        assert (context.trace_id, context.span_id, context.is_remote, context.trace_flags) == (of.trace, of.span, False, 1)
+    assert (found.name, found.start_time, found.end_time, found.attributes) == ("train", 3, 7, {"step": "train"})
+    assert found.resource.attributes["service.name"] == "finetune-operator"
+    assert (found.status.status_code, found.status.description) == (StatusCode.ERROR, "out of memory")
+    well = traces.span("finetune-operator", "train", place, None, (3, 7), {})
+    assert (well.parent, well.status.status_code) == (None, StatusCode.UNSET)
+
+
+def test_spans_are_sent_to_the_collectors_path_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+
+    class Exporter(InMemorySpanExporter):
+        def __init__(self, endpoint: str, timeout: int) -> None:
+            super().__init__()
+            made.append((endpoint, timeout))
+
+    monkeypatch.setattr(trace_exporter, "OTLPSpanExporter", Exporter)
+    for endpoint in ("http://collector:4318", "http://collector:4318/"):
+        traces.sender(endpoint).shutdown()
+    assert made == [("http://collector:4318/v1/traces", 5)] * 2
 
 
 def test_reconcile_job_and_step_are_one_trace(told: InMemorySpanExporter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def _bad(case: Case, target: Target, step: Rollout, before: CanaryShare, found: 
     if _available(case, live) == 0 or (fault := window.fault(case, target, candidate)) is None:
         return None
     watched = case.world.gates.get(window.watch_job(case.serve, candidate))
-    noted = {"trial": target.trial, "rolled_back_at": stamp(case.now), **(watched.numbers if watched else {})}
+    noted = {"rolled_back_at": stamp(case.now), **(watched.numbers if watched else {})}
     bad = refused(candidate, fault.reason, f"with {before.share:g} % of the traffic, {fault.message}")
     return refusal(bad.model_copy(update=noted), live, step.replicas)
 

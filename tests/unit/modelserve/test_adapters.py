@@ -13,6 +13,7 @@ from finetune_operator.api.adapters import MOST_ADAPTERS
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.cache import Own
+from finetune_operator.decision import pause_after
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_RETRY
 from finetune_trainer.contract.reports import Failure
@@ -178,6 +179,45 @@ def test_a_gate_that_was_lost_is_no_verdict(stage: Stage) -> None:
     assert asked(stage) == [at("c", "legal")]
     passes(stage)
     assert told(stage, "legal")["state"] == "Live"
+
+
+def test_each_state_says_why_until_it_serves(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    stage.step()
+    found = told(stage)
+    assert (found["reason"], found["message"]) == ("Gating", "pods load it, and it is asked what its gate says")
+    stage.finish_gate()
+    stage.step()
+    found = told(stage)
+    assert (found["reason"], found["message"]) == (
+        "AdapterPromoting", "it has passed its gate, and pods are told to lead its name to it",
+    )  # fmt: skip
+    is_told(stage)
+    found = told(stage)
+    assert "reason" not in found
+    assert "message" not in found
+    live = {k: found[k] for k in ("digest", "uri", "trial")} | {"revision": stage.live(), "told": True}
+    assert {k: v for k, v in found["live"].items() if k != "since"} == live
+
+
+def test_a_gate_that_is_lost_is_asked_again_after_a_pause_and_counted(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    gone = Failure(reason="AdapterNotLoaded", message="1 of 2 pods have not loaded it")
+    for lost in (0, 1):
+        stage.lose_gate(gone, "BackoffLimitExceeded")
+        assert stage.step().requeue_after == pause_after(lost + 1)
+        assert told(stage, "legal")["message"] == f"it could not be asked, and will be asked again: {gone.message}"
+        assert (told(stage, "legal").get("gatesLost", 0), asked(stage)) == (lost, [])
+        stage.later(pause_after(lost + 1) - 1)
+        assert (stage.step().requeue_after, asked(stage)) == (1, [])
+        stage.later(1)
+        stage.step()
+        assert (told(stage, "legal")["gatesLost"], asked(stage)) == (lost + 1, [at("c", "legal")])
+        (running,) = [job["metadata"]["name"] for job in stage.of("Job") if not job.get("status")]
+        assert running.endswith(f"-{lost + 1}")
+    passes(stage)
+    assert "gatesLost" not in told(stage, "legal")
 
 
 def test_a_name_that_is_taken_out_leads_nowhere_and_the_others_stay(stage: Stage) -> None:

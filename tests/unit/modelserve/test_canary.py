@@ -383,7 +383,9 @@ def watches(stage: Stage) -> list[Object]:
 def test_one_watch_reads_the_engines_for_all_steps_and_brings_traffic_back() -> None:
     stage, old, new = begun(engine={"type": "VLLM"})
     assert canary(stage)["signals"] == ["Restarts", "Probes", "Errors"]
-    (first,) = [o["metadata"]["name"] for o in watches(stage) if o["kind"] == "Job"]
+    (job,) = [o for o in watches(stage) if o["kind"] == "Job"]
+    first, week = job["metadata"]["name"], 7 * 24 * 3600
+    assert json.loads(job["spec"]["template"]["spec"]["containers"][0]["command"][-1])["seconds"] == week
     (service,) = [o for o in watches(stage) if o["kind"] == "Service"]
     assert service["spec"]["selector"] == {**WIDE, "finetune.dev/revision": new}
     stage.later(300)
@@ -411,6 +413,7 @@ def test_a_watch_that_has_ended_is_no_signal_and_no_verdict() -> None:
 
 def taken_back() -> tuple[Stage, str, str]:
     stage, old, new = begun()
+    stage.later(60)
     stage.engine(new, restarts=1, **CRASHED)
     stage.settle()
     return stage, old, new

@@ -2,6 +2,7 @@
 
 tests/golden/modelserve/<case>/modelserve.yaml ─► objects.yaml, status.yaml      (pytest --golden-update writes them)
                                + second.yaml   ─► asked.yaml: what asks and watches the revision of this spec
+                               + adapters.yaml ─► tried.yaml: what tries its adapters, and awaits that each pod serves them
 """
 
 from __future__ import annotations
@@ -52,6 +53,21 @@ def test_what_asks_and_watches_the_next_revision(case: Path, golden: Callable[[P
     assert asking
     assert watching
     golden(case / "asked.yaml", _yaml(map(_as_sent, (*asking, *watching))))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if (case / "adapters.yaml").exists()], ids=lambda p: p.name)
+def test_what_tries_an_adapter_and_awaits_that_pods_serve_it(case: Path, golden: Callable[[Path, str], None]) -> None:
+    stage = _serving(case)
+    stage.edit(**yaml.safe_load((case / "adapters.yaml").read_text())["spec"])
+    stage.step()
+    made = [job for job in stage.of("Job") if not job.get("status")]
+    made += [service for service in stage.of("Service") if service["metadata"]["name"].endswith("-each")]
+    stage.finish_gate()
+    stage.step()
+    made += [job for job in stage.of("Job") if not job.get("status")]
+    made += [found for found in stage.of("ConfigMap") if found["metadata"]["name"] == "facts-adapters"]
+    assert [o["kind"] for o in made] == ["Job", "Service", "Job", "ConfigMap"]
+    golden(case / "tried.yaml", _yaml(map(_as_sent, made)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda p: p.name)

@@ -145,15 +145,22 @@ def test_a_rollback_ends_with_the_next_spec() -> None:
     assert (stage.live(), standing(stage)) == (third, SERVING)
 
 
-@pytest.mark.parametrize(("go_back", "wish"), [(pin_by_annotation, "0123456789"), (roll_back, "before this one")])
-def test_what_is_not_remembered_changes_nothing(go_back: object, wish: str) -> None:
+@pytest.mark.parametrize(
+    ("go_back", "by", "wish"),
+    [
+        (pin_by_annotation, f"the annotation {ANNOTATION_PIN}", "0123456789"),
+        (pin_by_field, "spec.rollout.pinnedRevision", "0123456789"),
+        (roll_back, f"the annotation {ANNOTATION_ROLLBACK}", "before this one"),
+    ],
+)
+def test_what_is_not_remembered_changes_nothing(go_back: object, by: str, wish: str) -> None:
     stage = Stage()
     live = stage.roll_out()
     assert callable(go_back)
     go_back(stage, "0123456789")
     stage.settle()
     assert (stage.live(), stage.revisions(), standing(stage), reason(stage)) == (live, {live}, STALLED, "RevisionNotFound")
-    assert f"asks for the revision {wish}, which is not remembered; set one of: {live}" in stage.message()
+    assert f"{by} asks for the revision {wish}, which is not remembered; set one of: {live}" in stage.message()
 
 
 def test_a_former_revision_that_can_not_load_any_more_is_refused() -> None:

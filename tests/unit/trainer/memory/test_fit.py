@@ -195,3 +195,9 @@ def test_memory_of_a_device(
     if pod:
         monkeypatch.setenv(ENV_POD_UID, pod)
     assert available_memory(make_run({}, devices)) == available
+
+
+def test_the_kernels_files_that_tell_of_memory() -> None:
+    assert [str(path) for path in (fit.MEMINFO, *fit.MEMORY_LIMITS)] == [
+        "/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ]  # fmt: skip
