@@ -14,7 +14,7 @@ from finetune_operator.decision import Event, Ref
 from finetune_operator.decoding import decode_objects
 from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.meta import API_VERSION, Key, Object
-from finetune_operator.names import FIELD_MANAGER, STEP_CONTAINER
+from finetune_operator.names import CONTROLLER, FIELD_MANAGER, STEP_CONTAINER
 from finetune_operator.refusals import REFUSAL
 from finetune_operator.resources import RESOURCES
 
@@ -174,7 +174,7 @@ class Cluster:
             "kind": "Event",
             "metadata": {"generateName": f"{metadata['name'][:40].rstrip('.-')}-", "namespace": metadata["namespace"]},
             "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "reportingController": "finetune.dev/operator",
+            "reportingController": CONTROLLER,
             "reportingInstance": self._identity[:128],
             "action": "Reconcile",
             "reason": event.reason,

@@ -109,3 +109,8 @@ class Rule:
     at: str  # path of the value that is `self`, [] for each item of a list
     must: str
     message: str  # names the field and says what to write instead
+
+    @property
+    def of_an_edit(self) -> bool:
+        """Whether it compares an object with what it was: a new one can't break it."""
+        return "oldSelf" in self.must

@@ -8,6 +8,7 @@ from hashlib import sha256
 from finetune_operator.meta import GROUP
 
 FIELD_MANAGER = "finetune-operator"
+CONTROLLER = f"{GROUP}/operator"  # what spec.managedBy calls us, and who reports our events
 
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_JOB = f"{GROUP}/job"

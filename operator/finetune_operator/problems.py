@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_operator.meta import Object, stamp
-from finetune_operator.names import ANNOTATION_HOLD
+from finetune_operator.names import ANNOTATION_HOLD, CONTROLLER
 from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reasons.steps import StepReason
@@ -35,6 +35,24 @@ def held(body: Object, now: datetime) -> dict[str, Any]:
     others = [c for c in status.get("conditions", []) if c["type"] != HELD]
     message = f"the annotation {ANNOTATION_HOLD} is true: nothing is created, changed or deleted until it is removed"
     return {**status, "conditions": [*others, _condition(HELD, "True", (OperatorReason.Held, message), body, now)]}
+
+
+def is_managed_elsewhere(body: Object) -> bool:
+    """Whether another controller has the object to itself."""
+    return bool((body.get("spec") or {}).get("managedBy", CONTROLLER) != CONTROLLER)
+
+
+def managed_elsewhere(body: Object, now: datetime) -> dict[str, Any]:
+    """What is told of an object of another controller, as long as that has told nothing: the status is its own."""
+    status = body.get("status", {})
+    reasons = [c.get("reason") for c in status.get("conditions", []) if c["type"] == "Ready"]
+    if status.get("conditions") and reasons != [OperatorReason.ManagedElsewhere]:
+        return dict(status)
+    message = (
+        f"spec.managedBy is {body['spec']['managedBy']}: that controller runs the job and tells of it, and this one does not"
+    )
+    told = _condition("Ready", "Unknown", (OperatorReason.ManagedElsewhere, message), body, now)
+    return {**status, "conditions": [told], "observedGeneration": told["observedGeneration"]}
 
 
 def _with(

@@ -60,7 +60,7 @@ class Kind:
 class Outcome:
     """How a pass ended, for the queue, the log and the metrics."""
 
-    result: str  # gone, held, stalled, unchanged, changed
+    result: str  # gone, managed elsewhere, held, stalled, unchanged, changed
     generation: int = 0
     writes: int = 0
     requeue_after: float | None = None  # seconds
@@ -88,6 +88,9 @@ class _Pass:
 
     async def run(self) -> Outcome:
         generation = self.body["metadata"].get("generation", 0)
+        if problems.is_managed_elsewhere(self.body):
+            await self._tell(problems.managed_elsewhere(self.body, self.now))
+            return Outcome("managed elsewhere", generation, self.writes)
         if problems.is_held(self.body):
             await self._tell(problems.held(self.body, self.now))
             return Outcome("held", generation, self.writes)

@@ -382,6 +382,21 @@ def test_good_objects_with_everything_are_taken(world: World) -> None:
     _create(world, "modelserves", SERVE, {"rollout": {"canary": {"steps": steps}}, "route": route})
 
 
+def test_who_manages_a_job_is_said_from_the_start(world: World) -> None:
+    path = f"{FINETUNE}/namespaces/default/finetunejobs/managed"
+    mine = JOB | {"metadata": {"name": "managed"}, "spec": JOB["spec"] | {"managedBy": "example.com/elsewhere"}}
+    with pytest.raises(ApiError, match=r"spec\.managedBy"):
+        world.api.apply(path, mine | {"spec": mine["spec"] | {"managedBy": "nobody"}})
+    world.api.apply(path, mine)
+    try:
+        world.api.apply(path, mine | {"spec": mine["spec"] | {"suspend": True}})
+        for spec in (JOB["spec"], mine["spec"] | {"managedBy": "example.com/another"}):
+            with pytest.raises(ApiError, match=r"spec\.managedBy can't be changed"):
+                world.api.apply(path, mine | {"spec": spec})
+    finally:
+        world.api.request("DELETE", path)
+
+
 @pytest.mark.parametrize("kind", ["finetunejobs", "modelserves"])
 def test_kubectl_explain_describes_every_field_of_spec(world: World, kind: str) -> None:
     document = world.api.request("GET", "/openapi/v3/apis/finetune.dev/v1alpha1")

@@ -350,6 +350,27 @@ async def test_a_held_object_is_left_alone_and_says_so_until_it_is_let_go() -> N
     assert "finetune.dev/hold" in body["status"]["conditions"][0]["message"]
 
 
+async def test_what_another_controller_manages_is_left_alone_and_its_status_too() -> None:
+    cluster = FakeCluster(make_job(spec=make_job()["spec"] | {"managedBy": "example.com/elsewhere"}))
+    policy = Scripted(Decision((Create(CHILD),), STATUS))
+    for _ in range(2):
+        assert (await one_pass(cluster, policy)).result == "managed elsewhere"
+    assert cluster.writes == ["status FineTuneJob facts"]
+    (told,) = cluster.objects[KEY]["status"]["conditions"]
+    assert (told["type"], told["status"], told["reason"]) == ("Ready", "Unknown", "ManagedElsewhere")
+    assert "example.com/elsewhere" in told["message"]
+    theirs = {"observedGeneration": 1, "conditions": [{**told, "status": "True", "reason": "Succeeded"}]}
+    cluster.objects[KEY]["status"] = theirs
+    await one_pass(cluster, policy)
+    assert cluster.objects[KEY]["status"] == theirs, "it writes the status; two writers would undo each other's words"
+
+
+async def test_what_names_us_as_its_controller_is_ours() -> None:
+    cluster = FakeCluster(make_job(spec=make_job()["spec"] | {"managedBy": "finetune.dev/operator"}))
+    await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS)))
+    assert "create Job facts-1" in cluster.writes
+
+
 async def test_a_refusal_longer_than_a_status_takes_is_told_all_the_same() -> None:
     cluster = FakeCluster(make_job())
     denial = "admission webhook denied the request: " + "policy " * 300

@@ -23,6 +23,8 @@ from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Str
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS, Training
 
+_CONTROLLER = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+$"  # as batch/v1 has it
+
 
 class Gpu(Strict):
     resource_name: str = Field("nvidia.com/gpu", min_length=1, max_length=253)
@@ -207,6 +209,9 @@ class FineTuneJobSpec(Strict):
     ttl_seconds_after_finished: int | None = Field(None, ge=0, le=315360000)
     """The job is deleted this long after it has ended; claims, artifacts and a ModelServe that it handed over to stay.
     Unset: it is kept."""
+    managed_by: str | None = Field(None, min_length=3, max_length=63, pattern=_CONTROLLER)
+    """Controller that runs this job, as in a Job of Kubernetes: one that is not this operator's has the job, and its status, to
+    itself, and no pod is started here. It can't be changed. Unset, or finetune.dev/operator: this operator."""
     suspend: bool = False
     """Stop after saving a checkpoint and start no more pods until this is false again."""
 

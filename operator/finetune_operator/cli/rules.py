@@ -26,7 +26,7 @@ def broken(spec: FineTuneJobSpec) -> list[str]:
 def _broken(body: dict[str, Any], rules: Iterable[Rule]) -> Iterator[str]:
     from celpy.adapter import json_to_cel
 
-    for rule in rules:
+    for rule in (rule for rule in rules if not rule.of_an_edit):
         for value in values_at(body, rule.at.split(".")):
             if not _program(rule.must).evaluate({"self": json_to_cel(value)}):
                 yield rule.message

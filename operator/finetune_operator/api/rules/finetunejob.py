@@ -141,6 +141,11 @@ RULES = (
         )
         for field in ("priorityClassName", "schedulerName")
     ),
+    Rule(
+        "spec",
+        "has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
+        "spec.managedBy can't be changed: two controllers would be at the job; delete the job and make another",
+    ),
     *EVALUATION_RULES,
     *OBJECTIVE_RULES,
     *PARALLELISM_RULES,

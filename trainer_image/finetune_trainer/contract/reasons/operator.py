@@ -22,6 +22,7 @@ class OperatorReason(Reason):
     PodNotCreated = means("a step's Job has no pod; a quota or an admission webhook may refuse it: see `kubectl describe job`")
     Queued = means("the step's Job waits until Kueue's queue admits it")
     JobSuspended = means("somebody else suspended the step's Job, and it goes on when they resume it")
+    ManagedElsewhere = means("spec.managedBy names another controller, which runs the job and tells of it in the status")
     Held = means("the annotation finetune.dev/hold is true; remove it to go on")
     Succeeded = means("the model is trained, has passed its gates and, where spec.serving is set, serves")
     # ── A job that waits for a person ─────────────────────────────────────────────────────────────────────────────────
