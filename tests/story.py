@@ -10,7 +10,7 @@ from typing import Any
 from tests.builders import NOW, Namespace, data_config_map, make_result
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.decision import Apply, Create, Decision, Observed
+from finetune_operator.decision import Apply, Create, Decision, Observed, Reads, Ref
 from finetune_operator.finetunejob import policy
 from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.meta import Object
@@ -54,7 +54,11 @@ class Story:
         """What a pass reads of the namespace, and no more."""
         space, reads = self.space.observed(), policy.reads(self.job)
         children = {kind: space.children.get(kind, ()) for kind in reads.kinds}
-        return replace(space, children=children, named={ref: space.named[ref] for ref in reads.named if ref in space.named})
+        return replace(space, children=children, named=self._named(reads))
+
+    def _named(self, reads: Reads) -> dict[Ref, Object | None]:
+        named = self.space.named
+        return {ref: body for ref, body in named.items() if ref in reads.named or ref.kind in reads.learnt}
 
     def passes(self, count: int = 3) -> list[str]:
         return [what for _ in range(count) for what in self.one_pass()]

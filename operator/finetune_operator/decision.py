@@ -38,26 +38,34 @@ NOT_FOUND = {
 
 @dataclass(frozen=True)
 class Reads:
-    """Children are listed by label and kind; what the spec refers to is read by name (never listed)."""
+    """Children are listed by label and kind; what the spec refers to is read by name (never listed). Of the kinds that are
+    `learnt`, the names are known only to whoever decides.
+    """
 
     labels: dict[str, str]
     kinds: tuple[str, ...]
     named: tuple[Ref, ...] = ()
+    learnt: tuple[str, ...] = ()
 
 
 class Unread(Exception):
     """A policy looked at what is read only when somebody looks: read it, and decide again."""
 
+    def __init__(self, ref: Ref) -> None:
+        super().__init__(ref)
+        self.ref = ref
+
 
 class Named(Mapping[Ref, Object | None]):
     """What the spec refers to. Most passes look at none of it, and then it costs no request."""
 
-    def __init__(self, known: Mapping[Ref, Object | None], unread: Iterable[Ref] = ()) -> None:
+    def __init__(self, known: Mapping[Ref, Object | None], unread: Iterable[Ref] = (), learnt: Iterable[str] = ()) -> None:
         self._known = known
         self._unread = frozenset(unread)
+        self._learnt = frozenset(learnt)
 
     def __getitem__(self, ref: Ref) -> Object | None:
-        if ref in self._unread:
+        if ref in self._unread or (ref.kind in self._learnt and ref not in self._known):
             raise Unread(ref)
         return self._known[ref]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -140,17 +140,21 @@ class _Pass:
             status = bounded(status, status_schema(self.kind.model))
         body = without_unknown(self.kind.model, {**self.body, "status": status})
         reads = policy.reads(body)
-        observed = observe(means, self.key, reads)
-        try:
-            return policy.decide(body, observed, means.settings, self.now), observed
-        except Unread:
-            known = watched(means, self.key, reads)
-            unread = [ref for ref in reads.named if known.get(ref) is None]
-            found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in unread))
-            told = watched(means, self.key, reads)
-            read = {ref: answer or told.get(ref) for ref, answer in zip(unread, found, strict=True)}
-            observed = replace(observed, named=known | read)
-            return policy.decide(body, observed, means.settings, self.now), observed
+        observed, read = observe(means, self.key, reads), dict[Ref, Object | None]()
+        while True:  # each time around, more is read
+            try:
+                return policy.decide(body, observed, means.settings, self.now), observed
+            except Unread as unread:
+                read |= await self._read(reads, unread.ref)
+                observed = replace(observed, named=_named(reads, watched(means, self.key, reads) | read))
+
+    async def _read(self, reads: Reads, asked: Ref) -> dict[Ref, Object | None]:
+        """All that the spec names and no watch knows; or the one object of which the policy has just learnt."""
+        means, known = self.means, watched(self.means, self.key, reads)
+        unread = [ref for ref in reads.named if known.get(ref) is None] if asked in reads.named else [asked]
+        found = await asyncio.gather(*(means.cluster.read(self.key.namespace, ref) for ref in unread))
+        told = watched(means, self.key, reads)
+        return {ref: answer or told.get(ref) for ref, answer in zip(unread, found, strict=True)}
 
     def _acts(self, decision: Decision, observed: Observed) -> list[Action]:
         """The actions without those that would change nothing."""
@@ -194,9 +198,13 @@ def observe(means: Means, key: Key, reads: Reads) -> Observed:
     """What is known without a request; the rest of what the spec names is read when the policy looks at it."""
     known = watched(means, key, reads)
     children = {kind: means.children.list(kind, key.namespace, reads.labels) for kind in reads.kinds}
-    named = Named(known, [r for r in reads.named if r not in known])
+    named = _named(reads, known)
     unserved = frozenset(means.children.unserved)
     return Observed(children, named, means.progress(key), means.own.paced(key), unserved, means.own.named_below)
+
+
+def _named(reads: Reads, known: Mapping[Ref, Object | None]) -> Named:
+    return Named(known, [ref for ref in reads.named if ref not in known], reads.learnt)
 
 
 def watched(means: Means, key: Key, reads: Reads) -> dict[Ref, Object | None]:

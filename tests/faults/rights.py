@@ -24,6 +24,7 @@ ELSEWHERE = {
         f"httproutes {word}": "an API that the sweep has not installed"
         for word in ("get", "watch", "create", "patch", "delete")
     },
+    "localqueues get": "spec.scheduling.queueName: tests/integration/test_queues.py",
     "networkpolicies delete": "spec.network.policy: likewise",
     "poddisruptionbudgets delete": "fewer than two replicas: likewise",
     **{

@@ -168,6 +168,27 @@ async def test_an_apply_undoes_nothing_that_was_written_since_it_was_decided() -
     assert cluster.objects["Service", "default", "s"]["spec"]["selector"] == {"revision": "two"}
 
 
+async def test_what_a_policy_learns_of_as_it_decides_is_read_and_nothing_else_with_it() -> None:
+    queue, secret = Ref("LocalQueue", "gpus"), Ref("Secret", "s")
+    cluster = FakeCluster(make_job(), {"kind": "LocalQueue", "metadata": {"name": "gpus", "namespace": "default"}})
+    read: list[Ref] = []
+    answer = cluster.read
+
+    async def reading(namespace: str, ref: Ref) -> Object | None:
+        read.append(ref)
+        return await answer(namespace, ref)
+
+    cluster.read = reading  # type: ignore[method-assign]
+
+    def decide(_: Object, seen: Observed) -> Decision:
+        names = [seen.named.get(Ref("LocalQueue", name)) for name in ("gpus", "none")]
+        return Decision(status=STATUS | {"stage": str([body and body["kind"] for body in names])})
+
+    await one_pass(cluster, Scripted(decide, Reads(LABELS, (), (secret,), learnt=("LocalQueue",))))
+    assert cluster.objects[KEY]["status"]["stage"] == "['LocalQueue', None]"
+    assert read == [queue, Ref("LocalQueue", "none")]
+
+
 @pytest.mark.parametrize("uid", ["held-uid", "of the one before"])
 async def test_a_suspension_that_arrives_late_stops_no_job_that_works_again(uid: str) -> None:
     held = {"kind": "Job", "metadata": {"name": "held", "namespace": "default", "uid": "held-uid", "labels": LABELS}}

@@ -82,6 +82,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 - apiGroups: [gateway.networking.k8s.io]   # where spec.route of a ModelServe asks for one
   resources: [httproutes]
   verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]            # by name, to tell of one that a waiting job names and that is not there
+  verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]                  # listed for one Job whose pod somebody refuses, to tell who and why
   verbs: [create, list]

@@ -25,6 +25,11 @@ def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
     return {LABEL_QUEUE: asked.queue_name} | ({LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
+def queues(job: FineTuneJob, steps: Iterable[Step]) -> dict[str, str]:
+    """The LocalQueue in which each step's Job is to wait; without those that wait in none."""
+    return {step.name: labels[LABEL_QUEUE] for step in steps if (labels := queue_labels(job, step))}
+
+
 def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = (), gpu: str | None = None) -> Object:
     """Fields of the spec of a pod; those that nothing asks for are not there. A stage says more than the job's podTemplate.
 

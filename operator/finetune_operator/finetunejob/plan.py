@@ -18,6 +18,7 @@ from finetune_operator.decision import Ref, look_again, pause_after
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.handed import Stand
 from finetune_operator.finetunejob.observed import Attempt, State, World
+from finetune_operator.finetunejob.queued import is_left, why_queued
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.references import Reference, first_missing
 from finetune_operator.finetunejob.runs import Run, written_spec
@@ -65,6 +66,7 @@ class Outlook:
     stop: tuple[Attempt, ...] = ()
     suspend: tuple[Attempt, ...] = ()
     resume: Attempt | None = None
+    again: str | None = None  # a step that is started anew once its Job is stopped, though nothing failed
     hand_over: Object | None = None
     requeue_after: float | None = None
 
@@ -81,6 +83,7 @@ class Case:
     wanted: tuple[Reference, ...]
     verdicts: tuple[GateVerdict, ...]
     refusals: tuple[str, ...]  # what of the spec can't be run, a sentence each
+    queues: Mapping[str, str]  # by step: the LocalQueue that the spec, or its profile, names for it now
     now: datetime
 
 
@@ -157,14 +160,8 @@ def _at_work(case: Case) -> Outlook | None:
     if attempt is None:
         start = Start(step, record.attempt)
         return Outlook(Standing.WORKING, doing, doing, f"{step.name} starts", start=start, requeue_after=LOOK_AGAIN)
-    if attempt.suspended and ours_to_resume(attempt, case.status, record):
-        return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
-    if attempt.suspended and attempt.queue:
-        message = f"{step.name} waits until the queue {attempt.queue} of Kueue admits it"
-        return Outlook(Standing.WORKING, doing, OperatorReason.Queued, message)
     if attempt.suspended:
-        message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
-        return Outlook(Standing.WORKING, doing, OperatorReason.JobSuspended, message)
+        return _waits_to_be_resumed(case, record, step, attempt)
     if (waiting := waiting_for(attempt, case.now)) is not None:
         message = f"{step.name} waits: {waiting.message or waiting.reason}"
         return Outlook(Standing.WORKING, doing, waiting.reason, message, requeue_after=PROGRESS_LOOK_AGAIN)
@@ -175,6 +172,21 @@ def _at_work(case: Case) -> Outlook | None:
     if (asked := case.run.pods(step)) > 1:
         message += f", {attempt.running_pods} of {asked} pods run"
     return Outlook(Standing.WORKING, doing, doing, message, requeue_after=PROGRESS_LOOK_AGAIN)
+
+
+def _waits_to_be_resumed(case: Case, record: StepStatus, step: Step, attempt: Attempt) -> Outlook:
+    doing = DOING[step.stage]
+    if ours_to_resume(attempt, case.status, record):
+        return Outlook(Standing.WORKING, doing, doing, f"{step.name} goes on", resume=attempt)
+    if attempt.queue is None:
+        message = f"{step.name} waits: its Job {attempt.job} was suspended by somebody else, and goes on when they resume it"
+        return Outlook(Standing.WORKING, doing, OperatorReason.JobSuspended, message)
+    if is_left(attempt.queue, case.queues.get(step.name), case.named):
+        message = f"{step.name} leaves the queue {attempt.queue}, as the spec names it no more"
+        return Outlook(Standing.WORKING, doing, doing, message, stop=(attempt,), again=step.name, requeue_after=LOOK_AGAIN)
+    waiting = why_queued(attempt.queue, case.job, case.named)
+    again = None if waiting.reason == OperatorReason.Queued else look_again(case.job.status.conditions, case.now)
+    return Outlook(Standing.WORKING, doing, waiting.reason, f"{step.name} waits{waiting.message}", requeue_after=again)
 
 
 def ours_to_resume(attempt: Attempt, status: FineTuneJobStatus, record: StepStatus) -> bool:

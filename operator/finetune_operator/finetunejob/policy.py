@@ -12,7 +12,7 @@ from datetime import datetime
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
-from finetune_operator.finetunejob import admission, budget, gates, handover, image, objects, offered
+from finetune_operator.finetunejob import admission, budget, gates, handover, image, objects, offered, placement
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import State, World, observe
@@ -23,6 +23,7 @@ from finetune_operator.finetunejob.run_config import run_config
 from finetune_operator.finetunejob.runs import Run, begins_another, current_run
 from finetune_operator.finetunejob.spending import given_back
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
+from finetune_operator.kueue import LOCAL_QUEUE
 from finetune_operator.meta import Object, stamp
 from finetune_operator.names import artifacts_claim, job_labels, step_job
 from finetune_operator.refusals import REFUSAL
@@ -43,7 +44,9 @@ def reads(body: Object) -> Reads:
     if (serve := handover.serve_name(job)) is not None:
         named.append(Ref("ModelServe", serve))
     named += [Ref(REFUSAL, step.job) for step in job.status.steps if step.state is StepState.RUNNING and step.job]
-    return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)))
+    return Reads(
+        job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)), (LOCAL_QUEUE,)
+    )
 
 
 def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
@@ -59,12 +62,15 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     status = enforce(job, budget.enforce(limit, status, now), world, now)
     refusals = (*refusals, *_unscored(job, status))
     verdicts = tuple(gates.verdicts(job.spec.evaluation.gates, status.scores, job.spec.training.objective))
-    case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, now)
+    queues = placement.queues(offered.under_profile(job, settings), run.steps)
+    case = Case(job, run, status, world, observed.named, _references(job), verdicts, refusals, queues, now)
     outlook = make_outlook(case)
     serve = observed.named.get(Ref("ModelServe", handover.serve_name(job) or ""))
     told = next_status(case, outlook, serve, settings.platform.profiles.get(job.spec.profile or ""))
     if outlook.start is not None:
         told = _started(told, case, outlook.start)
+    if outlook.again is not None:
+        told = with_step(told, outlook.again, state=StepState.PENDING)
     told = _with_suspensions(told, job.status, world, outlook)
     if is_to_be_removed(job, told, now):
         return Decision((Delete("FineTuneJob", job.metadata.name, job.metadata.uid),), rendered(told))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.builders import make_job
 from tests.story import Story
 
+from finetune_operator.decision import Ref
+from finetune_operator.kueue import NOT_SERVED
+from finetune_operator.meta import Object
+
+LOCAL_QUEUE = {"kind": "LocalQueue", "metadata": {"name": "gpus"}}
 QUEUE = {"queueName": "gpus", "workloadPriorityClassName": "research"}
 ON_GPUS = {"gpusPerNode": 1, "gpu": {"memory": "80Gi"}}
 
@@ -16,9 +22,10 @@ def jobs(story: Story) -> dict[str, dict[str, Any]]:
     return {body["metadata"]["labels"]["finetune.dev/step"]: body for body in created}
 
 
-def queued() -> Story:
-    """A job whose training waits in its queue."""
+def queued(*, there: Object | None = LOCAL_QUEUE) -> Story:
+    """A job whose training waits in its queue; `there` is what a read of that queue comes to."""
     story = Story(make_job(parallelism=ON_GPUS, scheduling=QUEUE))
+    story.space.named[Ref("LocalQueue", "gpus")] = there
     story.passes(2)
     story.succeed()
     story.passes(2)
@@ -41,6 +48,44 @@ def test_only_the_queue_resumes_what_waits_in_it() -> None:
     story = queued()
     assert story.passes(5) == []
     assert story.conditions()["Reconciling"] == ("True", "Queued")
+
+
+@pytest.mark.parametrize(
+    ("there", "reason", "words"),
+    [
+        (None, "QueueNotFound", "spec.scheduling.queueName names the LocalQueue gpus, which does not exist"),
+        (NOT_SERVED, "KueueNotFound", "this cluster has no Kueue; install it"),
+    ],
+)
+def test_a_queue_that_is_not_there_is_told_and_waited_for(there: Object | None, reason: str, words: str) -> None:
+    story = queued(there=there)
+    assert story.conditions()["Reconciling"] == ("True", reason)
+    assert words in next(c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Ready")
+    assert (story.decide().requeue_after or 0) <= 300, "a queue that is made sends no event that we watch"
+    assert story.step("train")["retries"] == 0
+    story.space.named[Ref("LocalQueue", "gpus")] = LOCAL_QUEUE
+    assert story.passes(2) == []
+    assert story.conditions()["Reconciling"] == ("True", "Queued")
+
+
+@pytest.mark.parametrize("asked", [{"queueName": "others"}, {}])
+def test_an_edit_takes_what_waits_out_of_a_queue_that_is_not_there(asked: dict[str, str]) -> None:
+    story = queued(there=None)
+    story.space.named[Ref("LocalQueue", "others")] = LOCAL_QUEUE
+    story.edit(scheduling=asked)
+    (taken, started) = story.passes(2)
+    assert (taken.startswith("delete Job facts-train"), started) == (True, "job train")
+    made = jobs(story)["train"]["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+    assert made == asked.get("queueName")
+    assert story.step("train")["attempt"] == 2
+    assert "lastFailure" not in story.job["status"], "nothing failed"
+    assert "JobDeleted" not in story.events
+
+
+def test_a_job_that_kueue_itself_queued_is_left_to_it() -> None:
+    story = queued()
+    story.edit(scheduling={})
+    assert story.passes(3) == [], "its default queue would take each new attempt, too"
 
 
 def test_suspend_takes_a_job_out_of_its_queue_and_going_on_puts_another_one_in() -> None:

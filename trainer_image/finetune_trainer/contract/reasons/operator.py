@@ -21,6 +21,10 @@ class OperatorReason(Reason):
     Suspended = means("spec.suspend is true; set it to false to go on")
     PodNotCreated = means("a step's Job has no pod; a quota or an admission webhook may refuse it: see `kubectl describe job`")
     Queued = means("the step's Job waits until Kueue's queue admits it")
+    QueueNotFound = means(
+        "the LocalQueue of Kueue that the spec or its profile names does not exist; create it, or correct the field"
+    )
+    KueueNotFound = means("the step's Job waits in a queue of Kueue, which the cluster lacks; install it, or remove the field")
     JobSuspended = means("somebody else suspended the step's Job, and it goes on when they resume it")
     ManagedElsewhere = means("spec.managedBy names another controller, which runs the job and tells of it in the status")
     Held = means("the annotation finetune.dev/hold is true; remove it to go on")
