@@ -29,6 +29,7 @@ class Settings:
     image_pull_secrets: str = ""  # names with commas between, of Secrets in the namespaces of the pods
     hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub
     rollouts_at_once: int = 1  # ModelServes that load what only a changed default asks for; 0: all at once
+    later_stages_priority_class: str = ""  # Kueue's, of the queued stages of a job after its first; empty: the queue's own
     network_policies: bool = True  # around the pods of each ModelServe
     monitoring_namespace: str = ""  # whose pods may read the engines' metrics
     namespace: str = ""  # watch this namespace only; empty watches all

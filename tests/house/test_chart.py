@@ -67,6 +67,26 @@ def test_monitors_are_made_only_where_their_kinds_are() -> None:
     assert chart.render([values, "--set=metrics.always=true"]) == rendered("monitored"), "asked for, where Helm can't see them"
 
 
+def priority_class(*options: str) -> tuple[str | None, str, str | None]:
+    """Version and name of the WorkloadPriorityClass that is made, and the name that the operator is told."""
+    bodies = chart.render(options)
+    made = next((body for body in bodies if body["kind"] == "WorkloadPriorityClass"), None)
+    (deployment,) = [body for body in bodies if body["kind"] == "Deployment"]
+    env = {e["name"]: e.get("value") for e in deployment["spec"]["template"]["spec"]["containers"][0]["env"]}
+    told = env["FINETUNE_LATER_STAGES_PRIORITY_CLASS"]
+    return (None, told, None) if made is None else (made["apiVersion"], told, made["metadata"]["name"])
+
+
+def test_later_stages_have_a_priority_where_kueue_is_and_no_job_names_one_that_is_not_there() -> None:
+    name = f"{chart.NAMESPACE}-{chart.RELEASE}-later-stages"
+    kueue = [f"--api-versions=kueue.x-k8s.io/{version}/WorkloadPriorityClass" for version in ("v1beta1", "v1beta2")]
+    assert priority_class() == (None, "", None)
+    assert priority_class(kueue[0]) == ("kueue.x-k8s.io/v1beta1", name, name)
+    assert priority_class(*kueue) == ("kueue.x-k8s.io/v1beta2", name, name)
+    assert priority_class("--set=kueue.always=true") == ("kueue.x-k8s.io/v1beta1", name, name)
+    assert priority_class(*kueue, "--set=kueue.laterStagesPriority=0") == (None, "", None)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_pod_is_behind_one_service_that_is_scraped(name: str) -> None:
     bodies = rendered(name)

@@ -90,6 +90,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
   verbs: [create, list]
 {{- end }}
 
+{{- /* The version in which Kueue's kinds are made; none where there is no Kueue. */ -}}
+{{- define "finetune.kueue" -}}
+{{- if .Capabilities.APIVersions.Has "kueue.x-k8s.io/v1beta2/WorkloadPriorityClass" }}kueue.x-k8s.io/v1beta2
+{{- else if or .Values.kueue.always (.Capabilities.APIVersions.Has "kueue.x-k8s.io/v1beta1/WorkloadPriorityClass") }}kueue.x-k8s.io/v1beta1
+{{- end }}
+{{- end }}
+
+{{- /* Name of the WorkloadPriorityClass of later stages; none where none is made. */ -}}
+{{- define "finetune.laterStages" -}}
+{{- if and .Values.kueue.laterStagesPriority (include "finetune.kueue" .) }}{{ include "finetune.clusterName" . }}-later-stages{{ end }}
+{{- end }}
+
 {{- /* Whether to make objects of a kind of the Prometheus operator: (list . "PodMonitor"). */ -}}
 {{- define "finetune.knows" -}}
 {{- $root := first . -}}

@@ -68,7 +68,8 @@ def attempt_job(
     """
     step = start.step
     labels = {LABEL_RUN: run.id, LABEL_STEP: step.name, LABEL_ATTEMPT: str(start.attempt)}
-    name, queue = step_job(job.metadata.name, step.name, run.id, start.attempt), queue_labels(job, step)
+    name = step_job(job.metadata.name, step.name, run.id, start.attempt)
+    queue = queue_labels(job, run.steps, step, settings.later_stages_priority_class)
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",

@@ -16,18 +16,26 @@ AWAY, ALIKE = 100, 50  # weights: a good node with other GPUs goes before one on
 LONGEST_PRODUCT = LONGEST - len("-SHARED")
 
 
-def queue_labels(job: FineTuneJob, step: Step) -> dict[str, str]:
-    """Labels by which Kueue takes a Job into its queue; none for one that waits in no queue."""
-    asked = job.spec.scheduling
-    if asked.queue_name is None or (asked.queued_stages == "GPU" and not step.needs_gpu):
-        return {}
-    priority = asked.workload_priority_class_name
-    return {LABEL_QUEUE: asked.queue_name} | ({LABEL_QUEUE_PRIORITY: priority} if priority else {})
-
-
 def queues(job: FineTuneJob, steps: Iterable[Step]) -> dict[str, str]:
     """The LocalQueue in which each step's Job is to wait; without those that wait in none."""
-    return {step.name: labels[LABEL_QUEUE] for step in steps if (labels := queue_labels(job, step))}
+    asked = job.spec.scheduling
+    waiting = (step.name for step in steps if step.needs_gpu or asked.queued_stages == "All")
+    return {} if asked.queue_name is None else dict.fromkeys(waiting, asked.queue_name)
+
+
+def queue_labels(job: FineTuneJob, steps: Iterable[Step], step: Step, later: str = "") -> dict[str, str]:
+    """Labels by which Kueue takes a Job into its queue; none for one that waits in no queue.
+
+    `later` is the WorkloadPriorityClass of what a job that has begun still has to do: it goes ahead of jobs that have not,
+    unless users have put their own into an order.
+    """
+    queued, asked = queues(job, steps), job.spec.scheduling
+    if step.name not in queued:
+        return {}
+    ordered = asked.priority_class_name or job.spec.pod_template.priority_class_name
+    is_later = step.name != next(iter(queued)) and not ordered
+    priority = asked.workload_priority_class_name or (later if is_later else "")
+    return {LABEL_QUEUE: queued[step.name]} | ({LABEL_QUEUE_PRIORITY: priority} if priority else {})
 
 
 def placement(job: FineTuneJob, stage: Stage, avoided: Iterable[str] = (), gpu: str | None = None) -> Object:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.builders import make_job
-from tests.story import Story
+from tests.story import SETTINGS, Story
 
 from finetune_operator.decision import Ref
 from finetune_operator.kueue import NOT_SERVED
@@ -42,6 +43,30 @@ def test_stages_on_gpus_are_created_in_the_queue_and_the_others_start_at_once() 
     everything = Story(make_job(parallelism=ON_GPUS, scheduling=QUEUE | {"queuedStages": "All"}))
     everything.passes(2)
     assert jobs(everything)["prepare"]["spec"]["suspend"] is True
+
+
+@pytest.mark.parametrize(
+    ("spec", "priorities"),
+    [
+        ({"scheduling": {"queueName": "gpus"}}, {"train": None, "evaluate": "later"}),
+        ({"scheduling": {"queueName": "gpus", "queuedStages": "All"}}, {"prepare": None, "train": "later", "merge": "later"}),
+        ({"scheduling": QUEUE}, {"train": "research", "evaluate": "research"}),
+        ({"scheduling": {"queueName": "gpus", "priorityClassName": "low"}}, {"train": None, "evaluate": None}),
+        (
+            {"scheduling": {"queueName": "gpus"}, "podTemplate": {"priorityClassName": "low"}},
+            {"train": None, "evaluate": None},
+        ),
+        ({}, {"train": None, "evaluate": None}),
+    ],
+)
+def test_what_a_job_that_has_begun_still_has_to_do_goes_ahead_of_new_jobs(
+    spec: dict[str, Any], priorities: dict[str, str | None]
+) -> None:
+    settings = replace(SETTINGS, later_stages_priority_class="later")
+    story = Story(make_job(parallelism=ON_GPUS, **spec), settings=settings)
+    story.to_the_end()
+    labels = {step: body["metadata"]["labels"] for step, body in jobs(story).items()}
+    assert {step: labels[step].get("kueue.x-k8s.io/priority-class") for step in priorities} == priorities
 
 
 def test_only_the_queue_resumes_what_waits_in_it() -> None:
