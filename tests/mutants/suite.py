@@ -39,7 +39,7 @@ SUITE = (CRDS, "tests/house/test_values.py", "tests/unit")
 # That a test fails is all that counts: pytest would compare long texts for seconds to say in what they differ.
 SILENT = ("--assert=plain", "--tb=native")
 OPTIONS = ("-p", "no:cacheprovider", "-p", "no:xdist", "-x", "--ignore=tests/unit/localcluster", *SILENT)
-OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster"}
+OURS = {"finetune_operator", "finetune_trainer", "tests", "demo", "localcluster", "supply"}
 ONCE = "finetune_operator.metrics"  # Prometheus's registry takes no name twice
 ASKED_SECONDS = 6.0  # of CPU, that tests are asked of a mutant; by then the nearest have all been
 CPU_SECONDS, WALL_SECONDS = 90, 600  # a mutant that takes more loops, or waits for what never comes
