@@ -40,7 +40,7 @@ async def lasts(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None) -> None:
+def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None, seconds: float = PATIENCE) -> None:
     """Wait until it takes connections, or answers this path over HTTP; fails at once where it has ended."""
 
     def answers() -> bool:
@@ -55,4 +55,4 @@ def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | N
             return False
         return True
 
-    wait_until(f"{address} answers", answers)
+    wait_until(f"{address} answers", answers, seconds)

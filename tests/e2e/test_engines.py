@@ -12,13 +12,29 @@ from tests.e2e import serves
 from tests.e2e.serves import live
 from tests.e2e.space import Space
 
-pytestmark = [pytest.mark.space(serves.SHARED), pytest.mark.usefixtures("small_job")]
+pytestmark = [
+    pytest.mark.space(serves.SHARED), pytest.mark.usefixtures("small_job"), pytest.mark.images("serve-vllm")
+]  # fmt: skip
 CONTEXT = 256
+MERGED = {"jobRef": {**serves.MODEL["jobRef"], "artifact": "merged"}}
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 LLAMA_CPP: Object = {"engine": {"type": "LlamaCpp", "maxModelLength": CONTEXT}}
 
+VLLM: Object = {
+    "model": MERGED,
+    "engine": {"type": "VLLM", "maxModelLength": CONTEXT, "args": ["--max-num-seqs", "4"]},
+    "resources": {"requests": {"cpu": "250m", "memory": "2Gi"}, "limits": {"memory": "6Gi"}},
+    "rollout": {"rollbackWindowSeconds": 0, "startupTimeoutSeconds": 900},
+}
+TRANSFORMERS: Object = {
+    "model": MERGED,
+    "engine": {"type": "Transformers", "maxModelLength": CONTEXT},
+    "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
+}
+ENGINES = [pytest.param(spec, id=spec["engine"]["type"]) for spec in (LLAMA_CPP, TRANSFORMERS, VLLM)]
 
-@pytest.fixture(params=[pytest.param(LLAMA_CPP, id="LlamaCpp")])
+
+@pytest.fixture(params=ENGINES)
 def served(space: Space, request: pytest.FixtureRequest) -> Iterator[tuple[OpenAI, str]]:
     """A client of a ModelServe on one engine, and the model's name."""
     name = "asked-" + request.param["engine"]["type"].lower()

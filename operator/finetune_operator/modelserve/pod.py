@@ -33,7 +33,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
     needs one.
     """
     spec, engine = serve.spec, ENGINES[serve.spec.engine.type]
-    front = [_front(serve, settings)] if fronted and _needs_front(spec) else []
+    front = [_front(serve, model, settings)] if fronted and _needs_front(spec) else []
     start = engine.launch(spec, served_name(serve), BEHIND if front else engine.port)
     port = _port(ENGINE, BEHIND) if front else _port(PORT_HTTP, engine.port)
     volumes, mounts = _storage(serve, model, start)
@@ -152,8 +152,9 @@ def _engine(
         "volumeMounts": mounts,
         **_probes(port, served_name(serve), budget(spec, model).start, spec),
     }
-    if spec.auth is not None:
-        container["env"].append(api_key(spec.auth.secret_ref, ENGINES[spec.engine.type].api_key_variable))
+    variable = ENGINES[spec.engine.type].api_key_variable
+    if spec.auth is not None and variable is not None:
+        container["env"].append(api_key(spec.auth.secret_ref, variable))
     if start.command:
         container["command"] = start.command
     if resources := _resources(spec):
@@ -163,28 +164,34 @@ def _engine(
     return container
 
 
-def _front(serve: ModelServe, settings: Settings) -> Object:
+def _front(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:
     """The container that takes the requests for an engine that does not drain, has manners, or adapters. It is told to stop as
     the engine's container begins its sleep, so it ends first.
     """
-    spec = serve.spec
-    port = _port(PORT_HTTP, ENGINES[spec.engine.type].port)
+    spec, engine = serve.spec, ENGINES[serve.spec.engine.type]
+    port = _port(PORT_HTTP, engine.port)
     command = ["python", "-m", "finetune_trainer.serving.front", "--port", str(port["containerPort"])]
     command += ["--engine", f"http://127.0.0.1:{BEHIND}", "--drain", str(spec.drain.seconds)]
+    env: list[Object] = [{"name": "HOME", "value": "/tmp"}]
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]
     if spec.lora is not None:
         command += ["--adapters", adapter_pod.FOLDER]
         mounts.append(adapter_pod.READ_ONLY)
-    elif (manners := ENGINES[spec.engine.type].manners) is not None:
-        manners = manners.model_copy(update={"model": served_name(serve)})
+    elif engine.manners is not None:
+        manners = engine.manners.model_copy(update={"model": served_name(serve)})
         command += ["--manners", manners.model_dump_json(by_alias=True, exclude_defaults=True)]
+        if manners.lacks is not None:
+            command += ["--folder", MODEL]
+            command += [] if spec.engine.max_model_length is None else ["--context", str(spec.engine.max_model_length)]
+            mounts = _model_mounts(model)
+            env += [] if spec.auth is None else [api_key(spec.auth.secret_ref, pod.ENV_API_KEY)]
     return {
         "name": "front",
         "image": settings.operator_image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": command,
         "resources": {"requests": FRONT_REQUESTS, "limits": FRONT_LIMITS},
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": env,
         "ports": [port],
         "securityContext": pod_security.container(),
         "volumeMounts": mounts,
@@ -213,11 +220,13 @@ def _probes(port: Object, name: str, seconds: int, spec: ModelServeSpec) -> Obje
     """No pod is ready before its engine has listed the served name, which then can't change while the process lives. An engine
     on the loopback is asked from within; whether it is ready is asked of its front alone, which asks it.
     """
-    variable, url = ENGINES[spec.engine.type].api_key_variable, f"http://127.0.0.1:{port['containerPort']}"
-    ask = {"exec": {"command": ["sh", "-c", is_served(None if spec.auth is None else variable), url, name]}}
+    engine, url = ENGINES[spec.engine.type], f"http://127.0.0.1:{port['containerPort']}"
+    lacks = engine.manners is not None and engine.manners.lacks is not None
+    script = is_served(None if spec.auth is None else engine.api_key_variable)
+    ask: Object = {"exec": {"command": ["sh", "-c", IS_HEALTHY if lacks else script, url, name]}}
     health: Object = {"httpGet": {"path": HEALTH, "port": port["name"]}}
     ready = {"readinessProbe": {**health, **READINESS}}
-    if spec.lora is not None:
+    if spec.lora is not None or lacks:
         health, ready = {"exec": {"command": ["sh", "-c", IS_HEALTHY, url]}}, {}
     failures = -(-seconds // STARTUP_PERIOD_SECONDS)
     return {

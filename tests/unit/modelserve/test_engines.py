@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.serving import SETTINGS, Stage, make_serve
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.decision import Create
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp
+from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp, transformers
 from finetune_operator.modelserve.engines.engine import is_served
 from finetune_trainer.contract.manners import Manners
 
@@ -107,7 +108,7 @@ def test_engine_and_gate_read_the_key_from_the_secret(engine_type: str) -> None:
     served.available(served.candidate())
     (job,) = [a.body for a in served.step().actions if isinstance(a, Create) and a.body["kind"] == "Job"]
     (gate,) = job["spec"]["template"]["spec"]["containers"]
-    variable = ENGINES[EngineType(engine_type)].api_key_variable
+    variable = str(ENGINES[EngineType(engine_type)].api_key_variable)
     for container, name in ((engine, variable), (gate, "FINETUNE_API_KEY")):
         assert secret_of(container, name) == {"name": "keys", "key": "api-key"}
     assert f"Bearer ${variable}" in engine["startupProbe"]["exec"]["command"][2]
@@ -165,6 +166,46 @@ def test_before_an_engine_that_answers_to_any_name_a_front_stands_though_nobody_
     assert "lifecycle" not in engine, "nothing is waited for"
     manners = Manners.model_validate_json(after(front["command"], "--manners"))
     assert manners == llamacpp.MANNERS.model_copy(update={"model": "facts/v2"})
+
+
+def test_the_front_of_transformers_does_what_that_lacks() -> None:
+    """It asks for the key and knows the model's folder; the engine listens in the pod alone, and is asked from within."""
+    pod = pods_with_key("Transformers", resources={"limits": {"cpu": "1500m"}}, engine_fields={"maxModelLength": 512})
+    engine, front = pod["containers"]
+    assert secret_of(front, "FINETUNE_API_KEY") == {"name": "keys", "key": "api-key"}
+    assert [e["name"] for e in engine["env"] if "valueFrom" in e] == []
+    assert (after(front["command"], "--folder"), after(front["command"], "--context")) == ("/mnt/model/model", "512")
+    assert [m for m in engine["volumeMounts"] if m["name"] != "tmp"] == [m for m in front["volumeMounts"] if m["name"] != "tmp"]
+    assert after(engine["args"], "--host") == "127.0.0.1"
+    assert "readinessProbe" not in engine
+    for probe in ("startupProbe", "livenessProbe"):
+        assert "http://127.0.0.1:8081" in engine[probe]["exec"]["command"]
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in engine["env"]
+    assert Manners.model_validate_json(after(front["command"], "--manners")).lacks == transformers.LACKS
+
+
+def pods_with_key(engine_type: str, engine_fields: Object, **spec: Any) -> Object:
+    served = stage(auth=KEY, engine={"type": engine_type, **engine_fields}, **spec)
+    served.step()
+    template: Object = served.deployment(served.candidate())["spec"]["template"]["spec"]
+    return template
+
+
+@pytest.mark.parametrize("name", ["facts", "team/facts", "a.b-c/d_e"])
+def test_transformers_is_started_with_the_served_name_as_its_folder(name: str, tmp_path: Path) -> None:
+    """Twice, as a container that is started anew finds what it made."""
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_text("the model's")
+    (program := tmp_path / "transformers").write_text('#!/bin/sh\ncat "$2/config.json"; echo " $@"\n')
+    program.chmod(0o755)
+    script = transformers.SERVE.replace("/mnt/model/model", str(model)).replace("/tmp/served", str(tmp_path / "served"))
+    spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://c/m"}, "engine": {"type": "Transformers", "args": ["--x"]}})
+    start = transformers.launch(spec, name, 8081)
+    assert start.command[:3] == ["sh", "-c", transformers.SERVE]
+    for _ in range(2):
+        command = ["sh", "-c", script, *start.command[3:], *start.args]
+        done = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, capture_output=True, text=True)
+        assert done.stdout == f"the model's serve {name} --host 127.0.0.1 --port 8081 --device auto --x\n"
 
 
 def test_a_front_is_no_part_of_the_revision() -> None:

@@ -23,7 +23,7 @@ KINDS = (
     "Deployment", "Service", "ConfigMap", "Job",
     "ControllerRevision", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute",
 )  # fmt: skip
-NEEDED = [("Secret", "s3-keys"), ("Secret", "authority"), ("Secret", "judge-key"), ("ConfigMap", "rubric")]
+NEEDED = [("Secret", "s3-keys"), ("Secret", "authority"), ("Secret", "judge-key"), ("Secret", "keys"), ("ConfigMap", "rubric")]
 
 
 def test_cases_were_found() -> None:

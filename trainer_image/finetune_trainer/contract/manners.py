@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field
+
 from finetune_trainer.contract.fields import Strict
+
+
+class Lacks(Strict):
+    """What an engine does nothing about, so that its front does all of it: names, keys, lengths, metrics."""
+
+    metrics: str
+    """What the names of its metrics begin with."""
+    reached: tuple[str, ...]
+    """The paths that lead to it, and no others."""
+    ignored: dict[str, Any] = Field(default_factory=dict)
+    """Fields of requests that it passes over in silence, with the value that asks for nothing."""
+    renamed: dict[str, str] = Field(default_factory=dict)
+    """Fields that it knows by another name."""
+    tokens: int
+    """How many it writes at most where a request doesn't say."""
 
 
 class Manners(Strict):
@@ -14,3 +33,5 @@ class Manners(Strict):
     """What paths begin with that nobody is to reach, as they tell of other callers, or change what those are answered."""
     askers_faults: tuple[str, ...] = ()
     """Words of errors that the engine takes for its own (5xx), where what was asked can't be had of this model (400)."""
+    lacks: Lacks | None = None
+    """What it does nothing about. None: its front does no more than the above."""

@@ -5,7 +5,7 @@
     caller ── a connection that is kept ──► front ── one connection a request ──► engine
 
 Before an engine with adapters it leads their names to what the engine calls them (named.py); before one that would answer to
-any name it answers to the model's alone (one_model.py).
+any name it answers to the model's alone (one_model.py), and does what else an engine lacks (lacking.py).
 From SIGTERM on, each answer that begins says `Connection: close`, so that whoever keeps a connection finds another pod with
 the next request. The program ends when nothing is being answered and nobody has come for a while, at the latest after so
 many seconds; the engine is stopped only then (modelserve/pod.py has it sleep before).
@@ -20,9 +20,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -30,6 +29,10 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from finetune_trainer.contract.manners import Manners
+from finetune_trainer.environment import access
+from finetune_trainer.serving.besides import Besides
+from finetune_trainer.serving.fitted import facts
+from finetune_trainer.serving.lacking import Lacking
 from finetune_trainer.serving.named import LARGEST_BODY, Adapters
 from finetune_trainer.serving.one_model import OneModel
 
@@ -45,29 +48,13 @@ OF_A_CONNECTION = frozenset(
 AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
 
 
-class Besides(Protocol):
-    """What a front does besides passing on."""
-
-    async def own_answer(self, request: web.Request) -> web.Response | None:
-        """The answer to what the engine is not asked."""
-
-    async def renamed(self, request: web.Request) -> bytes | None:
-        """The body for the engine; None where the request's is passed on as it comes."""
-
-    def holds(self, path: str, status: int) -> bool:
-        """Whether an answer is to be read as a whole, and told by `told`."""
-
-    def told(self, status: int, body: bytes) -> tuple[int, bytes]:
-        """Status and body that the caller gets in place of these."""
-
-
 @dataclass
 class Front:
     """What is between callers and one engine."""
 
     engine: str
     session: aiohttp.ClientSession
-    besides: Besides | None = None
+    besides: Besides = field(default_factory=Besides)
     is_draining: bool = False
     running: int = 0
     came: float = 0.0  # when something was asked last, on the monotonic clock
@@ -77,18 +64,26 @@ class Front:
         self.running += 1
         if request.method == hdrs.METH_POST:  # probes and scrapes go on while a pod ends
             self.came = time.monotonic()
+        response: web.StreamResponse | None = None
+        self.besides.begun(request)
         try:
-            own = None if self.besides is None else await self.besides.own_answer(request)
-            if own is None:
-                return await self._passed_on(request)
-            self._closing(own)
-            return own
+            own = await self.besides.own_answer(request, self._asked)
+            if own is not None:
+                self._closing(own)
+            response = own if own is not None else await self._passed_on(request)
+            return response
         finally:
             self.running -= 1
+            self.besides.ended(request, None if response is None else response.status)
+
+    async def _asked(self, path: str, body: bytes) -> tuple[int, bytes]:
+        headers = {hdrs.CONTENT_TYPE: "application/json"}
+        async with self.session.post(self.engine + path, data=body, headers=headers) as found:
+            return found.status, await found.read()
 
     async def _passed_on(self, request: web.Request) -> web.StreamResponse:
         response: web.StreamResponse | None = None
-        body = None if self.besides is None else await self.besides.renamed(request)
+        body = await self.besides.renamed(request)
         try:
             async with self.session.request(
                 request.method,
@@ -97,11 +92,11 @@ class Front:
                 data=body if body is not None else request.content if request.body_exists else None,
                 allow_redirects=False,
             ) as found:
-                if self.besides is not None and self.besides.holds(request.path, found.status):
+                if self.besides.holds(request.path, found.status):
                     return self._told(*self.besides.told(found.status, await found.read()), found.headers)
                 response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
                 await self._begin(response, request)
-                async for piece in found.content.iter_any():
+                async for piece in self.besides.pieces(found):
                     await response.write(piece)
                 await response.write_eof()
                 return response
@@ -116,7 +111,8 @@ class Front:
             return response
 
     def _told(self, status: int, body: bytes, headers: CIMultiDictProxy[str]) -> web.Response:
-        response = web.Response(status=status, body=body, headers=_others(headers, but=(hdrs.CONTENT_LENGTH,)))
+        others = _others(headers, but=(hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE))
+        response = web.Response(status=status, body=body, headers=others, content_type="application/json")
         self._closing(response)
         return response
 
@@ -165,7 +161,10 @@ async def standing(
         skip_auto_headers=AS_THEY_ARE,
         auto_decompress=False,
     ) as session:
-        front, application = Front(engine.rstrip("/"), session, besides), web.Application(client_max_size=LARGEST_BODY)
+        front, application = (
+            Front(engine.rstrip("/"), session, besides or Besides()),
+            web.Application(client_max_size=LARGEST_BODY),
+        )
         application.router.add_route("*", "/{path:.*}", front.answer)
         # Whoever is gone is to be answered no more, hence the cancellation.
         runner = web.AppRunner(
@@ -179,7 +178,7 @@ async def standing(
             await runner.cleanup()
 
 
-async def serve(port: int, engine: str, drain: float, besides: Besides | None) -> None:
+async def serve(port: int, engine: str, drain: float, besides: Besides) -> None:
     """Answer until SIGTERM, and drain."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
@@ -199,16 +198,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--drain", type=float, required=True, help="seconds from SIGTERM until the end, at most")
     parser.add_argument("--adapters", type=Path, help="folder in which the keeper of adapters tells of them")
     parser.add_argument("--manners", type=Manners.model_validate_json, help="where the engine does otherwise than OpenAI's API")
+    parser.add_argument("--folder", type=Path, help="where the model lies, for an engine that does not count tokens")
+    parser.add_argument("--context", type=int, help="tokens of prompt and answer together, at most")
     options = parser.parse_args(arguments)
     asyncio.run(serve(options.port, options.engine, options.drain, _besides(options)))
     return 0
 
 
-def _besides(options: argparse.Namespace) -> Besides | None:
+def _besides(options: argparse.Namespace) -> Besides:
     """What the command line asks for besides; no engine needs both."""
     if options.adapters is not None:
         return Adapters(options.adapters)
-    return None if options.manners is None else OneModel(options.manners)
+    if options.manners is None:
+        return Besides()
+    if options.manners.lacks is None:
+        return OneModel(options.manners)
+    return Lacking(options.manners, options.manners.lacks, facts(options.folder, options.context), access().served_api_key)
 
 
 if __name__ == "__main__":

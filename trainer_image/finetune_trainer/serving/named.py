@@ -18,6 +18,7 @@ from aiohttp import hdrs, web
 from pydantic import ValidationError
 
 from finetune_trainer.contract.served_adapters import NAMES, PATH, STATE, PodAdapters
+from finetune_trainer.serving.besides import Ask, Besides
 
 LARGEST_BODY = 32 << 20  # bytes of a request that names a model: it is held in memory
 ADMIN = "lora_adapter"  # in the paths of the engine's API for adapters, however they are written
@@ -25,7 +26,7 @@ MODELS, HEALTH = "/v1/models", "/health"
 
 
 @dataclass
-class Adapters:
+class Adapters(Besides):
     """What the keeper tells in its folder."""
 
     folder: Path
@@ -56,8 +57,7 @@ class Adapters:
             return self._texts.get(name, "")
         return self._texts[name]
 
-    async def own_answer(self, request: web.BaseRequest) -> web.Response | None:
-        """The answer to what the engine is not asked."""
+    async def own_answer(self, request: web.Request, ask: Ask) -> web.Response | None:
         if ADMIN in request.path:
             error = {"message": "adapters are loaded by spec.adapters of the ModelServe", "type": "NotFoundError", "code": 404}
             return web.json_response({"error": error}, status=404)
@@ -68,7 +68,7 @@ class Adapters:
         return None
 
     async def renamed(self, request: web.Request) -> bytes | None:
-        """The body under the engine's name of an adapter; None where it is to be passed on as it is."""
+        # Under the engine's name of an adapter.
         if request.method != hdrs.METH_POST or not request.body_exists or not request.content_type.endswith("json"):
             return None
         body = await request.read()  # kept by the request: who passes it on gets all of it
@@ -80,11 +80,10 @@ class Adapters:
         return body if name is None else json.dumps({**asked, "model": name}, ensure_ascii=False).encode()
 
     def holds(self, path: str, status: int) -> bool:
-        """Whether an answer is to be read as a whole, and told by `told`."""
         return path == MODELS and status == 200
 
     def told(self, status: int, body: bytes) -> tuple[int, bytes]:
-        """The engine's list of models with the names that callers know."""
+        # The engine's list of models with the names that callers know.
         public = {engine: name for name, engine in self.names.items()}
         found: dict[str, Any] = json.loads(body)
         cards = [card | {"id": public.get(card["id"], card["id"])} for card in found["data"]]

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from finetune_operator.modelserve.engines import llamacpp, vllm
+from finetune_operator.modelserve.engines import llamacpp, transformers, vllm
 from finetune_operator.modelserve.engines.engine import Engine
 
 
 class EngineType(StrEnum):
     VLLM = "VLLM"
     LLAMA_CPP = "LlamaCpp"
+    TRANSFORMERS = "Transformers"
 
 
-ENGINES: dict[EngineType, Engine] = {EngineType.VLLM: vllm.ENGINE, EngineType.LLAMA_CPP: llamacpp.ENGINE}
+ENGINES: dict[EngineType, Engine] = {
+    EngineType.VLLM: vllm.ENGINE,
+    EngineType.LLAMA_CPP: llamacpp.ENGINE,
+    EngineType.TRANSFORMERS: transformers.ENGINE,
+}

@@ -65,11 +65,11 @@ class Engine:
 
     serves: str  # in a word
     formats: tuple[str, ...]
-    best: ArtifactFormat  # which of a job's artifacts it serves where the job names none
+    best: ArtifactFormat | None  # which of a job's artifacts it serves where the job names none; None: the merged model
     port: int  # where its pods take requests
     launch: Callable[[ModelServeSpec, str, int], Launch]
     image: Callable[[Settings], str]
-    api_key_variable: str  # of its environment: requests must bring its value
+    api_key_variable: str | None  # of its environment: requests must bring its value; None: its front asks for it
     counters: Counters  # of its traffic, as it calls them itself
     loads: Mapping[Load, str]  # names of its metrics, as a metrics adapter serves them: a colon is an underscore there
     on_gpus_only: tuple[str, ...] = ()  # of the formats

@@ -40,7 +40,15 @@ llamacpp:tokens_predicted_total {tokens}
 # TYPE llamacpp:tokens_predicted_seconds_total counter
 llamacpp:tokens_predicted_seconds_total {seconds}
 """
-PORT_OF = {EngineType.VLLM: VLLM, EngineType.LLAMA_CPP: LLAMA_CPP}
+TRANSFORMERS = """\
+# TYPE http_requests_total counter
+http_requests_total{{handler="/v1/chat/completions",method="POST",status="2xx"}} {good}
+http_requests_total{{handler="/v1/chat/completions",method="POST",status="5xx"}} {bad}
+# TYPE transformers:inter_token_latency_seconds summary
+transformers:inter_token_latency_seconds_count {tokens}
+transformers:inter_token_latency_seconds_sum {seconds}
+"""
+PORT_OF = {EngineType.VLLM: VLLM, EngineType.LLAMA_CPP: LLAMA_CPP, EngineType.TRANSFORMERS: TRANSFORMERS}
 
 
 class Pod(ThreadingHTTPServer):

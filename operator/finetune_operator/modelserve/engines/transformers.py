@@ -1,0 +1,89 @@
+"""`transformers serve`: any architecture that transformers has, on GPUs or CPUs; slower than vLLM, and there sooner.
+
+It is in vLLM's image, with all that it needs. It writes answers and does little else: its front does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from finetune_operator.api.access import Load
+from finetune_operator.meta import quantity_value
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
+from finetune_trainer.contract.formats import SAFETENSORS
+from finetune_trainer.contract.manners import Lacks, Manners
+from finetune_trainer.contract.traffic import Counters, Series
+
+if TYPE_CHECKING:
+    from finetune_operator.api.modelserve import ModelServeSpec
+
+METRICS = "transformers"
+ASKED = {"handler": "/v1/.*", "method": "POST"}
+# It calls a model as the path that it was loaded from: here that is the served name. Kubernetes has its own meaning for $(…).
+SERVE = f"""
+there=/tmp/served/$0
+mkdir -p `dirname "$there"` && ln -sfn {MODEL} "$there" && cd /tmp/served && exec transformers serve "$0" "$@"
+""".strip()
+LACKS = Lacks(
+    metrics=METRICS,
+    reached=("/v1/chat/completions", "/v1/completions"),
+    ignored={
+        "audio": None,
+        "best_of": 1,
+        "echo": False,
+        "function_call": "none",
+        "functions": [],
+        "logprobs": False,
+        "metadata": None,
+        "modalities": ["text"],
+        "n": 1,
+        "parallel_tool_calls": True,
+        "prediction": None,
+        "presence_penalty": 0,
+        "reasoning_effort": None,
+        "response_format": {"type": "text"},
+        "service_tier": "auto",
+        "store": False,
+        "stream_options": {"include_usage": True},  # which its streams do in any case
+        "tool_choice": "auto",
+        "top_logprobs": 0,
+        "user": None,
+        "web_search_options": None,
+    },
+    renamed={"max_completion_tokens": "max_tokens"},
+    tokens=1024,
+)
+
+
+def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
+    """It ends its answers at SIGTERM, but tells nobody who keeps a connection: its front drains."""
+    args = ["--host", "127.0.0.1", "--port", str(port), "--device", "auto" if spec.parallelism.gpus else "cpu"]
+    env = {"USER": "finetune", "HF_HUB_OFFLINE": "1"}  # torch asks for the user's name; all that it needs lies in the folder
+    if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
+        env["OMP_NUM_THREADS"] = str(math.ceil(quantity_value(cpus)))  # torch would count the node's CPUs
+    return Launch(
+        command=["sh", "-c", SERVE, served_name],
+        args=[*args, *spec.engine.args],
+        env=env,
+        pre_stop_seconds=spec.drain.seconds,
+    )
+
+
+ENGINE = Engine(
+    serves="safetensors, by the library itself",
+    formats=(SAFETENSORS,),
+    best=None,
+    port=8000,
+    launch=launch,
+    image=lambda settings: settings.vllm_image,
+    api_key_variable=None,
+    counters=Counters(
+        requests=Series(name="http_requests_total", labels=ASKED),
+        errors=Series(name="http_requests_total", labels={**ASKED, "status": "5.."}),
+        tokens=Series(name=f"{METRICS}:inter_token_latency_seconds_count"),
+        token_seconds=Series(name=f"{METRICS}:inter_token_latency_seconds_sum"),
+    ),
+    loads={Load.WAITING_REQUESTS: f"{METRICS}_num_requests_waiting"},
+    manners=Manners(lacks=LACKS),
+)

@@ -1,0 +1,46 @@
+"""What a front does besides passing on: nothing, where the engine needs nothing of it. Others say what they do instead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+
+import aiohttp
+from aiohttp import web
+
+Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]  # a question of the front's own to the engine: path, body
+
+
+class Besides:
+    async def own_answer(self, request: web.Request, ask: Ask) -> web.Response | None:
+        """The answer to what the engine is not asked."""
+        return None
+
+    async def renamed(self, request: web.Request) -> bytes | None:
+        """The body for the engine; None where the request's is passed on as it comes."""
+        return None
+
+    def holds(self, path: str, status: int) -> bool:
+        """Whether an answer is to be read as a whole, and told by `told`."""
+        return False
+
+    def told(self, status: int, body: bytes) -> tuple[int, bytes]:
+        """Status and body that the caller gets in place of these."""
+        return status, body
+
+    async def pieces(self, found: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+        """An answer as it comes in."""
+        async for piece in found.content.iter_any():
+            yield piece
+
+    def begun(self, request: web.Request) -> None:
+        """Something was asked."""
+
+    def ended(self, request: web.Request, status: int | None) -> None:
+        """It was answered, or its caller has gone."""
+
+
+def refusal(status: HTTPStatus, message: str, kind: str, param: str | None = None) -> web.Response:
+    """An error as OpenAI's clients read it."""
+    error = {"message": message, "type": kind, "param": param, "code": int(status)}
+    return web.json_response({"error": error}, status=status)
