@@ -6,8 +6,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from tests.trainer.entries import PAIRS, context, prepare
 from tests.trainer.pods import in_a_pod, python_of
 
@@ -18,6 +21,9 @@ from finetune_trainer.contract.reports import Manifest
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.failures import StepFailed
+from finetune_trainer.model.compute import Compute
+from finetune_trainer.scoring import by_vllm
+from finetune_trainer.scoring.by_vllm import VllmScorer
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -99,6 +105,40 @@ def test_a_tokenizer_that_vllm_reads_otherwise_is_refused(make_run: MakeRun, tmp
     file.write_text(text)
     in_a_pod(evaluator, run, ("evaluate",), tmp_path, ends=ExitCode.VERIFICATION_FAILED, seconds=SECONDS)
     assert "vLLM's tokenizer gives other ids than the model's" in (tmp_path / "termination").read_text()
+
+
+class Engine:
+    """vLLM as far as a scorer speaks to it; tells by the answer how many rows were in the step."""
+
+    def __init__(self) -> None:
+        self.llm_engine = self.engine_core = self
+        self.asked: list[tuple[int, int]] = []
+        self.ended = False
+
+    def get_tokenizer(self) -> Any:
+        return None
+
+    def generate(self, prompts: list[dict[str, list[int]]], greedy: int, use_tqdm: bool) -> list[Any]:
+        assert not self.ended
+        assert not use_tqdm
+        self.asked.append((len(prompts), greedy))
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[len(prompts)])]) for _ in prompts]
+
+    def shutdown(self) -> None:
+        self.ended = True
+
+
+def test_rows_that_a_gate_will_ask_are_asked_by_themselves_of_the_same_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine()
+    tokenizer: Any = SimpleNamespace(decode=lambda ids, **_: f"{ids[0]} in the step")
+    scorer = VllmScorer(Path(), tokenizer, (0,), 40, Compute("cpu", torch.float32))
+    monkeypatch.setattr(scorer, "_engine", lambda: engine)
+    monkeypatch.setattr(scorer, "_greedy", lambda new_tokens: new_tokens)
+    monkeypatch.setattr(by_vllm, "check_tokens", lambda *_: ())
+    assert scorer._answers([ROW] * 3, alone=2) == ["3 in the step"] * 3
+    assert scorer.alone == ("1 in the step",) * 2
+    assert sorted(engine.asked) == [(1, 16), (1, 16), (3, 40)]
+    assert engine.ended
 
 
 def test_vllm_that_is_asked_for_and_missing_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

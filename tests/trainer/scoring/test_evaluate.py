@@ -15,8 +15,10 @@ from finetune_trainer.contract.metrics import Metric
 from finetune_trainer.contract.reports import Scores
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.served_rows import AskedRow
+from finetune_trainer.data.rendered import Rendered
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.scoring import by_transformers
+from finetune_trainer.scoring.by_transformers import TransformersScorer
 from finetune_trainer.stages import evaluate, merge, train
 
 MakeRun = Callable[..., RunConfig]
@@ -142,6 +144,25 @@ def test_what_a_served_model_can_be_asked_again(make_run: MakeRun, tmp_path: Pat
     assert [list(row.prompt_ids) for row in asked] == [tokenizer(r.prompt, add_special_tokens=False).input_ids for r in asked]
     assert all(row.asked_ids == row.prompt_ids and row.max_tokens == 5 and not row.special_tokens for row in asked)
     assert not (entry_of(run, tmp_path, "base") / "asked.jsonl").exists()
+
+
+def test_rows_that_a_gate_will_ask_are_answered_by_themselves_as_well(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among others a product can be rounded otherwise, and another word wins."""
+    seen: list[tuple[int, int]] = []
+
+    def answers(_: TransformersScorer, batch: list[Rendered], new_tokens: int) -> list[str]:
+        seen.append((len(batch), new_tokens))
+        return ["alone" if len(batch) == 1 else "among others" for _ in batch]
+
+    monkeypatch.setattr(TransformersScorer, "_answers", answers)
+    run = trained_and_merged(make_run, tmp_path, generation=GENERATION)
+    evaluated(run, tmp_path)
+    asked = (entry_of(run, tmp_path, "merged") / "asked.jsonl").read_text().splitlines()
+    assert [AskedRow.model_validate_json(line).answer for line in asked] == ["alone"] * len(PAIRS)
+    assert {row["answer"] for row in rows_of(run, tmp_path, "merged")} == {"among others"}
+    assert seen == [(8, 40), (8, 40), *[(1, 16)] * 8]  # the base, which nobody serves, and the merged model
 
 
 def test_rows_without_a_prompt_leave_nothing_to_ask(make_run: MakeRun, tmp_path: Path) -> None:

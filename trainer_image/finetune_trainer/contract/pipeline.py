@@ -28,7 +28,7 @@ from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.tasks import Task, Tasks
 
-RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 3, "publish": 1}
+RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 4, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE, CLEAN = "prepare", "train", "merge", "evaluate", "clean"
 AFTER_GATES = ("publish", CLEAN)  # stages that nothing is begun of until the gates have passed

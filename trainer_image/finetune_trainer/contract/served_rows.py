@@ -3,6 +3,9 @@
     prompt ── the server's tokenizer ──► promptIds                   every id must be the same
     askedIds ── the server, greedily ──► the answer's first tokens   a share of the rows must begin alike
 
+The evaluation's engine answers these rows once more, each by itself, as a gate asks them: among others a row's products can be
+rounded otherwise, in FP8 and NF4 so much that another word wins.
+
 The ids are the trainer's, so the first line proves the server's tokenizer on rendered text, special tokens included, and
 the second its weights, arithmetic and end tokens. The chat template is no part of it: that the artifact carries the
 model's own is proven when it is made (export/proof.py), and the prompts of a gate go through the server's.
@@ -19,6 +22,11 @@ FILE, ROWS = "asked.jsonl", 8
 TOKENS = 16
 
 
+def length(new_tokens: int) -> int:
+    """Tokens that a row is asked for, where an evaluation's answers have `new_tokens` at most."""
+    return min(TOKENS, new_tokens)
+
+
 class AskedRow(Report):
     """A test row as evaluation asked it."""
 
@@ -28,7 +36,7 @@ class AskedRow(Report):
     prompt_ids: tuple[int, ...]  # of the prompt by itself
     asked_ids: tuple[int, ...]  # what the answer was asked for with; the answer may have melted into the prompt's last token
     max_tokens: int
-    answer: str
+    answer: str  # its beginning, asked by itself
 
 
 class ServedRows(Report):

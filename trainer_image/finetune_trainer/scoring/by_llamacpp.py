@@ -19,6 +19,7 @@ class LlamaCppScorer:
     """Scores one GGUF file on the CPU, row by row."""
 
     checks: tuple[Check, ...] = ()
+    alone: tuple[str, ...] = ()
 
     def __init__(
         self, file: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, rows: Sequence[Rendered]
@@ -26,12 +27,14 @@ class LlamaCppScorer:
         self._tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
         self._model = llamacpp.open_model(file, max(row.length for row in rows) + new_tokens + 1)
 
-    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
-        """One Answer for each row, in the rows' order."""
-        for row in rows:
+    def score(self, rows: Sequence[Rendered], alone: int = 0) -> Iterator[Answer]:
+        """One Answer for each row, in the rows' order, each asked by itself."""
+        for number, row in enumerate(rows):
             loss_sum, count, entropy_sum = self._loss(row.input_ids, row.counted)
             preferred = prefers_chosen(row, lambda *answered: self._loss(*answered)[0])
-            yield Answer(row.completion.strip(), self._answer(row), loss_sum, count, entropy_sum, preferred)
+            answer = self._answer(row)
+            self.alone += (answer,) if number < alone else ()
+            yield Answer(row.completion.strip(), answer, loss_sum, count, entropy_sum, preferred)
 
     def logits(self, tokens: Sequence[int]) -> Any:
         """Logits at every position, float32 of shape (tokens, vocabulary)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.reports import Check
 from finetune_trainer.contract.training import Method
 from finetune_trainer.data.rendered import Rendered
@@ -24,6 +25,7 @@ class TransformersScorer:
     """Scores one folder of safetensors."""
 
     checks: tuple[Check, ...] = ()
+    alone: tuple[str, ...] = ()
 
     def __init__(self, folder: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, compute: Compute) -> None:
         self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
@@ -32,12 +34,14 @@ class TransformersScorer:
         forget_generation(self.model)
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
+    def score(self, rows: Sequence[Rendered], alone: int = 0) -> Iterator[Answer]:
         """One Answer for each row; batches hold neighbours, so that results come in the rows' order."""
         # A class that has but attention of its own may not know padding on the left from a prompt (BLOOM's).
         most = BATCH_ROWS if self.model._supports_sdpa or self.model._supports_flash_attn else 1
         for batch in _batches(rows, self._new_tokens, most):
-            yield from self.judge(batch, self._answers(batch))
+            yield from self.judge(batch, self._answers(batch, self._new_tokens))
+        beginning = served_rows.length(self._new_tokens)
+        self.alone = tuple(answer for row in rows[:alone] for answer in self._answers([row], beginning))
 
     @torch.no_grad()
     def judge(self, rows: Sequence[Rendered], answers: Sequence[str]) -> Iterator[Answer]:
@@ -57,7 +61,7 @@ class TransformersScorer:
         entropy = torch.special.entr(log_probabilities.exp()).sum()
         return float(loss), int(counted.sum()), float(entropy)
 
-    def _answers(self, batch: Sequence[Rendered]) -> list[str]:
+    def _answers(self, batch: Sequence[Rendered], new_tokens: int) -> list[str]:
         if not all(row.prompt for row in batch):
             return ["" for _ in batch]
         prompts = [list(row.asked_ids) for row in batch]
@@ -68,7 +72,7 @@ class TransformersScorer:
         out = self.model.generate(
             input_ids=tokens,
             attention_mask=mask,
-            max_new_tokens=self._new_tokens,
+            max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=list(self._end_tokens),
             pad_token_id=pad,

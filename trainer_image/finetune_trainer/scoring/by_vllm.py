@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer import environment
+from finetune_trainer.contract import served_rows
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.reports import Check
 from finetune_trainer.data.rendered import Rendered
@@ -40,23 +41,24 @@ class VllmScorer:
     """Scores one folder that vLLM can serve: plain weights, compressed-tensors, bitsandbytes (on GPUs)."""
 
     checks: tuple[Check, ...] = ()
+    alone: tuple[str, ...] = ()
     model: Any = None
 
     def __init__(self, folder: Path, tokenizer: Any, end_tokens: tuple[int, ...], new_tokens: int, compute: Compute) -> None:
         self._folder, self._compute = folder, compute
         self.tokenizer, self._end_tokens, self._new_tokens = tokenizer, end_tokens, new_tokens
 
-    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
+    def score(self, rows: Sequence[Rendered], alone: int = 0) -> Iterator[Answer]:
         """One Answer for each row, in the rows' order; every row needs a prompt.
 
         Raises StepFailed EngineFailed where vLLM can't load or ask the model, VerificationFailed where it reads other tokens.
         """
-        answers = self._answers(rows)
+        answers = self._answers(rows, alone)
         judge = TransformersScorer(self._folder, self.tokenizer, self._end_tokens, self._new_tokens, self._compute)
         self.model = judge.model  # benchmark tasks are scored on it
         yield from judge.judge(rows, answers)
 
-    def _answers(self, rows: Sequence[Rendered]) -> list[str]:
+    def _answers(self, rows: Sequence[Rendered], alone: int) -> list[str]:
         engine = self._engine()
         try:
             own = engine.get_tokenizer()
@@ -66,7 +68,9 @@ class VllmScorer:
                 "vLLM's tokenizer",
                 lambda text: own(text, add_special_tokens=False).input_ids,
             )
-            return [answer_text(self.tokenizer, said, self._end_tokens) for said in self._generated(engine, rows)]
+            beginning = served_rows.length(self._new_tokens)
+            self.alone = tuple(answer for row in rows[:alone] for answer in self._generated(engine, [row], beginning))
+            return self._generated(engine, rows, self._new_tokens)
         finally:
             engine.llm_engine.engine_core.shutdown()
 
@@ -88,22 +92,21 @@ class VllmScorer:
         except Exception as error:  # whatever stands in its way: its own classes differ between versions
             raise _failed("load the model", error) from error
 
-    def _generated(self, engine: Any, rows: Sequence[Rendered]) -> list[list[int]]:
+    def _generated(self, engine: Any, rows: Sequence[Rendered], new_tokens: int) -> list[str]:
+        """Answers to rows that are in the engine's steps together."""
         prompts = [{"prompt_token_ids": list(row.asked_ids)} for row in rows]
         try:
-            found = engine.generate(prompts, self._greedy(), use_tqdm=False)
+            found = engine.generate(prompts, self._greedy(new_tokens), use_tqdm=False)
         except Exception as error:  # on CPUs some kernels turn out to be missing only now
             raise _failed("answer", error) from error
-        return [list(one.outputs[0].token_ids) for one in found]
+        return [answer_text(self.tokenizer, list(one.outputs[0].token_ids), self._end_tokens) for one in found]
 
-    def _greedy(self) -> Any:
+    def _greedy(self, new_tokens: int) -> Any:
         """Greedy search as transformers does it: only the end tokens that we name end an answer."""
         from vllm import SamplingParams
 
         ends = list(self._end_tokens)
-        return SamplingParams(
-            temperature=0.0, max_tokens=self._new_tokens, stop_token_ids=ends, ignore_eos=True, detokenize=False
-        )
+        return SamplingParams(temperature=0.0, max_tokens=new_tokens, stop_token_ids=ends, ignore_eos=True, detokenize=False)
 
 
 def _failed(what: str, error: Exception) -> StepFailed:

@@ -1,4 +1,4 @@
-"""What scores rendered test rows: the one method that every engine offers."""
+"""What scores rendered test rows: what every engine offers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ class Scorer(Protocol):
     """An engine with one model."""
 
     checks: tuple[Check, ...]  # what it proved of itself before it answered
+    alone: tuple[str, ...]  # beginnings of its answers to the rows that were asked by themselves, there when all are scored
 
-    def score(self, rows: Sequence[Rendered]) -> Iterator[Answer]:
-        """One Answer for each row, in the rows' order."""
+    def score(self, rows: Sequence[Rendered], alone: int = 0) -> Iterator[Answer]:
+        """One Answer for each row, in the rows' order. The first `alone` rows are asked by themselves as well, as a served
+        model is asked (contract/served_rows.py): how a product is rounded can depend on how many rows are in it.
+        """

@@ -1,8 +1,9 @@
 """Evaluate: score each subject on the test rows, and keep the scores under the subject's own fingerprint.
 
 The base's scores depend on base, rows, generation settings and the engine that answered: another job with the same four
-finds them. `rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few with the token ids that they were
-asked for with: what a served model is asked again. Status and logs hold none. `tasks.json` is what lm-eval says of each task.
+finds them. `rows.jsonl` beside them holds every answer, and `asked.jsonl` the first few rows with the token ids that they were
+asked for with, each answered once more by itself: what a served model is asked again. Status and logs hold none. `tasks.json`
+is what lm-eval says of each task.
 """
 
 from __future__ import annotations
@@ -96,16 +97,17 @@ def _scored(context: Context, subject: str, rows: Sequence[Rendered], engine: st
     context.progress(f"scoring {subject}", 0, len(rows))
     answers: list[scores.Answer] = []
     scorer = _scorer(context, subject, rows, engine)
-    for answer in scorer.score(rows):
+    generated = _generated(rows)
+    is_served = generated and subject != BASE
+    for answer in scorer.score(rows, served_rows.ROWS if is_served else 0):
         answers.append(answer)
         context.progress(f"scoring {subject}", len(answers), len(rows))
-    generated, labelled = _generated(rows), context.inputs.data()[0].format is DatasetFormat.CLASSIFICATION
+    labelled = context.inputs.data()[0].format is DatasetFormat.CLASSIFICATION
     values = scores.values(answers, generated=generated, labelled=labelled)
     folder = context.scratch / "scores" / subject
     _write(folder, rows, answers, generated)
-    is_served = generated and subject != BASE
     if is_served:
-        _write_asked(context, folder, rows, answers)
+        _write_asked(context, folder, rows, scorer.alone)
     made = Scores(
         subject=subject,
         samples=len(rows),
@@ -181,14 +183,14 @@ def _write(folder: Path, rows: Sequence[Rendered], answers: Sequence[scores.Answ
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _write_asked(context: Context, folder: Path, rows: Sequence[Rendered], answers: Sequence[scores.Answer]) -> None:
-    """asked.jsonl: the first rows, as a served model will be asked them."""
+def _write_asked(context: Context, folder: Path, rows: Sequence[Rendered], answers: Sequence[str]) -> None:
+    """asked.jsonl: the first rows, as a served model will be asked them, and what each was answered by itself."""
     from finetune_trainer.model.loading import load_tokenizer
 
     tokenizer = load_tokenizer(context.inputs.model_without_weights())
-    special, longest = not tokenizer.chat_template, min(served_rows.TOKENS, context.run.generation.max_new_tokens)
+    special, longest = not tokenizer.chat_template, served_rows.length(context.run.generation.max_new_tokens)
     with (folder / served_rows.FILE).open("w") as out:
-        for number, row, answer in zip(range(1, served_rows.ROWS + 1), rows, answers, strict=False):
+        for number, (row, answer) in enumerate(zip(rows, answers, strict=False), 1):
             asked = AskedRow(
                 row=number,
                 prompt=row.prompt,
@@ -196,6 +198,6 @@ def _write_asked(context: Context, folder: Path, rows: Sequence[Rendered], answe
                 prompt_ids=tuple(tokenizer(row.prompt, add_special_tokens=special).input_ids),
                 asked_ids=row.asked_ids,
                 max_tokens=longest,
-                answer=answer.answer,
+                answer=answer,
             )
             out.write(asked.model_dump_json(by_alias=True) + "\n")
