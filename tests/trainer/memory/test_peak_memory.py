@@ -16,6 +16,7 @@ from tests.trainer.training.test_train import MakeRun
 
 from finetune_trainer.contract import pod
 from finetune_trainer.memory import estimate
+from finetune_trainer.memory.setting import Setting
 from finetune_trainer.memory.shape import shape_of
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def test_pain_09_the_estimate_is_within_a_tenth_of_the_measured_peak(
     (rows,) = folder.rglob("train.jsonl")
     longest = max(len(json.loads(line)["input_ids"]) for line in rows.read_text().splitlines())
     known = shape_of(SHAPE | shape, parameters)
-    setting = estimate.Setting(training["microBatchSize"], recomputed)
+    setting = Setting(training["microBatchSize"], recomputed)
     terms = estimate.estimate(known, run.training, setting, longest, on_gpu=False)
 
     given = environment(run, tmp_path, **{pod.ENV_MICRO_BATCH_SIZE: str(setting.micro_batch_size)})

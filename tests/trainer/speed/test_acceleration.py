@@ -12,13 +12,17 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tests.trainer.conftest import train_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from finetune_trainer.contract.adapters import Quantization
+from finetune_trainer.contract.reports import FitFacts
+from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.model.loading import load_base
+from finetune_trainer.speed.acceleration import _line, fused_layers
+from finetune_trainer.speed.fixed_lines import Line
 from finetune_trainer.speed.fused_lora import fuse, projection
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
 from finetune_trainer.training.supervised import SupervisedLoop
@@ -180,3 +184,33 @@ def test_the_loop_with_fused_lora_learns_as_plain_trl_does(tmp_path: Path) -> No
     plain, ours = curves
     assert plain[-1] < plain[0] - 0.1
     assert ours == pytest.approx(plain, rel=1e-3)
+
+
+def lined(tmp_path: Path, config: Any, dtype: torch.dtype = torch.bfloat16, **settings: Any) -> Line | None:
+    """The line that a model of this configuration is trained on."""
+    config.save_pretrained(tmp_path)
+    training = {"packing": True, "maxLength": 512, "globalBatchSize": 4} | settings
+    fields = {"training": training, "devices": {"gpus": 1}, "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
+    run = RunConfig.model_validate({"namespace": "n", "name": "j", "store": {"uri": "pvc://c/s"}} | fields)
+    fit = FitFacts(predicted_bytes=1, micro_batch_size=2, gradient_checkpointing="Off")
+    return _line(tmp_path, run, fit, Compute("cuda", dtype))
+
+
+def test_a_line_is_as_long_as_the_micro_batch_s_full_rows(tmp_path: Path) -> None:
+    assert lined(tmp_path, LlamaConfig(**SHAPE, architectures=["LlamaForCausalLM"])) == Line(1024, 512)
+
+
+def test_no_line_where_layers_are_not_recorded(tmp_path: Path) -> None:
+    """Not in FP16, whose losses are scaled; not without packing; not where attention is compiled for each line."""
+    assert lined(tmp_path, LlamaConfig(**SHAPE), torch.float16) is None
+    assert lined(tmp_path, LlamaConfig(**SHAPE), packing=False) is None
+    capped = Gemma2Config(**SHAPE, head_dim=16, attn_logit_softcapping=30.0)
+    assert lined(tmp_path, capped) is None
+
+
+def test_layers_are_recorded_only_where_all_that_is_trained_of_them_is_fused() -> None:
+    network = adapted(llama())
+    assert [*fused_layers(network, 14)] == [*network.get_base_model().model.layers]
+    assert fused_layers(network, 13) == []
+    network.get_base_model().model.layers[1].input_layernorm.weight.requires_grad_(True)
+    assert fused_layers(network, 14) == []

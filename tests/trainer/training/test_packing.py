@@ -10,11 +10,28 @@ import torch
 from datasets import Dataset
 from tests.trainer.conftest import train_tokenizer
 from tests.trainer.entries import PAIRS, prepare, render
+from tests.trainer.speed.test_recorded_layers import DoneAgain
 from tests.trainer.training.test_train import LORA, MakeRun, trained
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from trl import SFTConfig
 
-from finetune_trainer.data.tokenized import labels
+from finetune_trainer.data.tokenized import IGNORED, labels
+from finetune_trainer.speed.fixed_lines import Line
+from finetune_trainer.speed.recorded_layers import RecordedLayers
+from finetune_trainer.training.head import COUNTED, Counting, is_scaled_otherwise, log_probabilities
 from finetune_trainer.training.supervised import SupervisedLoop
 
 LENGTH = 96  # of a packed row: two or three of PAIRS
@@ -35,7 +52,9 @@ def dataset(everything: bool = False) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": learned})
 
 
-def one_step(network: Any, rows: Dataset, folder: Path, **settings: Any) -> tuple[float, dict[str, torch.Tensor], int]:
+def one_step(
+    network: Any, rows: Dataset, folder: Path, *, counted: bool = False, line: Line | None = None, **settings: Any
+) -> tuple[float, dict[str, torch.Tensor], int]:
     """Loss and gradients of one optimizer step over all rows, by the loop's own code; and how many forward passes it took."""
     arguments: dict[str, Any] = {
         "output_dir": str(folder),
@@ -49,6 +68,11 @@ def one_step(network: Any, rows: Dataset, folder: Path, **settings: Any) -> tupl
     loop = SupervisedLoop(
         model=network, args=SFTConfig(**arguments | settings), train_dataset=rows, processing_class=train_tokenizer()
     )
+    if line is not None:
+        loop.recorded = RecordedLayers(network.model.layers, line, DoneAgain())
+    if counted:
+        loop.count_beforehand()
+        assert isinstance(loop.data_collator, Counting)
     network.zero_grad()
     batches = list(loop.get_train_dataloader())
     batches, count = loop.get_batch_samples(iter(batches), len(batches), torch.device("cpu"))
@@ -81,6 +105,57 @@ def test_pain_08_packed_rows_have_the_one_step_of_padded_ones(make: Any, everyth
         assert gradient.abs().max() > 0, name
         scale = float(gradient.abs().max())
         torch.testing.assert_close(packed[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=f"{{}} in {name}".format)
+
+
+def scaled_up() -> Any:
+    torch.manual_seed(0)
+    return CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=3.0))
+
+
+def scaled_down() -> Any:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(GraniteConfig(**SHAPE, logits_scaling=4.0))
+
+
+def bounded() -> Any:
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**SHAPE, head_dim=16, final_logit_softcapping=2.0))
+
+
+@pytest.mark.parametrize("make", [llama, scaled_up, scaled_down, bounded])
+def test_tokens_that_are_counted_beforehand_have_the_loss_that_trl_finds(make: Any, tmp_path: Path) -> None:
+    """Also where a micro-batch is filled up to a line of fixed length, over which the layers' work is recorded."""
+    network, rows = make(), dataset()
+    packed: dict[str, Any] = {"packing": True, "padding_free": True, "max_length": LENGTH, "per_device_train_batch_size": 2}
+    loss, gradients, _ = one_step(network, rows, tmp_path, **packed)
+    for line in (None, Line(2 * LENGTH + 40, LENGTH)):
+        ours, found, _ = one_step(network, rows, tmp_path, counted=True, line=line, **packed)
+        assert ours == pytest.approx(loss, rel=1e-5)
+        assert gradients.keys() == found.keys()
+        for name, gradient in gradients.items():
+            scale = float(gradient.abs().max())
+            torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-5 * scale, msg=f"{{}} in {name}".format)
+
+
+def test_a_micro_batch_of_which_nothing_counts_has_no_loss_and_no_gradient() -> None:
+    network, row = llama(), torch.tensor([dataset()[0]["input_ids"]])
+    batch = Counting(lambda _: {"input_ids": row, "labels": torch.full_like(row, IGNORED)})(None)
+    found = log_probabilities(network, batch, batch.pop(COUNTED))
+    found.sum().backward()
+    assert found.shape == (0,)
+    assert not any(p.grad is not None and p.grad.any() for p in network.parameters())
+
+
+def test_logits_that_are_scaled_in_other_ways_are_left_to_trl(tmp_path: Path) -> None:
+    network = llama()
+    network.config.lm_head_multiplier = 2.0
+    assert is_scaled_otherwise(network)
+    arguments = SFTConfig(
+        output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False, padding_free=True, max_length=None
+    )
+    loop = SupervisedLoop(model=network, args=arguments, train_dataset=dataset(), processing_class=train_tokenizer())
+    loop.count_beforehand()
+    assert not isinstance(loop.data_collator, Counting)
 
 
 def test_several_packed_rows_in_one_micro_batch_change_nothing(tmp_path: Path) -> None:

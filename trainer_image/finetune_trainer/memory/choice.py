@@ -11,7 +11,8 @@ from finetune_trainer.contract.combinations import selective_goes
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.training import Method, Recomputing, Training
-from finetune_trainer.memory.estimate import GIB, Setting, estimate, layer_code
+from finetune_trainer.memory.estimate import GIB, estimate
+from finetune_trainer.memory.setting import Setting, layer_code
 from finetune_trainer.memory.shape import Shape
 
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card

@@ -19,7 +19,9 @@ w bytes per number of the compute type, the saved activations of one layer are, 
 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
 gradients. Those of earlier micro-batches lie beside either; where one micro-batch is a whole step there are none, and each
-layer's gradients come as its activations go. tests/unit/test_memory.py holds the sum against what was measured on an H100.
+layer's gradients come as its activations go. Where the layers' work is recorded (speed/recorded_layers.py) both moments lie
+side by side, as recorded work gives no memory back, and so do copies of what goes into the layers and out of them.
+tests/unit/trainer/memory/test_memory.py holds the sum against what was measured on an H100 and an H200.
 
 Of P numbers in modules that are trained whole beside the adapters (P = hV for an embedding of V tokens, and for a head)
 
@@ -35,12 +37,10 @@ the peak and reports it beside this estimate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from finetune_trainer.contract.adapters import Quantization
-from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
-from finetune_trainer.contract.training import Method, Precision, Recomputing, Training
+from finetune_trainer.contract.devices import Strategy
+from finetune_trainer.contract.training import Method, Precision, Training
+from finetune_trainer.memory.setting import Code, Setting, layer_code, records_layers
 from finetune_trainer.memory.shape import EMBEDDINGS, Shape
 
 GIB = 1 << 30
@@ -56,7 +56,6 @@ HEAD_TILE = (4096, 32768)  # TRL computes the loss in tiles of tokens x vocabula
 HEAD_COPIES = 8.25  # of a tile in float32, in the torch operations that do on CPUs what is one kernel on GPUs
 REDUCED_AT_ONCE = 50_000_000  # numbers in a bucket of gradients or weights that ZeRO exchanges
 LIVE_PARAMETERS = 300_000_000  # that ZeRO's stage 3 keeps whole, at work or on their way
-Code = Literal["PyTorch", "Liger", "Fused", "Dropout", "DoRA", "DoRADropout"]
 KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "PyTorch": (4, 8, 2, 7),
     "Liger": (3, 6, 2, 7),
@@ -75,17 +74,9 @@ SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
     Strategy.ZERO3: STATE | {"weights", "adapter"},
 }
 MASTER_BYTES = 12  # what ZeRO's optimizer keeps of a trained number: the number and Adam's two moments, all in float32
+RECORDED_BUFFERS = 3  # hidden states at fixed addresses: into the layers, out of them, and the gradient of the latter
+RECORDS_FIXED = int(0.15 * GIB)  # of some eight records, measured on an H200
 NCCL_FIXED = int(0.8 * GIB)  # its buffers, measured with two GPUs
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What may be chosen where memory is short (choice.py)."""
-
-    micro_batch_size: int
-    checkpointing: Recomputing
-    strategy: Strategy = Strategy.DDP
-    ranks: int = 1
 
 
 def estimate(
@@ -111,7 +102,8 @@ def estimate(
         stream = tokens * shape.hidden * (width if training.method is not Method.FULL else 4)
         products = width * tokens * _products(shape, training) if setting.checkpointing == "Selective" else 0
         kept, backward = shape.layers * (stream + products), backward + layer - products + masks
-    if on_gpu and setting.ranks == 1 and setting.micro_batch_size == training.global_batch_size:
+    recorded = records_layers(training, setting, on_gpu=on_gpu)
+    if on_gpu and setting.ranks == 1 and setting.micro_batch_size == training.global_batch_size and not recorded:
         weights["gradients"] = max(0, weights["gradients"] - kept)
     tile = min(tokens, HEAD_TILE[0]) * min(shape.vocabulary, HEAD_TILE[1])
     head = width * tile if on_gpu else int(4 * HEAD_COPIES * tile)
@@ -123,6 +115,9 @@ def estimate(
     if training.learning.with_teacher:
         head *= 2  # the teacher's tile beside it
     stepwise = {"activations": kept, "backward": backward, "lossHead": max(0, head - backward), "headGradient": waiting}
+    if recorded:  # what the layers take stays theirs, so that a validation's layers take more
+        stepwise["lossHead"] = max(head, backward) if training.evaluate_every_steps else head
+        weights["recorded"] = RECORDS_FIXED + RECORDED_BUFFERS * width * tokens * shape.hidden + weights["adapter"]
     stepwise["lastGradient"] = max(0, _last_gradient(shape, whole, on_gpu) - sum(stepwise.values()))
     weights = _shared_out(weights, shape, training, setting, width)
     if on_gpu and setting.ranks > 1:
@@ -147,19 +142,6 @@ def _heap_share(tensor: int) -> float:
 def _sequences(training: Training, setting: Setting) -> int:
     """What one forward pass takes: a row of preferences gives two, chosen and rejected."""
     return setting.micro_batch_size * (2 if training.learning.of_pairs else 1)
-
-
-def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
-    """What the trainer computes a layer with."""
-    if not on_gpu or strategy in SHARES_WEIGHTS:  # they take whole layers: the trainer leaves them as they are
-        return "PyTorch"
-    if training.method is Method.FULL:
-        return "Liger"
-    if training.lora.dora:
-        return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
-    if training.lora.dropout > 0:
-        return "Dropout"
-    return "Liger" if training.quantization.bits == 8 else "Fused"  # the fused path knows no 8-bit weights
 
 
 def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:

@@ -10,9 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+
+from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.reports import FitFacts
+from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.memory.setting import Setting, records_layers
+from finetune_trainer.speed.fixed_lines import Line
+from finetune_trainer.speed.recorded_layers import CudaGraphs, RecordedLayers
 
 if TYPE_CHECKING:
     from finetune_trainer.model.compute import Compute
+
+
+OF_A_LAYER = 7  # linear layers on the fused path: four of attention, three of a gated MLP
 
 
 def attention(folder: Path, compute: Compute, *, packing: bool = False) -> str | None:
@@ -27,17 +38,41 @@ def attention(folder: Path, compute: Compute, *, packing: bool = False) -> str |
     return implementation(folder, on_gpu=kernels) if kernels or packing else None
 
 
-def accelerate(network: Any, compute: Compute, *, selective: bool) -> None:
-    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is.
-
-    `selective` says that products are kept for the backward pass as they come (activations.py).
+def accelerate(network: Any, compute: Compute, run: RunConfig, fit: FitFacts, folder: Path) -> RecordedLayers | None:
+    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is, and so it does where ranks share
+    its weights out, as the fused path holds on to whole ones. Returns its layers where their work is recorded.
     """
-    if compute.device != "cuda":
-        return
+    if compute.device != "cuda" or (fit.strategy or Strategy.DDP) in SHARES_WEIGHTS:
+        return None
     from finetune_trainer.speed.fused_lora import fuse
 
     fused = fuse(network)
-    _liger(network, swiglu=not fused, rope=not selective)  # Liger rotates queries in place, where a product had put them
+    # Where products are kept as they come, Liger may not rotate: it does so in place.
+    _liger(network, swiglu=not fused, rope=fit.gradient_checkpointing != "Selective")
+    line, layers = _line(folder, run, fit, compute), fused_layers(network, fused)
+    return RecordedLayers(layers, line, CudaGraphs()) if line is not None and layers else None
+
+
+def _line(folder: Path, run: RunConfig, fit: FitFacts, compute: Compute) -> Line | None:
+    """The line that each micro-batch of this run can be filled up to, where the layers' work is to be recorded over it."""
+    from finetune_trainer.speed.attention import asked_by
+
+    training, strategy = run.training, fit.strategy or Strategy.DDP
+    setting = Setting(fit.micro_batch_size, fit.gradient_checkpointing, strategy, run.devices.world_size)
+    if compute.dtype is not torch.bfloat16 or not records_layers(training, setting, on_gpu=True):
+        return None
+    asked = asked_by(folder)  # what flash attention has no word for is compiled for each line anew
+    return None if asked is None or asked.names else Line(fit.micro_batch_size * training.max_length, training.max_length)
+
+
+def fused_layers(network: Any, fused: int) -> list[nn.Module]:
+    """The decoder's layers, if `fused` linear layers are all that they have, and nothing else in them is trained."""
+    inner = network.get_base_model() if hasattr(network, "get_base_model") else network
+    layers = getattr(inner.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or fused != OF_A_LAYER * len(layers):
+        return []
+    others = (name for layer in layers for name, weight in layer.named_parameters() if weight.requires_grad)
+    return [] if any("lora_A" not in name and "lora_B" not in name for name in others) else [*layers]
 
 
 def _liger(network: Any, *, swiglu: bool, rope: bool) -> None:

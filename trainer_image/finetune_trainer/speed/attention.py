@@ -71,7 +71,7 @@ def implementation(folder: Path, *, on_gpu: bool) -> str | None:
 @lru_cache
 def asked_by(folder: Path) -> Asked | None:
     """None where not each layer is attention that is told where rows end: a convolution or a recurrence is not."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface
 
     names: set[str] = set()
     heads: list[int] = []
@@ -85,7 +85,6 @@ def asked_by(folder: Path) -> Asked | None:
         return query.new_empty(batch, tokens, count, value.shape[-1]), None
 
     AttentionInterface.register(WITNESS, witness)
-    AttentionMaskInterface.register(WITNESS, lambda *_, **__: None)
     try:
         network = outline(folder, WITNESS)
         with torch.no_grad():
@@ -106,8 +105,12 @@ def _changes(asked: dict[str, Any]) -> set[str]:
 
 
 def register(kernel: Kernel) -> str:
-    """Make attention over packed rows known to transformers, computed by `kernel`; returns its name."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make attention over packed rows known to transformers, computed by `kernel`; returns its name.
+
+    No function for masks goes with it: transformers then makes none. Where there is one, it reads from the GPU whether rows are
+    packed, and waits there once a micro-step until all work is done.
+    """
+    from transformers import AttentionInterface
 
     def attend(
         module: nn.Module,
@@ -142,7 +145,6 @@ def register(kernel: Kernel) -> str:
         return out.view(batch, tokens, heads, dim)[..., :wide], None
 
     AttentionInterface.register(PACKED, attend)
-    AttentionMaskInterface.register(PACKED, lambda *_, **__: None)
     return PACKED
 
 

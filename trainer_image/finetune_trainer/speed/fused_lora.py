@@ -1,7 +1,7 @@
 """LoRA over a frozen linear layer as one autograd function, so that an adapter costs few passes over the activations.
 
 PEFT computes `base(x)`, clones it, then adds `scale * B(A(x))`: six passes over every output, and autograd keeps the
-input twice. Here the low-rank product goes into the frozen product's own buffer (a GEMM with beta = 1), projections
+input twice. Here the frozen product goes on top of the low-rank one (a GEMM with beta = 1), projections
 that read one input share a pass over it, and of a gated MLP only `gate(x)` and `up(x)` are kept for the backward pass.
 
     y  = x Wᵀ + s (x Aᵀ) Bᵀ          dx = dy W + s (dy B) A          dA = s (dy B)ᵀ x          dB = s dyᵀ (x Aᵀ)
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
+from finetune_trainer.speed.nf4 import expanded
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
 
 
@@ -36,11 +37,7 @@ class Projection:
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight, shape (out, in), in the given type; 4-bit weights are expanded anew at each call."""
         weight: Any = self.base.weight
-        if self.absmax is None:
-            return weight.to(dtype)  # type: ignore[no-any-return]
-        state = weight.quant_state
-        expand: Any = torch.ops.bitsandbytes.dequantize_4bit.default
-        return expand(weight.data, self.absmax, state.blocksize, state.quant_type, state.shape, dtype)  # type: ignore[no-any-return]
+        return weight.to(dtype) if self.absmax is None else expanded(weight, self.absmax, dtype)
 
     @property
     def bias(self) -> Tensor | None:
@@ -112,9 +109,10 @@ def _down(x: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _project(x: Tensor, p: Projection, xa: Tensor, b: Tensor) -> Tensor:
-    weight = p.weight(x.dtype)
-    out = x @ weight.t() if p.bias is None else torch.addmm(p.bias.to(x.dtype), x, weight.t())
-    return out.addmm_(xa, b.to(x.dtype).t(), alpha=p.scale)
+    """The adapter's product first: what it writes the large one reads while it multiplies, and no pass is for it alone."""
+    b = b.to(x.dtype)
+    out = _scaled(xa, b.t(), p.scale) if p.bias is None else torch.addmm(p.bias.to(x.dtype), xa, b.t(), alpha=p.scale)
+    return out.addmm_(x, p.weight(x.dtype).t())
 
 
 def _ups(grads: tuple[Tensor, ...], projections: tuple[Projection, ...], b: Sequence[Tensor]) -> Tensor:
@@ -124,13 +122,11 @@ def _ups(grads: tuple[Tensor, ...], projections: tuple[Projection, ...], b: Sequ
 
 
 def _input_grad(grads: tuple[Tensor, ...], ups: Tensor, projections: tuple[Projection, ...], a: Sequence[Tensor]) -> Tensor:
-    """dx, shape (tokens, in). Of the adapters all go in by one product: dx is read and written once for them."""
-    dx: Tensor | None = None
+    """dx, shape (tokens, in). Of the adapters all go in by one product, and first, as in `_project`."""
+    dx = ups @ (torch.cat([m.to(ups.dtype) for m in a]) if len(a) > 1 else a[0].to(ups.dtype))
     for grad, p in zip(grads, projections, strict=True):
-        weight = p.weight(grad.dtype)
-        dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
-    assert dx is not None
-    return dx.addmm_(ups, torch.cat([m.to(ups.dtype) for m in a]) if len(a) > 1 else a[0].to(ups.dtype))
+        dx.addmm_(grad, p.weight(grad.dtype))
+    return dx
 
 
 def _adapter_grads(

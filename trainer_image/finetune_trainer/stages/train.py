@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_trainer.context import Context
-from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.fields import Model
 from finetune_trainer.contract.pipeline import ADAPTER, PREPARE
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from finetune_trainer.model.compute import Compute
+    from finetune_trainer.speed.recorded_layers import RecordedLayers
     from finetune_trainer.training.checkpoint import SaveCheckpoints
     from finetune_trainer.training.loop import Loop
     from finetune_trainer.training.validation import StopEarly
@@ -98,6 +99,7 @@ class Loaded:
     tokenizer: Any
     rows: Path
     arguments: Any  # of TRL's trainer
+    recorded: RecordedLayers | None
 
     @property
     def strategy(self) -> Strategy:
@@ -142,14 +144,12 @@ def _load(context: Context) -> Loaded:
             reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
-    selective = fit.gradient_checkpointing == "Selective"
-    if selective:
+    if fit.gradient_checkpointing == "Selective":
         activations.keep_products(network, 0 if training.method is Method.FULL else training.lora.rank)
     if compute.device == "cpu" and fit.gradient_checkpointing != "Off":
         activations.give_memory_back()
-    if strategy not in SHARES_WEIGHTS:  # the fused path holds on to whole weights
-        acceleration.accelerate(network, compute, selective=selective)
-    return Loaded(compute, fit, network, initial, reference, tokenizer, rows, asked)
+    recorded = acceleration.accelerate(network, compute, context.run, fit, model_folder)
+    return Loaded(compute, fit, network, initial, reference, tokenizer, rows, asked, recorded)
 
 
 def _load_teacher(context: Context, which: Model, compute: Compute) -> Any:
@@ -185,6 +185,7 @@ def _loop(context: Context, loaded: Loaded, callbacks: Sequence[TrainerCallback]
         processing_class=loaded.tokenizer,
         callbacks=[*callbacks],
     )
+    loop.recorded = loaded.recorded
     sharding.check(loop, loaded.strategy)
     loop.remove_callback(PrinterCallback)
     if not loop.is_deepspeed_enabled:  # whose backward pass can't be without a step

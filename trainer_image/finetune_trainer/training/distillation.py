@@ -16,6 +16,7 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from finetune_trainer.contract.objectives import Distillation
 from finetune_trainer.contract.training import Training
 from finetune_trainer.data.tokenized import IGNORED
+from finetune_trainer.training.head import head_of, scale_of
 from finetune_trainer.training.loop import Loop
 from finetune_trainer.training.supervised import SupervisedLoop, config, read
 
@@ -53,13 +54,13 @@ class DistillationLoop(SupervisedLoop):
         counted = inputs["labels"][:, 1:] != IGNORED
         divergence, _ = ChunkedDivergenceFunction.apply(
             learned[:, :-1][counted],
-            *_head(self._student),
+            *head_of(self._student),
             taught[:, :-1][counted],
-            *_head(self._teacher),
+            *head_of(self._teacher),
             TEACHER_TO_STUDENT,
             self._settings.temperature,
-            *_scale(self._student),
-            *_scale(self._teacher),
+            *scale_of(self._student),
+            *scale_of(self._teacher),
         )
         alpha, temperature = self._settings.alpha, self._settings.temperature
         loss = alpha * temperature**2 * divergence.sum() - (1 - alpha) * outputs.log_probs.sum()
@@ -67,16 +68,3 @@ class DistillationLoop(SupervisedLoop):
 
     def _keep_hidden(self, module: Any, given: Any, output: Any) -> None:
         self._hidden = output.last_hidden_state if module.training else None
-
-
-def _head(network: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weight and bias of the output layer."""
-    head = network.get_output_embeddings()
-    return head.weight, head.bias
-
-
-def _scale(network: Any) -> tuple[float, float | None]:
-    """What some architectures multiply their logits by (Cohere, Granite), and the bound of those that bend them (Gemma)."""
-    config = network.config.get_text_config()
-    factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return float(factor), getattr(config, "final_logit_softcapping", None)

@@ -29,6 +29,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import saved_modules
 from finetune_trainer.model.compute import gpu_name, peak_memory
 from finetune_trainer.speed.optimizers import wait_for_pages_only
+from finetune_trainer.speed.recorded_layers import RecordedLayers
 
 
 class Loop(Trainer):
@@ -37,6 +38,7 @@ class Loop(Trainer):
     model: Any  # a PEFT model, or transformers' own
     args: Any
     maybe_activation_offload_context: Any = nullcontext()  # TRL's trainers put their own in its place
+    recorded: RecordedLayers | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,6 +52,14 @@ class Loop(Trainer):
             self.model.load_adapter = partial(self.model.load_adapter, autocast_adapter_dtype=False)
         self._unchecked: list[torch.Tensor] = []  # losses of the micro-batches since the last step
         self._unread = torch.zeros(2)  # loss and gradient norm of the step at work
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """All steps. What is computed afterwards finds the memory of recorded layers free."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.recorded is not None:
+                self.recorded.forget()
 
     def set_trained_type(self, dtype: torch.dtype) -> None:
         """Number type of the trained weights. TRL casts QLoRA's adapters to BF16 on any device; CPUs pay for that.

@@ -7,7 +7,9 @@ from typing import Any
 from trl import SFTConfig, SFTTrainer
 
 from finetune_trainer.contract.training import Training
+from finetune_trainer.data.tokenized import IGNORED
 from finetune_trainer.data.tokenized import rows as read
+from finetune_trainer.training import head
 from finetune_trainer.training.loop import Loop
 
 __all__ = ["SupervisedLoop", "config", "make_loop", "read"]
@@ -25,18 +27,38 @@ def config(training: Training, shared: dict[str, Any], padded: bool) -> SFTConfi
 
 
 def make_loop(_training: Training, _reference: None, **options: Any) -> Loop:
-    return SupervisedLoop(**options)
+    loop = SupervisedLoop(**options)
+    loop.count_beforehand()
+    return loop
 
 
 class SupervisedLoop(Loop, SFTTrainer):  # type: ignore[misc]
     """SFT. The loss of a step is the mean over the tokens of all its micro-batches."""
 
+    def count_beforehand(self) -> None:
+        """Let the collator tell which tokens count, where rows share a line and the whole model stands on one device."""
+        network = _network(self.model)
+        if self.args.padding_free and self.args.world_size == 1 and not head.is_scaled_otherwise(network):
+            self.data_collator = head.Counting(self.data_collator)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The mean loss over the batch's tokens. TRL adds entropy and accuracy, for which a GPU waits three times a step."""
+        counted = inputs.pop(head.COUNTED, None)
         if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        if self.recorded is not None:
+            inputs = self.recorded.line.filled(inputs, IGNORED)
+        if counted is None:
+            told = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+        else:
+            with self.accelerator.autocast():
+                told = head.log_probabilities(_network(model), inputs, counted)
         # FSDP answers in the compute type. The count is over all ranks, whose gradients are averaged afterwards.
-        return -outputs.log_probs.float().sum() / num_items_in_batch * self.args.world_size
+        return -told.float().sum() / num_items_in_batch * self.args.world_size
+
+
+def _network(model: Any) -> Any:
+    """transformers' model, the adapters within it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

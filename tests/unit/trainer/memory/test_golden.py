@@ -16,7 +16,8 @@ import yaml
 from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.training import Training
 from finetune_trainer.memory.choice import DoesNotFit, Ranks, fit
-from finetune_trainer.memory.estimate import Setting, estimate
+from finetune_trainer.memory.estimate import estimate
+from finetune_trainer.memory.setting import Setting
 from finetune_trainer.memory.shape import Shape, shape_of
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "memory" / "estimates.yaml"
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[dict[str, Any], Setting, bool]] = {
     "qlora, dropout": (QLORA | {"lora": {"dropout": 0.1}}, ONE, True),
     "qlora, dora, selective": (QLORA | {"lora": {"dora": True}}, Setting(3, "Selective"), True),
     "qlora, dora with dropout": (QLORA | {"lora": {"dora": True, "dropout": 0.1}}, ONE, True),
+    "qlora, packed, its layers recorded": (QLORA | {"packing": True, "maxLength": 1024}, ONE, True),
     "qlora on cpus": (QLORA, ONE, False),
     "qlora on two ranks": (QLORA, Setting(3, "Off", Strategy.DDP, 2), True),
     "qlora sharded": (QLORA, Setting(3, "Off", Strategy.FSDP, 4), True),

@@ -11,7 +11,8 @@ from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.training import Recomputing, Training
 from finetune_trainer.memory.choice import DoesNotFit, Ranks, divisors, fit
-from finetune_trainer.memory.estimate import GIB, HEAP_FRAGMENTATION, Setting, estimate, frozen_bytes
+from finetune_trainer.memory.estimate import GIB, HEAP_FRAGMENTATION, estimate, frozen_bytes
+from finetune_trainer.memory.setting import Setting, records_layers
 from finetune_trainer.memory.shape import Shape, shape_of
 
 MISTRAL_CONFIG: dict[str, Any] = {
@@ -255,15 +256,51 @@ def test_peaks_of_trl_measured_on_an_h100(
 )
 def test_peaks_of_the_trainer_measured_on_an_h100(rows: int, checkpointing: Recomputing, measured_gib: float) -> None:
     """QLoRA on packed rows of 2048: what the card reports as used, CUDA's context included (benchmarks/h100.md)."""
-    terms = estimate(MISTRAL, training(packing=True), Setting(rows, checkpointing), 2048, on_gpu=True)
+    terms = estimate(MISTRAL, training(), Setting(rows, checkpointing), 2048, on_gpu=True)  # before layers were recorded
     assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.04)
+
+
+@pytest.mark.parametrize(("rows", "measured_gib"), [(8, 61.47), (2, 20.26), (1, 13.06)])
+def test_peaks_with_recorded_layers_measured_on_an_h200(rows: int, measured_gib: float) -> None:
+    """The same, where micro-batches of one and two rows have their layers recorded (benchmarks/h100.md)."""
+    given = training(packing=True, globalBatchSize=8)
+    terms = estimate(MISTRAL, given, Setting(rows, "Off"), 2048, on_gpu=True)
+    assert ("recorded" in terms) == (rows < 8)
+    assert sum(terms.values()) / GIB == pytest.approx(measured_gib, rel=0.025), terms
+
+
+def test_a_validation_has_layers_of_its_own_beside_recorded_ones() -> None:
+    given, validated = (training(packing=True, **more) for more in ({}, {"evaluateEverySteps": 10}))
+    plain, beside = (estimate(MISTRAL, asked, Setting(1, "Off"), 2048, on_gpu=True) for asked in (given, validated))
+    assert plain["lossHead"] < plain["backward"] == beside["lossHead"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "setting", "recorded"),
+    [
+        ({}, Setting(1, "Off"), True),
+        ({}, Setting(3, "Off"), True),
+        ({}, Setting(4, "Off"), False),  # the GPU has enough to do
+        ({"maxLength": 8192}, Setting(1, "Off"), False),
+        ({}, Setting(1, "Full"), False),
+        ({"packing": False}, Setting(1, "Off"), False),  # lines of any length
+        ({"method": "LoRA"}, Setting(1, "Off"), False),
+        ({"lora": {"dropout": 0.1}}, Setting(1, "Off"), False),  # not on the fused path
+        ({"neftuneNoiseAlpha": 5}, Setting(1, "Off"), False),  # of which there is more on a longer line
+        ({"objective": "Distillation"}, Setting(1, "Off"), False),
+        ({}, Setting(1, "Off", Strategy.DDP, 2), False),
+    ],
+)
+def test_layers_are_recorded_for_few_tokens_of_packed_rows(fields: dict[str, Any], setting: Setting, recorded: bool) -> None:
+    assert records_layers(training(**{"packing": True} | fields), setting, on_gpu=True) == recorded
+    assert not records_layers(training(**{"packing": True} | fields), setting, on_gpu=False)
 
 
 @pytest.mark.parametrize(("rows", "measured_gib"), [(2, 21.4), (6, 51.8), (8, 67.2)])
 def test_peaks_measured_on_an_h100_on_the_fused_path(rows: int, measured_gib: float) -> None:
     """Mistral's shape, QLoRA r16, rows of 2048; torch 2.11's varlen attention repeats keys and values for each head."""
     repeated = 2 * MISTRAL.layers * 2 * rows * 2048 * (MISTRAL.query - MISTRAL.key_value)
-    terms = estimate(MISTRAL, training(packing=True), Setting(rows, "Off"), 2048, on_gpu=True)
+    terms = estimate(MISTRAL, training(), Setting(rows, "Off"), 2048, on_gpu=True)
     assert (sum(terms.values()) + repeated) / GIB == pytest.approx(measured_gib, rel=0.03)
 
 
