@@ -4,7 +4,8 @@
     python benchmarks/many_gpus.py run DIR GPUS RECIPE…    recipes: one line of JSON for each; `all` for all of them
     python benchmarks/many_gpus.py resume DIR GPUS RECIPE  stopped after four steps and started again
 
-What trains is `finetune_trainer prepare` and `train`, as in the pods.
+What trains is `finetune_trainer prepare` and `train`, as in the pods. BATCH and MICRO tell how many rows a step and a
+micro-batch have.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Any
 
 from h100 import make, rate, step_of
 
-STEPS, BATCH, MICRO, LENGTH = 24, 8, 2, 2048
+STEPS, LENGTH = 24, 2048
+BATCH, MICRO = int(os.environ.get("BATCH", "8")), int(os.environ.get("MICRO", "2"))
 RECIPES: dict[str, dict[str, Any]] = {
     f"{method}-{strategy}": {"method": method, "strategy": strategy}
     for method, strategies in {

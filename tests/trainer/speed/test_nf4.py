@@ -27,8 +27,9 @@ class Layer:
 
     def __init__(self, weight: torch.Tensor, blocksize: int, *, nested: bool) -> None:
         packed, state = quantize_4bit(weight, blocksize=blocksize, compress_statistics=nested, quant_type="nf4")
-        self.weight: Any = torch.nn.Parameter(packed, requires_grad=False)
-        self.weight.quant_state = state
+        frozen: Any = torch.nn.Parameter(packed, requires_grad=False)
+        frozen.quant_state = state
+        self.weight = frozen
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -61,7 +61,7 @@ def filled(batch: dict[str, Any]) -> dict[str, Any]:
 
 def network() -> Any:
     torch.manual_seed(0)
-    model = adapted(LlamaForCausalLM(LlamaConfig(**SHAPE, attn_implementation=register(by_mask))))
+    model = adapted(LlamaForCausalLM(LlamaConfig(**(SHAPE | {"attn_implementation": register(by_mask)}))))
     assert fuse(model) == 14
     return model.train()
 

@@ -92,7 +92,7 @@ class RecordedLayers:
         print(f"the layers' work is not recorded: {why}", flush=True)
         self.forget()
         for layer, plain in zip(self._layers, self._plain, strict=True):
-            layer.forward = plain  # type: ignore[method-assign]
+            layer.forward = plain
 
     def forget(self) -> None:
         """Give back the memory of all records, which nothing else could take. What is done next is recorded anew."""

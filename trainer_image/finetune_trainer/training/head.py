@@ -31,7 +31,7 @@ class Counting:
 
 
 def log_probabilities(network: Any, inputs: dict[str, Any], counted: Tensor) -> Tensor:
-    """Of each counted token after those before it, by a model that stands on one device."""
+    """The log probability of each counted token after those before it, by a model that stands on one device."""
     read = {name: value for name, value in inputs.items() if name != "labels"}
     hidden = network.base_model(**read, use_cache=False).last_hidden_state[0].index_select(0, counted)
     wanted = inputs["labels"][0].index_select(0, counted + 1)

@@ -28,7 +28,7 @@ class Rehearsal(TrainerCallback):
         self._context.progress("measuring the longest rows", state.global_step, state.max_steps)
         generators = generator_states()
         self._loop.current_gradient_accumulation_steps = 1
-        for _ in range(1 if self._loop.recorded is None else 2):  # layers are watched once, then recorded
+        for _pass in range(1 if self._loop.recorded is None else 2):  # layers are watched once, then recorded
             batches, count = self._loop.get_batch_samples(iter([longest(self._loop)]), 1, args.device)
             self._loop.training_step(self._loop.model_wrapped, batches[0], count)
             self._loop.forget_step()
