@@ -25,6 +25,7 @@ from finetune_trainer.store.files import folder_digest
 T = TypeVar("T")
 
 MODEL, DATA, TASKS = "model", "data", "tasks"  # the entries that prepare makes
+FINDINGS = "findings"  # what it found out about a model, for whoever trains it or has trained it
 CURVE = "curve"  # the losses of a training, beside what came of it
 KINDS = {"prepare": DATA}  # every other stage's kind has the stage's name
 OTHER_TEMPLATES = ("chat_template.json", "additional_chat_templates")  # where a model may keep more of them

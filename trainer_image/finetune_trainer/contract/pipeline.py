@@ -28,7 +28,7 @@ from finetune_trainer.contract.reports import DatasetFacts, ModelFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.tasks import Task, Tasks
 
-RECIPES = {"model": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 4, "publish": 1}
+RECIPES = {"model": 1, "findings": 1, "data": 1, "tasks": 1, "train": 1, "merge": 2, "quantize": 1, "evaluate": 4, "publish": 1}
 
 PREPARE, TRAIN, MERGE, EVALUATE, CLEAN = "prepare", "train", "merge", "evaluate", "clean"
 AFTER_GATES = ("publish", CLEAN)  # stages that nothing is begun of until the gates have passed
@@ -112,6 +112,11 @@ def model_fingerprint(model: Model) -> str:
 def templated_fingerprint(model: TrainedModel) -> str:
     """Fingerprint of the base model under the job's chat template. What the template says is in the facts' digest."""
     return digest("chatTemplate", model_fingerprint(model), model.chat_template and model.chat_template.uri)
+
+
+def findings_fingerprint(model: Model, field: str) -> str:
+    """Fingerprint of what was found out about a model, in sentences that name the field which names it."""
+    return digest("findings", RECIPES["findings"], model_fingerprint(model), field)
 
 
 def data_fingerprint(run: RunConfig, model: ModelFacts) -> str:

@@ -162,7 +162,7 @@ class StepResult(Report):
     scores: tuple[Scores, ...] = ()
     published: tuple[str, ...] = ()
     cleaned: Cleaned | None = None
-    warnings: tuple[Remark, ...] | None = None  # prepare only
+    warnings: tuple[Remark, ...] | None = None  # prepare, and what it keeps of a model
     report: str | None = None  # where the page that tells of the run lies, below the store's root
     done: tuple[StepResult, ...] = ()  # prepare only: the steps whose verified manifests are in the store already
 

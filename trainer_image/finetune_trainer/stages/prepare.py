@@ -12,7 +12,6 @@ import importlib
 import json
 import time
 from collections.abc import Collection
-from functools import partial
 from typing import Any
 
 from finetune_trainer import environment
@@ -20,7 +19,6 @@ from finetune_trainer.context import Context
 from finetune_trainer.contract import pipeline
 from finetune_trainer.contract.formats import Quantization
 from finetune_trainer.contract.places import mounted_path
-from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reasons.steps import StepReason
 from finetune_trainer.contract.remarks import remarks
 from finetune_trainer.contract.reports import DatasetFacts, Manifest, ModelFacts, Remark, StepResult
@@ -33,8 +31,8 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.inputs import DATA, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
 from finetune_trainer.memory.shape import positions_of
-from finetune_trainer.model import weights
 from finetune_trainer.scoring import tasks
+from finetune_trainer.stages import model_findings
 from finetune_trainer.stages.model_entry import model_entry, watching
 from finetune_trainer.store import runs
 from finetune_trainer.training.trainable import check_trainable
@@ -65,11 +63,11 @@ def run(context: Context) -> StepResult:
     wanted = context.inputs.fingerprints()  # from now on nobody removes what is found done
     runs.note(context.store.objects, runs.place(context.run, wanted), runs.known(context.run, wanted, time.time()))
     done = _finished(context)
-    left: list[Remark] = []
-    if pipeline.TRAIN not in {result.step for result in done}:
+    trained = pipeline.TRAIN in {result.step for result in done}
+    if not trained:
         context.progress("looking at the model's layers")
         check_trainable(context.run, result.dataset, context.inputs.model_without_weights())
-        left = _check_weights(context)
+    found = model_findings.of_models(context, trained=trained)
     _check_formats(context, {result.step for result in done})
     context.progress(f"{len(done)} of {len(pipeline.steps(context.run)) - 1} later steps are done already")
     rows = result.dataset.model_copy(update={"tasks_digest": context.inputs.tasks_digest()})
@@ -81,7 +79,7 @@ def run(context: Context) -> StepResult:
         "fit": fit,
         "done": done,
         "artifact": context.inputs.base(),
-        "warnings": (*left, *_warnings(context, rows)) or None,
+        "warnings": (*found, *_warnings(context, rows)) or None,
     }
     return result.model_copy(update=changes)
 
@@ -121,23 +119,6 @@ def _teacher(context: Context) -> Teacher | None:
     assert teacher is not None  # there is a distillation
     check_vocabulary(context.inputs.model_without_weights(), teacher.folder)
     return teacher
-
-
-def _check_weights(context: Context) -> list[Remark]:
-    """What of the weights has no place in the models. Of large files only the beginnings are read.
-
-    Raises StepFailed where a model's files lack weights, or hold others.
-    """
-    from finetune_trainer.model.complete import check_complete
-
-    said = []
-    for which, field in zip(pipeline.models(context.run), ("spec.model", "spec.training.distillation.teacher"), strict=False):
-        folder = context.inputs.model_without_weights(which)
-        held: dict[str, Any] = {}
-        for name in weights.read_of(context.inputs.weights_of(which), folder):
-            held |= weights.tensors_of(partial(context.inputs.begin_of, which, name))
-        said.append(check_complete(folder, held, field))
-    return [Remark(reason=RemarkReason.WeightsLeftOut, message=sentence) for sentence in said if sentence]
 
 
 def _facts(manifest: Manifest) -> ModelFacts:

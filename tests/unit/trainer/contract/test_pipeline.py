@@ -257,6 +257,7 @@ def test_names_in_a_store_stay_what_they_are(golden: Callable[[Path, str], None]
         "model": pipeline.model_fingerprint(asked.model),
         "pickled model": pipeline.model_fingerprint(run(model={"uri": "hf://org/model", "weights": "Pickle"}).model),
         "templated model": pipeline.templated_fingerprint(run(model=template).model),
+        "findings": pipeline.findings_fingerprint(asked.model, "spec.model"),
         "data": pipeline.data_fingerprint(asked, MODEL),
         "tasks": pipeline.tasks_fingerprint(asked.tasks),
         **pipeline.fingerprints(asked, MODEL, DATA.model_copy(update={"tasks_digest": "sha256:t"})),

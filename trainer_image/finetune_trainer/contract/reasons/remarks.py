@@ -21,4 +21,5 @@ class RemarkReason(Reason):
     RarelyValidated = means("training ends before a validation could decide; lower spec.training.evaluateEverySteps")
     RowsBeyondPositions = means("rows are longer than the model was made for; lower spec.training.maxLength")
     WeightsLeftOut = means("the model's files hold weights that its config.json has no place for; take another configuration")
+    PartsUnreached = means("parts of the model that text never reaches stay as they are; take another model if they were meant")
     WindowLeftOut = means("llama.cpp leaves out the model's sliding window, and rows are longer; lower spec.training.maxLength")
