@@ -226,14 +226,19 @@ class Namespace:
             self.named[Ref(kind, name)] = body
         return f"create {kind}"
 
+    def at_work(self) -> dict[str, Object]:
+        """The Jobs whose pods are at work, by step."""
+        running = (job for job in self.jobs.values() if not job["status"].get("conditions"))
+        return {job["metadata"]["labels"]["finetune.dev/step"]: job for job in running}
+
     def running(self) -> Object:
         """The one Job whose pod is at work."""
-        (job,) = [j for j in self.jobs.values() if not j["status"].get("conditions")]
+        (job,) = self.at_work().values()
         return job
 
-    def end(self, code: int, termination: Termination | None, **pod: Any) -> None:
-        """The running pod ends, and its Job with it."""
-        job = self.running()
+    def end(self, code: int, termination: Termination | None, *, step: str | None = None, **pod: Any) -> None:
+        """The pod that runs, or that of this step, ends, and its Job with it."""
+        job = self.running() if step is None else self.at_work()[step]
         name = job["metadata"]["name"]
         self.pods[name] = ended_pod(job, code, termination, **pod)
         self.jobs[name] = finish(job, code=code)

@@ -70,10 +70,10 @@ class Story:
         asked = {s.name for s in steps(self.run())}
         return make_result(self.run(), step, done=tuple(d for d in self.done if d in asked), loss=self.loss)
 
-    def succeed(self) -> None:
-        """The step at work ends well, as its pod would report."""
-        step = self.space.running()["metadata"]["labels"]["finetune.dev/step"]
-        self.succeed_with(self.result(step))
+    def succeed(self, step: str = "") -> None:
+        """The step at work, this one where several are, ends well, as its pod would report."""
+        step = step or self.space.running()["metadata"]["labels"]["finetune.dev/step"]
+        self.space.end(0, Termination(result=self.result(step)), step=step)
         if step != "prepare":
             self.done.append(step)
 
@@ -84,7 +84,7 @@ class Story:
         """Each step ends well as soon as it is started. Returns the steps whose Jobs were started."""
         started = [a for a in self.passes() if a.startswith("job ")]
         while any(not j["status"].get("conditions") for j in self.space.jobs.values()):
-            self.succeed()
+            self.succeed(next(iter(self.space.at_work())))
             started += [a for a in self.passes() if a.startswith("job ")]
         return [a.removeprefix("job ") for a in dict.fromkeys(started)]
 

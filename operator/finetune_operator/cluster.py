@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from finetune_operator.apiserver import TIMEOUT_SECONDS, ApiServer, Request
+from finetune_operator.claims import CLAIM
 from finetune_operator.decision import Event, Ref
 from finetune_operator.decoding import decode_objects
 from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.kueue import LOCAL_QUEUE
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.names import CONTROLLER, FIELD_MANAGER, STEP_CONTAINER
-from finetune_operator.queues import Queues
+from finetune_operator.queues import local_queue
 from finetune_operator.refusals import REFUSAL
+from finetune_operator.remembered import Remembered
 from finetune_operator.resources import RESOURCES
 
 LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
@@ -35,7 +38,10 @@ class Cluster:
         self._api = api
         self._fence = fence
         self._identity = identity
-        self._queues = Queues(api)
+        self._remembered = {
+            LOCAL_QUEUE: Remembered(partial(local_queue, api)),
+            CLAIM: Remembered(partial(self.get, "PersistentVolumeClaim")),
+        }
 
     @classmethod
     async def connect(cls, fence: Callable[[], None], identity: str) -> Cluster:
@@ -59,8 +65,8 @@ class Cluster:
 
     async def read(self, namespace: str, ref: Ref) -> Object | None:
         """What a reference stands for: the object of that name, or for REFUSAL the newest event of a Job without a pod."""
-        if ref.kind == LOCAL_QUEUE:
-            return await self._queues.find(namespace, ref.name)
+        if ref.kind in self._remembered:
+            return await self._remembered[ref.kind].find(namespace, ref.name)
         if ref.kind != REFUSAL:
             return await self.get(ref.kind, namespace, ref.name)
         fields = f"regarding.kind=Job,regarding.name={ref.name},reason=FailedCreate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from finetune_operator.apiserver import Request
 from finetune_operator.errors import Forbidden, NotFound
 from finetune_operator.kueue import NOT_SERVED
-from finetune_operator.queues import ABSENT_SECONDS, REMEMBERED, THERE_SECONDS, Queues
+from finetune_operator.queues import local_queue
+from finetune_operator.remembered import ABSENT_SECONDS, MOST, THERE_SECONDS, Remembered
 
 GROUP = {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2"}}
 PATH = "/apis/kueue.x-k8s.io/v1beta2/namespaces/team/localqueues/gpus"
@@ -38,8 +40,8 @@ class Clock:
         return self.seconds
 
 
-def queues(api: FakeApi, clock: Clock | None = None) -> Queues:
-    return Queues(api, clock or Clock())  # type: ignore[arg-type]
+def queues(api: FakeApi, clock: Clock | None = None) -> Remembered:
+    return Remembered(partial(local_queue, api), clock or Clock())  # type: ignore[arg-type]
 
 
 async def test_it_is_read_in_the_version_that_kueue_prefers() -> None:
@@ -78,10 +80,10 @@ async def test_a_thousand_jobs_in_one_queue_ask_once_and_a_queue_that_was_made_i
 async def test_so_many_queues_are_remembered_and_no_more() -> None:
     api = FakeApi({"/apis/kueue.x-k8s.io": GROUP})
     found = queues(api)
-    for number in range(REMEMBERED + 1):
+    for number in range(MOST + 1):
         await found.find("team", str(number))
     api.asked.clear()
-    await found.find("team", str(REMEMBERED))
+    await found.find("team", str(MOST))
     assert api.asked == []
     await found.find("team", "0")
     assert api.asked != []

@@ -9,7 +9,7 @@ import yaml
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.finetunejob import objects
-from finetune_operator.finetunejob.plan import Start
+from finetune_operator.finetunejob.case import Start
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.meta import Object
 from finetune_operator.settings import read_settings

@@ -54,6 +54,11 @@ def _seconds_to_stop(limit: Limit, status: FineTuneJobStatus, now: datetime) -> 
 
 
 def _current(run: Run, status: FineTuneJobStatus) -> Step | None:
-    """The step that is to do next, or at work; None where all is done or one has failed."""
-    record = next((s for s in status.steps if s.state not in DONE), None)
-    return None if record is None or record.state is StepState.FAILED else run.step(record.name)
+    """The step at work that holds GPUs, of which there is one at most, else the next one; None where all is done or one has
+    failed.
+    """
+    left = [s for s in status.steps if s.state not in DONE]
+    if not left or any(s.state is StepState.FAILED for s in left):
+        return None
+    holding = (s for s in left if s.state is StepState.RUNNING and (step := run.step(s.name)) and gpus_of(run, step))
+    return run.step(next(holding, left[0]).name)

@@ -15,20 +15,22 @@ from finetune_trainer.contract.reasons.operator import OperatorReason
 
 
 def enforce(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> FineTuneJobStatus:
-    """The status, with its current step failed where a deadline has passed: no attempt would make up for that."""
-    step = next((s for s in status.steps if s.state not in DONE), None)
-    if step is None or step.state is StepState.FAILED or job.spec.suspend:
+    """The status, with a step failed where a deadline has passed: no attempt would make up for that."""
+    left = [s for s in status.steps if s.state not in DONE]
+    if not left or job.spec.suspend or any(s.state is StepState.FAILED for s in left):
         return status
-    attempt = world.attempt(step.job) if step.state is StepState.RUNNING else None
-    failure = _pending(job, attempt, now) or _active(job, status, now)
-    return status if failure is None else fail(status, step.name, failure, now)
+    for step in (s for s in left if s.state is StepState.RUNNING):
+        if (failure := _pending(job, world.attempt(step.job), now)) is not None:
+            return fail(status, step.name, failure, now)
+    failure = _active(job, status, now)
+    return status if failure is None else fail(status, left[0].name, failure, now)
 
 
 def seconds_left(job: FineTuneJob, status: FineTuneJobStatus, world: World, now: datetime) -> float | None:
     """Seconds until the next deadline, or until the job is removed; None where there is none."""
     waiting = [a for a in world.attempts if a.pending and a.admitted_at]
     ends = [
-        (job.spec.pending_deadline_seconds, waiting[0].admitted_at if waiting else None),
+        *((job.spec.pending_deadline_seconds, attempt.admitted_at) for attempt in waiting),
         (job.spec.active_deadline_seconds, status.active_since),
         (job.spec.ttl_seconds_after_finished, _finished_at(status)),
     ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState
+from finetune_operator.finetunejob.case import Case
 from finetune_operator.finetunejob.observed import Attempt, State
-from finetune_operator.finetunejob.plan import Case
 from finetune_operator.meta import seconds_since
 
 SOON = 1.0  # seconds; after the pass that writes the status

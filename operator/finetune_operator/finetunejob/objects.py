@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from finetune_operator import names, pod_fields
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.finetunejob.case import Start
 from finetune_operator.finetunejob.placement import queue_labels
-from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.pod import RANKS_PORT, pod_spec
 from finetune_operator.finetunejob.runs import Run
 from finetune_operator.meta import API_VERSION, Object

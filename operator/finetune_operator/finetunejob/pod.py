@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from finetune_operator import certificates, credentials, names, pod_security
 from finetune_operator.api.finetunejob import FineTuneJob, Resources, Stage
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
+from finetune_operator.finetunejob.case import Start
 from finetune_operator.finetunejob.image import default_image
 from finetune_operator.finetunejob.placement import placement
-from finetune_operator.finetunejob.plan import Start
 from finetune_operator.finetunejob.record import step_record
 from finetune_operator.finetunejob.retries import avoided
 from finetune_operator.finetunejob.runs import Run

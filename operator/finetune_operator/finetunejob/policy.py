@@ -11,12 +11,15 @@ from datetime import datetime
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepState, StepStatus
+from finetune_operator.claims import CLAIM
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref, SuspendJob
 from finetune_operator.finetunejob import admission, budget, gates, handover, image, objects, offered, placement
+from finetune_operator.finetunejob.at_work import ours_to_resume
+from finetune_operator.finetunejob.case import Case, Outlook, Start
 from finetune_operator.finetunejob.deadlines import enforce, is_to_be_removed, seconds_left
 from finetune_operator.finetunejob.ended import next_removal, overdue
 from finetune_operator.finetunejob.observed import State, World, observe
-from finetune_operator.finetunejob.plan import Case, Outlook, Start, make_outlook, ours_to_resume, refused, suspended
+from finetune_operator.finetunejob.plan import make_outlook, refused, suspended
 from finetune_operator.finetunejob.record import absorb, step_record, with_step
 from finetune_operator.finetunejob.references import Reference, references
 from finetune_operator.finetunejob.run_config import run_config
@@ -45,7 +48,7 @@ def reads(body: Object) -> Reads:
         named.append(Ref("ModelServe", serve))
     named += [Ref(REFUSAL, step.job) for step in job.status.steps if step.state is StepState.RUNNING and step.job]
     return Reads(
-        job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)), (LOCAL_QUEUE,)
+        job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)), (LOCAL_QUEUE, CLAIM)
     )
 
 

@@ -28,7 +28,7 @@ from finetune_operator.finetunejob.runs import Run
 from finetune_operator.finetunejob.spending import taken
 from finetune_operator.meta import stamp
 from finetune_trainer.contract.exits import Retry
-from finetune_trainer.contract.pipeline import EVALUATE, PREPARE, TRAIN, Step, fingerprints
+from finetune_trainer.contract.pipeline import ADAPTER, BASE, EVALUATE, MERGED, PREPARE, TRAIN, Step, fingerprints
 from finetune_trainer.contract.reports import StepResult
 
 MOST_ATTEMPTS = 100  # of a step, whatever took its pods away
@@ -77,6 +77,8 @@ def _read(
     if attempt is None:
         if record.job_uid is None:
             return status  # not seen yet: it is created again under the same name, which is harmless
+        if _has_failed(status, step.name):  # its Job was stopped for that
+            return with_step(status, step.name, state=StepState.PENDING)
         return _fail(status, step, JOB_DELETED, budget, stamp(now))
     said = attempt.pod.progress if attempt.pod else None
     status = with_step(
@@ -147,8 +149,8 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
             digest=made.digest,
             bytes=made.bytes,
         )
-        known = {a.name: a for a in status.artifacts}  # each keeps its place
-        changes["artifacts"] = list((known | {artifact.name: artifact}).values())
+        known = {a.name: a for a in status.artifacts}
+        changes["artifacts"] = sorted((known | {artifact.name: artifact}).values(), key=lambda made: _place(run, made.name))
     if result.train is not None:
         progress = status.progress or ProgressStatus(step=result.step)
         changes["progress"] = progress.model_copy(update={"loss": rounded(result.train.loss)})
@@ -158,12 +160,18 @@ def with_facts(status: FineTuneJobStatus, run: Run, result: StepResult) -> FineT
         kept = [s for s in status.scores if s.subject not in new]
         changes["artifacts"] = [_evaluated(a, run, new[a.name]) if a.name in new else a for a in status.artifacts]
         shown = [s.model_copy(update={"values": {m: rounded(v, 6) for m, v in s.values.items()}}) for s in result.scores]
-        changes["scores"] = [*kept, *shown]
+        changes["scores"] = sorted([*kept, *shown], key=lambda scores: _place(run, scores.subject))
     if result.report is not None:
         changes["report"] = f"{run.config.store.uri}/{result.report}"
     if result.published:
         changes["published"] = _union(status.published, result.published)
     return status.model_copy(update=changes)
+
+
+def _place(run: Run, name: str) -> int:
+    """Where an artifact, or its scores, stands in the status: as in the spec, whichever was made first."""
+    order = [BASE, ADAPTER, MERGED, *(artifact.name for artifact in run.config.artifacts)]
+    return order.index(name) if name in order else len(order)
 
 
 def _evaluated(artifact: ArtifactStatus, run: Run, answers: str | None) -> ArtifactStatus:
@@ -219,7 +227,15 @@ def fail(status: FineTuneJobStatus, step: str, failure: Failure, now: datetime) 
     return _with_failure(status, record, failure, stamp(now))
 
 
+def _has_failed(status: FineTuneJobStatus, but: str) -> bool:
+    """Whether another step than this one has failed for good, and the job with it."""
+    return any(s.state is StepState.FAILED and s.name != but for s in status.steps)
+
+
 def _with_failure(status: FineTuneJobStatus, record: StepStatus, failure: Failure, ended: str) -> FineTuneJobStatus:
+    """The first that fails for good tells why the job did."""
+    if _has_failed(status, record.name):
+        return status
     last = LastFailure(
         step=record.name,
         attempt=record.attempt,

@@ -20,9 +20,9 @@ from finetune_trainer.contract.training import TRACKERS
 # Claims that the train pods mount, and how several of them on several nodes may do so.
 TEACHER = "spec.training.distillation.teacher"
 BUCKETS = places.either(place.prefix for place in places.usable(Use.STORE, Reach.BUCKET))
-READ = ("ReadWriteMany", "ReadOnlyMany")
+READ, WRITTEN = ("ReadWriteMany", "ReadOnlyMany"), ("ReadWriteMany",)
 KEY_NOT_FOUND = {"ConfigMap": OperatorReason.ConfigMapKeyNotFound, "Secret": OperatorReason.SecretKeyNotFound}
-SHARED = {"spec.storage.artifacts.uri": ("ReadWriteMany",), "spec.model.uri": READ, f"{TEACHER}.uri": READ}
+SHARED = {"spec.storage.artifacts.uri": WRITTEN, "spec.model.uri": READ, f"{TEACHER}.uri": READ}
 
 
 @dataclass(frozen=True)

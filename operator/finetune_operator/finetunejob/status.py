@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from finetune_operator.api.finetunejob import FineTuneJob
-from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, ServingStatus, StepState, StepStatus
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, conditions
 from finetune_operator.decision import Event
 from finetune_operator.finetunejob import adapter_handover, fit, handover
+from finetune_operator.finetunejob.case import Case, Outlook, Standing
 from finetune_operator.finetunejob.handed import fingerprint
-from finetune_operator.finetunejob.plan import Case, Outlook, Standing
 from finetune_operator.finetunejob.record import rounded, step_record
 from finetune_operator.finetunejob.run_config import resolved
 from finetune_operator.finetunejob.runs import written_spec
@@ -107,8 +107,7 @@ def _fit(case: Case) -> FitFacts | None:
 
 def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:
     """What the pod at work said last. The loss stays when training has ended: it is the column people look at."""
-    record = next((s for s in case.status.steps if s.state is StepState.RUNNING), None)
-    last = case.status.progress
+    record, last = _who_tells(case), case.status.progress
     if outlook.standing is Standing.SUCCEEDED:
         return last and last.model_copy(update={"percent": 100, "eta_seconds": None, "stale": False, "activity": ""})
     if record is None:
@@ -120,6 +119,14 @@ def _progress(case: Case, outlook: Outlook) -> ProgressStatus | None:
     if last is not None and last.step == record.name:
         return last.model_copy(update={"stale": _is_stale(last.updated_at, case.now)})
     return ProgressStatus(step=record.name, loss=last.loss if last else None)
+
+
+def _who_tells(case: Case) -> StepStatus | None:
+    """The first step at work that has said something, else the first: one tells of the job at a time."""
+    at_work = [s for s in case.status.steps if s.state is StepState.RUNNING]
+    attempts = {s.name: case.world.attempt(s.job) for s in at_work}
+    told = (s for s in at_work if (a := attempts[s.name]) is not None and a.pod is not None and a.pod.progress is not None)
+    return next(told, next(iter(at_work), None))
 
 
 def _told(step: str, said: Progress, last: ProgressStatus | None, now: datetime) -> ProgressStatus:

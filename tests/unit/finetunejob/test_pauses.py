@@ -12,7 +12,7 @@ from tests.story import SETTINGS, Story
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, StepStatus
 from finetune_operator.decision import Create, Decision, pause_after
 from finetune_operator.finetunejob import policy
-from finetune_operator.finetunejob.plan import suspended_by_us
+from finetune_operator.finetunejob.at_work import suspended_by_us
 from finetune_operator.meta import Condition
 from finetune_trainer.contract.exits import ExitCode
 
