@@ -181,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._send(self._answer())
 
-    do_GET = do_POST = do_HEAD  # noqa: N815
+    do_GET = do_POST = do_HEAD
 
     def _answer(self) -> Answer:
         url = urlsplit(self.path)

@@ -10,15 +10,14 @@ import hashlib
 import json
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from localcluster import hub
+from tests.listening import listening
 
 WRITERS = ("hf_writer",)
 ID = r"(?P<id>[^/]+/[^/]+)"
@@ -174,13 +173,5 @@ def writable_hub(root: Path) -> Iterator[tuple[str, type[WritableHub]]]:
         uploads: list[str] = []  # noqa: RUF012
 
     Handler.root = root
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", Handler
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as port:
+        yield f"http://127.0.0.1:{port}", Handler

@@ -17,13 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from dashboards.panels import Board, Panel
 from prometheus_client import REGISTRY
 from tests.builders import make_job
+from tests.listening import Quiet, listening
 from tests.serving import make_serve
 
 from finetune_operator import metrics, probes
@@ -177,24 +176,13 @@ def recorded(port: int) -> Iterator[None]:
     """A web server of `pages`, whose counters go on with each scrape."""
     texts, asked = pages(), Counter[str]()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             asked[self.path] += 1
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(gone_on(texts[self.path], asked[self.path]).encode())
+            self.answer(200, gone_on(texts[self.path], asked[self.path]).encode())
 
-        def log_message(self, format: str, *args: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with listening(Handler, port):
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @contextmanager

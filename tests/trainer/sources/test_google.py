@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from tests.listening import Quiet, listening
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
@@ -19,7 +18,7 @@ OBJECTS = {"rows/a.jsonl": b"{}\n", "rows/more/b.jsonl": b"{}\n{}\n", "rows/READ
 WANTED = ("*.jsonl",)
 
 
-class _Bucket(BaseHTTPRequestHandler):
+class _Bucket(Quiet):
     """The bucket `data`, for who has the token "let-me-in"."""
 
     def do_HEAD(self) -> None:
@@ -49,29 +48,15 @@ class _Bucket(BaseHTTPRequestHandler):
         return f"<?xml version='1.0'?><ListBucketResult><Name>data</Name>{found}</ListBucketResult>".encode()
 
     def _send(self, status: int, content: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", '"1"')
-        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.answer(status, content, ETag='"1"', Last_Modified="Thu, 01 Jan 2026 00:00:00 GMT")
 
 
 @pytest.fixture(autouse=True)
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    made = ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("GOOGLE_BASE_URL", f"http://127.0.0.1:{made.server_address[1]}")
     monkeypatch.setenv("GOOGLE_BEARER_TOKEN", "let-me-in")
-    yield
-    made.shutdown()
-    made.server_close()
-    thread.join(10)
+    with listening(_Bucket) as port:
+        monkeypatch.setenv("GOOGLE_BASE_URL", f"http://127.0.0.1:{port}")
+        yield
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.listening import Quiet, listening
 
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.failures import StepFailed
@@ -31,7 +30,7 @@ class Site:
     tag: str = '"one"'
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Quiet):
     site: Site
 
     def do_GET(self) -> None:
@@ -39,10 +38,7 @@ class _Handler(BaseHTTPRequestHandler):
         site.asked.append((asked, self.headers.get("Authorization", "")))
         mood = site.moods.pop(0) if site.moods else "well"
         if mood.isdigit():
-            self.send_response(int(mood))
-            self.send_header("Retry-After", "7")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(int(mood), Retry_After="7")
             return
         if mood == "changed":
             site.tag = '"two"'
@@ -57,25 +53,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(rest[: len(rest) // 2] if mood == "breaks" else rest)
         self.close_connection = True
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     made = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"site": made}))
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    made.url = f"https://localhost:{server.server_address[1]}/data/rows.jsonl"
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+    with listening(type("Handler", (_Handler,), {"site": made}), tls=context) as port:
+        made.url = f"https://localhost:{port}/data/rows.jsonl"
+        yield made
 
 
 @pytest.fixture

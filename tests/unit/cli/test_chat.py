@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.builders import make_job
 from tests.fake_reach import FakeReach, call
+from tests.listening import Quiet, listening
 from tests.serving import Stage, make_serve
 
 FORWARD = """#!/bin/sh
@@ -26,7 +25,7 @@ exit 1
 """
 
 
-class Engine(BaseHTTPRequestHandler):
+class Engine(Quiet):
     """It answers with the number of messages and the last one, in two pieces."""
 
     asked: list[dict[str, Any]]
@@ -48,26 +47,21 @@ class Engine(BaseHTTPRequestHandler):
             self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def log_message(self, format: str, *args: Any) -> None: ...
-
 
 @pytest.fixture
-def engine() -> Iterator[ThreadingHTTPServer]:
+def engine() -> Iterator[int]:
     Engine.asked, Engine.keys = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with listening(Engine) as port:
+        yield port
 
 
 @pytest.fixture
-def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: ThreadingHTTPServer) -> Path:
+def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: int) -> Path:
     """A program of that name, first on the PATH; the file beside it holds what it was called with."""
     folder, arguments = tmp_path / "bin", tmp_path / "arguments"
     folder.mkdir()
     program = folder / "kubectl"
-    program.write_text(FORWARD.format(arguments=arguments, port=engine.server_address[1]))
+    program.write_text(FORWARD.format(arguments=arguments, port=engine))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     return program

@@ -1,14 +1,13 @@
 """The hub answers as the real one does: through the stock client, and byte for byte where the client hides it."""
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from localcluster import hub
+from tests.listening import listening
 
 LARGE = b"0123456789abcdef" * (hub.LFS_BYTES // 16 + 1)
 
@@ -30,14 +29,8 @@ def address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "outside").write_text("not served")
     monkeypatch.setattr(hub.Handler, "root", tmp_path / "hub", raising=False)
     monkeypatch.setattr(hub.Handler, "log_message", lambda *_: None)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with listening(hub.Handler) as port:
+        yield f"127.0.0.1:{port}"
 
 
 def get(address: str, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:

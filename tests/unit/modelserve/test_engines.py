@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from tests.listening import Quiet, listening
 from tests.serving import SETTINGS, Stage, make_serve
 
 from finetune_operator.api.modelserve import ModelServeSpec
@@ -62,23 +61,13 @@ def test_nobody_is_shown_what_others_ask() -> None:
 def engine() -> Any:
     """A server that lists the model facts to whoever brings the key."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             refused = self.path.startswith("/v1") and self.headers.get("Authorization") != "Bearer s3cret"
-            body = b'{"data": [{"id": "facts"}]}'
-            self.send_response(401 if refused else 200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.answer(401 if refused else 200, b'{"data": [{"id": "facts"}]}')
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with listening(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize("curl", [True, False])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import pytest
+from tests.listening import Quiet, listening
 
 from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.served_adapters import PATH, Awaited, LoadedAdapter, PodAdapters
@@ -25,24 +24,14 @@ def pod(*told: LoadedAdapter | None) -> Iterator[int]:
     """A pod that says these things one after the other, the last one again and again; its port."""
     left = list(told)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
             one = left.pop(0) if len(left) > 1 else left[0]
             state = PodAdapters(version="1", adapters=() if one is None else (one,))
-            text = state.model_dump_json(by_alias=True).encode() if self.path == PATH else b"{}"
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            self.answer(200, state.model_dump_json(by_alias=True).encode() if self.path == PATH else b"{}")
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with listening(Handler) as port:
+        yield port
 
 
 def awaited(port: int, seconds: int = 60, **fields: Any) -> Awaited:
