@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 SYSTEM = "finetune-system"
 RELEASE = "finetune-operator"
 QUICKSTART_IMAGES = ("operator", "serve-llamacpp", "trainer")
-MODEL_IMAGE, MODEL_CPU_SECONDS = "trainer-packages", 40
+MODEL_CPU_SECONDS, CLUSTER_CPU_SECONDS, PULL_CPU_SECONDS = 40, 20, 50
+HEAVY_IMAGE = "trainer-packages"  # nearly all that the trainer's image weighs; it has transformers
 INSTALL_SECONDS = 300
 
 
@@ -40,12 +41,11 @@ def install_locally(names: Sequence[str] = QUICKSTART_IMAGES) -> Installation:
     chosen = settings.read()
     with step("registry"):
         cluster.up_registry(chosen)
-    beside = [*toolchain.tasks(chosen.cache, toolchain.CLUSTER), *_model(chosen)]
-    announce(work.estimate([*beside, *images.tasks(chosen, names)]))
-    with step("programs, images, model"):
+    missing = images.tasks(chosen, names)
+    beside = [*toolchain.tasks(chosen.cache, toolchain.CLUSTER), *_model(chosen), *_cluster(chosen, missing)]
+    announce(work.estimate([*beside, *missing]))
+    with step("programs, images, model, cluster"):
         references = images.ensure(chosen, names, beside=beside)
-    with step("cluster"):
-        cluster.up(chosen)
     kubectl = Kubectl(str(toolchain.kubernetes(chosen.cache, "kubectl")), chosen.kubeconfig)
     with step("operator"):
         apply_operator(kubectl, json.loads(images.values_file(chosen).read_text())["images"], chosen.hub_url)
@@ -90,16 +90,31 @@ def announce(seconds: float) -> None:
     print(f"\nThat takes {before}{in_minutes(JOB_SECONDS)} for the job, if this machine does nothing else.", flush=True)
 
 
+def _cluster(chosen: settings.Settings, missing: Sequence[work.Task]) -> list[work.Task]:
+    """Starts the cluster once its programs are there; the heaviest layers reach its node while other images are built."""
+
+    def up(report: work.Report) -> None:
+        cluster.up(chosen, lambda text: report(None, text.splitlines()[0]))
+
+    def pull(_: work.Report) -> None:
+        cluster.pull(chosen, images.reference(chosen, images.IMAGES[HEAVY_IMAGE]))
+
+    made = [work.Task("cluster", CLUSTER_CPU_SECONDS, up, toolchain.CLUSTER)]
+    if any(task.name == HEAVY_IMAGE for task in missing):
+        made.append(work.Task("node", PULL_CPU_SECONDS, pull, ("cluster", HEAVY_IMAGE)))
+    return made
+
+
 def _model(chosen: settings.Settings) -> list[work.Task]:
     """Makes the repository of the quickstart's model on the local hub, where it is not there yet."""
     target = chosen.hub_directory / smollm2.REPOSITORY
-    return [] if target.exists() else [work.Task("model", MODEL_CPU_SECONDS, partial(_make_model, chosen), (MODEL_IMAGE,))]
+    return [] if target.exists() else [work.Task("model", MODEL_CPU_SECONDS, partial(_make_model, chosen), (HEAVY_IMAGE,))]
 
 
 def _make_model(chosen: settings.Settings, _: work.Report) -> None:
     """SmolLM2-135M-Instruct, which PyPI has; an image that has transformers does the conversion."""
     chosen.hub_directory.mkdir(parents=True, exist_ok=True)
-    storage, image = builder.Storage(chosen.cache / "buildah"), images.reference(chosen, images.IMAGES[MODEL_IMAGE])
+    storage, image = builder.Storage(chosen.cache / "buildah"), images.reference(chosen, images.IMAGES[HEAVY_IMAGE])
     if not builder.exists(storage, image):
         builder.pull(storage, image)
     with tempfile.TemporaryDirectory(dir=chosen.cache) as scratch:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,18 @@ API_PORT = 6443  # on the node's own address, where nothing else listens
 PARTS = (*control_plane.PARTS, "containerd", "kubelet", "kube-proxy", "coredns", "registry", "storage", "hub")
 STOP_FIRST = ("kubelet", "kube-controller-manager", "kube-scheduler", "storage")  # they would start pods again
 
+Tell = Callable[[str], None]
+
+
+def say(text: str) -> None:
+    """Print at once, also into a file."""
+    print(text, flush=True)
+
+
+def pull(settings: Settings, reference: str) -> None:
+    """Have an image on the node before a pod asks for it."""
+    Containerd(settings, debian.runtime(settings.cache)).pull(reference)
+
 
 def up_registry(settings: Settings) -> None:
     """Start the registry alone, which images are pushed to while the programs of the cluster are compiled."""
@@ -53,42 +65,45 @@ def _claimed(settings: Settings) -> Iterator[None]:
         yield
 
 
-def up(settings: Settings) -> None:
-    """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash."""
+def up(settings: Settings, tell: Tell = say) -> None:
+    """Start what does not run; returns when the node is Ready. Can be called at any time, also after a crash.
+
+    `tell` gets a line as each part begins and ends.
+    """
     with _claimed(settings):
-        with _step("packages"):
+        with _step("packages", tell):
             debian.ensure_tools()
             runtime = debian.runtime(settings.cache)
-        with _step("programs"):
+        with _step("programs", tell):
             work.do(toolchain.tasks(settings.cache, toolchain.CLUSTER))
-        with _step("network"):
+        with _step("network", tell):
             footprint.remember(settings.directory)
             network.ensure(settings.directory)
             cgroup.ensure(settings.directory)
-        with _step("registry"):
+        with _step("registry", tell):
             registry.ensure(settings)
-        with _step("control plane"):
+        with _step("control plane", tell):
             endpoint = control_plane.Endpoint(NODE_ADDRESS, API_PORT, for_pods=True)
             plane = control_plane.start(settings.directory, endpoint, settings.cache)
-        _start_node(settings, runtime, Api.from_kubeconfig(plane.kubeconfig))
-    print(f"kubeconfig: {settings.kubeconfig}\nregistry:   {settings.registry_address}\nmodel hub:  {settings.hub_url}")
+        _start_node(settings, runtime, Api.from_kubeconfig(plane.kubeconfig), tell)
+    tell(f"kubeconfig: {settings.kubeconfig}\nregistry:   {settings.registry_address}\nmodel hub:  {settings.hub_url}")
 
 
-def _start_node(settings: Settings, runtime: debian.Runtime, api: Api) -> None:
+def _start_node(settings: Settings, runtime: debian.Runtime, api: Api, tell: Tell) -> None:
     server = f"https://{NODE_ADDRESS}:{API_PORT}"
-    with _step("dns"):
+    with _step("dns", tell):
         dns.ensure(settings, api, server)
-    with _step("storage class, model hub"):
+    with _step("storage class, model hub", tell):
         storage.ensure(settings, api, server)
         hub.ensure(settings)
-    with _step("service proxy"):
+    with _step("service proxy", tell):
         identity = Authority(settings.directory / "pki").issue("kube-proxy", "system:kube-proxy")
         kubeconfig = identity.write_kubeconfig(settings.directory / "kube-proxy.kubeconfig", server)
         network.start_proxy(settings.directory, settings.cache, kubeconfig)
-    with _step("containerd"):
+    with _step("containerd", tell):
         containerd = Containerd(settings, runtime)
         containerd.ensure()
-    with _step("node"):
+    with _step("node", tell):
         kubelet.Kubelet(settings, containerd.socket).ensure(api, server)
 
 
@@ -155,8 +170,8 @@ def _end_unrecorded(directory: Path) -> None:
 
 
 @contextmanager
-def _step(name: str) -> Iterator[None]:
+def _step(name: str, tell: Tell = say) -> Iterator[None]:
     begin = time.monotonic()
-    print(f"{name} ...", flush=True)
+    tell(f"{name} ...")
     yield
-    print(f"{name}: {time.monotonic() - begin:.1f} s", flush=True)
+    tell(f"{name}: {time.monotonic() - begin:.1f} s")

@@ -98,6 +98,10 @@ class Containerd:
         if not self._ctr("images", "list", "--quiet", f"name=={PAUSE_IMAGE}").strip():
             self._import_pause_image()
 
+    def pull(self, reference: str) -> None:
+        """Fetch an image from the cluster's registry and unpack it, as the kubelet would."""
+        self._ctr("images", "pull", "--hosts-dir", str(self.settings.directory / "registries"), reference)
+
     def _answers(self) -> bool:
         if not self.socket.exists():
             return False

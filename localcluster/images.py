@@ -44,7 +44,7 @@ LLAMACPP = (
     *(PACKAGES, BYTECODE, "requirements/llamacpp.txt", "requirements/llamacpp-build.txt"),
     "serving_images/llamacpp/together.cmake",
 )
-TORCH = (PACKAGES, *INSTALL, "requirements/torch.txt")
+TORCH = (PACKAGES, *INSTALL, "requirements/cpus.sh", "requirements/torch.txt")
 IMAGES = {
     image.name: image
     for image in (
@@ -99,6 +99,7 @@ IMAGES = {
             (*TORCH, "requirements/quantizer.txt", TRAINER_CODE),
             "quantizer",
             {"BASE_IMAGE": "base", "LLAMACPP_IMAGE": "llamacpp-build"},
+            {"DEVICE": "cpu"},
             value="quantizer",
             cpu_seconds=400,
             after=("trainer-packages",),
@@ -109,6 +110,7 @@ IMAGES = {
             (*TORCH, "requirements/serve-vllm.txt"),
             "serve",
             {"BASE_IMAGE": "base"},
+            {"DEVICE": "cpu"},
             value="vllm",
             cpu_seconds=400,
             after=("trainer-packages",),

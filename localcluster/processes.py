@@ -184,8 +184,8 @@ def end(pids: Sequence[int], seconds: float = 10) -> None:
                 continue
         deadline = time.monotonic() + patience
         while alive and time.monotonic() < deadline:
-            _reap()
             alive = {pid for pid in alive if start_time(pid) == born[pid]}
+            _reap()  # after the look, which takes a zombie for ended: nobody would look again
             time.sleep(POLL_SECONDS / 2)
     if alive:
         raise ProcessFailed(f"processes {sorted(alive)} do not end, not even by SIGKILL: a disk or mount hangs")

@@ -18,7 +18,7 @@ DIST = ROOT / "dist"
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 VLLM = "docker.io/vllm/vllm-openai:v0.32.0"
 # What differs from the images of the local cluster, which has no GPU: arguments, and what they are built on.
-ARGUMENTS = {"trainer-packages": {"DEVICE": "cuda"}}
+ARGUMENTS = {"trainer-packages": {"DEVICE": "cuda"}, "quantizer": {"DEVICE": "cuda"}}
 FOREIGN = {("evaluator", "VLLM_IMAGE"): VLLM}
 
 
