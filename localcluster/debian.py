@@ -29,6 +29,7 @@ LIBRARIES = ("libseccomp2", "ca-certificates")
 UNPACKED = {"containerd": "containerd", "runc": "runc"}
 UNPACKED_INTO = "tools/debian"
 REGISTRY = "docker-registry"
+REDIS_LIBRARIES = ("liblzf1", "libjemalloc2")
 PLUGINS = ("loopback", "ptp", "host-local")
 PLUGIN_PACKAGE = "containernetworking-plugins"
 PLUGIN_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
@@ -102,6 +103,17 @@ def registry(cache: Path) -> Path:
 def prometheus(cache: Path, program: str = "prometheus") -> Path:
     """Prometheus, or its `promtool`: for the tests of rules and dashboards."""
     return _program(cache, program, "prometheus")
+
+
+def redis_server(cache: Path) -> tuple[Path, list[Path]]:
+    """Redis, which Debian packs with its tools, and the folders with what it is linked to: for tests of kept answers."""
+    if installed := shutil.which("redis-server", path=SYSTEM_PATH):
+        return Path(installed), []
+    program = _find(cache / UNPACKED_INTO, "redis-check-rdb", "redis-tools")
+    for package in REDIS_LIBRARIES:
+        if not (cache / UNPACKED_INTO / package).exists():
+            _unpack(package, cache / UNPACKED_INTO / package)
+    return program, sorted({p.parent for name in REDIS_LIBRARIES for p in (cache / UNPACKED_INTO / name).rglob("*.so.*")})
 
 
 def _program(cache: Path, command: str, package: str) -> Path:

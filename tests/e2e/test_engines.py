@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from demo.kubectl import Object
+from localcluster.settings import NODE_ADDRESS
 from openai import APIStatusError, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
+from tests import redis_server
 from tests.e2e import serves
 from tests.e2e.serves import live
-from tests.e2e.space import Space
+from tests.e2e.space import SERVE, Space
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.space(serves.SHARED), pytest.mark.usefixtures("small_job"), pytest.mark.images("serve-vllm")
 ]  # fmt: skip
-CONTEXT = 256
+CONTEXT, REDIS_PORT = 256, 16379
 MERGED = {"jobRef": {**serves.MODEL["jobRef"], "artifact": "merged"}}
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 LLAMA_CPP: Object = {"engine": {"type": "LlamaCpp", "maxModelLength": CONTEXT}}
@@ -39,10 +45,7 @@ def served(space: Space, request: pytest.FixtureRequest) -> Iterator[tuple[OpenA
     """A client of a ModelServe on one engine, and the model's name."""
     name = "asked-" + request.param["engine"]["type"].lower()
     with live(space, name, **request.param):
-        service = space.get("service", name)
-        assert service is not None
-        address = f"http://{service['spec']['clusterIP']}:8000/v1"
-        yield OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60.0), name
+        yield OpenAI(base_url=f"{address(space, name)}/v1", api_key="none", max_retries=0, timeout=60.0), name
 
 
 def said(text: str) -> list[ChatCompletionMessageParam]:
@@ -74,3 +77,42 @@ def status(ask: object) -> int:
         ask()
     assert refused.value.response.json()["error"]["message"]
     return refused.value.status_code
+
+
+# ── Cache ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_response_cache(space: Space, tmp_path: Path) -> None:
+    """A real Redis on the node: an answer is given again, not by the next revision, and without Redis the engine answers."""
+    cache = {"responseCache": {"secretRef": {"name": "redis"}, "ttlSeconds": 600}}
+    with redis_server.started(tmp_path, NODE_ADDRESS, REDIS_PORT) as redis:
+        space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
+        with live(space, "keeping", **cache) as first:
+            for stream in (False, True):
+                assert [asked(space, stream)[0] for _ in range(2)] == ["miss", "hit"]
+                assert asked(space, stream) == asked(space, stream)
+            space.apply(serves.serve("keeping", **cache, engine=serves.context(640)))
+            space.until(SERVE, "keeping", "serves anew", serves.serves_another(first))
+            wait_until("the next revision answers by itself", lambda: asked(space)[0] == "miss")
+            assert asked(space)[0] == "hit"
+            redis.process.kill()
+            redis.process.wait()
+            assert asked(space)[0] == "miss"
+            text = urllib.request.urlopen(f"{address(space, 'keeping')}/metrics", timeout=10).read().decode()
+            assert 'finetune_response_cache_requests_total{result="hit"}' in text
+
+
+def asked(space: Space, stream: bool = False) -> tuple[str | None, str]:
+    """What an answer says of the cache, and the answer."""
+    body = {"model": "keeping", "messages": said("Hello!"), "max_tokens": 8, "temperature": 0, "stream": stream}
+    url = f"{address(space, 'keeping')}/v1/chat/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as found:
+        return found.headers["X-Finetune-Cache"], found.read().decode()
+
+
+def address(space: Space, name: str) -> str:
+    """URL of a Service, which leads on from the node, too."""
+    service = space.get("service", name)
+    assert service is not None
+    return f"http://{service['spec']['clusterIP']}:8000"

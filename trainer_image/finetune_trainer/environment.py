@@ -124,6 +124,8 @@ class Access:
     hub_token: str | None
     https_authorization: str | None
     served_api_key: str | None
+    cache_url: str | None
+    revision: str | None
     judge_api_key: str | None
     google_endpoint: str | None
     azure_endpoint: str | None
@@ -152,6 +154,8 @@ def access(owner: Owner | None = None, place: places.Place | None = None, variab
         hub_token=variables.get("HF_TOKEN"),
         https_authorization=variables.get("HTTPS_AUTHORIZATION"),
         served_api_key=variables.get(pod.ENV_API_KEY),
+        cache_url=variables.get(pod.ENV_CACHE_URL),
+        revision=variables.get(pod.ENV_REVISION),
         judge_api_key=variables.get(pod.ENV_JUDGE_KEY),
         google_endpoint=variables.get("GOOGLE_BASE_URL"),
         azure_endpoint=variables.get("AZURE_STORAGE_ENDPOINT"),

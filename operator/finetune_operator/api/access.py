@@ -18,6 +18,20 @@ class ApiKey(Strict):
     """Its key with the API key."""
 
 
+class RedisUrl(Strict):
+    name: str = Field(min_length=1, max_length=253)
+    """Name of a Secret in the same namespace."""
+    key: str = Field("url", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")
+    """Its key with the URL of a Redis: redis://:password@host:6379/0, or rediss:// by TLS."""
+
+
+class ResponseCache(Strict):
+    secret_ref: RedisUrl
+    """The Redis in which answers are kept. Where it is away, the engine answers."""
+    ttl_seconds: int = Field(3600, ge=1, le=2592000)
+    """How long an answer is kept."""
+
+
 class Load(StrEnum):
     """What an autoscaler looks at."""
 

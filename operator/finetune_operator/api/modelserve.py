@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from finetune_operator.api.access import ApiKey, Autoscaling, Network, Route
+from finetune_operator.api.access import ApiKey, Autoscaling, Network, ResponseCache, Route
 from finetune_operator.api.adapters import MOST_ADAPTERS, Adapter, AdapterStatus, Lora
 from finetune_operator.api.finetunejob import Gpu, Resources
 from finetune_operator.api.pod_template import PodTemplate
@@ -126,6 +126,8 @@ class ModelServeSpec(Strict):
     """How a new revision takes over."""
     auth: Auth | None = None
     """Who may ask. Unset: whoever reaches the Service."""
+    response_cache: ResponseCache | None = None
+    """Answers to requests with temperature 0 are kept, for each revision and API key, and given again. Unset: none are."""
     network: Network = Field(default_factory=lambda: Network())
     """Who reaches the pods, where the cluster's network plugin enforces NetworkPolicies."""
     route: Route | None = None

@@ -37,7 +37,7 @@ def wanted(serve: ModelServe, model: ResolvedModel | None, live: str | None, set
 
 def network_policy(serve: ModelServe, model: ResolvedModel | None, settings: Settings) -> Object:
     """The namespace's own pods may ask, among them the gate's, and whom spec and chart name. Pods whose model lies on a claim
-    ask nobody; those of another must fetch it.
+    ask nobody; those of another must fetch it, and those that keep answers ask the Redis, wherever that is.
     """
     peers = [{"podSelector": {}}, *serve.spec.network.allow_from]
     if settings.monitoring_namespace:
@@ -49,7 +49,7 @@ def network_policy(serve: ModelServe, model: ResolvedModel | None, settings: Set
             "matchLabels": serve_labels(serve.metadata.name),
             "matchExpressions": [{"key": LABEL_REVISION, "operator": "Exists"}],
         },
-        "policyTypes": ["Ingress", "Egress"] if on_claim else ["Ingress"],
+        "policyTypes": ["Ingress", "Egress"] if on_claim and serve.spec.response_cache is None else ["Ingress"],
         "ingress": [{"from": peers, "ports": [{"port": PORT_HTTP, "protocol": "TCP"}]}],
     }
     return _around(serve, "networking.k8s.io/v1", "NetworkPolicy", spec)

@@ -157,10 +157,10 @@ def _needs(model: ResolvedModel) -> list[Ref]:
 
 
 def _keys(serve: ModelServe) -> list[Ref]:
-    """API keys of the engine and of the judge, what the judge is told, and the claims of adapters."""
+    """API keys of the engine and of the judge, the cache, what the judge is told, and the claims of adapters."""
     auth, judge = serve.spec.auth, serve.spec.rollout.gate.judge
     found = [Ref("PersistentVolumeClaim", claim) for claim in (serve.spec.lora.claims if serve.spec.lora else ())]
-    found += [] if auth is None else [Ref("Secret", auth.secret_ref.name)]
+    found += [Ref("Secret", by.secret_ref.name) for by in (auth, serve.spec.response_cache) if by is not None]
     if judge is not None:
         found += [Ref("Secret", judge.secret_ref.name)] if judge.secret_ref else []
         found += [Ref("ConfigMap", judge.rubric.name)] if judge.rubric else []

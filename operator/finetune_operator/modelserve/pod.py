@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from finetune_operator import certificates, credentials, pod_fields, pod_security
-from finetune_operator.api.access import ApiKey
+from finetune_operator.api.access import ApiKey, RedisUrl
 from finetune_operator.api.adapters import Lora
 from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.meta import Object
@@ -12,7 +12,7 @@ from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, Launch, is_served
 from finetune_operator.modelserve.startup import budget
-from finetune_operator.names import PORT_HTTP, serve_labels
+from finetune_operator.names import ANNOTATION_CACHE, LABEL_REVISION, PORT_HTTP, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.places import PVC, claim_of, mounted_path
@@ -24,6 +24,7 @@ GRACE_MARGIN_SECONDS = 10
 READINESS = {"periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 2}
 BEHIND = 8081  # where an engine listens that has a front
 FRONT_REQUESTS, FRONT_LIMITS = {"cpu": "50m", "memory": "64Mi"}, {"memory": "256Mi"}
+REVISION = {"name": pod.ENV_REVISION, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_REVISION}']"}}}
 LOADER_REQUESTS = {"cpu": "100m", "memory": "256Mi"}
 LOADER_LIMITS = {"memory": "2Gi"}  # it streams; what it has written counts until it is on the disk
 
@@ -39,7 +40,7 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
     volumes, mounts = _storage(serve, model, start)
     beside = [*front, *([_keeper(serve, model, settings)] if front and spec.lora else [])]
     return {
-        "metadata": pod_fields.metadata(spec.pod_template, serve_labels(serve.metadata.name)),
+        "metadata": _metadata(serve),
         "spec": {
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,  # variables such as VLLM_PORT, made from a Service's name, would mislead an engine
@@ -54,15 +55,27 @@ def pod_template(serve: ModelServe, model: ResolvedModel, settings: Settings, *,
     }
 
 
+def _metadata(serve: ModelServe) -> Object:
+    """Labels and annotations. A front is no part of a revision, but that answers are kept is asked for, so it is."""
+    found = pod_fields.metadata(serve.spec.pod_template, serve_labels(serve.metadata.name))
+    if (cache := serve.spec.response_cache) is not None:
+        found["annotations"] = {**found.get("annotations", {}), ANNOTATION_CACHE: cache.model_dump_json(by_alias=True)}
+    return found
+
+
 def served_name(serve: ModelServe) -> str:
     """Name of the model in the OpenAI API."""
     return serve.spec.served_name or serve.metadata.name
 
 
 def _needs_front(spec: ModelServeSpec) -> bool:
-    """Where the engine's API is not as OpenAI's, where it can't drain, and where its API for adapters must be out of reach."""
+    """Where the engine's API is not as OpenAI's or its API for adapters must be out of reach, where it can't drain, and where
+    answers are kept.
+    """
     engine = ENGINES[spec.engine.type]
-    return spec.lora is not None or engine.manners is not None or (not engine.drains and spec.drain.seconds > 0)
+    if spec.lora is not None or spec.response_cache is not None:
+        return True
+    return engine.manners is not None or (not engine.drains and spec.drain.seconds > 0)
 
 
 def _storage(serve: ModelServe, model: ResolvedModel, start: Launch) -> tuple[list[Object], list[Object]]:
@@ -184,7 +197,12 @@ def _front(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Objec
             command += ["--folder", MODEL]
             command += [] if spec.engine.max_model_length is None else ["--context", str(spec.engine.max_model_length)]
             mounts = _model_mounts(model)
-            env += [] if spec.auth is None else [api_key(spec.auth.secret_ref, pod.ENV_API_KEY)]
+    cache, lacks = spec.response_cache, engine.manners is not None and engine.manners.lacks is not None
+    if spec.auth is not None and (lacks or cache is not None):
+        env.append(api_key(spec.auth.secret_ref, pod.ENV_API_KEY))
+    if cache is not None:
+        command += ["--cache-seconds", str(cache.ttl_seconds)]
+        env += [api_key(cache.secret_ref, pod.ENV_CACHE_URL), REVISION]
     return {
         "name": "front",
         "image": settings.operator_image,
@@ -211,8 +229,8 @@ def _port(name: str, number: int) -> Object:
     return {"name": name, "containerPort": number}
 
 
-def api_key(secret: ApiKey, variable: str) -> Object:
-    """An API key as a variable of a container."""
+def api_key(secret: ApiKey | RedisUrl, variable: str) -> Object:
+    """A key of a Secret as a variable of a container."""
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
 
 

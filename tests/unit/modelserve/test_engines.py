@@ -157,6 +157,53 @@ def test_before_an_engine_that_answers_to_any_name_a_front_stands_though_nobody_
     assert manners == llamacpp.MANNERS.model_copy(update={"model": "facts/v2"})
 
 
+# ── Cache ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+CACHE = {"secretRef": {"name": "redis"}, "ttlSeconds": 60}
+
+
+def with_cache(engine_type: str, **spec: Any) -> Stage:
+    served = stage(engine={"type": engine_type}, **spec)
+    served.put({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis", "namespace": "default"}})
+    served.step()
+    return served
+
+
+@pytest.mark.parametrize("engine_type", list(EngineType))
+def test_a_front_keeps_answers_where_that_is_asked(engine_type: EngineType) -> None:
+    served = with_cache(engine_type, responseCache=CACHE, auth=KEY)
+    pod = served.deployment(served.candidate())["spec"]["template"]["spec"]
+    engine, front = pod["containers"]
+    assert after(front["command"], "--cache-seconds") == "60"
+    assert secret_of(front, "FINETUNE_CACHE_URL") == {"name": "redis", "key": "url"}
+    assert secret_of(front, "FINETUNE_API_KEY") == {"name": "keys", "key": "api-key"}, "another key, another cache"
+    (revision,) = [e["valueFrom"] for e in front["env"] if e["name"] == "FINETUNE_REVISION"]
+    assert revision == {"fieldRef": {"fieldPath": "metadata.labels['finetune.dev/revision']"}}
+    assert [e["name"] for e in engine["env"] if e.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "redis"] == []
+    assert engine["lifecycle"] == {"preStop": {"sleep": {"seconds": 30}}}, "the front comes to its end first"
+
+
+@pytest.mark.parametrize("engine_type", list(EngineType))
+def test_to_keep_answers_or_not_is_another_revision(engine_type: EngineType) -> None:
+    """A pod has its front from its start: what is asked for would otherwise come with the next revision, some day."""
+    found = [None, CACHE, {**CACHE, "ttlSeconds": 61}]
+    names = {with_cache(engine_type, **({} if cache is None else {"responseCache": cache})).candidate() for cache in found}
+    assert len(names) == 3
+
+
+def test_a_redis_that_nobody_names_is_told_before_a_pod_waits_for_it() -> None:
+    served = stage(responseCache=CACHE)
+    served.step()
+    assert served.conditions()["Stalled"] == ("True", "SecretNotFound")
+
+
+def test_pods_that_keep_answers_may_ask_the_redis() -> None:
+    (policy,) = with_cache("LlamaCpp", responseCache=CACHE).of("NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    (policy,) = with_cache("LlamaCpp").of("NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
 def test_the_front_of_transformers_does_what_that_lacks() -> None:
     """It asks for the key and knows the model's folder; the engine listens in the pod alone, and is asked from within."""
     pod = pods_with_key("Transformers", resources={"limits": {"cpu": "1500m"}}, engine_fields={"maxModelLength": 512})

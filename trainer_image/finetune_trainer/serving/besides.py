@@ -8,6 +8,7 @@ from http import HTTPStatus
 import aiohttp
 from aiohttp import web
 
+ERROR_EVENT = b'data: {"error"'  # of a stream that is not whole, though it came to its end
 Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]  # a question of the front's own to the engine: path, body
 
 

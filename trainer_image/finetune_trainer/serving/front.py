@@ -5,7 +5,8 @@
     caller ── a connection that is kept ──► front ── one connection a request ──► engine
 
 Before an engine with adapters it leads their names to what the engine calls them (named.py); before one that would answer to
-any name it answers to the model's alone (one_model.py), and does what else an engine lacks (lacking.py).
+any name it answers to the model's alone (one_model.py), and does what else an engine lacks (lacking.py). What it has been asked
+before it may answer by itself (kept.py).
 From SIGTERM on, each answer that begins says `Connection: close`, so that whoever keeps a connection finds another pod with
 the next request. The program ends when nothing is being answered and nobody has come for a while, at the latest after so
 many seconds; the engine is stopped only then (modelserve/pod.py has it sleep before).
@@ -32,8 +33,9 @@ from finetune_trainer.contract.manners import Manners
 from finetune_trainer.environment import access
 from finetune_trainer.serving.besides import Besides
 from finetune_trainer.serving.fitted import facts
+from finetune_trainer.serving.kept import HEADER, Cache, Whole
 from finetune_trainer.serving.lacking import Lacking
-from finetune_trainer.serving.named import LARGEST_BODY, Adapters
+from finetune_trainer.serving.named import LARGEST_BODY, METRICS, Adapters
 from finetune_trainer.serving.one_model import OneModel
 
 QUIET_SECONDS = 5.0  # until every node knows that the pod takes no more requests
@@ -45,6 +47,7 @@ OF_A_CONNECTION = frozenset(
     {"connection", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
     | {"transfer-encoding", "upgrade"}
 )
+LENGTH = (hdrs.CONTENT_LENGTH,)
 AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
 
 
@@ -55,6 +58,7 @@ class Front:
     engine: str
     session: aiohttp.ClientSession
     besides: Besides = field(default_factory=Besides)
+    cache: Cache | None = None
     is_draining: bool = False
     running: int = 0
     came: float = 0.0  # when something was asked last, on the monotonic clock
@@ -68,9 +72,12 @@ class Front:
         self.besides.begun(request)
         try:
             own = await self.besides.own_answer(request, self._asked)
-            if own is not None:
-                self._closing(own)
-            response = own if own is not None else await self._passed_on(request)
+            response = own if own is not None else await self._answered(request)
+            if isinstance(response, web.Response):
+                if self.cache is not None and self._adds_metrics(request):
+                    assert isinstance(response.body, bytes)
+                    response.body += self.cache.text().encode()
+                self._closing(response)
             return response
         finally:
             self.running -= 1
@@ -81,24 +88,48 @@ class Front:
         async with self.session.post(self.engine + path, data=body, headers=headers) as found:
             return found.status, await found.read()
 
-    async def _passed_on(self, request: web.Request) -> web.StreamResponse:
-        response: web.StreamResponse | None = None
+    async def _answered(self, request: web.Request) -> web.StreamResponse:
+        """The engine's answer, or the same that it gave before."""
         body = await self.besides.renamed(request)
+        if self.cache is None or request.method != hdrs.METH_POST:
+            return await self._passed_on(request, body)
+        body = await request.read() if body is None else body
+        if (key := self.cache.key(request, body)) is None:
+            return await self._passed_on(request, body)
+        if (kept := await self.cache.found(key)) is not None:
+            return kept
+        response = await self._passed_on(request, body, whole := Whole())
+        await self.cache.keep(key, whole)
+        return response
+
+    async def _passed_on(self, request: web.Request, body: bytes | None, whole: Whole | None = None) -> web.StreamResponse:
+        response: web.StreamResponse | None = None
         try:
             async with self.session.request(
                 request.method,
                 URL(self.engine + request.rel_url.raw_path_qs, encoded=True),
-                headers=_others(request.headers, but=() if body is None else (hdrs.CONTENT_LENGTH,)),
+                headers=_others(request.headers, but=self._not_passed(request, body)),
                 data=body if body is not None else request.content if request.body_exists else None,
                 allow_redirects=False,
             ) as found:
+                if self._adds_metrics(request):
+                    return web.Response(
+                        status=found.status, body=await found.read(), headers=_others(found.headers, but=LENGTH)
+                    )
                 if self.besides.holds(request.path, found.status):
                     return self._told(*self.besides.told(found.status, await found.read()), found.headers)
                 response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
+                if whole is not None:
+                    response.headers[HEADER] = "miss"
                 await self._begin(response, request)
                 async for piece in self.besides.pieces(found):
                     await response.write(piece)
+                    if whole is not None:
+                        whole.came(piece)
                 await response.write_eof()
+                if whole is not None:
+                    told = found.headers
+                    whole.ended(found.status, told.get(hdrs.CONTENT_TYPE, ""), told.get(hdrs.CONTENT_ENCODING))
                 return response
         except aiohttp.ClientConnectorError:
             return self._without_engine(503, "the engine does not answer; ask again in a moment")
@@ -109,6 +140,13 @@ class Front:
             if request.transport is not None:
                 request.transport.close()
             return response
+
+    def _adds_metrics(self, request: web.Request) -> bool:
+        return self.cache is not None and request.path == METRICS
+
+    def _not_passed(self, request: web.Request, body: bytes | None) -> Collection[str]:
+        """Headers that are not the engine's matter: what more is written to cannot come compressed."""
+        return [*(() if body is None else LENGTH), *((hdrs.ACCEPT_ENCODING,) if self._adds_metrics(request) else ())]
 
     def _told(self, status: int, body: bytes, headers: CIMultiDictProxy[str]) -> web.Response:
         others = _others(headers, but=(hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE))
@@ -150,7 +188,7 @@ def _others(headers: CIMultiDictProxy[str], but: Collection[str] = ()) -> CIMult
 
 @asynccontextmanager
 async def standing(
-    port: int, engine: str, host: str | None = None, besides: Besides | None = None
+    port: int, engine: str, host: str | None = None, besides: Besides | None = None, cache: Cache | None = None
 ) -> AsyncIterator[tuple[Front, web.AppRunner]]:
     """A front that answers until the block ends, at all of this machine's addresses or at one."""
     async with aiohttp.ClientSession(
@@ -162,7 +200,7 @@ async def standing(
         auto_decompress=False,
     ) as session:
         front, application = (
-            Front(engine.rstrip("/"), session, besides or Besides()),
+            Front(engine.rstrip("/"), session, besides or Besides(), cache),
             web.Application(client_max_size=LARGEST_BODY),
         )
         application.router.add_route("*", "/{path:.*}", front.answer)
@@ -176,13 +214,15 @@ async def standing(
             yield front, runner
         finally:
             await runner.cleanup()
+            if cache is not None:
+                await cache.close()
 
 
-async def serve(port: int, engine: str, drain: float, besides: Besides) -> None:
+async def serve(port: int, engine: str, drain: float, besides: Besides, cache: Cache | None) -> None:
     """Answer until SIGTERM, and drain."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with standing(port, engine, besides=besides) as (front, runner):
+    async with standing(port, engine, besides=besides, cache=cache) as (front, runner):
         print(f"port {runner.addresses[0][1]} leads to {engine}", flush=True)
         await stopped.wait()
         print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
@@ -200,9 +240,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--manners", type=Manners.model_validate_json, help="where the engine does otherwise than OpenAI's API")
     parser.add_argument("--folder", type=Path, help="where the model lies, for an engine that does not count tokens")
     parser.add_argument("--context", type=int, help="tokens of prompt and answer together, at most")
+    parser.add_argument("--cache-seconds", type=int, help="how long answers are kept in the Redis that the environment names")
     options = parser.parse_args(arguments)
-    asyncio.run(serve(options.port, options.engine, options.drain, _besides(options)))
+    asyncio.run(serve(options.port, options.engine, options.drain, _besides(options), _cache(options.cache_seconds)))
     return 0
+
+
+def _cache(seconds: int | None) -> Cache | None:
+    """The cache that the command line asks for, and the environment names."""
+    found = access()
+    if seconds is None or found.cache_url is None:
+        return None
+    return Cache(found.cache_url, (found.revision or "", found.served_api_key or ""), seconds)
 
 
 def _besides(options: argparse.Namespace) -> Besides:

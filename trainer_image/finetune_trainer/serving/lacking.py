@@ -22,18 +22,17 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from finetune_trainer.contract.manners import Lacks
-from finetune_trainer.serving.besides import Ask, refusal
+from finetune_trainer.serving.besides import ERROR_EVENT, Ask, refusal
 from finetune_trainer.serving.fitted import Facts, fitted, wrongs
-from finetune_trainer.serving.named import HEALTH, MODELS
+from finetune_trainer.serving.named import HEALTH, METRICS, MODELS
 from finetune_trainer.serving.one_model import OneModel, read
 from finetune_trainer.serving.tallied import Tally
 
-METRICS = "/metrics"
 BODY = web.RequestKey("body", bytes)  # what the engine is asked in the request's place
 AROUND = 256  # tokens that a chat template writes around messages, at most
 INVALID = "invalid_request_error"
 STREAM = "text/event-stream"
-END, ERROR = b"data: [DONE]\n\n", b'data: {"error"'
+END = b"data: [DONE]\n\n"
 TAIL = 4096  # bytes
 TOKEN = re.compile(rb'"(?:content|text)":"')
 
@@ -101,7 +100,7 @@ class Lacking(OneModel):
             tail = (tail + piece)[-TAIL:]
             timed.came(len(TOKEN.findall(piece)))
             yield piece
-        if END not in tail and ERROR not in tail:
+        if END not in tail and ERROR_EVENT not in tail:
             yield END
 
     def begun(self, request: web.Request) -> None:

@@ -22,7 +22,7 @@ from finetune_trainer.serving.besides import Ask, Besides
 
 LARGEST_BODY = 32 << 20  # bytes of a request that names a model: it is held in memory
 ADMIN = "lora_adapter"  # in the paths of the engine's API for adapters, however they are written
-MODELS, HEALTH = "/v1/models", "/health"
+MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
 
 
 @dataclass

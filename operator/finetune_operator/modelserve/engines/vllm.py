@@ -42,8 +42,8 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
         command=["vllm", "serve"],
         args=[*args, *spec.engine.args],
         env=env,
-        # With adapters it has a front, which must come to its end first.
-        pre_stop_seconds=spec.drain.seconds if spec.lora else min(ENDPOINTS_SECONDS, spec.drain.seconds),
+        # With adapters or a cache it has a front, which must come to its end first.
+        pre_stop_seconds=spec.drain.seconds if spec.lora or spec.response_cache else min(ENDPOINTS_SECONDS, spec.drain.seconds),
         shutdown_seconds=spec.drain.seconds,
         shared_memory=True,
     )
