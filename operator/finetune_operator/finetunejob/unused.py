@@ -193,7 +193,7 @@ def _of_gates(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
 
 
 def _is_below(path: str, fields: Iterable[str]) -> bool:
-    return any(path == field or path.startswith((f"{field}.", f"{field}[")) for field in fields)
+    return any(path == field or path.startswith(f"{field}.") for field in fields)
 
 
 def _leaves(value: Any, path: str) -> Iterator[str]:

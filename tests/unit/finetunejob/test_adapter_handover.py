@@ -45,8 +45,10 @@ def tell(story: Story, state: str, **fields: Any) -> None:
 
 
 def test_one_entry_is_handed_over_as_its_own_managers() -> None:
-    action = wanted(trained(name="tickets"))
-    assert action.body["metadata"]["name"] == "shared"
+    story = trained(name="tickets")
+    action = wanted(story)
+    assert story.job["status"]["resolved"]["servingArtifact"] == "adapter"
+    assert action.body["metadata"] == {"name": "shared", "namespace": story.job["metadata"]["namespace"]}
     assert set(action.body["spec"]) == {"adapters"}
     (entry,) = action.body["spec"]["adapters"]
     assert entry["name"] == "tickets"
@@ -64,12 +66,17 @@ def test_a_model_is_handed_over_as_the_operators() -> None:
 def test_the_job_has_succeeded_once_its_adapter_answers() -> None:
     story = trained()
     assert story.conditions()["Reconciling"] == ("True", "Serving")
-    tell(story, "Gating", message="pods load it")
+    tell(story, "Gating")
     story.passes()
-    assert "Succeeded" not in story.conditions()
-    assert story.job["status"]["serving"]["ready"] is False
+    waits = "the ModelServe shared tries the adapter facts"
+    assert [c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Reconciling"] == [waits]
     served = story.space.named[SHARED]
     assert served is not None
+    served["status"]["adapters"][0]["message"] = "pods load it"
+    story.passes()
+    assert [c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Reconciling"] == [f"{waits}; pods load it"]
+    assert "Succeeded" not in story.conditions()
+    assert story.job["status"]["serving"]["ready"] is False
     served["status"]["adapters"][0]["state"] = "Live"
     assert story.passes() == []
     assert story.conditions()["Succeeded"] == ("True", "Succeeded")

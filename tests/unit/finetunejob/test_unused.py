@@ -243,3 +243,26 @@ def test_what_an_entry_of_publish_does_not_need_is_named_by_its_number() -> None
     spec = FineTuneJobSpec.model_validate({"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "publish": entries})
     said = [remark.message.partition(" does nothing: ")[0] for remark in unused(spec)]
     assert said == ["spec.publish[1].private", "spec.publish[1].secretRef"]
+
+
+def test_a_bound_that_no_score_can_miss_is_named_with_what_scores_can_be() -> None:
+    gates = [
+        {"metric": "loss", "min": 0},
+        {"metric": "exactMatch", "max": 1},
+        {"metric": "exactMatch", "minImprovementOverBase": -1},
+        {"metric": "exactMatch", "maxRegressionFromMerged": 1},
+        {"metric": "perplexity", "min": 1},
+        {"metric": "perplexity", "min": 1.01},
+        {"metric": "exactMatch", "maxRegressionFromMerged": 0.99},
+        {"metric": "arc/acc", "min": 0},
+    ]
+    named = [{"name": f"g{number}", **gate} for number, gate in enumerate(gates)]
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "evaluation": {"gates": named}}
+    said = [remark.message.partition(", so that")[0] for remark in unused(FineTuneJobSpec.model_validate(spec))]
+    assert said == [
+        "spec.evaluation.gates[0].min does nothing: loss is 0 at least",
+        "spec.evaluation.gates[1].max does nothing: exactMatch is between 0 and 1",
+        "spec.evaluation.gates[2].minImprovementOverBase does nothing: exactMatch is between 0 and 1",
+        "spec.evaluation.gates[3].maxRegressionFromMerged does nothing: exactMatch is between 0 and 1",
+        "spec.evaluation.gates[4].min does nothing: perplexity is 1 at least",
+    ]

@@ -10,11 +10,14 @@ import pytest
 from tests.serving import SETTINGS, Stage, make_finished_job, make_serve
 
 from finetune_operator.api.adapters import MOST_ADAPTERS
-from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec
 from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.cache import Own
-from finetune_operator.decision import pause_after
+from finetune_operator.conditions import LONGEST_MESSAGE
+from finetune_operator.decision import Observed, pause_after
 from finetune_operator.meta import Key, Object
+from finetune_operator.modelserve import adapters
+from finetune_operator.modelserve.observed import World
 from finetune_operator.names import ANNOTATION_RETRY
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_adapters import WantedAdapters, engine_name
@@ -134,6 +137,14 @@ def test_the_next_one_is_tried_while_the_one_before_serves(stage: Stage) -> None
     assert asked(stage) == []
 
 
+def test_a_status_has_room_for_what_is_said_of_each(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    stage.finish_gate(Failure(reason="GateFailed", message="x" * 10_000))
+    stage.settle()
+    assert told(stage, "legal")["message"] == "x" * LONGEST_MESSAGE
+
+
 def test_a_bad_one_is_refused_alone(stage: Stage) -> None:
     stage.edit(adapters=[TICKETS, LEGAL])
     stage.step()
@@ -167,6 +178,26 @@ def test_what_was_refused_is_tried_again_when_somebody_says_so(stage: Stage) -> 
     assert told(stage, "legal")["state"] == "Live"
 
 
+def test_what_was_refused_stays_so_where_the_same_files_are_moved(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    stage.finish_gate(WRONG)
+    stage.settle()
+    stage.edit(adapters=[LEGAL | {"uri": "pvc://models/moved"}])
+    stage.settle()
+    assert (told(stage, "legal")["state"], told(stage, "legal")["uri"], asked(stage)) == ("Refused", "pvc://models/moved", [])
+
+
+def test_an_adapter_in_the_models_own_bucket_is_reached() -> None:
+    in_bucket = {"uri": "s3://bucket/base", "digest": "sha256:" + "a" * 64, "secretRef": {"name": "s3-keys"}}
+    stage = Stage(make_serve(**{**ON_VLLM, "model": in_bucket, "lora": {}}))
+    stage.put({"kind": "Secret", "metadata": {"name": "s3-keys"}})
+    stage.roll_out()
+    stage.edit(adapters=[LEGAL | {"uri": "s3://bucket/legal"}, {**LEGAL, "name": "far", "uri": "s3://elsewhere/legal"}])
+    stage.step()
+    assert (told(stage, "legal")["state"], told(stage, "far")["reason"]) == ("Gating", "AdapterOutOfReach")
+
+
 def test_a_gate_that_was_lost_is_no_verdict(stage: Stage) -> None:
     stage.edit(adapters=[LEGAL])
     stage.step()
@@ -192,6 +223,8 @@ def test_each_state_says_why_until_it_serves(stage: Stage) -> None:
     assert (found["reason"], found["message"]) == (
         "AdapterPromoting", "it has passed its gate, and pods are told to lead its name to it",
     )  # fmt: skip
+    stage.step()
+    assert (told(stage)["reason"], len(asked(stage))) == ("AdapterPromoting", 1), "the Job that asks pods for it runs"
     is_told(stage)
     found = told(stage)
     assert "reason" not in found
@@ -220,6 +253,21 @@ def test_a_gate_that_is_lost_is_asked_again_after_a_pause_and_counted(stage: Sta
     assert "gatesLost" not in told(stage, "legal")
 
 
+def test_pods_that_can_not_be_asked_whether_they_serve_it_are_asked_again(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    stage.step()
+    stage.finish_gate()
+    stage.step()
+    stage.lose_gate(Failure(reason="AdapterNotLoaded", message="1 of 2 pods do not serve it"), "BackoffLimitExceeded")
+    assert stage.step().requeue_after == pause_after(1)
+    assert (told(stage, "legal")["state"], told(stage, "legal")["reason"]) == ("Promoting", "AdapterNotLoaded")
+    stage.later(pause_after(1))
+    stage.step()
+    assert (told(stage, "legal")["state"], asked(stage)) == ("Promoting", [at("c", "legal")])
+    is_told(stage)
+    assert told(stage, "legal")["state"] == "Live"
+
+
 def test_a_name_that_is_taken_out_leads_nowhere_and_the_others_stay(stage: Stage) -> None:
     stage.edit(adapters=[TICKETS, LEGAL])
     stage.step()
@@ -245,6 +293,19 @@ def test_a_config_map_that_was_deleted_is_made_anew_from_the_status(stage: Stage
     del stage.objects["ConfigMap", "facts-adapters"]
     stage.settle()
     assert (told(stage)["state"], wanted(stage)) == ("Live", {at("b"): True})
+
+
+@pytest.mark.parametrize("change", [{"name": "others"}, {"ownerReferences": [{"uid": "another-serve"}]}])
+def test_what_has_passed_is_read_in_the_map_of_this_serve_alone(stage: Stage, change: Object) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    found = stage.objects["ConfigMap", "facts-adapters"]
+    notes = {"finetune.dev/adapters": "{}"}
+    other = {**found, "metadata": {**found["metadata"], "annotations": notes, **change}}
+    observed = Observed({"ConfigMap": (other,)}, {})
+    serve = ModelServe.model_validate(stage.serve)
+    (step,) = adapters.next_steps(serve, None, None, World(), observed, stage.now)
+    assert step.status.live is not None
 
 
 def test_what_somebody_wrote_into_the_config_map_is_put_back(stage: Stage) -> None:
@@ -291,6 +352,19 @@ def test_what_can_be_known_is_refused_before_a_pod_is_told(
     assert (found["state"], found["reason"]) == ("Refused", reason)
     assert said in found["message"]
     assert (wanted(stage), asked(stage)) == ({}, [])
+
+
+@pytest.mark.parametrize("kind", ["Failed", "Stalled"])
+def test_a_job_that_came_to_nothing_is_told_in_its_own_words(stage: Stage, kind: str) -> None:
+    job = trained()
+    ended = {"type": kind, "status": "True", "reason": "DoesNotFit", "message": "take QLoRA"}
+    job["status"] = {"conditions": [{**ended, "lastTransitionTime": stage.stamp()}]}
+    stage.put(job)
+    stage.edit(adapters=[TICKETS])
+    stage.settle()
+    found = told(stage)
+    assert (found["state"], found["reason"]) == ("Refused", "JobFailed")
+    assert found["message"] == "the FineTuneJob tickets made no adapter, DoesNotFit: take QLoRA"
 
 
 def test_a_job_that_still_trains_is_waited_for(stage: Stage) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.serving import Stage, make_serve
 from tests.unit.modelserve.test_loading import UNSCHEDULABLE
 
+from finetune_operator.conditions import LONGEST_MESSAGE
 from finetune_operator.decision import Delete
 from finetune_operator.modelserve import policy
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
@@ -112,6 +113,16 @@ def test_failed_gate_refuses_and_is_not_tried_again() -> None:
     assert stage.step().actions == ()
 
 
+def test_a_status_has_room_for_why_a_revision_was_refused() -> None:
+    stage = Stage()
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate(Failure(reason="GateFailed", message="x" * 10_000))
+    stage.settle()
+    assert stage.serve["status"]["candidate"]["message"] == "x" * LONGEST_MESSAGE
+
+
 def test_a_verdict_is_in_the_status_before_its_evidence_goes() -> None:
     """Found by the fault sweep: a deletion that failed half-way left no gate and no verdict, so all was loaded again."""
     stage = Stage()
@@ -204,6 +215,15 @@ def test_what_serves_says_no_more_how_it_was_to_load_though_the_status_of_its_pr
     stage.serve["status"] = before
     stage.settle()
     assert (stage.live(), stage.serve["status"]["live"].get("strategyMessage")) == (before["candidate"]["name"], None)
+    assert stage.serve["status"]["live"]["state"] == "Live"
+
+
+def test_what_a_service_that_is_away_selected_is_known_by_its_deployment_alone() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    del stage.objects["Service", "facts"], stage.objects["ControllerRevision", f"facts-{live}"]
+    stage.step()
+    assert stage.serve["status"]["live"]["name"] == live
 
 
 def test_a_promotion_is_told_after_the_service_was_moved() -> None:

@@ -63,6 +63,7 @@ def test_recreate_says_before_how_long_nothing_will_answer() -> None:
     stage.settle()
     assert (stage.live(), stage.revisions(), standing(stage)) == (new, {new}, SERVING)
     assert "rollbackWindow" not in stage.serve["status"], "there was no room for a warm one"
+    assert "strategyMessage" not in stage.serve["status"]["live"]
 
 
 def test_the_live_revisions_own_load_time_foretells_the_outage() -> None:

@@ -48,6 +48,13 @@ def test_the_old_revision_stays_warm_until_its_window_ends() -> None:
     assert {name for kind, name in stage.objects if kind == "Service"} == {"facts", f"facts-{new}"}
 
 
+def test_pods_that_are_no_more_are_no_way_back() -> None:
+    stage, old, _ = promoted()
+    stage.deployment(old)["spec"]["replicas"] = 0
+    stage.step()
+    assert "rollbackWindow" not in stage.serve["status"]
+
+
 def test_without_a_window_the_old_revision_goes_at_once() -> None:
     stage, _, new = promoted(rollbackWindowSeconds=0)
     assert stage.revisions() == {new}
