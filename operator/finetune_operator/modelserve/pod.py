@@ -10,7 +10,7 @@ from finetune_operator.meta import Object
 from finetune_operator.modelserve import adapter_pod
 from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, Launch, is_served
+from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, UNTIL_DRAINED, Launch, is_served
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import ANNOTATION_CACHE, LABEL_REVISION, PORT_HTTP, serve_labels
 from finetune_operator.settings import Settings
@@ -173,8 +173,15 @@ def _engine(
     if resources := _resources(spec):
         container["resources"] = resources
     if start.pre_stop_seconds:
-        container["lifecycle"] = {"preStop": {"sleep": {"seconds": start.pre_stop_seconds}}}
+        container["lifecycle"] = {"preStop": _pre_stop(spec, start.pre_stop_seconds, fronted=port["name"] == ENGINE)}
     return container
+
+
+def _pre_stop(spec: ModelServeSpec, seconds: int, *, fronted: bool) -> Object:
+    """What is waited for before the engine is told to stop: its front's end, which is no part of a revision, or the time."""
+    if not fronted:
+        return {"sleep": {"seconds": seconds}}
+    return {"exec": {"command": ["sh", "-c", UNTIL_DRAINED, str(ENGINES[spec.engine.type].port), str(seconds)]}}
 
 
 def _front(serve: ModelServe, model: ResolvedModel, settings: Settings) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,13 +13,15 @@ import pytest
 from tests.listening import Quiet, listening
 from tests.serving import SETTINGS, Stage, make_serve
 
-from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
 from finetune_operator.decision import Create
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp, transformers
-from finetune_operator.modelserve.engines.engine import is_served
+from finetune_operator.modelserve.engines.engine import UNTIL_DRAINED, is_served
+from finetune_operator.modelserve.pod import pod_template
 from finetune_trainer.contract.manners import Manners
 
+MODEL_OF_OLD = ResolvedModel(source="uri", uri="pvc://models/q4")
 KEY = {"secretRef": {"name": "keys"}}
 
 
@@ -141,8 +144,27 @@ def test_the_engine_is_told_to_stop_when_the_front_has_drained() -> None:
     engine, front = pod["containers"]
     assert after(front["command"], "--drain") == "40"
     assert "lifecycle" not in front, "it drains from the moment on that the pod is deleted"
-    assert engine["lifecycle"] == {"preStop": {"sleep": {"seconds": 40}}}
+    assert engine["lifecycle"] == {"preStop": {"exec": {"command": ["sh", "-c", UNTIL_DRAINED, "8080", "40"]}}}
     assert pod["terminationGracePeriodSeconds"] > 40
+
+
+@pytest.mark.parametrize("curl", [True, False])
+def test_an_engine_is_stopped_once_its_front_has_ended_and_not_while_that_is_slow(curl: bool) -> None:
+    """The front here takes connections and answers none."""
+    script = UNTIL_DRAINED if curl else UNTIL_DRAINED.replace("command -v curl", "false").replace("python3", sys.executable)
+    with socket.create_server(("127.0.0.1", 0)) as front:
+        command = ["sh", "-c", script, str(front.getsockname()[1])]
+        subprocess.run([*command, "1"], env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60)  # the time is over
+        waits = subprocess.Popen([*command, "3600"], env={"PATH": "/usr/bin:/bin"})
+        with pytest.raises(subprocess.TimeoutExpired):
+            waits.wait(3)
+    assert waits.wait(60) == 0
+
+
+def test_a_revision_is_the_same_whatever_the_front_is_waited_for_by() -> None:
+    served = Stage(make_serve(engine={"type": "LlamaCpp"}, drain={"seconds": 40}))
+    made = pod_template(ModelServe.model_validate(served.serve), MODEL_OF_OLD, SETTINGS, fronted=False)
+    assert made["spec"]["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": 40}}}
 
 
 def test_no_front_where_the_engine_drains_and_knows_its_name() -> None:
@@ -180,7 +202,8 @@ def test_a_front_keeps_answers_where_that_is_asked(engine_type: EngineType) -> N
     (revision,) = [e["valueFrom"] for e in front["env"] if e["name"] == "FINETUNE_REVISION"]
     assert revision == {"fieldRef": {"fieldPath": "metadata.labels['finetune.dev/revision']"}}
     assert [e["name"] for e in engine["env"] if e.get("valueFrom", {}).get("secretKeyRef", {}).get("name") == "redis"] == []
-    assert engine["lifecycle"] == {"preStop": {"sleep": {"seconds": 30}}}, "the front comes to its end first"
+    wait = ["sh", "-c", UNTIL_DRAINED, str(ENGINES[engine_type].port), "30"]
+    assert engine["lifecycle"] == {"preStop": {"exec": {"command": wait}}}, "the front comes to its end first"
 
 
 @pytest.mark.parametrize("engine_type", list(EngineType))

@@ -31,6 +31,21 @@ get() {
 IS_HEALTHY = f'{_GET}get "$0{HEALTH}" >/dev/null'
 IS_SERVED = f"""{IS_HEALTHY} && get "$0/v1/models" | tr -d ' \\n' | grep -qF "\\"id\\":\\"$1\\"\""""
 
+# Before an engine is told to stop: until its front, at port $0, has ended, or $1 seconds are over. A front that
+# answers late is there: only a port that takes no connection is gone.
+UNTIL_DRAINED = r"""
+gone() {
+  if command -v curl >/dev/null; then curl -s -o /dev/null -m 2 "http://127.0.0.1:$0/health"; [ $? -eq 7 ]
+  else python3 -c 'import socket, sys
+try: socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)
+except ConnectionRefusedError: sys.exit(0)
+except OSError: pass
+sys.exit(1)' "$0"; fi
+}
+end=$(($(date +%s) + $1))
+until gone || [ "$(date +%s)" -ge "$end" ]; do sleep 1; done
+""".lstrip()
+
 
 def is_served(api_key_variable: str | None) -> str:
     """The script of IS_SERVED, with the API key that the engine asks for, if it does."""
