@@ -170,9 +170,10 @@ class _Pass:
         return bool(live["metadata"]["resourceVersion"] != before["metadata"]["resourceVersion"])
 
     async def _tell(self, status: dict[str, Any], *events: Event) -> None:
-        """Write the status if it differs, then tell what happened."""
-        before = pruned(self.body.get("status", {}))
-        if pruned(status) == before or (told := pruned(bounded(status, status_schema(self.kind.model)))) == before:
+        """Write the status if it differs, then tell what happened. Fields that only a later release knows stay."""
+        before, schema = pruned(self.body.get("status", {})), status_schema(self.kind.model)
+        later = {name: value for name, value in before.items() if name not in schema["properties"]}
+        if pruned(status) | later == before or (told := pruned(bounded(status, schema)) | later) == before:
             return
         self.body = await self.means.cluster.replace_status(self.body, told)
         self.means.own.keep(self.body)

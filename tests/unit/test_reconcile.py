@@ -415,6 +415,15 @@ async def test_a_status_of_a_newer_release_is_read_as_far_as_it_is_known() -> No
     assert (await one_pass(cluster, Scripted(Decision((), STATUS)))).result == "changed"
 
 
+async def test_what_a_newer_release_told_stays_for_when_it_is_back() -> None:
+    theirs = {"orbit": {"planet": "Mars"}}
+    cluster = FakeCluster(make_job(status={**STATUS, "stage": "Landing", **theirs}))
+    for _ in range(2):
+        await one_pass(cluster, Scripted(Decision((), STATUS)))
+    assert cluster.objects[KEY]["status"] == STATUS | theirs
+    assert cluster.writes == ["status FineTuneJob facts"]
+
+
 async def test_an_object_that_is_gone_is_nothing_to_do() -> None:
     assert await one_pass(FakeCluster(), Scripted(Decision())) == Outcome("gone")
 

@@ -47,10 +47,12 @@ def absorb(status: FineTuneJobStatus, run: Run, world: World, budget: Budget, no
 def _adopt(status: FineTuneJobStatus, run: Run, step: Step, world: World) -> FineTuneJobStatus:
     """An attempt of this run that the status does not know is ours all the same, whether it runs or has ended.
 
-    Each attempt is named in the status before it is started; that status may have been lost since, or written over.
+    Each attempt is named in the status before it is started; that status may have been lost since, written over, or told in
+    words of a later release.
     """
     record = step_record(status, step.name)
-    unknown = [a for a in world.attempts if (a.run, a.step) == (run.id, step.name) and a.number > record.attempt]
+    ours = [a for a in world.attempts if (a.run, a.step) == (run.id, step.name) and not a.deleting]
+    unknown = [a for a in ours if a.number > record.attempt or (a.number == record.attempt and a.state is State.ACTIVE)]
     if record.state is not StepState.PENDING or not unknown:
         return status
     newest = max(unknown, key=lambda a: a.number)
