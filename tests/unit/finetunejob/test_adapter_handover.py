@@ -9,9 +9,11 @@ from tests.builders import SERVING, make_job
 from tests.story import Story
 
 from finetune_operator.api.finetunejob import FineTuneJob
+from finetune_operator.api.finetunejob_status import ServingStatus
 from finetune_operator.cache import Own
 from finetune_operator.decision import Apply, Ref
-from finetune_operator.finetunejob import handover
+from finetune_operator.finetunejob import adapter_handover, handover
+from finetune_operator.finetunejob.handed import Stand, fingerprint
 from finetune_operator.meta import Key, Object
 
 SHARED, TO_SHARED = Ref("ModelServe", "shared"), {"adapterOf": "shared"}
@@ -49,6 +51,7 @@ def test_one_entry_is_handed_over_as_its_own_managers() -> None:
     action = wanted(story)
     assert story.job["status"]["resolved"]["servingArtifact"] == "adapter"
     assert action.body["metadata"] == {"name": "shared", "namespace": story.job["metadata"]["namespace"]}
+    assert (action.body["apiVersion"], action.body["kind"]) == ("finetune.dev/v1alpha1", "ModelServe")
     assert set(action.body["spec"]) == {"adapters"}
     (entry,) = action.body["spec"]["adapters"]
     assert entry["name"] == "tickets"
@@ -131,6 +134,25 @@ def test_an_adapter_of_another_training_is_handed_over_anew() -> None:
     served = story.space.named[SHARED]
     assert served is not None
     assert entry["uri"] != served["spec"]["adapters"][1]["uri"]
+
+
+ENTRY = {"name": "tickets", "uri": "pvc://a/b", "digest": "sha256:" + "a" * 64}
+WANTED = {"metadata": {"name": "shared"}, "spec": {"adapters": [ENTRY]}}
+
+
+def test_an_entry_that_nobody_tells_of_yet_is_tried_and_one_that_was_there_was_taken_out() -> None:
+    assert adapter_handover.judge(WANTED, None, shared(ENTRY)).message == "the ModelServe shared tries the adapter tickets"
+    assert adapter_handover.judge(WANTED, None, shared()).stand is Stand.WAITING
+    handed = ServingStatus(name="shared", handed_over=fingerprint(WANTED))
+    found = adapter_handover.judge(WANTED, handed, shared())
+    assert (found.stand, found.apply) == (Stand.SUPERSEDED, None)
+    assert found.message == "the ModelServe shared was then given another tickets, or none"
+
+
+def test_what_another_model_serve_was_given_says_nothing_of_this_one() -> None:
+    other, same = (ServingStatus(name=name, digest="sha256:b", handed_over="h") for name in ("other", "shared"))
+    told = [adapter_handover.stands("shared", last, None, None) for last in (other, same, None)]
+    assert [(one.digest, one.handed_over) for one in told] == [(None, None), ("sha256:b", "h"), (None, None)]
 
 
 @pytest.mark.parametrize(

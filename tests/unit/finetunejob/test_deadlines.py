@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
-from tests.builders import make_job, make_pod
+from tests.builders import NOW, make_job, make_pod, reported_failure
 from tests.story import Story
 
 from finetune_operator.decision import Delete
+from finetune_trainer.contract.exits import ExitCode
 
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: no GPU"}
 
@@ -73,6 +75,15 @@ def test_a_job_that_takes_too_long_is_stopped_and_goes_on_when_the_deadline_is_r
     assert "Succeeded" in story.conditions()
 
 
+@pytest.mark.parametrize(("seconds", "over"), [(3540, False), (3600, True)])
+def test_the_time_of_a_job_is_over_when_its_last_second_is(seconds: int, over: bool) -> None:
+    story = Story(make_job(activeDeadlineSeconds=3600))
+    story.passes(2)
+    since = datetime.fromisoformat(story.job["status"]["activeSince"])
+    story.minute = round((since - NOW).total_seconds() + seconds) // 60
+    assert any(c["type"] == "Failed" for c in story.decide().status["conditions"]) is over
+
+
 def test_what_a_suspended_job_takes_does_not_count() -> None:
     story = Story(make_job(activeDeadlineSeconds=3600))
     story.passes(2)
@@ -92,6 +103,16 @@ def test_a_job_that_has_ended_is_removed_when_its_time_is_over() -> None:
     assert left.actions == ()
     assert left.requeue_after is not None
     assert left.requeue_after < 3600
+    story.minute += 60
+    assert story.decide().actions == (Delete("FineTuneJob", "facts", story.job["metadata"]["uid"]),)
+
+
+def test_a_job_that_has_failed_is_removed_when_its_time_is_over_too() -> None:
+    story = Story(make_job(ttlSecondsAfterFinished=3600))
+    story.passes()
+    story.space.end(*reported_failure(ExitCode.BAD_DATA, "UnknownColumns", "no such column"))
+    story.passes(3)
+    assert story.conditions()["Failed"][0] == "True"
     story.minute += 60
     assert story.decide().actions == (Delete("FineTuneJob", "facts", story.job["metadata"]["uid"]),)
 

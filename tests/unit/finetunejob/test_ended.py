@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tests.builders import make_job, reported_failure
+from datetime import datetime
+
+import pytest
+from tests.builders import NOW, make_job, reported_failure
 from tests.story import Story
 
+from finetune_operator.decision import Delete
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
 
@@ -38,6 +42,24 @@ def test_a_job_stays_for_a_while_and_the_pass_that_removes_it_is_asked_for() -> 
     assert soon <= 30
     story.passes(2)
     assert steps_with_jobs(story) == ["train"]
+
+
+def test_where_nothing_else_happens_the_pass_that_removes_the_next_job_is_asked_for() -> None:
+    story = story_of(86_400)
+    story.to_the_end()
+    assert 0 < (story.decide().requeue_after or 0) < 86_400
+
+
+@pytest.mark.parametrize(("seconds", "goes"), [(900, True), (901, False)])
+def test_a_job_goes_with_the_last_second_of_its_time(seconds: float, goes: bool) -> None:
+    story = story_of(seconds)
+    story.one_pass()
+    story.succeed()
+    story.one_pass()
+    (ended,) = [job for job in story.space.jobs.values() if job["metadata"]["labels"]["finetune.dev/step"] == "prepare"]
+    finished = next(c["lastTransitionTime"] for c in ended["status"]["conditions"] if c["type"] == "Complete")
+    story.minute = round((datetime.fromisoformat(finished) - NOW).total_seconds()) // 60 + 15
+    assert (ended["metadata"]["name"] in [a.name for a in story.decide().actions if isinstance(a, Delete)]) is goes
 
 
 def test_nothing_goes_before_the_status_tells_of_it() -> None:

@@ -11,7 +11,7 @@ from tests.builders import NOW, UID, ended_pod, finish, make_pod, stamp
 from finetune_operator.decision import Observed
 from finetune_operator.finetunejob.observed import LATEST, LOST_SECONDS, Attempt, Pod, State, Waiting, most_telling, observe
 from finetune_operator.meta import Object
-from finetune_trainer.contract.reports import Progress
+from finetune_trainer.contract.reports import Progress, StepResult, Termination
 
 JOB: Object = {
     "metadata": {
@@ -24,6 +24,7 @@ JOB: Object = {
     "status": {"startTime": stamp()},
 }
 POD = Pod("p", "job-uid", 0, live=True, started_at=stamp())
+DONE = StepResult(step="train", fingerprint="f")
 SAID = Progress(step_name="train", step=3, total=9, activity="training", time=0)
 
 
@@ -117,6 +118,26 @@ def test_a_time_that_no_clock_shows_is_none(time: float, kept: float) -> None:
     assert read(make_pod(JOB), {"kind": "progress", "step": "three"}).progress is None
 
 
+def test_a_pod_has_run_from_when_its_container_began() -> None:
+    pod = ended_pod(JOB, 0, None)
+    pod["status"]["startTime"] = stamp(-100)
+    terminated = pod["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert read(pod).started_at == terminated["startedAt"] != stamp(-100)
+    del terminated["startedAt"]
+    assert read(pod).started_at == stamp(-100)
+
+
+def test_of_two_pods_of_one_place_the_one_that_started_last_counts() -> None:
+    first, second, waiting = make_pod(JOB), make_pod(JOB), make_pod(JOB)
+    for name, pod, started in (("first", first, -100), ("second", second, -60), ("waiting", waiting, None)):
+        pod["metadata"] |= {"name": name, "uid": name}
+        pod["status"]["startTime"] = None if started is None else stamp(started)
+    for pods in ((first, second, waiting), (waiting, second, first)):
+        found = attempt(JOB, *pods).pod
+        assert found is not None
+        assert found.name == "second"
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("3", 3), ("0", 0), (None, 0), ("no number", 0), ("-1", 0), ("1" * 10, 0), ("1" * 9, 111111111)]
 )
@@ -141,6 +162,8 @@ def test_what_a_label_counts(text: str | None, number: int) -> None:
         (replace(POD, pending_since=stamp(), index=1), POD),
         (replace(POD, waiting=Waiting("Unschedulable", ""), index=1), POD),
         (replace(POD, progress=SAID, index=1), POD),
+        (replace(POD, exit_code=0, termination=Termination(result=DONE), index=1), replace(POD, exit_code=0)),
+        (replace(POD, exit_code=0), replace(POD, exit_code=0, termination=Termination(), index=1)),
         (replace(POD, index=1), replace(POD, index=2)),
         (replace(POD, index=1), replace(POD, exit_code=0, index=2)),
     ],

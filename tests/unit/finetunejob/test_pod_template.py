@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.builders import make_job
+from tests.builders import FIT, make_job
 from tests.story import SETTINGS, Story
 
 from finetune_operator.api.finetunejob import FineTuneJob
@@ -104,3 +104,14 @@ def test_a_step_has_a_memory_limit_that_only_a_fault_reaches() -> None:
     assert limit() == "8192Mi"
     assert limit(stages=stage(requests={"memory": "4Gi"})) == "16384Mi"
     assert limit(stages=stage(limits={"memory": "3Gi"})) == "3Gi"
+
+
+@pytest.mark.parametrize(("gpus", "mebibytes"), [(0, 80 * 1024), (1, 8 * 1024)])
+def test_training_on_cpus_may_use_twice_what_it_was_estimated_to(gpus: int, mebibytes: int) -> None:
+    story = Story(make_job(parallelism={"gpusPerNode": gpus}))
+    story.passes()
+    fit = FIT.model_copy(update={"predicted_bytes": 40 * 2**30})
+    story.succeed_with(story.result("prepare").model_copy(update={"fit": fit}))
+    story.passes()
+    (train,) = [job for job in story.created if job["metadata"]["labels"].get("finetune.dev/step") == "train"]
+    assert train["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"] == f"{mebibytes}Mi"
