@@ -227,10 +227,47 @@ def test_progress_is_what_the_pod_said_last_and_goes_stale() -> None:
     story.space.progress[pod] = {**said, "tokensPerSecond": 1000.0, "time": at.timestamp()}
     status = decide_at(story, at)["progress"]
     assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (97, 1.5, 90, False)
+    assert decide_at(story, at + timedelta(seconds=120))["progress"]["stale"] is False
     assert decide_at(story, at + timedelta(seconds=121))["progress"]["stale"] is True
     for step, total, percent in ((41, 40, 100), (0, 40, 0), (1, 1, 100), (1, 0, 0)):
         story.space.progress[pod] |= {"step": step, "total": total}
         assert decide_at(story, at)["progress"]["percent"] == percent
+
+
+def tell_progress(story: Story) -> None:
+    """The pod at work says something an hour before the story began, and nothing more."""
+    pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
+    time = (NOW - timedelta(minutes=60)).timestamp()
+    step = story.space.running()["metadata"]["labels"]["finetune.dev/step"]
+    said = {"stepName": step, "activity": "at it", "step": 1, "total": 2, "etaSeconds": 90.0, "time": time}
+    story.space.progress[pod] = said
+    story.passes()
+
+
+def test_what_a_pod_says_no_more_goes_stale_too() -> None:
+    story = preparing()
+    tell_progress(story)
+    story.space.progress.clear()
+    story.job["status"]["progress"]["stale"] = False
+    story.passes()
+    assert (story.job["status"]["progress"]["activity"], story.job["status"]["progress"]["stale"]) == ("at it", True)
+
+
+def test_a_job_that_has_ended_says_no_more_how_long_it_takes_and_what_it_is_at() -> None:
+    story = preparing()
+    while "Succeeded" not in story.conditions():
+        tell_progress(story)
+        assert story.job["status"]["progress"]["etaSeconds"] == 90
+        story.succeed()
+        story.passes()
+    progress = story.job["status"]["progress"]
+    assert (progress["percent"], progress["activity"], progress["stale"], "etaSeconds" in progress) == (100, "", False, False)
+    story = preparing()
+    tell_progress(story)
+    story.space.end(*reported_failure(ExitCode.BAD_DATA, "UnknownColumns", "no such column"))
+    story.passes()
+    progress = story.job["status"]["progress"]
+    assert (progress["percent"], "etaSeconds" in progress) == (50, False)
 
 
 def test_the_loss_stays_when_training_has_ended() -> None:
@@ -308,6 +345,30 @@ def test_what_is_hardly_meant_is_in_the_status_and_posted_once() -> None:
     story.edit(training={"method": "Full"})
     story.passes()
     assert story.job["status"]["warnings"] == []
+
+
+def told_by(story: Story) -> list[tuple[str, bool]]:
+    """The events of the next pass: what they say before the attempt, and whether they warn."""
+    return [(e.message.partition(", attempt")[0], e.warning) for e in story.decide().events]
+
+
+def test_an_event_tells_what_started_as_what_had_succeeded_and_how_it_ended() -> None:
+    story = created()
+    assert told_by(story) == [("prepare started", False)]
+    story.passes()
+    story.succeed()
+    assert told_by(story) == [("train started as prepare has succeeded", False)]
+    story.passes()
+    while len(story.space.at_work()) == 1 and "evaluate-q4" not in story.space.at_work():
+        story.succeed()
+        assert [warning for _, warning in told_by(story)] == [False]
+        story.passes()
+    story.succeed()
+    assert told_by(story) == [("1 of 1 gates passed", False)]
+    story = Story(make_job(model={"uri": "pvc://models/llama"}))
+    story.space.named[Ref("PersistentVolumeClaim", "models")] = None
+    (stalled,) = story.decide().events
+    assert (stalled.reason, stalled.warning) == ("ClaimNotFound", True)
 
 
 def test_a_warning_is_posted_as_one() -> None:

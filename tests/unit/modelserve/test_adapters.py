@@ -169,6 +169,7 @@ def test_what_was_refused_is_tried_again_when_somebody_says_so(stage: Stage) -> 
     stage.edit(adapters=[LEGAL])
     stage.step()
     stage.finish_gate(WRONG)
+    assert [(e.reason, e.warning) for e in stage.step().events] == [("AdapterNotServed", True)]
     stage.settle()
     assert asked(stage) == []
     stage.annotate(ANNOTATION_RETRY, "1")
@@ -196,6 +197,23 @@ def test_an_adapter_in_the_models_own_bucket_is_reached() -> None:
     stage.edit(adapters=[LEGAL | {"uri": "s3://bucket/legal"}, {**LEGAL, "name": "far", "uri": "s3://elsewhere/legal"}])
     stage.step()
     assert (told(stage, "legal")["state"], told(stage, "far")["reason"]) == ("Gating", "AdapterOutOfReach")
+
+
+def test_the_keeper_reads_a_bucket_as_the_loader_does() -> None:
+    in_bucket = {"uri": "s3://bucket/base", "endpoint": "https://minio.local", "region": "eu-1", "caSecretRef": {"name": "ca"}}
+    stage = Stage(make_serve(**{**ON_VLLM, "model": in_bucket, "lora": {}}))
+    stage.put({"kind": "Secret", "metadata": {"name": "ca"}})
+    stage.roll_out()
+    loader, keeper = pod_of(stage)["initContainers"][0], pod_of(stage)["containers"][-1]
+    for container in (loader, keeper):
+        command = container["command"]
+        assert [command[command.index(f"--{option}") + 1] for option in ("endpoint", "region")] == [
+            "https://minio.local",
+            "eu-1",
+        ]
+    assert keeper["env"][: len(loader["env"])] == loader["env"]
+    assert {"name": "HOME", "value": "/tmp"} in keeper["env"]
+    assert len(loader["env"]) > 1, "where the authority's certificate lies"
 
 
 def test_a_gate_that_was_lost_is_no_verdict(stage: Stage) -> None:
@@ -277,6 +295,23 @@ def test_a_name_that_is_taken_out_leads_nowhere_and_the_others_stay(stage: Stage
     stage.edit(adapters=[LEGAL])
     stage.settle()
     assert wanted(stage) == {at("c", "legal"): True}
+
+
+def test_the_jobs_of_an_adapter_go_with_it(stage: Stage) -> None:
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    others = [job["metadata"]["name"] for job in stage.of("Job") if "finetune.dev/adapter" not in job["metadata"]["labels"]]
+    stage.edit(adapters=[])
+    stage.settle()
+    assert [job["metadata"]["name"] for job in stage.of("Job")] == others
+
+
+def test_what_serves_goes_on_where_the_same_files_are_moved(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL])
+    passes(stage)
+    stage.edit(adapters=[LEGAL | {"uri": "pvc://models/moved"}])
+    stage.settle()
+    assert (told(stage, "legal")["state"], told(stage, "legal")["live"]["uri"]) == ("Live", "pvc://models/moved")
 
 
 def test_a_status_that_was_lost_loses_no_adapter(stage: Stage) -> None:
@@ -382,6 +417,7 @@ def test_an_adapter_waits_for_a_revision_with_room() -> None:
     stage.edit(lora={}, adapters=[LEGAL])
     stage.step()
     assert (told(stage, "legal")["state"], told(stage, "legal")["reason"]) == ("Waiting", "NothingLive")
+    assert told(stage, "legal")["message"] == "no revision serves yet that has room for adapters"
     stage.available(stage.candidate())
     stage.step()
     assert asked(stage) == []

@@ -419,6 +419,13 @@ def taken_back() -> tuple[Stage, str, str]:
     return stage, old, new
 
 
+def test_a_single_pod_that_serves_takes_all_back() -> None:
+    stage, old, new = begun(replicas=1)
+    stage.engine(new, restarts=1, **CRASHED)
+    stage.settle()
+    assert (stage.live(), stage.revisions()) == (old, {old})
+
+
 def test_what_gave_its_share_back_is_not_tried_again() -> None:
     stage, old, new = taken_back()
     assert told(stage)[1] == (new, "2026-11-23T16:00:00Z", "EngineRestarted")

@@ -54,7 +54,7 @@ def test_recreate_says_before_how_long_nothing_will_answer() -> None:
     assert (replicas(stage, live), replicas(stage, new)) == (0, 1)
     stop_live(stage, live)
     decision = stage.step()
-    assert decision.intent is False, "it is told once"
+    assert (decision.intent, list(decision.events)) == (False, []), "it is told once"
     assert stage.conditions()["Available"] == ("False", "Recreating")
     stage.available(new)
     stage.step()
