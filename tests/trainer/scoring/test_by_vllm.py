@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,13 +133,37 @@ def test_rows_that_a_gate_will_ask_are_asked_by_themselves_of_the_same_engine(mo
     engine = Engine()
     tokenizer: Any = SimpleNamespace(decode=lambda ids, **_: f"{ids[0]} in the step")
     scorer = VllmScorer(Path(), tokenizer, (0,), 40, Compute("cpu", torch.float32))
-    monkeypatch.setattr(scorer, "_engine", lambda: engine)
+    monkeypatch.setattr(scorer, "_engine", lambda **_: engine)
     monkeypatch.setattr(scorer, "_greedy", lambda new_tokens: new_tokens)
     monkeypatch.setattr(by_vllm, "check_tokens", lambda *_: ())
     assert scorer._answers([ROW] * 3, alone=2) == ["3 in the step"] * 3
     assert scorer.alone == ("1 in the step",) * 2
     assert sorted(engine.asked) == [(1, 16), (1, 16), (3, 40)]
     assert engine.ended
+
+
+@pytest.mark.parametrize(
+    ("device", "alone", "compiled"), [("cuda", 8, True), ("cuda", 0, False), ("cpu", 8, False)], ids=["served", "base", "cpu"]
+)
+def test_what_a_gate_will_ask_is_answered_by_an_engine_compiled_as_the_server_s(
+    monkeypatch: pytest.MonkeyPatch, device: str, alone: int, compiled: bool
+) -> None:
+    """On CPUs a server compiles nothing, and of the base nobody asks again."""
+    engine, told = Engine(), list[Any]()
+
+    def load(*_: Any, **options: Any) -> Engine:
+        told.append(options["enforce_eager"])
+        return engine
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=load))
+    monkeypatch.setattr(by_vllm.environment, "offer", lambda _: None)
+    monkeypatch.setattr(by_vllm, "_utilization", lambda _: 0.5)
+    monkeypatch.setattr(by_vllm, "check_tokens", lambda *_: ())
+    tokenizer: Any = SimpleNamespace(decode=lambda *_, **__: "")
+    scorer = VllmScorer(Path(), tokenizer, (0,), 40, Compute(device, torch.bfloat16))
+    monkeypatch.setattr(scorer, "_greedy", lambda new_tokens: new_tokens)
+    scorer._answers([ROW] * 9, alone)
+    assert told == [not compiled]
 
 
 def test_vllm_that_is_asked_for_and_missing_is_refused(make_run: MakeRun, tmp_path: Path) -> None:

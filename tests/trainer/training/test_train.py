@@ -159,9 +159,11 @@ def test_a_resumed_run_in_16_bits_on_the_fused_path_equals_the_unbroken_one(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PEFT reads adapters in 16 bits, as GPUs have them, into float32 copies, with which the fused path would not compute."""
-    monkeypatch.setattr(acceleration, "accelerate", lambda network, *_, **__: fuse(network))
+    fused = list[int]()
+    monkeypatch.setattr(acceleration, "accelerate", lambda network, *_: fused.append(fuse(network)))
     settings = LORA | {"method": "QLoRA", "precision": "BF16", "maxSteps": 6, "learningRate": 3e-3}
     check_resumed(make_run, tmp_path, settings, after=2)
+    assert all(fused)
 
 
 def test_damaged_checkpoint_is_passed_over(make_run: MakeRun, tmp_path: Path) -> None:

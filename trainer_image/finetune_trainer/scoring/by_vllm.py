@@ -59,7 +59,7 @@ class VllmScorer:
         yield from judge.judge(rows, answers)
 
     def _answers(self, rows: Sequence[Rendered], alone: int) -> list[str]:
-        engine = self._engine()
+        engine = self._engine(as_served=alone > 0)
         try:
             own = engine.get_tokenizer()
             self.checks = check_tokens(
@@ -74,8 +74,11 @@ class VllmScorer:
         finally:
             engine.llm_engine.engine_core.shutdown()
 
-    def _engine(self) -> Any:
-        """vLLM with the model loaded. It is asked for a few hundred answers: compiling would take longer than they do."""
+    def _engine(self, *, as_served: bool = False) -> Any:
+        """vLLM with the model loaded. It is asked for a few hundred answers: compiling would take longer than they do. But what
+        is compiled rounds otherwise, in FP8 so much that another word wins, and a server's is, on GPUs: what a gate will be
+        answered comes from an engine that is compiled as well.
+        """
         environment.offer(ENVIRONMENT | {"OMP_NUM_THREADS": str(threads())})
         from vllm import LLM
 
@@ -85,7 +88,7 @@ class VllmScorer:
                 dtype=str(self._compute.dtype).removeprefix("torch."),
                 max_model_len=-1,  # the model's own limit, or less where the memory holds no sequence as long
                 gpu_memory_utilization=_utilization(self._compute),
-                enforce_eager=True,
+                enforce_eager=not as_served or self._compute.device == "cpu",
                 generation_config="vllm",  # none of the folder's own sampling: greedy
                 seed=0,
             )
