@@ -75,7 +75,7 @@ def revision_service(serve: ModelServe, revision: str) -> Object:
     return _service(serve, revision_name(serve, revision), revision, {LABEL_REVISION: revision})
 
 
-def stable_service(serve: ModelServe, revision: str, history: History, *, shared: bool = False) -> Object:
+def stable_service(serve: ModelServe, revision: str, history: History, *, shared: bool) -> Object:
     """The address that users have; it selects the live revision, and tells which were before. `shared` with a candidate, it
     selects the pods of all revisions: those of gates and watches, which it selects as well, have no port of its name.
     """

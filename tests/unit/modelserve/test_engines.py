@@ -34,6 +34,48 @@ def after(args: list[str], option: str) -> str:
     return args[args.index(option) + 1]
 
 
+HTTP: Object = {"name": "http_requests_total", "labels": {"method": "POST", "handler": "/v1/.*"}}
+OF_HTTP: Object = {"requests": HTTP, "errors": {**HTTP, "labels": {**HTTP["labels"], "status": "5.."}}}
+
+
+def between_tokens(engine: str) -> Object:
+    name = f"{engine}:inter_token_latency_seconds"
+    return {"tokens": {"name": f"{name}_count"}, "token_seconds": {"name": f"{name}_sum"}}
+
+
+PREDICTED = {
+    "tokens": {"name": "llamacpp:tokens_predicted_total"},
+    "token_seconds": {"name": "llamacpp:tokens_predicted_seconds_total"},
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "key", "counted", "loads"),
+    [
+        (EngineType.LLAMA_CPP, "LLAMA_API_KEY", PREDICTED, {"WaitingRequests": "llamacpp_requests_deferred"}),
+        (
+            EngineType.TRANSFORMERS,
+            None,
+            OF_HTTP | between_tokens("transformers"),
+            {"WaitingRequests": "transformers_num_requests_waiting"},
+        ),
+        (
+            EngineType.VLLM,
+            "VLLM_API_KEY",
+            OF_HTTP | between_tokens("vllm"),
+            {"WaitingRequests": "vllm_num_requests_waiting", "CacheUsage": "vllm_kv_cache_usage_perc"},
+        ),
+    ],
+)
+def test_what_an_engine_counts_is_read_by_the_names_that_it_has(
+    engine: EngineType, key: str | None, counted: Object, loads: Object
+) -> None:
+    found = ENGINES[engine]
+    assert found.api_key_variable == key
+    assert found.counters.model_dump(exclude_defaults=True) == counted
+    assert dict(found.loads) == loads
+
+
 def test_each_of_llamacpps_requests_has_the_promised_context() -> None:
     args = arguments(EngineType.LLAMA_CPP, maxModelLength=1024)
     slots = int(after(args, "--parallel"))
