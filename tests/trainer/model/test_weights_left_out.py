@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.trainer.families import FAMILIES, save
 
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model.complete import check_complete
@@ -59,3 +60,20 @@ def test_much_that_would_be_lost_is_refused(tiny_model: Path, name: str) -> None
 
 def test_a_model_that_is_whole_is_told_nothing_of(tiny_model: Path) -> None:
     assert check_complete(tiny_model, held(tiny_model), "spec.model") is None
+
+
+@pytest.mark.filterwarnings("ignore")  # of each family's own configuration
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_transformers_saved_of_a_family_is_whole_and_leaves_nothing_out(family: str, tmp_path: Path) -> None:
+    assert check_complete(tmp_path, held(save(family, tmp_path)), "spec.model") is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["gemma2", "mixtral", "gpt2", "deepseek_v3"])
+def test_what_lacks_in_a_family_is_found_under_the_names_of_its_files(family: str, tmp_path: Path) -> None:
+    """transformers has other names in memory than in files for some, and layers of experts in one tensor."""
+    saved = held(save(family, tmp_path))
+    lost = next(name for name in saved if ".1." in name)
+    with pytest.raises(StepFailed, match=r"spec\.model: \d+ of the weights of .* are not in its files") as caught:
+        check_complete(tmp_path, {name: tensor for name, tensor in saved.items() if name != lost}, "spec.model")
+    assert caught.value.reason == "ModelDamaged"

@@ -90,6 +90,9 @@ CASES = {
         RemarkReason.WeightsLeftOut, trained(objective="Distillation", distillation={"teacher": {"uri": TEACHER}})
     ),
     "a vision tower": Case(RemarkReason.PartsUnreached, model=of(with_vision)),
+    "experts": Case(
+        RemarkReason.ExpertsNotQuantized, trained(method="QLoRA"), model=of(lambda **ends: configuration("mixtral", **ends))
+    ),
     "a window": Case(
         RemarkReason.WindowLeftOut, {"artifacts": [GGUF]}, model=of(lambda **ends: configuration("mistral", **ends))
     ),

@@ -22,11 +22,13 @@ HIGH_RATE = 100  # times the customary one
 LOW_RATE = 1000  # the customary one is so many times that
 
 
-def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None, window: int | None = None) -> tuple[Remark, ...]:
+def remarks(
+    run: RunConfig, rows: DatasetFacts, positions: int | None, window: int | None = None, experts: float = 0
+) -> tuple[Remark, ...]:
     """A sentence each, which names the field and the remedy.
 
     `positions` is how many tokens the model was made for, `window` how many its layers look back where llama.cpp's look back
-    to the beginning.
+    to the beginning, `experts` which share of its parameters its experts have.
     """
     said = (
         *_of_formats(run, rows.format),
@@ -37,6 +39,7 @@ def remarks(run: RunConfig, rows: DatasetFacts, positions: int | None, window: i
         *_of_rates(run.training),
         *_of_positions(rows, positions),
         *_of_windows(run, rows, window),
+        *_of_experts(run.training, experts),
     )
     return tuple(Remark(reason=reason, message=message) for reason, message in said)
 
@@ -172,4 +175,15 @@ def _of_windows(run: RunConfig, rows: DatasetFacts, window: int | None) -> _Said
             f"the longest row has {rows.longest_row_tokens} tokens, and the model looks back {window}; llama.cpp lets it look"
             f" back to the beginning, so that {', '.join(files)} may answer worse than the merged model beyond {window}"
             f" tokens: set spec.training.maxLength to {window}, or take another format",
+        )
+
+
+def _of_experts(training: Training, share: float) -> _Said:
+    """Experts are tensors of three dimensions, which bitsandbytes leaves as they are."""
+    if training.method is Method.QLORA and share > 0:
+        yield (
+            RemarkReason.ExpertsNotQuantized,
+            f"spec.training.method is QLoRA, but {share:.0%} of the model's parameters are those of its experts, which are not"
+            " quantized: they take as much memory as with LoRA, and the estimate counts them so; if it does not fit, take more"
+            " memory, or a model without experts",
         )

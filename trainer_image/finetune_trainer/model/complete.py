@@ -21,6 +21,7 @@ from finetune_trainer.model.outline import outline
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 MOST_LEFT = 0.05  # of all numbers in the files: more that have no place in the model are those of another one
+EXPERT = re.compile(r"(?P<before>.*\.experts\.)(?P<number>\d+)(?P<after>\..+)")
 # What files hold beside a language model's weights: tables that are computed, and parts that text never reaches.
 HARMLESS = re.compile(
     r"(inv_freq|position_ids|masked_bias|attn\.bias|num_batches_tracked)$"
@@ -34,6 +35,7 @@ def check_complete(folder: Path, held: Mapping[str, Any], field: str) -> str | N
     `folder` holds the model's config.json, `held` is all that its weights' headers say.
     """
     _check_types(field, held)
+    _check_experts(field, held)
     network = outline(folder)
     told, named = _told(network, held), type(network).__name__
     if missing := sorted(told["missing_keys"]):
@@ -93,6 +95,18 @@ def _check_types(field: str, held: Mapping[str, Any]) -> None:
                 StepReason.ModelUnsupported,
                 f"{field}: it is quantized already ({name} is {tensor['dtype']}): name the repository with its full weights",
             )
+
+
+def _check_experts(field: str, held: Collection[str]) -> None:
+    """Each expert has all that any has. transformers joins them into one tensor, and has no word for one that lacks."""
+    found = [match for name in held if (match := EXPERT.fullmatch(name))]
+    numbers = range(1 + max((int(match["number"]) for match in found), default=-1))
+    wanted = {f"{match['before']}{number}{match['after']}" for match in found for number in numbers}
+    if missing := sorted(wanted - set(held)):
+        raise _damaged(
+            f"{field}: {len(missing)} of the weights of its experts are not in its files, such as {missing[0]}: take a model"
+            " whose files hold all that its config.json asks for"
+        )
 
 
 def _instead(unexpected: Collection[str]) -> str:

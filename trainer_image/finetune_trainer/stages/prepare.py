@@ -30,7 +30,7 @@ from finetune_trainer.export import llamacpp
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.inputs import DATA, kind_of
 from finetune_trainer.memory.fit import Teacher, check, fit_for
-from finetune_trainer.memory.shape import positions_of
+from finetune_trainer.memory.shape import positions_of, shape_of
 from finetune_trainer.scoring import tasks
 from finetune_trainer.stages import model_findings
 from finetune_trainer.stages.model_entry import model_entry, watching
@@ -79,14 +79,15 @@ def run(context: Context) -> StepResult:
         "fit": fit,
         "done": done,
         "artifact": context.inputs.base(),
-        "warnings": (*found, *_warnings(context, rows)) or None,
+        "warnings": (*found, *_warnings(context, rows, facts.parameters)) or None,
     }
     return result.model_copy(update=changes)
 
 
-def _warnings(context: Context, rows: DatasetFacts) -> tuple[Remark, ...]:
+def _warnings(context: Context, rows: DatasetFacts, parameters: int) -> tuple[Remark, ...]:
     config = json.loads((context.inputs.model_without_weights() / "config.json").read_bytes())
-    return remarks(context.run, rows, positions_of(config), llamacpp.window_left_out(config))
+    experts = shape_of(config, parameters).experts / parameters
+    return remarks(context.run, rows, positions_of(config), llamacpp.window_left_out(config), experts)
 
 
 def _check_formats(context: Context, done: Collection[str]) -> None:

@@ -117,6 +117,14 @@ def test_rows_beyond_a_window_that_llama_cpp_leaves_out_are_said() -> None:
     assert remarks(run_of(artifacts=[]), DATASET, POSITIONS, 32) == ()
 
 
+def test_experts_that_qlora_does_not_quantize_are_said() -> None:
+    (remark,) = remarks(run_of(), DATASET, POSITIONS, experts=0.806)
+    assert remark.reason == "ExpertsNotQuantized"
+    assert remark.message.startswith("spec.training.method is QLoRA, but 81% of the model's parameters are those of its exp")
+    assert remarks(run_of(), DATASET, POSITIONS) == ()
+    assert remarks(run_of(training={"method": "LoRA"}), DATASET, POSITIONS, experts=0.8) == ()
+
+
 @pytest.mark.parametrize(
     ("field", "spec"),
     [
