@@ -41,11 +41,12 @@ def installation(request: pytest.FixtureRequest) -> Installation:
         pytest.skip(message)
     wanted = {n for item in request.session.items for mark in item.iter_markers("images") for n in mark.args}
     made = install_locally([*QUICKSTART_IMAGES, *sorted(wanted)])
-    _make_tiny_models(settings.read().hub_directory)
+    make_tiny_models(settings.read().hub_directory)
     return made
 
 
-def _make_tiny_models(hub: Path) -> None:
+def make_tiny_models(hub: Path) -> None:
+    """The models of the scenarios' jobs, in the local hub."""
     from transformers import AutoTokenizer
 
     if not (hub / jobs.TINY).exists():

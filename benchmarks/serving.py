@@ -1,0 +1,153 @@
+"""What serving through a ModelServe costs, against the bare engine; what the cache gives; what a promotion takes from callers.
+
+    PYTHONPATH=operator:trainer_image:. python benchmarks/serving.py             all of it, on the local cluster (root)
+    PYTHONPATH=operator:trainer_image:. python benchmarks/serving.py BARE URL MODEL    two addresses of one model, as they are
+
+Streams are asked of both by turns, so that what else the machine does falls on both. Ratios of medians: tokens/s at least 0.98,
+time to the first token at most 1.05. On the cluster the bare engine is the pod's own port behind its front.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from demo.follow import is_true
+from demo.installation import QUICKSTART_IMAGES, install_locally, namespace
+from demo.kubectl import Object
+from localcluster import settings
+from localcluster.settings import NODE_ADDRESS
+from tests import redis_server
+from tests.e2e import jobs, serves
+from tests.e2e.conftest import make_tiny_models
+from tests.e2e.space import SERVE, Space
+from tests.waiting import within
+
+from finetune_operator.modelserve.pod import BEHIND
+
+SPACE, NAME, REDIS_PORT = "benchmark-serving", "measured", 16380
+ROUNDS, TOKENS, CALM_SECONDS = 40, 128, 30.0
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One streamed answer: seconds to its first token, and its tokens in each second after that."""
+
+    first: float
+    rate: float
+
+
+def streamed(url: str, model: str, number: int, **more: Any) -> Stream:
+    """Ask for one of TOKENS tokens; the prompts differ, so that no prefix is known from before."""
+    messages = [{"role": "user", "content": f"{number}: tell me all that you know."}]
+    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": True, **more}
+    sent = json.dumps({"ignore_eos": True, **body}).encode()
+    request = urllib.request.Request(f"{url}/v1/chat/completions", sent, {"Content-Type": "application/json"})
+    begun, times = time.perf_counter(), list[float]()
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+        for line in answer:
+            if b'"content":"' in line.replace(b'": "', b'":"'):
+                times.append(time.perf_counter())
+    return Stream(times[0] - begun, (len(times) - 1) / (times[-1] - times[0]))
+
+
+def against(bare: str, url: str, model: str, rounds: int = ROUNDS) -> dict[str, float]:
+    """Medians of both, and their ratios; a first round warms both."""
+    found: dict[str, list[Stream]] = {bare: [], url: []}
+    for number in range(rounds + 1):
+        order = (bare, url) if number % 2 else (url, bare)
+        for place, at in enumerate(order):
+            answer = streamed(at, model, 2 * number + place)
+            if number:
+                found[at].append(answer)
+    (first, rate), (first_through, rate_through) = (
+        (median(s.first for s in found[at]), median(s.rate for s in found[at])) for at in (bare, url)
+    )
+    return {
+        "tokensPerSecondBare": round(rate, 1),
+        "tokensPerSecond": round(rate_through, 1),
+        "tokensPerSecondRatio": round(rate_through / rate, 3),
+        "firstTokenMillisecondsBare": round(1000 * first, 1),
+        "firstTokenMilliseconds": round(1000 * first_through, 1),
+        "firstTokenRatio": round(first_through / first, 3),
+    }
+
+
+def kept(url: str, model: str, rounds: int = 10) -> dict[str, float]:
+    """An answer that nobody has asked for against one that is kept, whole and plain."""
+    took: dict[str, list[float]] = {"miss": [], "hit": []}
+    for number in range(rounds):
+        messages = [{"role": "user", "content": f"{number}: tell me something."}]
+        body = json.dumps({"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}).encode()
+        for expected in ("miss", "hit"):
+            request = urllib.request.Request(f"{url}/v1/chat/completions", body, {"Content-Type": "application/json"})
+            begun = time.perf_counter()
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                answer.read()
+                assert answer.headers["X-Finetune-Cache"] == expected
+            took[expected].append(time.perf_counter() - begun)
+    return {f"{name}Milliseconds": round(1000 * median(values), 1) for name, values in took.items()}
+
+
+def promotion(space: Space, engine: Object) -> dict[str, float]:
+    """The longest time without an answer to anybody while nothing happens, and while another revision takes over."""
+    with serves.traffic(space, NAME) as calm:
+        within(CALM_SECONDS, lambda: False, pause=1.0)
+    first = (space.get(SERVE, NAME) or {})["status"]["live"]["name"]
+    with serves.traffic(space, NAME) as report:
+        space.apply(serves.serve(NAME, engine=engine))
+        space.until(SERVE, NAME, "serves anew", serves.serves_another(first))
+    return {"calmGapSeconds": calm["longestGap"], "promotionGapSeconds": report["longestGap"], "failed": report["failed"]}
+
+
+def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
+    """All of it, with the small job's model behind llama.cpp."""
+    made = install_locally(QUICKSTART_IMAGES)
+    make_tiny_models(settings.read().hub_directory)
+    namespace(made.kubectl, SPACE)
+    space = Space(made.kubectl, SPACE, made.operator_image)
+    space.apply(jobs.quickstart("ConfigMap"), jobs.SMALL)
+    space.succeeded(jobs.SMALL["metadata"]["name"])
+    found = {}
+    with redis_server.started(folder, NODE_ADDRESS, REDIS_PORT) as redis:
+        with serves.live(space, NAME, engine=serves.context(512)):
+            found["against the bare engine"] = against(*addresses(space), NAME)
+            found["promotion"] = promotion(space, serves.context(640))
+        space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
+        with serves.live(space, "kept", engine=serves.context(512), responseCache={"secretRef": {"name": "redis"}}):
+            found["cache"] = kept(address(space, "kept"), "kept")
+    made.kubectl("delete", "namespace", SPACE, "--wait=false")
+    return found
+
+
+def addresses(space: Space) -> tuple[str, str]:
+    """URLs of the bare engine and of the Service; both lead on from the node."""
+    (pod,) = [p for p in space.items("pod", f"finetune.dev/serve={NAME},finetune.dev/revision") if is_true(p, "Ready")]
+    return f"http://{pod['status']['podIP']}:{BEHIND}", address(space, NAME)
+
+
+def address(space: Space, name: str) -> str:
+    service = space.get("service", name)
+    assert service is not None
+    return f"http://{service['spec']['clusterIP']}:8000"
+
+
+def main() -> None:
+    if len(sys.argv) == 4:
+        bare, url, model = sys.argv[1:]
+        print(json.dumps(against(bare, url, model), indent=1))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(on_the_cluster(Path(folder)), indent=1))
+
+
+if __name__ == "__main__":
+    main()
