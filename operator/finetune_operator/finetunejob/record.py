@@ -51,8 +51,8 @@ def _adopt(status: FineTuneJobStatus, run: Run, step: Step, world: World) -> Fin
     words of a later release.
     """
     record = step_record(status, step.name)
-    ours = [a for a in world.attempts if (a.run, a.step) == (run.id, step.name) and not a.deleting]
-    unknown = [a for a in ours if a.number > record.attempt or (a.number == record.attempt and a.state is State.ACTIVE)]
+    ours = [a for a in world.attempts if (a.run, a.step) == (run.id, step.name) and a.number >= record.attempt]
+    unknown = [a for a in ours if a.number > record.attempt or (a.state is State.ACTIVE and not a.deleting)]
     if record.state is not StepState.PENDING or not unknown:
         return status
     newest = max(unknown, key=lambda a: a.number)
