@@ -156,7 +156,7 @@ def test_what_a_gate_will_ask_is_answered_by_an_engine_compiled_as_the_server_s(
         return engine
 
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=load))
-    monkeypatch.setattr(by_vllm.environment, "offer", lambda _: None)
+    monkeypatch.setattr("finetune_trainer.environment.offer", lambda _: None)
     monkeypatch.setattr(by_vllm, "_utilization", lambda _: 0.5)
     monkeypatch.setattr(by_vllm, "check_tokens", lambda *_: ())
     tokenizer: Any = SimpleNamespace(decode=lambda *_, **__: "")
