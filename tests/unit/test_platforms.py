@@ -76,12 +76,19 @@ def test_a_serves_profile_places_its_pods_and_names_its_engine() -> None:
     [
         ({"profile": "h100"}, "spec.profile h100 is not one of the operator's profiles; those there are: a100, b200"),
         ({"stages": {"train": {"image": "other/x"}}}, "spec.stages.train.image: the image other/x is not allowed in this"),
+        (
+            {"stages": {"merge": {"serviceAccountName": "admin"}}},
+            "spec.stages.merge.serviceAccountName: the service account admin is not allowed",
+        ),
         ({"podTemplate": {"serviceAccountName": "admin"}}, "serviceAccountName: the service account admin is not allowed"),
         (
             {"storage": {"artifacts": {"uri": "s3://mine/x"}}},
             "artifacts.uri: the place s3://mine/x is not allowed",
         ),
-        ({"storage": {"artifacts": {"storageClassName": "slow"}}}, "the storage class slow is not allowed in this cluster;"),
+        (
+            {"storage": {"artifacts": {"storageClassName": "slow"}}},
+            "spec.storage.artifacts.storageClassName: the storage class slow is not allowed in this cluster;",
+        ),
         ({"publish": [{"uri": "pvc://a/b"}]}, "spec.publish[0].uri: the place pvc://a/b is not allowed"),
         (
             {"serving": {"template": {"engine": {"type": "LlamaCpp", "image": "other/y"}}}},

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.builders import make_job, make_pod, reported_failure
+from tests.builders import NOW, make_job, make_pod, reported_failure, stamp
 from tests.story import Story
 
+from finetune_operator.api.finetunejob_status import StepStatus
 from finetune_operator.claims import CLAIM
 from finetune_operator.decision import Create, Ref
+from finetune_operator.finetunejob import policy
+from finetune_operator.finetunejob.beside import pause_left
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 
@@ -83,6 +87,9 @@ def test_each_is_named_in_the_status_before_it_is_started() -> None:
         decision = story.decide()
         made = [a.body["kind"] for a in decision.actions if isinstance(a, Create)]
         assert (made, decision.intent) == ((["Job"], True) if number <= len(MADE) else ([], False))
+        if number in (2, 3):
+            said = next(c["message"] for c in decision.status["conditions"] if c["type"] == "Ready")
+            assert said == f"{MADE[number - 1]} starts beside {', '.join(MADE[: number - 1])}"
         story.one_pass()
 
 
@@ -102,6 +109,18 @@ def test_the_pause_between_two_attempts_is_kept_though_another_step_failed_since
     story.minute -= 10
     assert story.one_pass() == []
     assert {story.step(step)["state"] for step in ("quantize-q8", "quantize-q4")} == {"Pending"}
+
+
+def test_it_is_over_to_the_second() -> None:
+    record = StepStatus(name="evaluate", attempt=2, retries=1, finished_at=stamp())
+    assert [pause_left(record, NOW + timedelta(seconds=second)) for second in (0, 19, 20)] == [20, 1, 0]
+    story = merged()
+    story.space.end(*reported_failure(ExitCode.UNEXPECTED, "UnexpectedError", "no"), step="evaluate", seconds=60 * story.minute)
+    story.job = {**story.job, "status": story.decide().status}
+    ended = datetime.fromisoformat(story.step("evaluate")["finishedAt"])
+    for seconds, starts in ((9, False), (10, True)):
+        decision = policy.decide(story.job, story.seen(), story.settings, ended + timedelta(seconds=seconds))
+        assert decision.intent is starts
 
 
 def test_a_step_that_is_lost_ends_the_others() -> None:
@@ -183,6 +202,17 @@ def test_each_of_several_pods_that_do_not_start_has_its_deadline() -> None:
     assert story.step("evaluate")["state"] == "Failed"
 
 
+def test_the_first_that_says_something_tells_how_far_the_job_is() -> None:
+    story = merged()
+    story.passes(1)
+    assert story.job["status"]["progress"]["step"] == "quantize-q8"
+    del story.space.pods[story.space.at_work()["quantize-q8"]["metadata"]["name"]]
+    pod = story.space.pods[story.space.at_work()["evaluate"]["metadata"]["name"]]["metadata"]["name"]
+    story.space.progress[pod] = {"stepName": "evaluate", "step": 1, "total": 4}
+    story.passes(1)
+    assert (story.job["status"]["progress"]["step"], story.job["status"]["progress"]["percent"]) == ("evaluate", 25)
+
+
 def test_what_waits_is_told_before_what_runs() -> None:
     story = merged()
     job = story.space.at_work()["evaluate"]
@@ -191,4 +221,5 @@ def test_what_waits_is_told_before_what_runs() -> None:
     story.passes(1)
     assert story.conditions()["Reconciling"] == ("True", "Unschedulable")
     (message,) = {c["message"] for c in story.job["status"]["conditions"] if c["type"] == "Ready"}
+    assert story.decide().requeue_after == 30, "what waits and what runs is looked at again"
     assert message == ("quantize-q8 runs, attempt 1; quantize-q4 runs, attempt 1; evaluate waits: 0/3 nodes are available")

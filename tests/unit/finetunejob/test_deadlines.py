@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.builders import NOW, make_job, make_pod, reported_failure
+from tests.builders import NOW, UID, make_job, make_pod, reported_failure, stamp
 from tests.story import Story
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import Delete
+from finetune_operator.finetunejob.deadlines import seconds_left
+from finetune_operator.finetunejob.observed import World, observe
 from finetune_trainer.contract.exits import ExitCode
 
 UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: no GPU"}
@@ -70,6 +73,7 @@ def test_a_job_that_takes_too_long_is_stopped_and_goes_on_when_the_deadline_is_r
     assert story.decide().requeue_after is not None
     assert "delete Job" in " ".join(story.passes(8))
     assert story.conditions()["Failed"] == ("True", "DeadlineExceeded")
+    assert story.job["status"]["lastFailure"]["step"] == "prepare"
     story.edit(activeDeadlineSeconds=10**6)
     assert story.to_the_end()[-1] == "evaluate-q4"
     assert "Succeeded" in story.conditions()
@@ -82,6 +86,30 @@ def test_the_time_of_a_job_is_over_when_its_last_second_is(seconds: int, over: b
     since = datetime.fromisoformat(story.job["status"]["activeSince"])
     story.minute = round((since - NOW).total_seconds() + seconds) // 60
     assert any(c["type"] == "Failed" for c in story.decide().status["conditions"]) is over
+
+
+def test_what_has_started_waits_for_no_deadline() -> None:
+    story = Story(make_job(pendingDeadlineSeconds=3600))
+    story.passes(2)
+    story.minute = 59
+    assert story.decide().requeue_after == 30, "its progress is looked at, no deadline a minute away"
+    job = FineTuneJob.model_validate(story.job)
+    world = observe(story.space.observed(), UID, NOW)
+    assert seconds_left(job, job.status, world, NOW) is None
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(3599, 1), (3600, None)])
+def test_the_last_second_before_a_deadline_is_waited_for(seconds: int, left: int | None) -> None:
+    job = FineTuneJob.model_validate(make_job(activeDeadlineSeconds=3600))
+    since = job.status.model_copy(update={"active_since": stamp()})
+    assert seconds_left(job, since, World(), NOW + timedelta(seconds=seconds)) == left
+
+
+def test_a_job_that_has_ended_has_no_deadline_left() -> None:
+    story = Story(make_job(activeDeadlineSeconds=10**6))
+    story.to_the_end()
+    story.minute += 10**6
+    assert (story.passes(), story.conditions()["Succeeded"]) == ([], ("True", "Succeeded"))
 
 
 def test_what_a_suspended_job_takes_does_not_count() -> None:
@@ -103,7 +131,10 @@ def test_a_job_that_has_ended_is_removed_when_its_time_is_over() -> None:
     assert left.actions == ()
     assert left.requeue_after is not None
     assert left.requeue_after < 3600
-    story.minute += 60
+    ended = next(c["lastTransitionTime"] for c in story.job["status"]["conditions"] if c["type"] == "Succeeded")
+    story.minute = round((datetime.fromisoformat(ended) - NOW).total_seconds()) // 60 + 59
+    assert story.decide().actions == ()
+    story.minute += 1
     assert story.decide().actions == (Delete("FineTuneJob", "facts", story.job["metadata"]["uid"]),)
 
 

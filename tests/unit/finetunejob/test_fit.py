@@ -20,3 +20,9 @@ def test_training_fits_where_it_is_estimated_to_need_no_more_than_there_is(
 ) -> None:
     found = judge(FIT.model_copy(update={"available_bytes": available}), Devices())
     assert (found.status, found.reason) == (status, reason)
+
+
+@pytest.mark.parametrize(("gpus", "remedy"), [(1, "take a larger GPU"), (0, "raise spec.stages.train.resources.limits.memory")])
+def test_the_remedy_is_the_device_that_training_runs_on(gpus: int, remedy: str) -> None:
+    found = judge(FIT.model_copy(update={"available_bytes": NEED - 1}), Devices(gpus=gpus))
+    assert found.message.endswith(f", or {remedy}")

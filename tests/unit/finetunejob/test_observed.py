@@ -198,6 +198,10 @@ def test_how_an_attempt_stands() -> None:
     assert (some.pending, some.running_pods) == (False, 1)
     held = attempt(JOB | {"spec": {"suspend": True}})
     assert (held.suspended, held.pending) == (True, False)
+    by_us = {"metadata": JOB["metadata"] | {"annotations": {"finetune.dev/suspended": "true"}}}
+    assert attempt(JOB | by_us | {"spec": {"suspend": True}}).suspended_by_us
+    assert not attempt(JOB | by_us).suspended_by_us, "somebody has resumed it"
+    assert attempt(JOB | {"metadata": JOB["metadata"] | {"deletionTimestamp": stamp()}}).deleting
     ended = attempt(finish(JOB, seconds=60), ended_pod(JOB, 0, None, seconds=50))
     assert (ended.state, ended.pending, ended.finished_at, ended.running_pods) == (State.SUCCEEDED, False, stamp(50), 0)
     assert attempt(finish(JOB, code=1, seconds=60)).finished_at == stamp(60)

@@ -88,6 +88,23 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
         "take one with access mode ReadWriteMany, or s3://",
     ),
     (
+        {"parallelism": {"gpusPerNode": 0, "numNodes": 2}, "model": {"uri": "pvc://models/llama"}},
+        Ref("PersistentVolumeClaim", "models"),
+        {"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"]}},
+        "ClaimNotShared",
+        "spec.model.uri names the PersistentVolumeClaim models, which one node at a time can mount",
+    ),
+    (
+        {
+            "parallelism": {"gpusPerNode": 0, "numNodes": 2},
+            "training": {"objective": "Distillation", "distillation": {"teacher": {"uri": "pvc://models/llama"}}},
+        },
+        Ref("PersistentVolumeClaim", "models"),
+        {"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"]}},
+        "ClaimNotShared",
+        "take one with access mode ReadWriteMany or ReadOnlyMany, or s3://",
+    ),
+    (
         {"training": {"objective": "Distillation", "distillation": {"teacher": HUB}}},
         Ref("Secret", "hub"),
         None,
@@ -186,6 +203,21 @@ def test_the_claim_that_the_operator_makes_may_be_absent() -> None:
     story = Story(make_job(), space=Namespace(data_config_map()))
     story.space.named[Ref("PersistentVolumeClaim", "facts-artifacts")] = None
     assert story.passes(1) == ["create PersistentVolumeClaim", "create ConfigMap", "job prepare"]
+
+
+def test_a_claim_that_goes_while_results_are_on_it_is_made_again_for_another_run_only() -> None:
+    story, claim = Story(make_job(), space=Namespace(data_config_map())), Ref("PersistentVolumeClaim", "facts-artifacts")
+    story.passes(2)
+    story.succeed()
+    story.space.named[claim] = None
+    assert story.passes() == ["job train"]
+    story.edit(training={"maxSteps": 3})
+    assert "create PersistentVolumeClaim" in story.passes()
+
+
+def test_a_key_may_be_binary() -> None:
+    found = data_config_map(keys=("train.jsonl",)) | {"binaryData": {"test.jsonl": ""}}
+    assert Story(make_job(), space=Namespace(found)).passes(1)[-1] == "job prepare"
 
 
 def test_secrets_with_the_same_keys_are_mounts_of_their_own_that_say_whose_they_are() -> None:

@@ -8,8 +8,10 @@ import pytest
 from tests.builders import make_job, reported_failure
 from tests.story import Story
 
+from finetune_operator.api.finetunejob import FineTuneJob, Stage
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, ProgressStatus, StepStatus
 from finetune_operator.finetunejob.failures import Failure
+from finetune_operator.finetunejob.placement import PREFERRED, placement
 from finetune_operator.finetunejob.retries import avoided, cost, reached_by, with_node
 from finetune_trainer.contract.exits import ExitCode, Retry
 from finetune_trainer.contract.pipeline import Step
@@ -148,6 +150,15 @@ def test_a_gpu_whose_name_no_label_can_have_is_looked_for_nowhere() -> None:
     story = at_training(retry={"maxRetries": 9})
     train_on(story, " ()")
     assert preferred(fail_again(story)) == []
+
+
+@pytest.mark.parametrize(
+    ("gpu", "product"), [("AMD MI300x", "AMD-MI300x"), ("A" * 63, "A" * 56), ("GeForce (mobile)-", "GeForce-mobile")]
+)
+def test_a_gpu_is_looked_for_by_what_a_label_can_have_of_its_name(gpu: str, product: str) -> None:
+    (wish,) = placement(FineTuneJob.model_validate(make_job()), Stage(), gpu=gpu)["affinity"]["nodeAffinity"][PREFERRED]
+    assert wish["weight"] == 50, "a node to avoid, 100, counts more"
+    assert wish["preference"]["matchExpressions"][0]["values"] == [product, f"{product}-SHARED"]
 
 
 def test_training_that_crashes_at_once_each_time_ends_sooner() -> None:

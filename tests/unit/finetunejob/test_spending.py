@@ -11,7 +11,7 @@ from tests.story import SETTINGS, Story
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus, Holding
 from finetune_operator.decision import Decision
-from finetune_operator.finetunejob.budget import Limit, seconds_left
+from finetune_operator.finetunejob.budget import Limit, enforce, seconds_left
 from finetune_operator.finetunejob.runs import current_run
 from finetune_operator.finetunejob.spending import spent
 from finetune_operator.platforms import Platform, Profile
@@ -73,6 +73,16 @@ def test_what_a_suspended_job_held_is_counted_and_what_it_does_not_hold_is_not()
     vanish(story)
     story.one_pass()
     assert gpu_seconds(story) == 2 * 40 * MINUTE
+
+
+def test_what_is_held_is_so_from_when_it_was_seen_first() -> None:
+    story = training()
+    begin(story)
+    story.one_pass()
+    since = story.job["status"]["holding"]["since"]
+    begin(story)  # another pod of the attempt, that started later, tells more
+    story.one_pass()
+    assert story.job["status"]["holding"]["since"] == since
 
 
 def test_an_attempt_is_counted_once_whether_its_pod_or_its_job_ends_first() -> None:
@@ -173,6 +183,12 @@ def test_it_is_looked_at_again_when_the_budget_ends() -> None:
     limit = Limit(job, current_run(job)[0], 120)
     assert seconds_left(limit, job.status, NOW + timedelta(minutes=began)) == 28 * MINUTE
     assert seconds_left(limit, job.status, NOW + timedelta(minutes=began + 28)) is None
+    a_second_before = NOW + timedelta(minutes=began + 28, seconds=-1)
+    assert seconds_left(limit, job.status, a_second_before) == 1
+    assert enforce(limit, job.status, a_second_before) == job.status
+    over = enforce(limit, job.status, NOW + timedelta(minutes=began + 28))
+    assert [step.name for step in over.steps if step.state == "Failed"] == ["train"]
+    assert seconds_left(limit, over, a_second_before) is None, "nothing is at work that it could end"
 
 
 def test_no_step_is_started_that_the_budget_does_not_suffice_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -222,11 +223,11 @@ def test_progress_is_what_the_pod_said_last_and_goes_stale() -> None:
     story.succeed()
     story.passes()
     pod = story.space.pods[story.space.running()["metadata"]["name"]]["metadata"]["name"]
-    said = {"stepName": "train", "activity": "training", "step": 39, "total": 40, "loss": 1.50004, "etaSeconds": 90.4}
+    said = {"stepName": "train", "activity": "training", "step": 39, "total": 40, "loss": 1.23456, "etaSeconds": 90.4}
     at = NOW + timedelta(minutes=60)
     story.space.progress[pod] = {**said, "tokensPerSecond": 1000.0, "time": at.timestamp()}
     status = decide_at(story, at)["progress"]
-    assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (97, 1.5, 90, False)
+    assert (status["percent"], status["loss"], status["etaSeconds"], status["stale"]) == (97, 1.235, 90, False)
     assert decide_at(story, at + timedelta(seconds=120))["progress"]["stale"] is False
     assert decide_at(story, at + timedelta(seconds=121))["progress"]["stale"] is True
     for step, total, percent in ((41, 40, 100), (0, 40, 0), (1, 1, 100), (1, 0, 0)):
@@ -251,6 +252,47 @@ def test_what_a_pod_says_no_more_goes_stale_too() -> None:
     story.job["status"]["progress"]["stale"] = False
     story.passes()
     assert (story.job["status"]["progress"]["activity"], story.job["status"]["progress"]["stale"]) == ("at it", True)
+
+
+def test_how_far_training_has_come_stays_until_the_next_step_says_something() -> None:
+    story = preparing()
+    story.succeed()
+    story.passes()
+    tell_progress(story)
+    story.succeed()
+    story.one_pass()
+    progress = story.job["status"]["progress"]
+    assert (progress["step"], progress["percent"], progress["loss"]) == ("train", 50, 0.02)
+
+
+def test_the_status_is_what_the_api_server_gives_back() -> None:
+    """Else each pass would find a difference and write it again."""
+    for situation in (preparing, gate_failed, done):
+        status = situation().decide().status
+        assert json.loads(json.dumps(status)) == status
+
+
+@pytest.mark.parametrize("suspended", [True, False])
+def test_a_success_stays_one_whoever_suspends_the_job_or_forgets_its_spec(suspended: bool) -> None:
+    story = done()
+    if suspended:
+        story.edit(suspend=True)
+    else:
+        del story.job["status"]["succeededSpec"]  # as a release left it that did not know the field
+    assert story.passes() == []
+    assert story.conditions()["Succeeded"] == ("True", "Succeeded")
+
+
+@pytest.mark.parametrize(("nodes", "running", "said"), [(1, None, ""), (2, 1, ", 1 of 2 pods run")])
+def test_of_several_pods_it_is_told_how_many_run(nodes: int, running: int | None, said: str) -> None:
+    story = Story(make_job(parallelism={"gpusPerNode": 0, "numNodes": nodes}))
+    story.passes()
+    story.succeed()
+    story.passes()
+    assert story.step("train").get("runningPods") == running
+    ready = condition(story.job, "Ready")
+    assert ready is not None
+    assert ready["message"] == f"train runs, attempt 1{said}"
 
 
 def test_a_job_that_has_ended_says_no_more_how_long_it_takes_and_what_it_is_at() -> None:
@@ -365,6 +407,7 @@ def test_an_event_tells_what_started_as_what_had_succeeded_and_how_it_ended() ->
         story.passes()
     story.succeed()
     assert told_by(story) == [("1 of 1 gates passed", False)]
+    assert story.decide().status["stage"] == "Succeeded"
     story = Story(make_job(model={"uri": "pvc://models/llama"}))
     story.space.named[Ref("PersistentVolumeClaim", "models")] = None
     (stalled,) = story.decide().events

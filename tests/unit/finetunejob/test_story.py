@@ -10,6 +10,7 @@ from tests.builders import SERVING, Namespace, data_config_map, make_job, report
 from tests.story import Story
 
 from finetune_operator.decision import Apply, Create, Ref, SuspendJob
+from finetune_operator.finetunejob import policy
 from finetune_operator.meta import Object
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pipeline import steps
@@ -291,6 +292,7 @@ def test_another_attempt_of_several_pods_meets_where_the_last_one_did() -> None:
     story.space.end(ExitCode.UNEXPECTED, None)
     assert story.passes() == ["job train"]
     assert len(story.space.services) == 1
+    assert {body["kind"] for body in story.created} - {*policy.reads(story.job).kinds} == {"PersistentVolumeClaim"}
 
 
 def test_what_the_pods_at_work_need_is_put_back_by_whomever_it_was_taken() -> None:
@@ -339,10 +341,11 @@ def test_a_claim_that_is_there_already_is_not_made_again() -> None:
     assert story.passes(1) == ["create ConfigMap", "job prepare"]
 
 
-def test_an_attempt_that_the_status_forgot_has_not_ended_when_the_one_before_it_did() -> None:
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_an_attempt_that_the_status_forgot_has_not_ended_when_the_one_before_it_did(attempt: int) -> None:
     story = Story(make_job())
     story.one_pass()
-    story.job["status"]["steps"][0] = {"name": "prepare", "state": "Pending", "attempt": 0, "finishedAt": stamp(-60)}
+    story.job["status"]["steps"][0] = {"name": "prepare", "state": "Pending", "attempt": attempt, "finishedAt": stamp(-60)}
     assert story.one_pass() == []
     found = story.step("prepare")
     assert (found["state"], found["attempt"], "finishedAt" in found) == ("Running", 1, False)
@@ -547,9 +550,9 @@ def test_a_job_that_is_applied_again_knows_the_model_serve_of_the_one_before() -
 
 
 def test_numbers_in_the_status_are_short() -> None:
-    story = Story(make_job(), loss=0.0026787202147749703)
+    story = Story(make_job(), loss=0.00267876543)
     story.to_the_end()
-    assert story.job["status"]["scores"][-1]["values"]["loss"] == 0.00267872
+    assert story.job["status"]["scores"][-1]["values"]["loss"] == 0.00267877
 
 
 def test_a_refused_model_stalls_the_job_until_it_is_served_after_all() -> None:

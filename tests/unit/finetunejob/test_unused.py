@@ -234,6 +234,12 @@ def test_a_field_of_a_value_counts_or_is_said_to_do_nothing(path: str, before: B
     assert said == ([f"spec.{path}"] if is_said else [])
 
 
+def test_a_name_of_the_users_own_is_told_whole() -> None:
+    spec = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "stages": {"publish": {"nodeSelector": {"box": "b"}}}}
+    (remark,) = unused(FineTuneJobSpec.model_validate(spec))
+    assert remark.message.startswith("spec.stages.publish.nodeSelector.box does nothing: ")
+
+
 def test_each_row_says_why() -> None:
     assert [row.why for row in TABLE if "; " not in row.why or "remove" not in row.why] == []
 
