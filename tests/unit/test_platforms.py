@@ -94,6 +94,10 @@ def test_a_serves_profile_places_its_pods_and_names_its_engine() -> None:
             {"serving": {"template": {"engine": {"type": "LlamaCpp", "image": "other/y"}}}},
             "spec.serving.template: spec.engine.image: the image other/y is not allowed",
         ),
+        (
+            {"serving": {"template": {"engine": {"type": "LlamaCpp"}, "podTemplate": {"serviceAccountName": "admin"}}}},
+            "spec.serving.template: spec.podTemplate.serviceAccountName: the service account admin is not allowed",
+        ),
     ],
 )
 def test_what_is_not_offered_is_refused_before_anything_runs(spec: dict[str, Any], sentence: str) -> None:

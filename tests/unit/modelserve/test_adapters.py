@@ -411,6 +411,22 @@ def test_a_job_that_still_trains_is_waited_for(stage: Stage) -> None:
     assert (told(stage)["state"], told(stage)["reason"]) == ("Waiting", "WaitingForJob")
 
 
+def test_a_gate_without_test_rows_asks_none_of_the_evaluation(stage: Stage) -> None:
+    stage.edit(adapters=[{**TICKETS, "gate": {"testRows": {"count": 0}}}])
+    stage.step()
+    (job,) = [j for j in stage.of("Job") if not j.get("status")]
+    pod = job["spec"]["template"]["spec"]
+    assert "--rows" not in pod["containers"][0]["command"]
+    assert [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume] == []
+
+
+def test_an_adapter_is_followed_though_the_model_can_not_be(stage: Stage) -> None:
+    stage.edit(adapters=[LEGAL], model={"jobRef": {"name": "nobody"}})
+    stage.step()
+    assert stage.conditions()["Stalled"] == ("True", "JobNotFound")
+    assert "reason" not in told(stage, "legal") or told(stage, "legal")["reason"] != "AdapterOutOfReach"
+
+
 def test_an_adapter_waits_for_a_revision_with_room() -> None:
     stage = Stage(make_serve(**{k: v for k, v in ON_VLLM.items() if k != "lora"}))
     stage.roll_out()
@@ -470,14 +486,16 @@ def test_a_newer_operator_starts_no_pod_for_its_keeper(stage: Stage) -> None:
 
 
 def test_room_is_what_vllm_can_be_told() -> None:
-    def room(*, gpus: bool) -> tuple[str, str]:
+    def room(*, gpus: bool) -> tuple[str, str, str]:
         stage = Stage(make_serve(**{**ON_VLLM, "lora": {"maxRank": 20, "maxActive": 2}, "parallelism": {"gpus": gpus}}))
         stage.step()
         args = stage.deployment(stage.candidate())["spec"]["template"]["spec"]["containers"][0]["args"]
-        return args[args.index("--max-lora-rank") + 1], args[args.index("--max-loras") + 1]
+        rank, slots, kept = (args[args.index(f"--max-{what}") + 1] for what in ("lora-rank", "loras", "cpu-loras"))
+        return rank, slots, kept
 
-    assert room(gpus=True) == ("32", "2")
-    assert room(gpus=False) == ("32", str(2 * MOST_ADAPTERS + 1)), "its last slot stays empty"
+    most = 2 * MOST_ADAPTERS
+    assert room(gpus=True) == ("32", "2", str(most))
+    assert room(gpus=False) == ("32", str(most + 1), str(most + 1)), "its last slot stays empty"
 
 
 # ── Rules and events ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -107,6 +107,13 @@ def test_a_share_that_pods_can_not_give_is_told() -> None:
     assert text in stage.message()
 
 
+@pytest.mark.parametrize(("weight", "is_near"), [(49, True), (48, False), (1, False)])
+def test_a_share_within_one_percent_is_what_was_asked_for(weight: int, is_near: bool) -> None:
+    stage, _, _ = begun([{"weight": weight}], replicas=1)
+    assert ("no number of pods is nearer" not in stage.message()) is is_near
+    assert selector(stage) == WIDE
+
+
 @pytest.mark.parametrize(
     ("replicas", "weight", "count", "share"),
     [
@@ -499,6 +506,7 @@ def test_pods_that_somebody_took_away_come_back() -> None:
     stage, _, new = begun()
     del stage.objects["Deployment", stage.deployment(new)["metadata"]["name"]]
     stage.step()
+    assert (pods(stage, new), at(stage)) == (1, (1, 25, 0))
     stage.step()
     assert (pods(stage, new), at(stage)) == (1, (1, 25, 0))
 
@@ -543,6 +551,7 @@ def test_weights_of_the_route_give_any_share() -> None:
     stage.later(60)
     stage.settle()
     assert (backends(stage), pods(stage, new)) == ({"facts": 90, f"facts-{new}": 10}, 4)
+    assert (reason(stage), stage.step().requeue_after) == ("Canary", 120), "what keeps its pods from being there is told"
     stage.available(new)
     stage.settle()
     assert (at(stage), backends(stage)) == ((2, 90, 90), {"facts": 10, f"facts-{new}": 90})
@@ -587,6 +596,17 @@ def test_without_a_route_that_works_pods_give_the_share(why: str) -> None:
     stage.settle()
     assert (at(stage), canary(stage)["by"], selector(stage)) == ((1, 25, 20.0), "Replicas", WIDE)
     assert stage.serve["status"]["live"]["name"] == old
+
+
+def test_a_route_that_works_later_gives_the_share_from_then_on() -> None:
+    stage, _, new = loaded(route=ROUTE)
+    accept(stage, "False", reason="NotAllowedByListeners", message="no")
+    stage.finish_gate()
+    stage.settle()
+    accept(stage)
+    stage.settle()
+    assert (canary(stage)["by"], canary(stage)["share"]) == ("Route", 25)
+    assert backends(stage) == {"facts": 75, f"facts-{new}": 25}
 
 
 # ── where there is none ──

@@ -201,6 +201,13 @@ def test_a_judges_verdict_is_told_with_its_interval() -> None:
     assert stage.serve["status"]["live"]["judged"]["winRate"] == 0.75
 
 
+@pytest.mark.parametrize(("least", "is_refused"), [(50, False), (51, True)])
+def test_no_more_rows_can_be_needed_than_are_asked(least: int, is_refused: bool) -> None:
+    spec = make_serve(model=MODEL, rollout={"gate": {"heldOut": {"rows": 50, "minRows": least}}})["spec"]
+    said = broken_by(ModelServeSpec.model_validate(spec))
+    assert said == (["spec.rollout.gate.heldOut.minRows must be at most rows"] if is_refused else [])
+
+
 @pytest.mark.parametrize(("calls", "is_enough"), [(19, False), (20, True)])
 def test_a_judge_that_may_not_be_asked_of_enough_pairs_is_refused(calls: int, is_enough: bool) -> None:
     judge = {"baseUrl": "https://judge/v1", "model": "judge", "maxCalls": calls, "minPairs": 10}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.serving import Stage, make_serve
+from tests.serving import SPEC, Stage, make_serve
 
+from finetune_operator.api.modelserve import ModelServeSpec, ResolvedModel
 from finetune_operator.decision import pause_after
+from finetune_operator.modelserve.startup import Budget, budget
 from finetune_trainer.contract.reports import Failure, Termination
 
 
@@ -57,6 +59,21 @@ CASES: dict[str, tuple[dict[str, Any], float, str, str]] = {
         "waits",
     ),
     "no name of an image": (container(waiting="InvalidImageName"), 10, "InvalidImageName", "refused"),
+    "no name of an image, in other words": (container(waiting="ErrInvalidImageName"), 10, "ErrInvalidImageName", "refused"),
+    "registry is slow": (container(waiting="ErrImagePull"), 119, "ImagePullBackOff", "waits"),
+    "registry was slow": (container(waiting="ErrImagePull"), 120, "ImagePullBackOff", "stuck"),
+    "third end of the loader": (
+        container("load", restarts=3, reason="Error", exitCode=1, message=report("Unknown")),
+        60,
+        "Unknown",
+        "refused",
+    ),
+    "second end of the loader": (
+        container("load", restarts=2, reason="Error", exitCode=1, message=report("Unknown")),
+        60,
+        "Unknown",
+        "waits",
+    ),
     "storage is gone": (
         container("load", restarts=3, reason="Error", exitCode=15, message=report("StoreUnavailable")),
         60,
@@ -102,6 +119,27 @@ def test_no_node_for_the_pods_is_waited_for_without_an_end() -> None:
     assert stage.conditions()["Stalled"] == ("True", "Unschedulable"), "somebody should look"
     assert "no GPU" in stage.message()
     assert stage.revisions() == {revision}
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(None, 1800), (1, 600), (50_000_000_000, 2000)])
+def test_a_large_model_may_take_as_long_as_its_bytes_do(count: int | None, seconds: int) -> None:
+    spec = ModelServeSpec.model_validate(SPEC)
+    model = ResolvedModel(source="uri", uri="pvc://models/q4", bytes=count)
+    assert budget(spec, model) == Budget(load=seconds, start=seconds)
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_of_several_troubles_the_worst_is_told(turn: int) -> None:
+    """Whatever the kubelet lists first: what the revision is refused for, then what somebody should look at."""
+    away = container("load", restarts=3, reason="Error", exitCode=15, message=report("StoreUnavailable"))
+    full = container(restarts=1, reason="OOMKilled", exitCode=137, **SHORT)
+    soon = container("load", restarts=1, reason="Error", exitCode=1, message=report("Unknown"))
+    for statuses, reason in (([away, full], "OutOfMemory"), ([soon, away], "StoreUnavailable")):
+        stage = Stage()
+        stage.step()
+        stage.pod(stage.candidate(), containerStatuses=statuses[::turn])
+        stage.step()
+        assert stage.conditions()["Stalled"] == ("True", reason)
 
 
 def test_a_deadline_that_nothing_else_explains_is_no_verdict() -> None:

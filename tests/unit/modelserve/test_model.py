@@ -138,10 +138,21 @@ def test_the_base_model_of_a_job_is_there_before_it_has_succeeded() -> None:
     job = running(make_finished_job())
     stage.put(job)
     assert "candidate" not in stage.step().status
+    assert stage.conditions()["Reconciling"] == ("True", "WaitingForJob")
     base = {"name": "base", "format": "Safetensors", "uri": "pvc://facts-artifacts/model/f/1", "bytes": 1}
     job["status"]["artifacts"] = [{**base, "digest": "sha256:" + "9" * 64}]
     stage.roll_out()
     assert stage.serve["status"]["live"]["modelUri"] == "pvc://facts-artifacts/model/f/1"
+
+
+def test_another_artifact_than_the_base_model_is_waited_for_though_that_is_there() -> None:
+    stage = by_job()
+    job = running(make_finished_job())
+    base = {"name": "base", "format": "Safetensors", "uri": "pvc://facts-artifacts/model/f/1", "bytes": 1}
+    job["status"]["artifacts"] = [{**base, "digest": "sha256:" + "9" * 64}]
+    stage.put(job)
+    stage.step()
+    assert stage.conditions()["Reconciling"] == ("True", "WaitingForJob")
 
 
 def test_job_that_runs_again_changes_nothing_until_it_has_succeeded() -> None:

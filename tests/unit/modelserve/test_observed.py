@@ -74,6 +74,8 @@ def test_where_a_pod_stands(conditions: dict[str, dict[str, str]], expected: Pod
     [
         ({"state": {"running": {}}}, Container("c")),
         ({"state": {"waiting": {"reason": "ContainerCreating", "message": "soon"}}}, Container("c")),
+        ({"state": {"waiting": {"reason": "PodInitializing"}}}, Container("c")),
+        ({"state": {"waiting": {"message": "soon"}}}, Container("c")),
         ({"state": {"waiting": {"reason": "ErrImagePull", "message": "no"}}}, Container("c", 0, "ImagePullBackOff", "no")),
         ({"state": {"waiting": {"reason": "CreateContainerError"}}}, Container("c", 0, "CreateContainerError")),
         ({"state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}, Container("c")),
@@ -106,6 +108,7 @@ def test_how_a_container_stands(status: Object, expected: Container) -> None:
         ({"conditions": [{"type": "Progressing", "reason": "ProgressDeadlineExceeded"}]}, {"deadline_exceeded": True}),
         ({"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "quota"}]}, {"refused_pods": "quota"}),
         ({"conditions": [{"type": "ReplicaFailure", "status": "False", "message": "quota"}]}, {}),
+        ({"conditions": [{"type": "ReplicaFailure", "status": "True"}]}, {}),
     ],
 )
 def test_a_revision_s_deployment(status: Object, expected: dict[str, Any]) -> None:
@@ -120,6 +123,12 @@ def test_a_pod_that_is_being_deleted_is_no_pod_of_its_revision() -> None:
     going["metadata"]["deletionTimestamp"] = BORN
     (left,) = world(Deployment=[child("bot-r1", spec={})], Pod=[going, pod("stays")]).deployed["r1"].pods
     assert left.name == "stays"
+
+
+def test_what_is_being_deleted_is_no_child_any_more() -> None:
+    going = child("bot-r1", spec={})
+    going["metadata"]["deletionTimestamp"] = BORN
+    assert world(Deployment=[going]) == World()
 
 
 def test_a_deployment_whose_controller_has_not_seen_it_is_not_current() -> None:

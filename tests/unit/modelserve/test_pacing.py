@@ -41,6 +41,20 @@ def test_a_changed_default_waits_for_its_turn_and_the_live_one_serves(settings: 
     assert (stage.live(), standing(stage), has_turn(stage.serve["status"])) == (new, SERVING, False), "what has begun goes on"
 
 
+@pytest.mark.parametrize("lost", ["status", "Deployment"])
+def test_what_has_begun_goes_on_though_the_status_or_its_deployment_is_lost(lost: str) -> None:
+    stage, live = upgraded(())
+    stage.step()
+    new = stage.candidate()
+    stage.paced = ("elsewhere",)
+    if lost == "status":
+        stage.serve["status"] = {"observedGeneration": -1}
+    else:
+        del stage.objects["Deployment", f"facts-{new}"]
+    stage.settle()
+    assert (reason(stage), stage.revisions()) == ("Loading", {live, new})
+
+
 @pytest.mark.parametrize(
     ("paced", "at_once", "begins"),
     [

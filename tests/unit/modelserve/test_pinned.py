@@ -41,6 +41,15 @@ def test_a_revision_that_has_passed_waits_for_the_annotation() -> None:
     assert standing(stage) == SERVING
 
 
+@pytest.mark.parametrize("value", ["{new}/", "{new}/all", "{new}/1000", "other"])
+def test_an_annotation_that_names_no_step_promotes_nothing(value: str) -> None:
+    stage = awaiting_promotion()
+    old = stage.live()
+    stage.annotate(ANNOTATION_PROMOTE, value.format(new=stage.candidate()))
+    stage.settle()
+    assert stage.live() == old
+
+
 def test_that_it_waits_is_told_once() -> None:
     stage = Stage(make_serve(rollout={"promotion": "Manual"}))
     first = stage.roll_out()

@@ -62,6 +62,23 @@ def test_first_revision_loads_is_asked_and_goes_live() -> None:
     assert dict(pair.split("=") for pair in status["selector"].split(",")) == labels
 
 
+def test_a_revision_is_asked_once_its_deployment_is_as_wanted_and_all_its_pods_answer() -> None:
+    stage = Stage(make_serve(replicas=2))
+    stage.step()
+    assert stage.serve["status"]["replicas"] == 0
+    stage.available(stage.candidate(), 1)
+    stage.step()
+    assert reason(stage) == "Loading"
+    stage.available(stage.candidate())
+    seen = stage.deployment(stage.candidate())["status"]["observedGeneration"]
+    stage.deployment(stage.candidate())["status"]["observedGeneration"] = seen - 1
+    stage.step()
+    assert reason(stage) == "Loading", "its controller has not seen it yet"
+    stage.available(stage.candidate())
+    stage.step()
+    assert reason(stage) == "Gating"
+
+
 def test_no_pod_of_the_gate_is_selected_by_a_service() -> None:
     stage = Stage()
     stage.step()

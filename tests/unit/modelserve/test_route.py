@@ -47,6 +47,11 @@ def test_a_route_leads_requests_of_the_api_to_what_is_live() -> None:
     assert stage.settle().actions == ()
 
 
+def test_what_a_gateway_is_not_asked_for_is_left_out() -> None:
+    (body,) = routed().of("HTTPRoute")
+    assert body["spec"]["parentRefs"] == [{"name": "public", "namespace": "infra"}], "the API server takes no null"
+
+
 @pytest.mark.parametrize(
     ("route", "url"),
     [

@@ -74,6 +74,25 @@ def test_the_live_revisions_own_load_time_foretells_the_outage() -> None:
     assert f"nothing answers for about {TOOK} s" in stage.message(), "its pods are gone, and what they told stays true"
 
 
+def test_a_pod_that_is_not_ready_tells_nothing_of_how_long_loading_takes() -> None:
+    stage, live, _ = another()
+    labels = stage.deployment(live)["spec"]["template"]["metadata"]["labels"]
+    again = {"kind": "Pod", "metadata": {"name": "again", "labels": labels, "creationTimestamp": stage.stamp()}}
+    stage.put(again | {"status": {"phase": "Pending"}})
+    stage.edit(rollout={"strategy": "Recreate"})
+    stage.step()
+    assert f"nothing answers for about {TOOK} s" in stage.message()
+
+
+def test_where_no_pod_tells_how_long_loading_takes_the_remedy_names_the_whole_budget() -> None:
+    stage = Stage(make_serve(rollout={"startupTimeoutSeconds": 60}))
+    stage.roll_out()
+    stage.edit(model={"uri": "pvc://models/next"})
+    stage.step()
+    find_no_room(stage, stage.candidate())
+    assert "maxDowntimeSeconds of 1860 or more" in stage.message(), "1800 s to load a model of unknown size, 60 s to start"
+
+
 def test_a_spec_that_asks_for_surge_again_brings_the_stopped_one_back() -> None:
     stage, live, new = another(strategy="Recreate")
     stop_live(stage, live)

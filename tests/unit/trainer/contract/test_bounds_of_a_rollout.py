@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from finetune_trainer.contract.held_out import HeldOut, Live
-from finetune_trainer.contract.judging import Judged, Judging, mistake, told
+from finetune_trainer.contract.judging import Judged, Judging, interval, mistake, told
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.traffic import Bounds, Counted, Traffic, fault
+from finetune_trainer.contract.traffic import Bounds, Counted, Counters, Series, Traffic, fault
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,17 @@ def test_what_is_borne_is_borne_to_its_end(errors: int, milliseconds: float, rea
     found = Traffic(requests=100, errors=errors, tokens=900, token_milliseconds=milliseconds, token_milliseconds_before=20)
     told = fault(found, Bounds(max_error_rate=0.05, max_slowdown=2))
     assert (told and told[0]) == reason
+
+
+@pytest.mark.parametrize("counted", [(), ("requests",), ("errors",), ("requests", "errors")])
+def test_a_share_of_errors_takes_both_numbers(counted: tuple[str, ...]) -> None:
+    counters = Counters(**{name: Series(name=name) for name in counted})
+    assert counters.has_errors is (len(counted) == 2)
+
+
+def test_an_interval_ends_where_shares_do_however_it_is_rounded() -> None:
+    ends = [interval(share, count) for share in (0.0, 1.0) for count in range(1, 200)]
+    assert all(0.0 <= low <= high <= 1.0 for low, high in ends)
 
 
 @pytest.mark.parametrize(("high", "is_worse"), [(0.499, True), (0.5, False)])

@@ -22,6 +22,12 @@ def test_labels_as_yaml_has_them(written: str, read: dict[str, str]) -> None:
     assert Dataset.model_validate({"uri": "pvc://data", "labels": yaml.safe_load(written)}).labels == read
 
 
+@pytest.mark.parametrize("written", ["{null: bad}", "{0: null}", '{0: ""}', '{"": bad}', '{0: " "}', '{" ": bad}'])
+def test_labels_or_words_that_are_empty_are_refused_with_what_to_write(written: str) -> None:
+    with pytest.raises(ValidationError, match=r"is empty, or null to YAML; write both as text"):
+        Dataset.model_validate({"uri": "pvc://data", "labels": yaml.safe_load(written)})
+
+
 def test_labels_that_are_no_mapping_are_refused_by_name() -> None:
     with pytest.raises(ValidationError, match=r"(?s)labels.*valid dictionary"):
         Dataset.model_validate({"uri": "pvc://data", "labels": ["bad", "good"]})

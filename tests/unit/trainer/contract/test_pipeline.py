@@ -58,6 +58,7 @@ def test_every_step_comes_after_what_it_needs() -> None:
         "evaluate-q4",
         "publish-0",
     ]
+    assert [step.stage for step in steps] == [name.partition("-")[0] for name in names]
     for position, step in enumerate(steps):
         assert set(step.needs) <= set(names[:position]), step
     assert [s.name for s in steps if s.needs_gpu] == ["train", "evaluate"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune_trainer.contract.served_rows import AskedRow, ServedRows
+from finetune_trainer.contract.served_rows import AskedRow, ServedRows, length
 from finetune_trainer.serving.compare import Compared, Completion, is_same_answer, mistake, told
 
 
@@ -30,6 +30,11 @@ def row(answer: str) -> AskedRow:
 )
 def test_an_answer_is_the_same_or_its_beginning_where_it_was_cut(expected: str, got: str, cut: bool, same: bool) -> None:
     assert is_same_answer(row(expected), Completion(got, cut)) is same
+
+
+@pytest.mark.parametrize(("new_tokens", "asked"), [(8, 8), (16, 16), (256, 16)])
+def test_a_row_is_asked_for_the_beginning_of_an_answer(new_tokens: int, asked: int) -> None:
+    assert length(new_tokens) == asked
 
 
 def compared(*answers: bool, ids: bool = True) -> list[Compared]:

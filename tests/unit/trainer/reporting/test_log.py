@@ -22,7 +22,7 @@ from finetune_trainer.contract.kept_log import PodEnd
 from finetune_trainer.contract.reports import Failure, Progress, Termination
 from finetune_trainer.reporting.log import LONGEST_LINE, STDERR, STDOUT, Heard, _in_time
 
-PLACE = kept_log.folder("team", "job", "r1", "train", 2)
+PLACE = "log/team/job/r1/train/2"
 STORE = Path("mounts/claims/store/job")
 
 
@@ -32,6 +32,10 @@ def heard(*chunks: tuple[int, bytes], limit: int = 100) -> Heard:
         made.hear(stream, chunk)
     made.end()
     return made
+
+
+def test_the_folder_of_an_attempt_stays_where_logs_of_before_lie() -> None:
+    assert kept_log.folder("team", "job", "r1", "train", 2) == PLACE
 
 
 def test_both_streams_are_woven_line_by_line() -> None:
