@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -31,6 +33,12 @@ from finetune_trainer.contract.reports import Progress
 UID = "5f0c1c3e-0f5d-4a7b-9a57-0c6f4a1f4b11"
 KEY = Key("FineTuneJob", "team", "tickets")
 JOB = {"kind": "Job", "metadata": {"name": "tickets-train-1", "namespace": "team"}}
+
+
+def test_pods_and_operator_start_where_opentelemetry_is_not_installed() -> None:
+    code = "import sys; sys.modules['opentelemetry'] = None; import finetune_trainer.contract.traces"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -602,6 +602,13 @@ def test_the_gates_pod_reads_the_rows_where_the_engine_has_its_claim_mounted() -
     assert job["spec"]["activeDeadlineSeconds"] == 3 * (2 * 300 + 300)
 
 
+def test_the_gates_pod_has_no_claim_of_an_evaluation_that_it_does_not_ask() -> None:
+    stage, _ = gated(rollout={"gate": {"testRows": {"count": 0}}})
+    pod = stage.of("Job")[0]["spec"]["template"]["spec"]
+    assert "--rows" not in pod["containers"][0]["command"]
+    assert not any("persistentVolumeClaim" in v for v in pod["volumes"])
+
+
 def test_the_gates_pod_reads_a_bucket_with_the_models_credentials() -> None:
     place = {"secretRef": {"name": "keys"}, "endpoint": "http://s3:7070", "region": "eu"}
     model = {"uri": "s3://b/job/merge/1", "evaluation": "s3://b/job/evaluate/" + "e" * 20, **place}
