@@ -240,6 +240,16 @@ def test_secrets_with_the_same_keys_are_mounts_of_their_own_that_say_whose_they_
     assert not any("secretKeyRef" in str(variable) for variable in container["env"])
 
 
+def test_training_alone_reads_the_secret_of_the_trackers() -> None:
+    curves = {"metadata": {"name": "curves"}, "data": {"MLFLOW_TRACKING_URI": ""}}
+    story = Story(make_job(training={"reportTo": ["mlflow"], "reportSecretRef": {"name": "curves"}}))
+    story.space.named[Ref("Secret", "curves")] = curves
+    story.to_the_end()
+    jobs = [body for body in story.created if body["kind"] == "Job"]
+    mounted = [body["metadata"]["labels"]["finetune.dev/step"] for body in jobs if "'curves'" in str(body)]
+    assert (mounted, len(jobs)) == (["train"], 6)
+
+
 @pytest.mark.parametrize(
     ("nodes", "modes", "starts"), [(1, "ReadWriteOnce", True), (2, "ReadWriteOnce", False), (2, "ReadWriteMany", True)]
 )

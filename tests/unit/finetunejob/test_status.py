@@ -8,11 +8,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.builders import NOW, SERVING, make_job, make_pod, reported_failure
+from tests.builders import NOW, SERVING, make_job, make_pod, make_scores, reported_failure
 from tests.story import Story
 
+from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
+from finetune_operator.finetunejob.status import rendered
 from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.exits import ExitCode
@@ -270,6 +272,8 @@ def test_the_status_is_what_the_api_server_gives_back() -> None:
     for situation in (preparing, gate_failed, done):
         status = situation().decide().status
         assert json.loads(json.dumps(status)) == status
+    scored = FineTuneJobStatus(scores=[make_scores("q4", loss=1.0).model_copy(update={"lower_is_better": ("wiki/loss",)})])
+    assert rendered(scored)["scores"][0]["lowerIsBetter"] == ["wiki/loss"], "and no tuple"
 
 
 @pytest.mark.parametrize("suspended", [True, False])
