@@ -418,6 +418,13 @@ def test_an_event_tells_what_started_as_what_had_succeeded_and_how_it_ended() ->
     assert (stalled.reason, stalled.warning) == ("ClaimNotFound", True)
 
 
+def test_an_event_tells_what_succeeded_where_nothing_else_starts() -> None:
+    story = preparing()
+    story.succeed()
+    story.edit(suspend=True)
+    assert told_by(story) == [("prepare succeeded", False)]
+
+
 def test_a_warning_is_posted_as_one() -> None:
     first = Story(make_job(merge={"base": "Original"}, training={"method": "LoRA"})).decide()
     assert [(e.reason, e.warning) for e in first.events][:1] == [("FieldUnused", True)]
