@@ -325,7 +325,8 @@ def test_every_rule_is_broken_by_some_row() -> None:
     from finetune_operator.api.rules.modelserve import RULES as SERVE_RULES
 
     for rules, rows in ((JOB_RULES, REFUSED_JOBS), (SERVE_RULES, REFUSED_SERVES)):
-        untested = [r.message for r in rules if not any(sentence in r.message for _, sentence in rows)]
+        written = [r.message for r in rules if not r.of_an_edit]  # what no edit may do has tests of its own
+        untested = [message for message in written if not any(sentence in message for _, sentence in rows)]
         assert untested == []
 
 

@@ -8,13 +8,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.reports import Failure, Termination
+from finetune_trainer.contract.reports import Failure, Remark, Termination
 from finetune_trainer.failures import StepFailed, first_line
+
+CUT_WARNING = 160  # characters; two lines on a terminal
 
 
 def exit_on_sigterm() -> None:
@@ -73,17 +76,32 @@ def message(termination: Termination) -> str:
     """The termination message, cut to what the kubelet keeps.
 
     The text of a failure is cut. A result loses the last steps of `done` first: a step that is started although it is done
-    only reports again. Then it loses its last warnings.
+    only reports again. Then its warnings are cut to their beginnings, and at last it loses the last of them.
     """
     text = _json(termination)
-    for name in ("done", "warnings"):
+    for name, less in (("done", _without_last), ("warnings", _cut), ("warnings", _without_last)):
         while len(text.encode()) > pod.TERMINATION_LIMIT and (result := termination.result) and getattr(result, name):
-            termination = Termination(result=result.model_copy(update={name: getattr(result, name)[:-1]}))
+            kept = less(getattr(result, name))
+            if kept == getattr(result, name):
+                break
+            termination = Termination(result=result.model_copy(update={name: kept}))
             text = _json(termination)
     if len(text.encode()) > pod.TERMINATION_LIMIT and termination.failure:
         cut = Failure(reason=termination.failure.reason, message=termination.failure.message[:1000] + "…")
         text = _json(Termination(failure=cut))
     return text
+
+
+def _without_last(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    return items[:-1]
+
+
+def _cut(warnings: tuple[Remark, ...]) -> tuple[Remark, ...]:
+    """Each with as much of its sentence as tells what it is about."""
+    return tuple(
+        w if len(w.message) <= CUT_WARNING else w.model_copy(update={"message": w.message[: CUT_WARNING - 1] + "…"})
+        for w in warnings
+    )
 
 
 def _json(termination: Termination) -> str:

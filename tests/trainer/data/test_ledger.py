@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from finetune_trainer.contract.pod import TERMINATION_LIMIT
 from finetune_trainer.contract.reasons.remarks import RemarkReason
 from finetune_trainer.contract.reports import DatasetFacts, FitFacts, ModelFacts, Remark, StepResult, Termination
@@ -21,6 +23,10 @@ FACTS = DatasetFacts(
     train_tokens=10**12,
     longest_row_tokens=10**6,
 )
+
+
+def reasons(warnings: Sequence[Remark]) -> list[str]:
+    return [warning.reason for warning in warnings]
 
 
 def test_every_cause_with_its_longest_example_fits_into_a_termination_message() -> None:
@@ -50,9 +56,15 @@ def test_every_cause_with_its_longest_example_fits_into_a_termination_message() 
     assert len(text.encode()) <= TERMINATION_LIMIT
     read = Termination.model_validate_json(text).result
     assert read is not None
-    assert (read.dataset, read.warnings) == (facts, warnings[: len(read.warnings or ())])  # the last ones are lost first
+    told = read.warnings or ()
+    assert (read.dataset, reasons(told)) == (facts, reasons(warnings)[: len(told)]), "the last ones are lost first"
     result = result.model_copy(update={"dataset": FACTS})
-    assert Termination.model_validate_json(message(Termination(result=result))).result == result
+    read = Termination.model_validate_json(message(Termination(result=result))).result
+    assert read is not None
+    assert read.dataset == FACTS
+    assert reasons(read.warnings or ()) == reasons(warnings), "all are told, if not to their ends"
+    few = result.model_copy(update={"warnings": warnings[:8]})
+    assert Termination.model_validate_json(message(Termination(result=few))).result == few
 
 
 def test_every_cause_of_a_dropped_row_is_told_in_words() -> None:
