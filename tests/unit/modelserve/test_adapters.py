@@ -20,7 +20,7 @@ from finetune_operator.modelserve import adapters
 from finetune_operator.modelserve.observed import World
 from finetune_operator.names import ANNOTATION_RETRY
 from finetune_trainer.contract.reports import Failure
-from finetune_trainer.contract.served_adapters import WantedAdapters, engine_name
+from finetune_trainer.contract.served_adapters import WantedAdapters, engine_name, rank_for
 from finetune_trainer.contract.served_rows import ServedRows
 
 ON_VLLM: dict[str, Any] = {
@@ -483,6 +483,11 @@ def test_a_newer_operator_starts_no_pod_for_its_keeper(stage: Stage) -> None:
     stage.settings = replace(SETTINGS, operator_image="operator:newer")
     stage.settle()
     assert len(stage.revisions()) == 1
+
+
+@pytest.mark.parametrize(("rank", "told"), [(1, 1), (2, 8), (8, 8), (9, 16), (16, 16), (512, 512), (513, None)])
+def test_room_is_the_least_that_is_enough(rank: int, told: int | None) -> None:
+    assert rank_for(rank) == told
 
 
 def test_room_is_what_vllm_can_be_told() -> None:

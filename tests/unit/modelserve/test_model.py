@@ -181,6 +181,20 @@ def test_job_that_was_deleted_leaves_its_model_serving() -> None:
     assert stage.deployment(live)["spec"]["replicas"] == 2, "what it serves is still looked after"
 
 
+def test_a_job_that_was_deleted_while_its_model_loads_keeps_that_from_nothing() -> None:
+    stage = by_job()
+    stage.put(make_finished_job())
+    stage.step()
+    revision = stage.candidate()
+    del stage.objects["FineTuneJob", "facts"]
+    stage.available(revision)
+    stage.step()
+    assert stage.conditions()["Stalled"] == ("True", "JobNotFound")
+    stage.finish_gate()
+    stage.settle()
+    assert stage.live() == revision
+
+
 def test_another_job_is_not_served_with_the_first_ones_model() -> None:
     stage = by_job()
     stage.put(make_finished_job())

@@ -235,10 +235,24 @@ def test_what_serves_says_no_more_how_it_was_to_load_though_the_status_of_its_pr
     assert stage.serve["status"]["live"]["state"] == "Live"
 
 
+def test_what_is_promoted_is_told_as_live_in_the_same_pass() -> None:
+    stage = Stage()
+    stage.roll_out()
+    stage.edit(model=OTHER)
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    stage.step()
+    live = stage.serve["status"]["live"]
+    assert (live["name"], live["state"], live.get("strategyMessage")) == (stage.live(), "Live", None)
+
+
 def test_what_a_service_that_is_away_selected_is_known_by_its_deployment_alone() -> None:
     stage = Stage()
     live = stage.roll_out()
     del stage.objects["Service", "facts"], stage.objects["ControllerRevision", f"facts-{live}"]
+    stage.edit(model=OTHER)
     stage.step()
     assert stage.serve["status"]["live"]["name"] == live
 
@@ -668,6 +682,18 @@ def test_a_live_revisions_pod_that_finds_no_node_is_waited_for_and_then_somebody
     stage.later(300)
     stage.step()
     assert (standing(stage), reason(stage), stage.revisions()) == (STALLED, "Unschedulable", {live})
+
+
+def test_of_a_revision_that_nothing_tells_of_any_more_nothing_is_made_up() -> None:
+    stage = Stage()
+    old = stage.roll_out()
+    for kind in ("Deployment", "ControllerRevision"):
+        del stage.objects[kind, f"facts-{old}"]
+    stage.edit(model=OTHER)
+    stage.settle()
+    assert stage.candidate() != old
+    assert stage.revisions() == {stage.candidate()}
+    assert ("ControllerRevision", f"facts-{old}") not in stage.objects
 
 
 def test_a_live_revision_without_its_deployment_has_no_pods_and_gets_it_again() -> None:
