@@ -395,6 +395,7 @@ def test_status_that_was_lost_is_found_again() -> None:
     stage.settle()
     assert (stage.live(), stage.revisions()) == (live, {live})
     assert stage.serve["status"]["live"]["modelUri"] == before["live"]["modelUri"]
+    assert stage.serve["status"]["live"]["modelDigest"] == before["live"]["modelDigest"]
     assert standing(stage) == SERVING
 
 
