@@ -18,6 +18,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?")
+CONTROLLER_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+$"  # as batch/v1 has it
 QUANTITY = f"^{_QUANTITY.pattern}$"
 Quantity = Annotated[
     str,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_operator.meta import QUANTITY
+from finetune_operator.meta import CONTROLLER_NAME, QUANTITY
 from finetune_trainer.contract import places
 from finetune_trainer.contract.metrics import SCORE, WORD, Metric
 from finetune_trainer.contract.places import Place, Use
@@ -24,6 +24,7 @@ PATTERNS: Mapping[str, str] = {
     r"^([A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?)?$": "letters, digits, -, _ and ., of which the last three stand inside",
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$": "a host's name, such as models.example.com",
     r"^https?://.+": "a URL that begins with https:// or http://",
+    CONTROLLER_NAME: "a domain and a path, such as kueue.x-k8s.io/multikueue",
     QUANTITY: "a quantity such as 500m, 2 or 24Gi",
     SCORE: f"{', '.join(Metric)} or <task>/<metric>",
 }

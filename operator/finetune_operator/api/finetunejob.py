@@ -14,7 +14,7 @@ from finetune_operator.api.evaluation import Evaluation
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
 from finetune_operator.api.pod_template import PodTemplate
 from finetune_operator.api.scheduling import Scheduling
-from finetune_operator.meta import ObjectMeta, Quantity
+from finetune_operator.meta import CONTROLLER_NAME, ObjectMeta, Quantity
 from finetune_trainer.contract import places
 from finetune_trainer.contract.artifacts import Artifact, Publish
 from finetune_trainer.contract.dataset import Dataset
@@ -22,8 +22,6 @@ from finetune_trainer.contract.devices import Launcher, Strategy
 from finetune_trainer.contract.fields import CaSecretRef, Report, SecretRef, Strict, TrainedModel
 from finetune_trainer.contract.places import Use
 from finetune_trainer.contract.training import HANG_AFTER_MEDIAN_STEPS, Training
-
-_CONTROLLER = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+$"  # as batch/v1 has it
 
 
 class Gpu(Strict):
@@ -209,7 +207,7 @@ class FineTuneJobSpec(Strict):
     ttl_seconds_after_finished: int | None = Field(None, ge=0, le=315360000)
     """The job is deleted this long after it has ended; claims, artifacts and a ModelServe that it handed over to stay.
     Unset: it is kept."""
-    managed_by: str | None = Field(None, min_length=3, max_length=63, pattern=_CONTROLLER)
+    managed_by: str | None = Field(None, max_length=63, pattern=CONTROLLER_NAME)
     """Controller that runs this job, as in a Job of Kubernetes: one that is not this operator's has the job, and its status, to
     itself, and no pod is started here. It can't be changed. Unset, or finetune.dev/operator: this operator."""
     suspend: bool = False

@@ -22,5 +22,5 @@ class RemarkReason(Reason):
     RowsBeyondPositions = means("rows are longer than the model was made for; lower spec.training.maxLength")
     WeightsLeftOut = means("the model's files hold weights that its config.json has no place for; take another configuration")
     PartsUnreached = means("parts of the model that text never reaches stay as they are; take another model if they were meant")
-    ExpertsNotQuantized = means("QLoRA quantizes no experts, and the model has some; take more memory, or another model")
+    ExpertsNotQuantized = means("the model has experts, which QLoRA does not quantize; take more memory, or another model")
     WindowLeftOut = means("llama.cpp leaves out the model's sliding window, and rows are longer; lower spec.training.maxLength")
