@@ -6,15 +6,14 @@ import errno
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 from finetune_trainer import environment
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reasons.steps import StepReason
-from finetune_trainer.contract.reports import Failure, Remark, Termination
+from finetune_trainer.contract.reports import Failure, Remark, StepResult, Termination
 from finetune_trainer.failures import StepFailed, first_line
 
 CUT_WARNING = 160  # characters; two lines on a terminal
@@ -79,29 +78,30 @@ def message(termination: Termination) -> str:
     only reports again. Then its warnings are cut to their beginnings, and at last it loses the last of them.
     """
     text = _json(termination)
-    for name, less in (("done", _without_last), ("warnings", _cut), ("warnings", _without_last)):
-        while len(text.encode()) > pod.TERMINATION_LIMIT and (result := termination.result) and getattr(result, name):
-            kept = less(getattr(result, name))
-            if kept == getattr(result, name):
-                break
-            termination = Termination(result=result.model_copy(update={name: kept}))
-            text = _json(termination)
+    for result in _shorter(termination.result):
+        if len(text.encode()) <= pod.TERMINATION_LIMIT:
+            return text
+        text = _json(Termination(result=result))
     if len(text.encode()) > pod.TERMINATION_LIMIT and termination.failure:
         cut = Failure(reason=termination.failure.reason, message=termination.failure.message[:1000] + "…")
         text = _json(Termination(failure=cut))
     return text
 
 
-def _without_last(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    return items[:-1]
+def _shorter(result: StepResult | None) -> Iterator[StepResult]:
+    """The result with less and less in it."""
+    while result and result.done:
+        yield (result := result.model_copy(update={"done": result.done[:-1]}))
+    if result and result.warnings:
+        yield (result := result.model_copy(update={"warnings": tuple(_cut(warning) for warning in result.warnings)}))
+    while result and result.warnings:
+        yield (result := result.model_copy(update={"warnings": result.warnings[:-1]}))
 
 
-def _cut(warnings: tuple[Remark, ...]) -> tuple[Remark, ...]:
-    """Each with as much of its sentence as tells what it is about."""
-    return tuple(
-        w if len(w.message) <= CUT_WARNING else w.model_copy(update={"message": w.message[: CUT_WARNING - 1] + "…"})
-        for w in warnings
-    )
+def _cut(warning: Remark) -> Remark:
+    """A warning whose sentence is cut to its beginning, which tells what it is about."""
+    said = warning.message
+    return warning if len(said) <= CUT_WARNING else warning.model_copy(update={"message": f"{said[: CUT_WARNING - 1]}…"})
 
 
 def _json(termination: Termination) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+SHOWN = 200  # characters of what was asked for
+INVALID, NOT_FOUND = "invalid_request_error", "NotFoundError"  # types of errors
 ERROR_EVENT = b'data: {"error"'  # of a stream that is not whole, though it came to its end
 Ask = Callable[[str, bytes], Awaitable[tuple[int, bytes]]]  # a question of the front's own to the engine: path, body
 
@@ -41,7 +44,16 @@ class Besides:
         """It was answered, or its caller has gone."""
 
 
-def refusal(status: HTTPStatus, message: str, kind: str, param: str | None = None) -> web.Response:
+def error(status: int, message: str, kind: str, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
-    error = {"message": message, "type": kind, "param": param, "code": int(status)}
-    return web.json_response({"error": error}, status=status)
+    return {"error": {"message": message, "type": kind, "param": param, "code": int(status)}}
+
+
+def refusal(status: HTTPStatus, message: str, kind: str, param: str | None = None) -> web.Response:
+    """An answer that is such an error."""
+    return web.json_response(error(status, message, kind, param), status=status)
+
+
+def not_served(request: web.Request) -> web.Response:
+    """The answer where a path leads to nothing."""
+    return refusal(HTTPStatus.NOT_FOUND, f"{request.path[:SHOWN]} is not served here", NOT_FOUND)

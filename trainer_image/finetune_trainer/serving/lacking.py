@@ -22,7 +22,7 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from finetune_trainer.contract.manners import Lacks
-from finetune_trainer.serving.besides import ERROR_EVENT, Ask, refusal
+from finetune_trainer.serving.besides import ERROR_EVENT, INVALID, Ask, error, not_served, refusal
 from finetune_trainer.serving.fitted import Facts, fitted, wrongs
 from finetune_trainer.serving.named import HEALTH, METRICS, MODELS
 from finetune_trainer.serving.one_model import OneModel, read
@@ -30,7 +30,6 @@ from finetune_trainer.serving.tallied import Tally
 
 BODY = web.RequestKey("body", bytes)  # what the engine is asked in the request's place
 AROUND = 256  # tokens that a chat template writes around messages, at most
-INVALID = "invalid_request_error"
 STREAM = "text/event-stream"
 END = b"data: [DONE]\n\n"
 TAIL = 4096  # bytes
@@ -57,7 +56,7 @@ class Lacking(OneModel):
             card = {"id": self.manners.model, "object": "model", "max_model_len": self.facts.context}
             return web.json_response({"object": "list", "data": [card]})
         if request.path not in self.lacks.reached or request.method != hdrs.METH_POST:
-            return refusal(HTTPStatus.NOT_FOUND, f"{request.path[:200]} is not served here", "NotFoundError")
+            return not_served(request)
         return await super().own_answer(request, ask) or await self._unfit(request, ask)
 
     async def _unfit(self, request: web.Request, ask: Ask) -> web.Response | None:
@@ -88,7 +87,7 @@ class Lacking(OneModel):
         found = read(body).get("detail")
         message = found if isinstance(found, str) else json.dumps(found) if found else "the engine failed; see its log"
         kind = INVALID if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-        return status, json.dumps({"error": {"message": message, "type": kind, "param": None, "code": status}}).encode()
+        return status, json.dumps(error(status, message, kind)).encode()
 
     async def pieces(self, found: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         if found.content_type != STREAM:

@@ -16,9 +16,8 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from finetune_trainer.contract.manners import Manners
-from finetune_trainer.serving.besides import Ask, Besides, refusal
+from finetune_trainer.serving.besides import INVALID, NOT_FOUND, SHOWN, Ask, Besides, error, not_served, refusal
 
-SHOWN = 200  # characters of a name that was asked for
 HELD = (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.NOT_IMPLEMENTED)
 
 
@@ -30,14 +29,14 @@ class OneModel(Besides):
 
     async def own_answer(self, request: web.Request, ask: Ask) -> web.Response | None:
         if request.path.startswith(self.manners.hidden):
-            return refusal(HTTPStatus.NOT_FOUND, f"{request.path[:SHOWN]} is not served here", "NotFoundError")
+            return not_served(request)
         if request.method != hdrs.METH_POST:
             return None
         name = read(await request.read()).get("model")
         if name is None or name == self.manners.model:
             return None
         message = f"the model `{str(name)[:SHOWN]}` does not exist here; ask for `{self.manners.model}`"
-        return refusal(HTTPStatus.NOT_FOUND, message, "NotFoundError", "model")
+        return refusal(HTTPStatus.NOT_FOUND, message, NOT_FOUND, "model")
 
     async def renamed(self, request: web.Request) -> bytes | None:
         # It is the caller's own, as it was read before.
@@ -47,12 +46,11 @@ class OneModel(Besides):
         return status in HELD
 
     def told(self, status: int, body: bytes) -> tuple[int, bytes]:
-        error = read(body).get("error")
-        message = str(error.get("message", "")) if isinstance(error, dict) else ""
+        said = read(body).get("error")
+        message = str(said.get("message", "")) if isinstance(said, dict) else ""
         if status != HTTPStatus.NOT_IMPLEMENTED and not any(words in message for words in self.manners.askers_faults):
             return status, body
-        found = {"message": message, "type": "invalid_request_error", "param": None, "code": int(HTTPStatus.BAD_REQUEST)}
-        return HTTPStatus.BAD_REQUEST, json.dumps({"error": found}).encode()
+        return HTTPStatus.BAD_REQUEST, json.dumps(error(HTTPStatus.BAD_REQUEST, message, INVALID)).encode()
 
 
 def read(body: bytes) -> dict[str, Any]:

@@ -5,11 +5,13 @@ All speak the OpenAI API, answer /health with 200 once they can work, and list t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
+from finetune_operator.meta import quantity_value
 from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.traffic import Counters
@@ -45,6 +47,12 @@ sys.exit(1)' "$0"; fi
 end=$(($(date +%s) + $1))
 until gone || [ "$(date +%s)" -ge "$end" ]; do sleep 1; done
 """.lstrip()
+
+
+def cpus(spec: ModelServeSpec) -> int | None:
+    """How many an engine without GPUs may use, where that is said: it would count the node's, not its own."""
+    limit = spec.resources.limits.get("cpu")
+    return None if limit is None or spec.parallelism.gpus else math.ceil(quantity_value(limit))
 
 
 def is_served(api_key_variable: str | None) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.meta import quantity_value
-from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch
+from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch, cpus
 from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.traffic import Counters, Series
@@ -33,8 +31,8 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
     args = ["--model", MODEL_FILE, "--alias", served_name, "--host", "0.0.0.0", "--port", str(port), "--metrics"]
     args += ["--no-slots"]  # it would show everybody what others ask
     args += _context(spec.engine.max_model_length)
-    if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
-        args += ["--threads", str(math.ceil(quantity_value(cpus)))]  # it would count the node's CPUs, not its own
+    if (threads := cpus(spec)) is not None:
+        args += ["--threads", str(threads)]
     # Threads that spin while they wait eat the CPU that the others need: ten times slower where CPUs are shared.
     env = {"OMP_WAIT_POLICY": "passive"}
     return Launch(args=[*args, *spec.engine.args], env=env, pre_stop_seconds=spec.drain.seconds)

@@ -5,12 +5,10 @@ It is in vLLM's image, with all that it needs. It writes answers and does little
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.meta import quantity_value
-from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, cpus
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.manners import Lacks, Manners
 from finetune_trainer.contract.traffic import Counters, Series
@@ -60,8 +58,8 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
     """It ends its answers at SIGTERM, but tells nobody who keeps a connection: its front drains."""
     args = ["--host", "127.0.0.1", "--port", str(port), "--device", "auto" if spec.parallelism.gpus else "cpu"]
     env = {"USER": "finetune", "HF_HUB_OFFLINE": "1"}  # torch asks for the user's name; all that it needs lies in the folder
-    if (cpus := spec.resources.limits.get("cpu")) is not None and not spec.parallelism.gpus:
-        env["OMP_NUM_THREADS"] = str(math.ceil(quantity_value(cpus)))  # torch would count the node's CPUs
+    if (threads := cpus(spec)) is not None:
+        env["OMP_NUM_THREADS"] = str(threads)
     return Launch(
         command=["sh", "-c", SERVE, served_name],
         args=[*args, *spec.engine.args],
