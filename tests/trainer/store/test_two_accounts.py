@@ -102,7 +102,7 @@ def test_rows_are_read_by_one_account_and_the_store_is_written_by_another(
     mount(mounts, Owner.DATASET, READER)
     mount(mounts, Owner.STORE, WRITER)
     assert prepare(of_two_accounts(make_run, endpoint, "job"), tmp_path) == (0, "")
-    assert sorted(path.name for path in (objects / STORE / "job").iterdir()) == ["data", "model", "run"]
+    assert sorted(path.name for path in (objects / STORE / "job").iterdir()) == ["data", "findings", "model", "run"]
     assert [path.name for path in (objects / "rows").iterdir()] == ["rows.jsonl"]
 
 
