@@ -1,10 +1,12 @@
-"""What serving through a ModelServe costs, against the bare engine; what the cache gives; what a promotion takes from callers.
+"""What serving through a ModelServe costs, against the bare engine; what the cache gives; what a promotion takes from callers;
+how much sooner an adapter answers than a pod that is started anew.
 
     PYTHONPATH=operator:trainer_image:. python benchmarks/serving.py             all of it, on the local cluster (root)
     PYTHONPATH=operator:trainer_image:. python benchmarks/serving.py BARE URL MODEL    two addresses of one model, as they are
 
 Streams are asked of both by turns, so that what else the machine does falls on both. Ratios of medians: tokens/s at least 0.98,
-time to the first token at most 1.05. On the cluster the bare engine is the pod's own port behind its front.
+time to the first token at most 1.05. On the cluster the bare engine is the pod's own port behind its front. An adapter is there
+once it answers by its name, after it was checked and tried; vLLM is a real one, on CPUs.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from demo.kubectl import Object
 from localcluster import settings
 from localcluster.settings import NODE_ADDRESS
 from tests import redis_server
-from tests.e2e import jobs, serves
+from tests.e2e import jobs, serves, test_adapters
 from tests.e2e.conftest import make_tiny_models
 from tests.e2e.space import SERVE, Space
-from tests.waiting import within
+from tests.waiting import wait_until, within
 
 from finetune_operator.modelserve.pod import BEHIND
 
@@ -108,14 +110,36 @@ def promotion(space: Space, engine: Object) -> dict[str, float]:
     return {"calmGapSeconds": calm["longestGap"], "promotionGapSeconds": report["longestGap"], "failed": report["failed"]}
 
 
+def adapter(space: Space, base: str) -> dict[str, float]:
+    """Seconds until an adapter answers in a pod that runs, and until a pod answers that takes the place of this one."""
+    name, tickets = test_adapters.NAME, {"name": "tickets", "jobRef": {"name": "tickets"}}
+    space.apply(test_adapters.lora("tickets", base), test_adapters.shared())
+    space.succeeded("tickets")
+    space.until(SERVE, name, "is Ready", lambda s: is_true(s, "Ready"))
+    begun = time.perf_counter()
+    space.apply(test_adapters.shared(tickets))
+    space.until(SERVE, name, "has the adapter", test_adapters.stands("Live"))
+    loaded = time.perf_counter() - begun
+    (pod,) = test_adapters.ready(space)
+    begun = time.perf_counter()
+    space.delete("pod", pod, "--wait=false")
+    wait_until("another has taken its place", lambda: test_adapters.ready(space) - {pod}, TIMEOUT_SECONDS)
+    restarted = time.perf_counter() - begun
+    return {
+        "adapterSeconds": round(loaded, 1),
+        "restartSeconds": round(restarted, 1),
+        "ratio": round(loaded / restarted, 3),
+    }
+
+
 def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
     """All of it, with the small job's model behind llama.cpp."""
-    made = install_locally(QUICKSTART_IMAGES)
+    made = install_locally((*QUICKSTART_IMAGES, "serve-vllm"))
     make_tiny_models(settings.read().hub_directory)
     namespace(made.kubectl, SPACE)
     space = Space(made.kubectl, SPACE, made.operator_image)
     space.apply(jobs.quickstart("ConfigMap"), jobs.SMALL)
-    space.succeeded(jobs.SMALL["metadata"]["name"])
+    small = space.succeeded(jobs.SMALL["metadata"]["name"])
     found = {}
     with redis_server.started(folder, NODE_ADDRESS, REDIS_PORT) as redis:
         with serves.live(space, NAME, engine=serves.context(512)):
@@ -124,6 +148,7 @@ def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
         with serves.live(space, "kept", engine=serves.context(512), responseCache={"secretRef": {"name": "redis"}}):
             found["cache"] = kept(address(space, "kept"), "kept")
+    found["adapter"] = adapter(space, test_adapters.artifact(small, "merged")["uri"])
     made.kubectl("delete", "namespace", SPACE, "--wait=false")
     return found
 

@@ -131,10 +131,11 @@ def _again_in_new_pods(space: Space, tickets: Object, live: str) -> None:
     assert found["status"]["live"]["name"] == live
     pods = sorted(p["metadata"]["name"] for p in space.items("pod", f"finetune.dev/serve={NAME},finetune.dev/revision"))
     space.delete("pod", pods[0], "--wait=false")
-    wait_until("another has taken its place", lambda: _ready(space) - set(pods) and len(_ready(space)) == 2, 600)
+    wait_until("another has taken its place", lambda: ready(space) - set(pods) and len(ready(space)) == 2, 600)
 
 
-def _ready(space: Space) -> set[str]:
+def ready(space: Space) -> set[str]:
+    """Names of the pods that serve."""
     pods = space.items("pod", f"finetune.dev/serve={NAME},finetune.dev/revision")
     return {p["metadata"]["name"] for p in pods if is_true(p, "Ready") and "deletionTimestamp" not in p["metadata"]}
 

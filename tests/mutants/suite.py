@@ -190,7 +190,7 @@ class Suite:
             seconds[_file(test)] += took
         kills = Counter(_file(test) for test in self.killers[path].elements())
         near = [FIELDS] if "contract" in path.parts else []
-        near += [CRDS] if {"contract", "api"} & set(path.parts) else []
+        near += [CRDS] if {"contract", "api", "engines"} & set(path.parts) else []
         near += sorted(file for file in seconds if _is_golden(file, path))
         left = ASKED_SECONDS
         for file in sorted(seconds, key=lambda file: (-kills[file], not _names(file, path.stem), -runs[file], file)):

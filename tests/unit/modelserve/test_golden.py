@@ -23,7 +23,7 @@ KINDS = (
     "Deployment", "Service", "ConfigMap", "Job",
     "ControllerRevision", "NetworkPolicy", "HorizontalPodAutoscaler", "PodDisruptionBudget", "HTTPRoute",
 )  # fmt: skip
-NEEDED = [("Secret", "s3-keys"), ("Secret", "authority"), ("Secret", "judge-key"), ("Secret", "keys"), ("ConfigMap", "rubric")]
+NEEDED = [*(("Secret", name) for name in ("s3-keys", "authority", "judge-key", "keys", "redis")), ("ConfigMap", "rubric")]
 
 
 def test_cases_were_found() -> None:

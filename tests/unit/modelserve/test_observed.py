@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.modelserve import ModelServe, Revision
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.deployed import Container, Deployed, Pod
-from finetune_operator.modelserve.observed import Gate, Verdict, World, observe
+from finetune_operator.modelserve.observed import NUMBERS, Gate, Verdict, World, observe
 from finetune_operator.names import LABEL_GATE, LABEL_REVISION
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.reports import Failure, Termination
@@ -166,6 +166,11 @@ def test_a_gate(ended: Object, exit_code: int | None, expected: Gate) -> None:
     asked = child("p", [{"kind": "Job", "name": "g", "uid": "j"}], {LABEL_GATE: "g"})
     asked |= {"status": {"containerStatuses": [{"name": "gate", "state": {"terminated": end}}]}}
     assert world(Job=[job], Pod=[asked] if exit_code is not None else []).gates == {"g": expected}
+
+
+def test_each_number_that_a_pod_reports_has_its_field_in_status() -> None:
+    assert NUMBERS.keys() <= Revision.model_fields.keys()
+    assert set(NUMBERS.values()) <= Termination.model_fields.keys()
 
 
 def test_the_service_tells_what_is_live() -> None:

@@ -399,6 +399,17 @@ def test_status_that_was_lost_is_found_again() -> None:
     assert standing(stage) == SERVING
 
 
+def test_what_an_earlier_release_left_without_a_history_serves_since_its_deployment_was_made() -> None:
+    stage = Stage()
+    live = stage.roll_out()
+    made = stage.deployment(live)["metadata"]["creationTimestamp"]
+    del stage.objects["Service", "facts"]["metadata"]["annotations"]
+    stage.serve["status"] = {"observedGeneration": -1}
+    stage.later(60)
+    stage.settle()
+    assert stage.serve["status"]["live"]["promotedAt"] == made
+
+
 def test_deployment_of_the_live_revision_is_put_back() -> None:
     stage = Stage()
     live = stage.roll_out()
