@@ -18,7 +18,7 @@ from finetune_trainer.contract.reports import ArtifactFacts, DatasetFacts, FitFa
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.memory.fit import Teacher, fit_for
-from finetune_trainer.memory.shape import plain_attention_of
+from finetune_trainer.memory.shape import cached_numbers_of, plain_attention_of, positions_of
 from finetune_trainer.store.entries import Store
 from finetune_trainer.store.files import folder_digest
 
@@ -133,11 +133,13 @@ class Inputs:
         return pipeline.fingerprints(self.run, model, dataset)
 
     def with_teacher(self, facts: ModelFacts) -> ModelFacts:
-        """The base model's facts with all that fingerprints depend on besides: its attention, and a distillation's teacher."""
+        """The base model's facts with all that fingerprints depend on besides, its attention and a distillation's teacher, and
+        with what its context takes of whoever serves it."""
         teacher = self._teacher_facts()
-        plain = [n for which in pipeline.models(self.run) if (n := plain_attention_of(self._configuration(which))) is not None]
+        own, *others = map(self._configuration, pipeline.models(self.run))
+        plain = [n for config in (own, *others) if (n := plain_attention_of(config)) is not None]
         known = {"teacher_digest": teacher.digest if teacher else None, "plain_attention_tokens": min(plain, default=None)}
-        return facts.model_copy(update=known)
+        return facts.model_copy(update={**known, "cached_numbers": cached_numbers_of(own), "context_tokens": positions_of(own)})
 
     def tasks(self) -> Path:
         """The folder with the files of the run's tasks (scoring/task_files.py), which must have some."""

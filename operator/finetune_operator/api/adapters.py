@@ -72,6 +72,7 @@ class AdapterState(StrEnum):
     GATING = "Gating"
     PROMOTING = "Promoting"
     LIVE = "Live"
+    DEGRADED = "Degraded"
     REFUSED = "Refused"
 
 
@@ -86,12 +87,15 @@ class LiveAdapter(Report):
     since: str
     told: bool | None = None
     """Whether every pod has said that the name leads to it."""
+    told_since: str | None = None
+    """When the last of those pods had become ready: one that becomes ready later is asked as well."""
 
 
 class AdapterStatus(Report):
     name: str
     state: AdapterState
-    """What has become of the adapter that is asked for. Whatever it is, `live` goes on serving."""
+    """What has become of the adapter that is asked for. Whatever it is, `live` goes on serving. Degraded: it has passed, and
+    not every pod leads its name to it now."""
     uri: str | None = None
     digest: str | None = None
     """Digest of the adapter that is asked for."""
@@ -104,5 +108,7 @@ class AdapterStatus(Report):
     """Hash of what it is tried with: the gate, the revision that serves, and the annotation finetune.dev/retry."""
     gates_lost: int | None = None
     """How often its gate came to no verdict and was asked again."""
+    asks_since: str | None = None
+    """While pods are asked whether its name leads to it: when the last of them became ready."""
     test_rows: ServedRows | None = None
     """Test rows that it was asked, and how many it answered as in the evaluation."""

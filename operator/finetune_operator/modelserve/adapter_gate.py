@@ -1,11 +1,12 @@
 """The Jobs of an adapter. The gate: once each pod has loaded it, it is asked under the name that the engine has for it. After
-that: until each pod leads its own name to it.
+that, and whenever pods have become ready since: until each pod leads its own name to it.
 """
 
 from __future__ import annotations
 
 from finetune_operator.api.adapters import AdapterState
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.adapters import Step, gate_job
 from finetune_operator.modelserve.engines import ENGINES
@@ -26,6 +27,7 @@ from finetune_operator.settings import Settings
 from finetune_trainer.contract.served_adapters import Awaited, engine_name
 
 TOLD_SECONDS = 120  # until kubelets have told pods of a ConfigMap that changed
+READY_SECONDS, READY_RETRIES = 15, 1  # for pods that were told when they started, and have taken requests since
 
 
 def each_pod(serve: ModelServe, revision: str) -> Object:
@@ -42,8 +44,10 @@ def _each_name(serve: ModelServe, revision: str) -> str:
 def job(serve: ModelServe, step: Step, revision: str, model: ResolvedModel, settings: Settings) -> Object:
     """The Job, which asks the pods of the revision that serves."""
     gate, told = step.adapter.gate, step.status
+    is_told = told.live is not None and bool(told.live.told) and told.state is not AdapterState.GATING
     rows = step.evaluation if gate.test_rows.count and told.state is AdapterState.GATING else None
-    awaited = gate.timeout_seconds + TOLD_SECONDS
+    awaited = READY_SECONDS if is_told else gate.timeout_seconds + TOLD_SECONDS
+    retries = READY_RETRIES if is_told else GATE_RETRIES
     seconds = awaited + (1 + (rows is not None)) * gate.timeout_seconds + GATE_MARGIN_SECONDS
     labels = {**serve_labels(serve.metadata.name), LABEL_GATE: revision}
     template = asking_pod(serve, settings, "ask", _command(serve, step, revision, awaited, rows), labels)
@@ -54,18 +58,20 @@ def job(serve: ModelServe, step: Step, revision: str, model: ResolvedModel, sett
     if rows is not None:
         add_rows(template["spec"], serve, revision, model, rows)
     metadata = owned(serve, gate_job(serve, told), {LABEL_ADAPTER: told.name})
-    return asking_job(metadata, template, GATE_RETRIES, seconds * (GATE_RETRIES + 1), FINAL, LOST)
+    return asking_job(metadata, template, retries, seconds * (retries + 1), FINAL, LOST)
 
 
 def _command(serve: ModelServe, step: Step, revision: str, seconds: int, rows: str | None) -> list[str]:
     gate, told = step.adapter.gate, step.status
+    is_tried = told.state is AdapterState.GATING
     name = engine_name(told.name, told.digest or "")
     awaited = Awaited(
         host=f"{_each_name(serve, revision)}.{serve.metadata.namespace}.svc",
         port=ENGINES[serve.spec.engine.type].port,
         engine_name=name,
-        trial=told.trial or "",
-        serves=told.state is AdapterState.PROMOTING,
+        trial=(told.trial if is_tried or told.live is None else told.live.trial) or "",
+        serves=not is_tried,
+        pods=step.pods,
         seconds=seconds,
     )
     command = ["python", "-m", "finetune_trainer.serving.ask"]

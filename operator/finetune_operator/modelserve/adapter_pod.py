@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from finetune_operator import certificates, credentials, pod_security
 from finetune_operator.api.adapters import Lora
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines.engine import MODEL
 from finetune_operator.names import object_name, volume_name

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from finetune_operator.api.adapters import Adapter
 from finetune_operator.api.finetunejob_status import FineTuneJobStatus
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.adapter_pod import reaches

@@ -2,7 +2,8 @@
 
 asked for ─► Gating: pods load it beside what serves, and its gate asks it ── passed ──► Promoting ── in each pod ──► Live
    │            │ wrong, or a pod can't load it             │ unknown: it is asked again   its name leads to it
-   └► Waiting   └─► Refused: the one before of this name goes on, and so do model and other adapters
+   └► Waiting   └─► Refused: the one before of this name goes on, and so do model and other adapters       │
+                                                       asked again where pods became ready since, and were not told: Degraded
 In another revision each is tried again, while it goes on there as far as it can be loaded. What has passed is told by the
 ConfigMap that pods read (its annotation), so that a status which is lost loses nothing.
 """
@@ -17,11 +18,13 @@ from datetime import datetime
 from pydantic import TypeAdapter, ValidationError
 
 from finetune_operator.api.adapters import Adapter, AdapterState, AdapterStatus, LiveAdapter
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel, Revision
+from finetune_operator.api.modelserve import ModelServe, Revision
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import Observed
 from finetune_operator.meta import Object, stamp
 from finetune_operator.modelserve.adapter_pod import config_map_name, has_room
 from finetune_operator.modelserve.adapter_source import Source, source
+from finetune_operator.modelserve.deployed import Deployed
 from finetune_operator.modelserve.gating import failure_of, pause_left
 from finetune_operator.modelserve.observed import Gate, Verdict, World
 from finetune_operator.names import ANNOTATION_ADAPTERS, ANNOTATION_RETRY, LABEL_ADAPTER, object_name, short_hash
@@ -40,6 +43,7 @@ class Step:
     status: AdapterStatus
     evaluation: str | None = None
     ask: bool = False
+    pods: int = 1  # that are ready, which are to be asked
     requeue_after: float | None = None
 
     @property
@@ -67,6 +71,23 @@ class Around:
     gates: Mapping[str, Gate]
     observed: Observed
     now: datetime
+    deployed: Deployed | None = None  # of the revision that serves
+
+    @property
+    def since(self) -> str:
+        """When the last of its ready pods became so."""
+        pods = self.deployed.pods if self.deployed else ()
+        return max((pod.ready_changed_at for pod in pods if pod.ready), default="")
+
+    @property
+    def ready(self) -> int:
+        """How many of its pods are ready, as far as is known."""
+        return max(1, self.deployed.ready) if self.deployed else 1
+
+    @property
+    def is_down(self) -> bool:
+        """Whether it is to have pods, and none is ready."""
+        return self.deployed is not None and self.deployed.replicas > 0 and self.deployed.ready == 0
 
 
 def next_steps(
@@ -75,7 +96,8 @@ def next_steps(
     """The next step of each. The same world gives the same ones."""
     manifest = None if live is None else world.records.get(live.name)
     roomy = live if manifest is not None and has_room(manifest["spec"]["template"]) else None
-    around = Around(serve, model, roomy, _recorded(serve, observed), world.gates, observed, now)
+    deployed = None if live is None else world.deployed.get(live.name)
+    around = Around(serve, model, roomy, _recorded(serve, observed), world.gates, observed, now, deployed)
     return tuple(_step(around, adapter) for adapter in serve.spec.adapters)
 
 
@@ -92,9 +114,15 @@ def config_map(steps: tuple[Step, ...], metadata: Object) -> Object:
 
 def gate_job(serve: ModelServe, told: AdapterStatus) -> str:
     """Name of the Job that tries this adapter, for the first time or once more."""
-    of = (told.name, told.digest or "", told.trial or "", *(["told"] if told.state is AdapterState.PROMOTING else []))
+    asks = [] if told.asks_since is None else ["told", told.asks_since]
+    of = (told.name, told.digest or "", told.trial or "", *asks)
     mark = short_hash(*of, length=10)
     return object_name(serve.metadata.name, "adapter", mark, *([str(told.gates_lost)] if told.gates_lost else []))
+
+
+def is_asking(told: AdapterStatus) -> bool:
+    """Whether a Job is to ask pods for it."""
+    return told.state is AdapterState.GATING or told.asks_since is not None
 
 
 def is_gate(child: Object) -> bool:
@@ -138,7 +166,7 @@ def _step(around: Around, adapter: Adapter) -> Step:
             return Step(adapter, before.model_copy(update={"live": live, "uri": asked.uri}))
     if live is not None and live.digest == asked.digest and (around.live is None or live.revision == around.live.name):
         served = asked.model_copy(update={"live": live.model_copy(update={"uri": asked.uri})})
-        return _promoted(around, Step(adapter, served))
+        return _promoted(around, Step(adapter, served), before)
     if around.live is None:
         text = "no revision serves yet that has room for adapters"
         return Step(adapter, asked.model_copy(update={"reason": OperatorReason.NothingLive, "message": text}))
@@ -167,34 +195,55 @@ def _gated(around: Around, revision: Revision, step: Step) -> Step:
     return _asked_again(around, step, gate)
 
 
-def _promoted(around: Around, step: Step) -> Step:
-    """It has passed, and serves once every pod leads its name to it: kubelets take a while to tell them."""
+def _promoted(around: Around, step: Step, before: AdapterStatus | None = None) -> Step:
+    """It has passed, and serves once every pod leads its name to it: kubelets take a while to tell them. Pods that became
+    ready after that are asked as well.
+    """
     live = step.status.live
     assert live is not None
-    text = "it has passed its gate, and pods are told to lead its name to it"
-    update = {"state": AdapterState.PROMOTING, "reason": OperatorReason.AdapterPromoting, "message": text}
-    asked = step.status.model_copy(update=update)
+    if live.told and around.is_down:
+        return Step(step.adapter, _degraded(step.status, OperatorReason.NoPods, "no pod of the live revision is ready"))
+    if live.told and around.since <= (live.told_since or ""):
+        return _lives(step, live)
+    asked = step.status.model_copy(update={**_so_far(live, before), "asks_since": around.since})
     gate = around.gates.get(gate_job(around.serve, asked))
-    if live.told or (gate is not None and gate.verdict is Verdict.PASSED):
-        told = {"state": AdapterState.LIVE, "live": live.model_copy(update={"told": True}), "reason": None, "message": None}
-        return Step(step.adapter, asked.model_copy(update=told))
+    if gate is not None and gate.verdict is Verdict.PASSED:
+        return _lives(step, live.model_copy(update={"told": True, "told_since": around.since or None}))
     if around.live is None or (gate is not None and gate.verdict is Verdict.RUNNING):
         return Step(step.adapter, asked)
     if gate is None:
-        return Step(step.adapter, asked, ask=True)
-    return _asked_again(around, Step(step.adapter, asked), gate)
+        return Step(step.adapter, asked, ask=True, pods=around.ready)
+    return _asked_again(around, Step(step.adapter, _degraded(asked) if live.told else asked), gate)
+
+
+def _so_far(live: LiveAdapter, before: AdapterStatus | None) -> dict[str, object]:
+    """What is told while pods are asked: of one that served already, what they said before."""
+    if live.told and before is not None and before.state in (AdapterState.LIVE, AdapterState.DEGRADED):
+        return before.model_dump(include={"state", "reason", "message"})
+    text = "it has passed its gate, and pods are told to lead its name to it"
+    return {"state": AdapterState.PROMOTING, "reason": OperatorReason.AdapterPromoting, "message": text}
+
+
+def _lives(step: Step, live: LiveAdapter) -> Step:
+    told = {"state": AdapterState.LIVE, "live": live, "reason": None, "message": None, "gates_lost": None, "asks_since": None}
+    return Step(step.adapter, step.status.model_copy(update=told))
+
+
+def _degraded(asked: AdapterStatus, reason: str | None = None, message: str | None = None) -> AdapterStatus:
+    return asked.model_copy(update={"state": AdapterState.DEGRADED, "reason": reason, "message": message})
 
 
 def _asked_again(around: Around, step: Step, gate: Gate) -> Step:
     """Its gate came to no verdict: it is asked once more, after a pause."""
     lost, (reason, message) = step.status.gates_lost or 0, failure_of(gate)
     left = pause_left(gate, lost, around.now)
-    text = f"it could not be asked, and will be asked again: {message}"
+    text = "a pod does not lead its name to it" if gate.verdict is Verdict.FAILED else "it could not be asked"
+    text = f"{text}, and will be asked again: {message}"
     told = step.status.model_copy(update={"reason": reason, "message": text})
     if left > 0:
         return Step(step.adapter, told, step.evaluation, requeue_after=left)
     again = told.model_copy(update={"gates_lost": lost + 1})
-    return Step(step.adapter, again, step.evaluation, ask=True)
+    return Step(step.adapter, again, step.evaluation, ask=True, pods=around.ready)
 
 
 def _trial(around: Around, adapter: Adapter, found: Source) -> str:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_operator.api.access import USUAL, Autoscaling, Load, Route
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.objects import PORT, owned, revision_labels, revision_name

@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 
 from finetune_operator import credentials, pod_fields, pod_security
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.api.rollout import Judge, Prompt
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.gating import gate_job
 from finetune_operator.modelserve.objects import owned, revision_labels, revision_name, service_url

@@ -12,21 +12,24 @@ from dataclasses import dataclass
 
 from finetune_operator.api.finetunejob import ArtifactStore
 from finetune_operator.api.finetunejob_status import ArtifactStatus, FineTuneJobStatus
-from finetune_operator.api.modelserve import JobRef, ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import JobRef, ResolvedModel
 from finetune_operator.decision import NOT_FOUND, Observed, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType
 from finetune_trainer.contract import places
 from finetune_trainer.contract.pipeline import BASE
 from finetune_trainer.contract.places import Reach, claim_of
+from finetune_trainer.contract.reasons import Reason
 from finetune_trainer.contract.reasons.operator import OperatorReason
+from finetune_trainer.contract.reports import ModelFacts
 
 
 @dataclass(frozen=True)
 class Obstacle:
     """Why spec.model can't be followed now. `stalled`: somebody has to change something. `blocks`: pods could not start."""
 
-    reason: OperatorReason
+    reason: Reason
     message: str
     stalled: bool = True
     blocks: bool = False
@@ -116,20 +119,23 @@ def _artifact(engine: EngineType, ref: JobRef, job: FineTuneJobStatus, store: Ar
             " change spec.engine.type or spec.model.jobRef.artifact"
         )
         return Resolution(None, Obstacle(OperatorReason.EngineMismatch, text))
-    return Resolution(_resolved(_source(ref), artifact, store))
+    return Resolution(_resolved(_source(ref), artifact, store, job.model))
 
 
 def _source(ref: JobRef) -> str:
     return f"job/{ref.name}/{ref.artifact}"
 
 
-def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore) -> ResolvedModel:
+def _resolved(source: str, artifact: ArtifactStatus, store: ArtifactStore, base: ModelFacts | None) -> ResolvedModel:
     remote = places.of(artifact.uri).reach is not Reach.MOUNTED
     return ResolvedModel(
         source=source,
         uri=artifact.uri,
         digest=artifact.digest,
         bytes=artifact.bytes,
+        parameters=base.parameters if base else None,
+        cached_numbers=base.cached_numbers if base else None,
+        context_tokens=base.context_tokens if base else None,
         evaluation=artifact.evaluation,
         endpoint=store.endpoint if remote else None,
         region=store.region if remote else None,

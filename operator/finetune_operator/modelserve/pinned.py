@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.model import Obstacle
 from finetune_operator.modelserve.observed import World

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, replace
 
 from finetune_operator import credentials
-from finetune_operator.api.modelserve import ModelServe, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.api.rollout import ServeGate
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.deployed import engine_of
 from finetune_operator.modelserve.pod import pod_template, secrets

@@ -5,7 +5,8 @@ from __future__ import annotations
 from finetune_operator import certificates, credentials, pod_fields, pod_security
 from finetune_operator.api.access import ApiKey, RedisUrl
 from finetune_operator.api.adapters import Lora
-from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve import adapter_pod
 from finetune_operator.modelserve.deployed import ENGINE

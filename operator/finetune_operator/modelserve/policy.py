@@ -1,6 +1,6 @@
 """The ModelServe's policy: what to read for one, and what follows from it. Pure: no client, no clock.
 
-resolve the model ─► render the revision ─► observe ─► next_rollout ─► actions + status + events
+resolve the model ─► render the revision ─► observe ─► fitted ─► next_rollout ─► actions + status + events
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_operator.api.adapters import AdapterState
 from finetune_operator.api.modelserve import ModelServe, Revision, Signal
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
@@ -28,6 +27,7 @@ from finetune_operator.modelserve import (
 from finetune_operator.modelserve.adapter_pod import config_map_name
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
+from finetune_operator.modelserve.fit import fitted
 from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.model import Obstacle, refs, resolve
 from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION, observe
@@ -40,7 +40,6 @@ from finetune_operator.modelserve.window import watch_job
 from finetune_operator.names import LABEL_WATCH, object_name, serve_labels
 from finetune_operator.settings import Settings
 
-ASKING = (AdapterState.GATING, AdapterState.PROMOTING)  # states of adapters for which a Job asks pods
 KINDS = (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
 
 
@@ -57,7 +56,7 @@ def decide(body: Object, observed: Observed, settings: Settings, now: datetime) 
     serve, settings = under_profile(written, settings), settings.under_profile(written.spec.profile)
     resolution = offered(resolve(serve, observed), serve.spec, settings)
     asked = target(serve, resolution.model, settings) if resolution.model is not None else None
-    case = _pinned(Case(serve, resolution, asked, observe(serve, observed), now))
+    case = fitted(_pinned(Case(serve, resolution, asked, observe(serve, observed), now)))
     rollout = next_rollout(paced(case, observed, settings))
     steps = adapters.next_steps(serve, resolution.model, rollout.live, case.world, observed, now)
     told = next_status(case, rollout, [step.status for step in steps])
@@ -122,14 +121,14 @@ def _of_adapters(case: Case, rollout: Rollout, steps: tuple[adapters.Step, ...],
     serve, live, model = case.serve, rollout.live, case.resolution.model
     if serve.spec.lora is not None:
         yield Apply(adapters.config_map(steps, objects.owned(serve, config_map_name(serve), {})))
-    if live is not None and any(step.status.state in ASKING for step in steps):
+    if live is not None and any(adapters.is_asking(step.status) for step in steps):
         yield Apply(adapter_gate.each_pod(serve, live.name))
     for step in steps:
         if step.ask and live is not None and model is not None:
             yield Create(gate.gate_prompts(serve, step.adapter.gate.prompts))
             yield Create(adapter_gate.job(serve, step, live.name, model, settings))
     told = (*serve.status.adapters, *(step.status for step in steps))
-    counting = {adapters.gate_job(serve, one) for one in told if one.state in ASKING}
+    counting = {adapters.gate_job(serve, one) for one in told if adapters.is_asking(one)}
     for child in case.world.children:
         if adapters.is_gate(child) and child["metadata"]["name"] not in counting:
             yield Delete("Job", child["metadata"]["name"], child["metadata"]["uid"])

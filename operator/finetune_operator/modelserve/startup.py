@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_operator.api.modelserve import ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.served_model import ResolvedModel
 
 LEAST_SECONDS = 600
 UNKNOWN_SIZE_SECONDS = 1800

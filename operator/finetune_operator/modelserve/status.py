@@ -116,6 +116,8 @@ def _adapter_events(before: ModelServeStatus, after: ModelServeStatus) -> Iterat
             continue
         if told.state is AdapterState.LIVE:
             yield Event(OperatorReason.AdapterLive, f"{told.name} is answered by the adapter {told.uri} now")
+        if told.state is AdapterState.DEGRADED:
+            yield Event(OperatorReason.AdapterDegraded, f"the adapter {told.name}: {told.message}", warning=True)
         if told.state is AdapterState.REFUSED:
             text = f"the adapter {told.name} was refused, {told.reason}: {told.message}"
             yield Event(OperatorReason.AdapterNotServed, text, warning=True)
@@ -150,11 +152,14 @@ def _told_conditions(case: Case, rollout: Rollout) -> Iterator[Told]:
 def _of_adapters(adapters: Sequence[AdapterStatus]) -> Iterator[Told]:
     """A condition of its own: who waits for the model, or for another adapter, does not wait for these."""
     refused = [told for told in adapters if told.state is AdapterState.REFUSED]
+    lacking = [told for told in adapters if told.state is AdapterState.DEGRADED]
     late = [told for told in adapters if told.state is not AdapterState.LIVE]
     if refused:
         first = refused[0]
         text = f"{len(refused)} of {len(adapters)} adapters are refused; {first.name}: {first.message}"
         yield Told("AdaptersReady", "False", first.reason or OperatorReason.AdapterNotServed, text)
+    elif lacking:
+        yield Told("AdaptersReady", "False", OperatorReason.AdapterDegraded, f"{lacking[0].name}: {lacking[0].message}")
     elif late:
         text = f"{late[0].name}: {late[0].message}"
         yield Told("AdaptersReady", "False", OperatorReason.AdaptersOnTheirWay, text)

@@ -230,6 +230,8 @@ def test_results_of_windowed_models_from_before_packed_attention_had_windows_are
     first = succeeded(prepare(run))
     assert first.model is not None
     assert first.dataset is not None
+    assert (first.model.cached_numbers is None) is (window is not None)
+    assert first.model.context_tokens
     before = pipeline.fingerprints(run, first.model.model_copy(update={"plain_attention_tokens": None}), first.dataset)
     result = StepResult(step="train", fingerprint=before["train"], model=first.model)
     (tmp_path / "made").mkdir()

@@ -20,7 +20,7 @@ from finetune_operator.modelserve import adapters
 from finetune_operator.modelserve.observed import World
 from finetune_operator.names import ANNOTATION_RETRY
 from finetune_trainer.contract.reports import Failure
-from finetune_trainer.contract.served_adapters import WantedAdapters, engine_name, rank_for
+from finetune_trainer.contract.served_adapters import Awaited, WantedAdapters, engine_name, rank_for
 from finetune_trainer.contract.served_rows import ServedRows
 
 ON_VLLM: dict[str, Any] = {
@@ -437,6 +437,127 @@ def test_an_adapter_waits_for_a_revision_with_room() -> None:
     stage.available(stage.candidate())
     stage.step()
     assert asked(stage) == []
+
+
+# ── Pods that come later ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+GONE = Failure(reason="AdapterNotLoaded", message="1 of 1 pods have not loaded it after 15 s: the store does not answer")
+
+
+@pytest.fixture
+def told_once(stage: Stage) -> Stage:
+    """The adapter is Live in the one pod that there is."""
+    stage.engine(str(stage.live()))
+    stage.edit(adapters=[TICKETS])
+    passes(stage)
+    assert told(stage)["state"] == "Live"
+    stage.later(60)
+    return stage
+
+
+def restarted(stage: Stage) -> None:
+    """The pod's engine ended, and it is ready again."""
+    stage.later(1)
+    stage.engine(str(stage.live()))
+
+
+def awaited(stage: Stage) -> Awaited:
+    """What the Job that asks now waits for."""
+    (job,) = [j for j in stage.of("Job") if not j.get("status")]
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    return Awaited.model_validate_json(command[command.index("--awaited") + 1])
+
+
+def test_a_pod_that_became_ready_later_is_asked_as_well(told_once: Stage) -> None:
+    stage = told_once
+    assert not stage.settle().actions, "nobody is asked twice"
+    restarted(stage)
+    stage.step()
+    assert (told(stage)["state"], asked(stage)) == ("Live", [at("b")]), "it said nothing yet"
+    found = awaited(stage)
+    assert (found.serves, found.trial, found.pods) == (True, told(stage)["live"]["trial"], 1)
+    assert found.seconds < 60, "it was told when it started"
+    stage.finish_gate()
+    stage.settle()
+    assert (told(stage)["state"], told(stage)["live"]["toldSince"], asked(stage)) == ("Live", stage.stamp(), [])
+    assert not [j for j in stage.of("Job") if "finetune.dev/adapter" in j["metadata"]["labels"]]
+
+
+def test_as_many_are_waited_for_as_are_ready(told_once: Stage) -> None:
+    restarted(told_once)
+    told_once.deployment(str(told_once.live()))["status"]["readyReplicas"] = 3
+    told_once.step()
+    assert awaited(told_once).pods == 3
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_one_that_a_pod_lacks_is_degraded_until_it_has_it(told_once: Stage, is_refused: bool) -> None:
+    stage = told_once
+    restarted(stage)
+    stage.step()
+    if is_refused:
+        stage.finish_gate(Failure(reason="ModelDamaged", message="its files were changed"))
+    else:
+        stage.lose_gate(GONE, "BackoffLimitExceeded")
+    decision = stage.step()
+    assert [(e.reason, e.warning) for e in decision.events] == [("AdapterDegraded", True)]
+    assert (told(stage)["state"], told(stage)["reason"]) == ("Degraded", "ModelDamaged" if is_refused else "AdapterNotLoaded")
+    said = "a pod does not lead its name to it" if is_refused else "it could not be asked"
+    assert told(stage)["message"].startswith(f"{said}, and will be asked again: ")
+    assert stage.conditions()["AdaptersReady"] == ("False", "AdapterDegraded")
+    assert (stage.conditions()["Available"][0], wanted(stage)) == ("True", {at("b"): True}), "it goes on where it is"
+    stage.later(pause_after(1))
+    stage.step()
+    assert (told(stage)["state"], asked(stage)) == ("Degraded", [at("b")])
+    stage.finish_gate()
+    assert [e.reason for e in stage.step().events] == ["AdapterLive"]
+    assert (told(stage)["state"], "gatesLost" in told(stage), "message" in told(stage)) == ("Live", False, False)
+    assert stage.conditions()["AdaptersReady"] == ("True", "AdaptersLive")
+
+
+def test_where_no_pod_is_ready_no_adapter_answers(told_once: Stage) -> None:
+    stage = told_once
+    stage.engine(str(stage.live()), ready=False)
+    stage.available(str(stage.live()), 0)
+    stage.settle()
+    assert (told(stage)["state"], told(stage)["reason"], asked(stage)) == ("Degraded", "NoPods", [])
+    stage.available(str(stage.live()))
+    restarted(stage)
+    stage.step()
+    assert (told(stage)["state"], asked(stage)) == ("Degraded", [at("b")]), "until the pod has said so"
+    is_told(stage)
+    assert told(stage)["state"] == "Live"
+
+
+def test_fewer_pods_are_no_news_of_adapters(told_once: Stage) -> None:
+    stage = told_once
+    del stage.objects["Pod", f"pod-{stage.live()}"]
+    assert not stage.settle().actions
+    stage.edit(suspend=True)
+    stage.settle()
+    assert (told(stage)["state"], asked(stage)) == ("Live", []), "nobody waits for pods"
+
+
+def test_pods_are_asked_with_what_the_adapter_has_passed(told_once: Stage) -> None:
+    stage = told_once
+    trial = told(stage)["live"]["trial"]
+    stage.edit(adapters=[TICKETS | {"gate": {"maxTokens": 9}}])
+    stage.settle()
+    restarted(stage)
+    stage.step()
+    assert told(stage)["trial"] != trial
+    assert awaited(stage).trial == trial, "as pods are told"
+
+
+def test_what_an_earlier_release_was_told_is_asked_once_more(told_once: Stage) -> None:
+    stage = told_once
+    record = stage.objects["ConfigMap", "facts-adapters"]["metadata"]["annotations"]
+    live = json.loads(record["finetune.dev/adapters"])
+    del live["tickets"]["toldSince"]
+    record["finetune.dev/adapters"] = json.dumps(live)
+    stage.step()
+    assert (told(stage)["state"], asked(stage)) == ("Live", [at("b")])
 
 
 # ── The pod ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -13,7 +13,8 @@ import pytest
 from tests.listening import Quiet, listening
 from tests.serving import SETTINGS, Stage, make_serve
 
-from finetune_operator.api.modelserve import ModelServe, ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServe, ModelServeSpec
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import Create
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp, transformers

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.serving import SPEC, Stage, make_serve
 
-from finetune_operator.api.modelserve import ModelServeSpec, ResolvedModel
+from finetune_operator.api.modelserve import ModelServeSpec
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import pause_after
 from finetune_operator.modelserve.startup import Budget, budget
 from finetune_trainer.contract.reports import Failure, Termination

@@ -46,6 +46,10 @@ class ModelFacts(Report):
     plain_attention_tokens: int | None = None
     """Tokens of a row that each layer attends to plainly: a sliding window's, 0 where there are soft caps, sinks or layers that
     are no attention. Absent: any number. A distillation's teacher counts as well."""
+    cached_numbers: int | None = None
+    """Numbers that attention keeps of each token, in all layers. Absent: not known, or not the same of each token."""
+    context_tokens: int | None = None
+    """Tokens that the model reads at once, by its configuration. Absent: it doesn't say."""
 
 
 class RowCount(Report):

@@ -65,13 +65,15 @@ class PodAdapters(Report):
 
 
 class Awaited(Strict):
-    """The adapter that each ready pod must have: before a gate asks for it, and before it is said to serve."""
+    """The adapter that each ready pod must have: before a gate asks for it, before it is said to serve, and of pods that came
+    later."""
 
     host: str  # stands for the addresses of all ready pods
     port: int
     engine_name: str
     trial: str
     serves: bool = False  # its name must lead to it, too, and nothing else is asked
+    pods: int = 1  # that were ready: a name may lead to fewer for a moment
     seconds: int
 
 

@@ -60,6 +60,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 # Models whose attention is never plain, by no field of theirs: sinks, layers that are not told where rows end, ALiBi.
 NEVER_PLAIN = frozenset({"gpt_oss", "stablelm", "bloom"})
 ATTENDS = frozenset({"full_attention", "sliding_attention"})
+# Of attention that keeps its keys and values compressed, or those of another layer.
+KEPT_OTHERWISE = ("kv_lora_rank", "num_kv_shared_layers")
 ASKED_FOR = ("qwen2", "qwen3", "smollm3")  # they have a window only where use_sliding_window says so
 
 
@@ -99,6 +101,20 @@ def positions_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens a model's configuration says that it reads at once; None where it doesn't say."""
     found = _found(config.get("text_config") or config, POSITIONS)
     return None if found is None else int(found)
+
+
+def cached_numbers_of(config: Mapping[str, Any]) -> int | None:
+    """How many numbers attention keeps of each token, keys and values of all layers; None where the configuration doesn't
+    say, and where less is kept: of tokens behind a window, by layers that mix tokens otherwise, or compressed.
+    """
+    text = config.get("text_config") or config
+    if plain_attention_of(config) is not None or any(text.get(name) for name in KEPT_OTHERWISE):
+        return None
+    try:
+        shape = shape_of(config, 0)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    return 2 * shape.layers * shape.key_value
 
 
 def plain_attention_of(config: Mapping[str, Any]) -> int | None:

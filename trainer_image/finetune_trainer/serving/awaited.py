@@ -29,9 +29,10 @@ def await_adapter(awaited: Awaited, pause: Callable[[float], None] = time.sleep)
         if told != before:
             print(told, flush=True)
         late = [one for _, one in found if not _is_there(one, awaited)]
-        if found and not late:
+        is_over = time.monotonic() - begun >= awaited.seconds
+        if found and not late and (is_over or len(found) >= awaited.pods):
             return None
-        if time.monotonic() - begun >= awaited.seconds:
+        if is_over:
             text = f"{len(late)} of {len(found)} pods have not loaded it after {awaited.seconds} s"
             raise StepFailed(StepReason.AdapterNotLoaded, f"{text}: {_told(late[0]) if late else 'no pod is ready'}")
         pause(PERIOD_SECONDS)

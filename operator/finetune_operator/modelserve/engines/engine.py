@@ -81,6 +81,18 @@ class Launch:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What an engine takes at least, so that what can't fit is refused before pods are made. Bytes."""
+
+    fixed: int  # beside weights and what is kept of contexts
+    slots: int = 1  # requests that each have room of their own, where the spec says how long they may be
+    gpu_percent: int | None = None  # of a GPU that it fills; None: what fits there lies there, and the rest elsewhere
+    cache_on_cpus: tuple[str, int] | None = None  # for contexts, where it takes just so much: the variable that says it
+    takes_all_context: bool = True  # that the model has, from its start, where the spec says nothing
+    said_by: frozenset[str] = frozenset()  # arguments and variables of its own that change any of this
+
+
+@dataclass(frozen=True)
 class Engine:
     """One of them. `launch` takes the spec, the model's name in the API, and the port where the engine is to listen; the user's
     own arguments come last and win.
@@ -101,3 +113,4 @@ class Engine:
     manners: Manners | None = None  # where it does otherwise than the OpenAI API says: its pods have a front, which does not
     takes_file: bool = False  # instead of a folder
     splits_tensors: bool = False  # over several GPUs
+    memory: Memory | None = None  # None: nothing is known of it, and nothing refused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch, cpus
+from finetune_operator.modelserve.engines.engine import MODEL_FILE, Engine, Launch, Memory, cpus
 from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.traffic import Counters, Series
@@ -22,6 +22,16 @@ MANNERS = Manners(
         "too large to process",
         "requires --jinja",
         "Jinja Exception",  # the model's chat template refuses the messages
+    ),
+)
+
+MEMORY = Memory(
+    fixed=64 << 20,  # where it computes
+    slots=SLOTS,
+    said_by=frozenset(
+        {"-c", "--ctx-size", "-np", "--parallel", "-ctk", "--cache-type-k", "-ctv", "--cache-type-v", "-kvu", "--kv-unified"}
+        | {"-m", "--model", "-fit", "--fit", "--swa-full", "LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_N_PARALLEL", "LLAMA_ARG_FIT"}
+        | {"LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V"}
     ),
 )
 
@@ -60,4 +70,5 @@ ENGINE = Engine(
     loads={Load.WAITING_REQUESTS: "llamacpp_requests_deferred"},
     manners=MANNERS,
     takes_file=True,
+    memory=MEMORY,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, cpus
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, Memory, cpus
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.manners import Lacks, Manners
 from finetune_trainer.contract.traffic import Counters, Series
@@ -84,4 +84,10 @@ ENGINE = Engine(
     ),
     loads={Load.WAITING_REQUESTS: f"{METRICS}_num_requests_waiting"},
     manners=Manners(lacks=LACKS),
+    memory=Memory(
+        fixed=512 << 20,  # Python with torch
+        gpu_percent=100,
+        takes_all_context=False,  # it grows with what is asked
+        said_by=frozenset({"--dtype", "--quantization", "--cache-implementation", "--device"}),
+    ),
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.adapters import MOST_ADAPTERS, Lora
-from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, Memory
 from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
 from finetune_trainer.contract.served_adapters import rank_for
 from finetune_trainer.contract.traffic import Counters, Series
@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 
 ASKED = {"handler": "/v1/.*", "method": "POST"}  # labels of requests that the engine works for
 KEPT = 2 * MOST_ADAPTERS  # adapters in memory: all that serve, and as many that follow them
+CPU_CACHE, CPU_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE", 1  # its default is half of the node's memory
+MEMORY = Memory(
+    fixed=1 << 30,  # CUDA's context and a step's activations; on CPUs Python with torch
+    gpu_percent=92,  # its default
+    cache_on_cpus=(CPU_CACHE, CPU_CACHE_GIB << 30),
+    said_by=frozenset(
+        {"--max-model-len", "--gpu-memory-utilization", "--kv-cache-dtype", "--kv-cache-memory-bytes", "--kv-cache-memory"}
+        | {"--cpu-offload-gb", "--kv-offloading-size", "--swap-space", "--quantization", "-q", "--dtype", "--load-format"}
+        | {"--tensor-parallel-size", "-tp", "--pipeline-parallel-size", "-pp", "--num-gpu-blocks-override", "--config"}
+        | {"--hf-overrides", "--runner", "--enable-expert-parallel", "--data-parallel-size", "-dp", CPU_CACHE}
+    ),
+)
 ENDPOINTS_SECONDS = 5  # until every node knows that a pod takes no more requests
 
 
@@ -35,7 +47,7 @@ def launch(spec: ModelServeSpec, served_name: str, port: int) -> Launch:
         "VLLM_NO_USAGE_STATS": "1",
     }
     if not spec.parallelism.gpus:
-        env["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB; its default is half of the node's memory
+        env[CPU_CACHE] = str(CPU_CACHE_GIB)
     if spec.lora is not None:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     return Launch(
@@ -81,4 +93,5 @@ ENGINE = Engine(
     takes_adapters=True,
     drains=True,
     splits_tensors=True,
+    memory=MEMORY,
 )

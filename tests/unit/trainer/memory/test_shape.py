@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.memory.shape import Shape, parameters_of, plain_attention_of, positions_of, shape_of
+from finetune_trainer.memory.shape import Shape, cached_numbers_of, parameters_of, plain_attention_of, positions_of, shape_of
 
 PLAIN = {
     "hidden_size": 8,
@@ -93,6 +93,25 @@ def test_experts_lie_in_the_layers_that_have_some(config: dict[str, Any], expert
 )
 def test_positions_are_told_where_the_config_tells_them(config: dict[str, Any], positions: int | None) -> None:
     assert positions_of(config) == positions
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (PLAIN, 2 * 6 * 4),
+        ({"text_config": PLAIN}, 2 * 6 * 4),
+        (PLAIN | {"model_type": "mistral", "sliding_window": 4096}, None),  # fewer of tokens behind it
+        (PLAIN | {"layer_types": ["linear_attention", "full_attention"]}, None),
+        (PLAIN | {"kv_lora_rank": 512}, None),
+        (PLAIN | {"num_kv_shared_layers": 2}, None),
+        (PLAIN | {"hidden_size": "wide"}, None),
+        ({}, None),
+    ],
+)
+def test_what_attention_keeps_of_a_token_is_told_where_it_is_the_same_of_each(
+    config: dict[str, Any], numbers: int | None
+) -> None:
+    assert cached_numbers_of(config) == numbers
 
 
 @pytest.mark.parametrize(

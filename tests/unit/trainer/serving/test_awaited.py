@@ -74,6 +74,22 @@ def test_without_a_ready_pod_there_is_no_verdict() -> None:
         await_adapter(nobody, lambda _: None)
 
 
+@pytest.mark.parametrize(("seconds", "pauses"), [(60, 2), (0, 0)])
+def test_as_many_pods_are_waited_for_as_were_ready_and_those_that_are_left_decide(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, pauses: int
+) -> None:
+    looked: list[int] = []
+
+    def addresses(*_: object, **__: object) -> list[tuple[object, ...]]:
+        looked.append(1)
+        return [(0, 0, 0, "", (f"127.0.0.{n}", 0)) for n in range(1, 2 + (len(looked) > 2))]
+
+    monkeypatch.setattr("socket.getaddrinfo", addresses)
+    monkeypatch.setattr("finetune_trainer.serving.awaited._of_pod", lambda *_: HERE)
+    assert await_adapter(awaited(1, seconds=seconds, pods=2), lambda _: None) is None
+    assert len(looked) == 1 + pauses
+
+
 def test_what_is_to_serve_is_asked_nothing_once_its_name_leads_to_it(tmp_path: Any) -> None:
     serving, pauses = HERE.model_copy(update={"serves": True}), list[float]()
     with pod(HERE, serving) as port:

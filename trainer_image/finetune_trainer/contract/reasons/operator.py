@@ -110,4 +110,5 @@ class OperatorReason(Reason):
     AdapterPromoting = means("an adapter has passed its gate, and pods are told to lead its name to it")
     AdapterLive = means("an adapter has passed its gate, and its name leads to it in every pod")
     AdapterNotServed = means("an adapter can't be served as asked for; the one before of its name goes on, if there is one")
+    AdapterDegraded = means("an adapter has passed its gate, and not every pod leads its name to it now; the message says why")
     RevisionLive = means("the Service selects this revision now")

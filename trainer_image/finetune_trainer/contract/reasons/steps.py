@@ -160,7 +160,8 @@ class StepReason(Reason):
     # ── Memory and training ───────────────────────────────────────────────────────────────────────────────────────────
     DoesNotFit = ends(
         ExitCode.DOES_NOT_FIT,
-        "the job needs more GPU memory than there is; use QLoRA, lower spec.training.maxLength, or take a larger GPU",
+        "there is less memory than is needed: to train, use QLoRA, lower spec.training.maxLength or take a larger GPU; to"
+        " serve, lower spec.engine.maxModelLength or give more",
     )
     OutOfGpuMemory = ends(
         ExitCode.OUT_OF_GPU_MEMORY,
