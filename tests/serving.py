@@ -148,6 +148,15 @@ class Stage:
         generation = found["metadata"]["generation"]
         found["status"] = {"observedGeneration": generation, "readyReplicas": count, "availableReplicas": count}
 
+    def gateway(self, count: int = 1) -> None:
+        """The Deployment controller: this many pods of the gateway are available."""
+        (found,) = [d for d in self.of("Deployment") if LABEL_REVISION not in d["metadata"]["labels"]]
+        found["status"] = {"observedGeneration": 1, "availableReplicas": count}
+
+    def look_ends(self) -> None:
+        """The Job controller: the Job has seen at the gateway what it waits for."""
+        self._end_gate("Complete", "")
+
     def overdue(self, revision: str) -> None:
         """The Deployment controller: no progress within progressDeadlineSeconds."""
         overdue = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
@@ -225,11 +234,12 @@ class Stage:
         return [o for (k, _), o in self.objects.items() if k == kind]
 
     def deployment(self, revision: str) -> Object:
-        return next(d for d in self.of("Deployment") if d["metadata"]["labels"][LABEL_REVISION] == revision)
+        return next(d for d in self.of("Deployment") if d["metadata"]["labels"].get(LABEL_REVISION) == revision)
 
     def revisions(self) -> set[str]:
         """Revisions that have a Deployment."""
-        return {d["metadata"]["labels"][LABEL_REVISION] for d in self.of("Deployment")}
+        labels = (d["metadata"]["labels"] for d in self.of("Deployment"))
+        return {found[LABEL_REVISION] for found in labels if LABEL_REVISION in found}
 
     def candidate(self) -> str:
         return str(self.serve["status"]["candidate"]["name"])

@@ -20,6 +20,7 @@ LABEL_REVISION = f"{GROUP}/revision"
 LABEL_GATE = f"{GROUP}/gate"  # the revision that a gate's pod asks; never LABEL_REVISION, which Services select by
 
 LABEL_WATCH = f"{GROUP}/watch"  # the revision whose rollback window a Job watches, with the Services that it needs
+LABEL_GATEWAY = f"{GROUP}/gateway"  # of all that belongs to the gateway of a ModelServe that sleeps while nobody asks
 LABEL_ADAPTER = f"{GROUP}/adapter"  # of the gate's Job of an adapter: its name
 
 LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"  # of nodes, by NVIDIA's feature discovery
@@ -39,6 +40,7 @@ ANNOTATION_ROLLBACK = f"{GROUP}/rollback"  # names the revision that is left for
 ANNOTATION_HOLD = f"{GROUP}/hold"  # "true" freezes the object: nothing is created, changed or deleted
 
 PORT_HTTP = "http"  # where a serving pod takes requests: Services, policies and monitors find it by this name
+PORT_GATEWAY = "gateway"  # where a gateway's pod does: another name, as Services may select both kinds of pods
 STEP_CONTAINER = "step"  # of an attempt's pod; whatever else is in there was injected
 
 LONGEST = 63  # of a label's value and of a Job's name, which becomes one

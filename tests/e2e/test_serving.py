@@ -153,6 +153,67 @@ def on_gpu(resource: str) -> Object:
     return {"parallelism": {"gpus": True, "gpu": {"resourceName": resource}}}
 
 
+# ── Nobody asks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+IDLE = 15  # seconds without a request, after which pods go
+AT_ONCE = 6
+
+
+def test_scale_to_zero(space: Space) -> None:
+    """While nobody asks there is no pod. Many who ask at once are all held, and answered by one pod. Then a new revision takes
+    over behind the gateway, under traffic. In the end each comes as the pods are about to go, or have just gone.
+    """
+    doze = {"autoscaling": dozing(IDLE), "rollout": {"rollbackWindowSeconds": 0}, "engine": context(2048)}
+    with live(space, "dozing", **doze) as first:
+        asleep(space, "dozing")
+        took = asyncio.run(asked_at_once(address(space, "dozing"), "dozing", AT_ONCE))
+        print(f"{AT_ONCE} requests were held for {min(took):.0f} to {max(took):.0f} s")
+        space.apply(serve("dozing", **{**doze, "autoscaling": dozing(3600)}))
+        awake = space.until(SERVE, "dozing", "is Ready", lambda s: is_true(s, "Ready") and s["status"].get("replicas") == 1)
+        assert awake["status"]["live"]["name"] == first, "it is the same revision"
+        with traffic(space, "dozing") as report:
+            space.apply(serve("dozing", **{**doze, "autoscaling": dozing(3600), "engine": context(1792)}))
+            space.until(SERVE, "dozing", "serves anew", serves_another(first))
+        nothing_lost(report, revisions=2)
+
+        space.apply(serve("dozing", **{**doze, "engine": context(1792)}))
+        asleep(space, "dozing")
+        for pause in (0, IDLE, IDLE + 2, IDLE + 4):
+            asyncio.run(lasts(pause))
+            (waited,) = asyncio.run(asked_at_once(address(space, "dozing"), "dozing", 1))
+            print(f"after {pause} s without a request the next one took {waited:.1f} s")
+        asleep(space, "dozing")
+
+
+def dozing(idle: int) -> Object:
+    return {"minReplicas": 0, "maxReplicas": 1, "idleSeconds": idle, "holdSeconds": 300}
+
+
+def asleep(space: Space, name: str) -> None:
+    """Nobody asks, and there is no pod; a request would be answered all the same."""
+    found = space.until(SERVE, name, "sleeps", lambda s: (condition(s, "Ready") or {}).get("reason") == "ScaledToZero")
+    assert is_true(found, "Ready")
+    assert is_true(found, "Available")
+    wait_until("its pods are gone", lambda: serving_pods(space, name) == [])
+
+
+async def asked_at_once(url: str, model: str, count: int) -> list[float]:
+    """Seconds until each of so many, plain ones and streams, was answered."""
+    limit = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(timeout=limit) as session:
+        return await asyncio.gather(*(seconds_to_answer(session, url, model, stream=n % 2 == 1) for n in range(count)))
+
+
+async def seconds_to_answer(session: aiohttp.ClientSession, url: str, model: str, *, stream: bool) -> float:
+    begun = asyncio.get_running_loop().time()
+    async with session.post(url, json=question(model, 4, stream=stream)) as response:
+        text = await response.text()
+        assert response.status == 200, text
+        assert not stream or "data: [DONE]" in text
+    return asyncio.get_running_loop().time() - begun
+
+
 # ── Who may ask ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

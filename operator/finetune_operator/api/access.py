@@ -45,8 +45,14 @@ USUAL = {Load.WAITING_REQUESTS: "5", Load.CACHE_USAGE: "800m", Load.CPU: "80"}
 
 
 class Autoscaling(Strict):
-    min_replicas: int = Field(1, ge=1, le=1000)
-    """Fewest pods."""
+    min_replicas: int = Field(1, ge=0, le=1000)
+    """Fewest pods. 0: none while nobody asks; a gateway takes the requests, and the first one starts the pods again."""
+    idle_seconds: int = Field(300, ge=10, le=604800)
+    """With minReplicas 0: time without a request, after which the pods go."""
+    hold_seconds: int = Field(600, ge=1, le=3600)
+    """With minReplicas 0: how long a request waits for a pod, at most. Then it is answered 503 with Retry-After."""
+    hold_requests: int = Field(100, ge=1, le=10000)
+    """With minReplicas 0: how many are held at once, at most. Others are answered 429 with Retry-After."""
     max_replicas: int = Field(ge=1, le=1000)
     """Most pods."""
     metric: Load = Load.WAITING_REQUESTS
@@ -55,6 +61,11 @@ class Autoscaling(Strict):
     target: Quantity | None = None
     """Average over the pods: requests that wait, share of the KV cache that is in use (800m is 80 %), or percent of the CPUs
     that spec.resources asks for. Unset: 5, 800m, 80."""
+
+    @property
+    def awake_replicas(self) -> int:
+        """Fewest pods while somebody asks."""
+        return max(1, self.min_replicas)
 
 
 class Scheme(StrEnum):

@@ -3,6 +3,7 @@
 NetworkPolicy            always, unless the spec or the chart says no
 HorizontalPodAutoscaler  with spec.autoscaling; it scales the ModelServe, not the Deployments, which come and go
 PodDisruptionBudget      where two pods or more are wanted
+NetworkPolicy            the same for the pods of a gateway (gateway.py)
 HTTPRoute                with spec.route, where the cluster has such a kind: /v1 alone
                          ├─ weight ─► Service <name>: the live revision
                          └─ weight ─► Service <name>-<revision>: a candidate that takes a share
@@ -16,10 +17,11 @@ from finetune_operator.api.access import USUAL, Autoscaling, Load, Route
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import API_VERSION, Object
+from finetune_operator.modelserve import gateway
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.objects import PORT, owned, revision_labels, revision_name
 from finetune_operator.modelserve.route import API
-from finetune_operator.names import LABEL_REVISION, PORT_HTTP, object_name, serve_labels
+from finetune_operator.names import LABEL_REVISION, PORT_GATEWAY, PORT_HTTP, object_name, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.places import claim_of
 
@@ -30,7 +32,7 @@ def wanted(serve: ModelServe, model: ResolvedModel | None, live: str | None, set
     """
     if serve.spec.network.policy and settings.network_policies:
         yield network_policy(serve, model, settings)
-    if (scaling := serve.spec.autoscaling) is not None:
+    if (scaling := serve.spec.autoscaling) is not None and (scaling.min_replicas or scaling.max_replicas > 1):
         yield autoscaler(serve, scaling)
     if live is not None and (scaling.min_replicas if scaling else serve.spec.replicas) > 1:
         yield disruption_budget(serve, live)
@@ -56,6 +58,15 @@ def network_policy(serve: ModelServe, model: ResolvedModel | None, settings: Set
     return _around(serve, "networking.k8s.io/v1", "NetworkPolicy", spec)
 
 
+def gateway_policy(serve: ModelServe, model: ResolvedModel | None, settings: Settings) -> Object:
+    """The same of the gateway's pods, which take the requests instead, and ask the others."""
+    selected, policy = {"matchLabels": gateway.selector(serve)}, network_policy(serve, model, settings)
+    (ingress,) = policy["spec"]["ingress"]
+    ports = [{"port": PORT_GATEWAY, "protocol": "TCP"}]
+    spec = {"podSelector": selected, "policyTypes": ["Ingress"], "ingress": [{**ingress, "ports": ports}]}
+    return {**policy, "metadata": gateway.meta(serve, gateway.GATEWAY), "spec": spec}
+
+
 def autoscaler(serve: ModelServe, scaling: Autoscaling) -> Object:
     """It asks for the average over the pods that the ModelServe's scale subresource selects: those of the live revision."""
     target = scaling.target or USUAL[scaling.metric]
@@ -68,7 +79,7 @@ def autoscaler(serve: ModelServe, scaling: Autoscaling) -> Object:
         metric = {"type": "Pods", "pods": {"metric": {"name": name}, "target": average}}
     spec = {
         "scaleTargetRef": {"apiVersion": API_VERSION, "kind": "ModelServe", "name": serve.metadata.name},
-        "minReplicas": scaling.min_replicas,
+        "minReplicas": scaling.awake_replicas,
         "maxReplicas": scaling.max_replicas,
         "metrics": [metric],
     }

@@ -51,6 +51,7 @@ class Rollout:
     window: RollbackWindow | None = None  # its revision stays warm, with as many replicas
     candidate_replicas: int | None = None  # of the one that loads, where it is to have fewer
     canary: CanaryShare | None = None  # what that one takes of the traffic
+    sleeps: bool = False  # until somebody asks
     requeue_after: float | None = None
 
     @property

@@ -103,11 +103,11 @@ def _command(serve: ModelServe, target: Target, compared: Live | None, asked: st
     return command
 
 
-def asking_job(metadata: Object, template: Object, retries: int, seconds: int, *rules: Object) -> Object:
-    """The Job of such a pod, which may take so many seconds with its retries; `rules` say what a failure means."""
+def asking_job(metadata: Object, template: Object, retries: int, seconds: int | None, *rules: Object) -> Object:
+    """The Job of such a pod, which may take so many seconds with its retries, if not any; `rules` say what a failure means."""
     spec = {
         "backoffLimit": retries,
-        "activeDeadlineSeconds": seconds,
+        **({} if seconds is None else {"activeDeadlineSeconds": seconds}),
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": list(rules)},
         "template": template,

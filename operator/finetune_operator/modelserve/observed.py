@@ -19,7 +19,7 @@ from finetune_operator.meta import Object
 from finetune_operator.modelserve import history, route
 from finetune_operator.modelserve.deployed import Deployed, deployed, report, revision_of
 from finetune_operator.modelserve.history import History
-from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_REVISION, object_name, serve_labels
+from finetune_operator.names import ANNOTATION_HISTORY, LABEL_GATE, LABEL_GATEWAY, LABEL_REVISION, object_name, serve_labels
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.fields import Report
 from finetune_trainer.contract.reports import Failure, Termination
@@ -67,6 +67,8 @@ class World:
     children: tuple[Object, ...] = ()  # all of ours that a revision may have
     around: tuple[Object, ...] = ()  # all of ours that belong to no revision: around.py
     taking: frozenset[str] = frozenset()  # revisions that Service and route lead to
+    gateway: int = 0  # pods of the gateway that are available
+    gateway_pods: int = 0  # pods of it that are there, those that end among them
     route: RouteStatus | None = None  # how the route stands that the spec asks for
     may_route: bool = True  # whether there is such a kind, and its name is ours
 
@@ -81,23 +83,39 @@ def observe(serve: ModelServe, observed: Observed) -> World:
     service = observed.named.get(Ref("Service", object_name(serve.metadata.name)))
     ours = service is not None and (_owner(service) == uid or _was_made_for(service, serve.metadata.name))
     notes = (service["metadata"].get("annotations") or {}) if service is not None and ours else {}
-    selector = (service["spec"].get("selector") or {}) if service is not None and ours else {}
-    told, found = history.read(notes.get(ANNOTATION_HISTORY, "")), mine.get("Deployment", [])
-    routes = mine.get("HTTPRoute", [])
+    selector = _selector(service) if service is not None and ours else {}
+    told, found = history.read(notes.get(ANNOTATION_HISTORY, "")), [o for o in mine.get("Deployment", []) if not _of_gateway(o)]
+    routes, gateway = mine.get("HTTPRoute", []), [o for kind in OF_A_REVISION for o in mine.get(kind, []) if _of_gateway(o)]
     obstacle = route.obstacle(serve, observed, routes)
     return World(
         live=selector.get(LABEL_REVISION) or next((p.revision for p in told), None),
         history=told,
         stranger=service is not None and not ours,
         deployed={d.revision: d for d in (deployed(o, pods) for o in found)},
-        taking=frozenset([*_selected(serve, selector, found), *route.revisions(serve, routes, found)]),
+        taking=frozenset(
+            [
+                *_selected(serve, selector, found),
+                *(revision for o in gateway if o["kind"] == "Service" for revision in _selected(serve, _selector(o), found)),
+                *route.revisions(serve, routes, found),
+            ]
+        ),
+        gateway=sum((o.get("status") or {}).get("availableReplicas", 0) for o in gateway if o["kind"] == "Deployment"),
+        gateway_pods=sum(_of_gateway(pod) for pod in pods),
         route=None if serve.spec.route is None else obstacle or route.standing(serve.spec.route, routes),
         may_route=obstacle is None,
         gates={o["metadata"]["name"]: _gate(o, pods) for o in mine.get("Job", [])},
         records={revision_of(o): o["data"] for o in mine.get("ControllerRevision", [])},
-        children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, [])),
-        around=tuple(o for kind in AROUND for o in mine.get(kind, [])),
+        children=tuple(o for kind in OF_A_REVISION for o in mine.get(kind, []) if not _of_gateway(o)),
+        around=(*(o for kind in AROUND for o in mine.get(kind, [])), *gateway),
     )
+
+
+def _of_gateway(child: Object) -> bool:
+    return LABEL_GATEWAY in (child["metadata"].get("labels") or {})
+
+
+def _selector(service: Object) -> dict[str, str]:
+    return service["spec"].get("selector") or {}
 
 
 def _selected(serve: ModelServe, selector: dict[str, str], deployments: Sequence[Object]) -> list[str]:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
+from finetune_operator.api.access import Autoscaling
 from finetune_operator.api.modelserve import ModelServe, Revision, Signal
+from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import Action, Apply, Create, Decision, Delete, Observed, Reads, Ref
 from finetune_operator.meta import Object
 from finetune_operator.modelserve import (
@@ -19,9 +21,11 @@ from finetune_operator.modelserve import (
     around,
     canary,
     gate,
+    gateway,
     objects,
     pinned,
     route,
+    sleeping,
     watch,
 )
 from finetune_operator.modelserve.adapter_pod import config_map_name
@@ -101,7 +105,8 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     serve, wanted, live, candidate = case.serve, case.target, rollout.live, rollout.candidate
     if live is not None:
         yield from _whole(case, live.name, 0 if rollout.is_live_stopped else rollout.replicas)
-        yield Apply(objects.stable_service(serve, live.name, history_after(case, rollout), shared=rollout.is_shared))
+        service = _service(case, rollout, live)
+        yield Apply(gateway.led_through(serve, service) if sleeping.goes_through(case, live) else service)
     if rollout.window is not None:
         yield from _whole(case, rollout.window.revision, rollout.replicas)
     if wanted is not None and rollout.loading == wanted.revision:
@@ -114,6 +119,11 @@ def _actions(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Actio
     yield from _watch(case, rollout, settings)
     yield from _around(case, rollout, settings)
     yield from _obsolete(case, rollout)
+
+
+def _service(case: Case, rollout: Rollout, live: Revision) -> Object:
+    """The Service of users, as it selects the pods that serve."""
+    return objects.stable_service(case.serve, live.name, history_after(case, rollout), shared=rollout.is_shared)
 
 
 def _of_adapters(case: Case, rollout: Rollout, steps: tuple[adapters.Step, ...], settings: Settings) -> Iterator[Action]:
@@ -155,15 +165,36 @@ def _around(case: Case, rollout: Rollout, settings: Settings) -> Iterator[Action
     """What belongs to no revision, as the spec asks for it now, once there is one."""
     live = None if rollout.live is None else rollout.live.name
     model = case.target.model if case.target else case.resolution.model
-    wanted: dict[str, Object] = {}
+    wanted: list[Object] = []
     if live or rollout.loading:
-        wanted = {body["kind"]: body for body in around.wanted(case.serve, model, live, settings)}
+        wanted += around.wanted(case.serve, model, live, settings)
     if live and case.serve.spec.route is not None and case.world.may_route:
-        wanted["HTTPRoute"] = around.http_route(case.serve, case.serve.spec.route, *rollout.routed)
-    yield from map(Apply, wanted.values())
+        wanted.append(around.http_route(case.serve, case.serve.spec.route, *rollout.routed))
+    wanted += _gateway(case, rollout, model, settings)
+    yield from (Apply(body) for body in wanted if body["kind"] != "Job")
+    yield from (Create(body) for body in wanted if body["kind"] == "Job" and body["metadata"]["name"] not in case.world.gates)
+    stays = {(body["kind"], body["metadata"]["name"]) for body in wanted}
     for child in case.world.around:
-        if child["kind"] not in wanted:
+        if (child["kind"], child["metadata"]["name"]) not in stays:
             yield Delete(child["kind"], child["metadata"]["name"], child["metadata"]["uid"])
+
+
+def _gateway(case: Case, rollout: Rollout, model: ResolvedModel | None, settings: Settings) -> Iterator[Object]:
+    """What stands before a revision that sleeps while nobody asks, and the Job that tells when that changes. What the gateway
+    leads to stays until its last pod has gone.
+    """
+    serve, live, scaling = case.serve, rollout.live, case.serve.spec.autoscaling
+    if live is None or not (sleeping.has_gateway(case, live) or case.world.gateway_pods):
+        return
+    yield gateway.live_service(serve, _service(case, rollout, live))
+    if not sleeping.has_gateway(case, live):
+        return
+    scaling = scaling or Autoscaling(max_replicas=1)  # it is to sleep no more, and its pods are not there yet
+    yield from gateway.wanted(serve, scaling, settings)
+    if serve.spec.network.policy and settings.network_policies:
+        yield around.gateway_policy(serve, model, settings)
+    if (waited := sleeping.waits_for(case, rollout)) is not None and not sleeping.is_lost(case.world.gates.get(waited[0])):
+        yield gateway.look(serve, live.name, *waited, scaling, settings)
 
 
 def _whole(case: Case, revision: str, replicas: int) -> Iterator[Action]:

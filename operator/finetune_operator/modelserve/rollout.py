@@ -16,7 +16,7 @@ from dataclasses import replace
 from finetune_operator.api.modelserve import Revision, RevisionState, RollbackWindow
 from finetune_operator.decision import look_again
 from finetune_operator.meta import seconds_since, stamp
-from finetune_operator.modelserve import candidate, history, pacing, window
+from finetune_operator.modelserve import candidate, history, pacing, sleeping, window
 from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.gating import gate_of
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, trouble
@@ -104,6 +104,8 @@ def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     opened = window.window(case, live)
     if (left := _left(case, target, live, opened)) is not None:
         return left
+    if opened is None and (slept := sleeping.asleep(case, live)) is not None:
+        return slept
     told = _kept(case, target, live)
     return told if opened is None else _watched(case, told, opened)
 

@@ -5,6 +5,7 @@ WORKING     False   True          -         InProgress
 STALLED     False   -             True      Failed
 SERVING     True    -             -         Current
 PAUSED      True    -             -         Current       (reason Suspended or ScaledToZero; Available is False)
+ asleep     True    -             -         Current       (reason ScaledToZero; Available is True: a request will be answered)
 Reconciling and Stalled are absent where they don't hold; Ready and Available, which are asked for by name, are always told.
 AdaptersReady is told where there are adapters, and changes none of the others.
 """
@@ -20,7 +21,7 @@ from finetune_operator.api.rollout import Strategy
 from finetune_operator.conditions import LONGEST_MESSAGE, Told, Truth, conditions
 from finetune_operator.decision import Event
 from finetune_operator.meta import stamp
-from finetune_operator.modelserve import route
+from finetune_operator.modelserve import route, sleeping
 from finetune_operator.modelserve.case import Case, Rollout, Standing, history_after
 from finetune_operator.modelserve.history import Promotion
 from finetune_operator.modelserve.objects import revision_labels, service_url
@@ -169,13 +170,27 @@ def _of_adapters(adapters: Sequence[AdapterStatus]) -> Iterator[Told]:
 
 def _available(case: Case, rollout: Rollout) -> tuple[Truth, str, str]:
     live = rollout.live
-    if rollout.standing is Standing.PAUSED:
+    if rollout.standing is Standing.PAUSED and not rollout.sleeps:
         return "False", rollout.reason, rollout.message
     if live is None:
         return "False", OperatorReason.NothingLive, "no revision has passed its gate yet"
     deployed = case.world.deployed.get(live.name)
+    if (held := _held(case, rollout, live)) is not None:
+        return held
     if rollout.is_live_stopped and rollout.candidate is not None:
         return "False", OperatorReason.Recreating, f"revision {rollout.candidate.name}: {rollout.candidate.strategy_message}"
     if deployed is None or deployed.available == 0:
         return "False", OperatorReason.NoPods, f"no pod of the live revision {live.name} is available"
     return "True", OperatorReason.Answering, f"{deployed.available} pods of revision {live.name} answer"
+
+
+def _held(case: Case, rollout: Rollout, live: Revision) -> tuple[Truth, str, str] | None:
+    """While it sleeps, and while pods are on their way: requests are held, by a gateway that is there."""
+    waits = rollout.sleeps or (rollout.standing is Standing.WORKING and not rollout.is_live_stopped)
+    deployed, scaling = case.world.deployed.get(live.name), case.serve.spec.autoscaling
+    if not waits or not sleeping.goes_through(case, live) or scaling is None:
+        return None
+    if deployed is not None and deployed.available > 0:
+        return None
+    text = f"requests are held until a pod of revision {live.name} answers, for {scaling.hold_seconds} s at most"
+    return "True", OperatorReason.Holding, text

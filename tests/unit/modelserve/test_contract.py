@@ -102,6 +102,34 @@ def scaled_to_zero() -> Stage:
     return stage
 
 
+def idle(gateways: int = 1) -> Stage:
+    stage = Stage(make_serve(autoscaling={"minReplicas": 0, "maxReplicas": 1}))
+    stage.roll_out()
+    stage.gateway()
+    stage.settle()
+    stage.look_ends()
+    stage.settle()
+    stage.available(str(stage.serve["status"]["live"]["name"]))
+    stage.gateway(gateways)
+    stage.settle()
+    return stage
+
+
+def asleep() -> Stage:
+    return idle()
+
+
+def asleep_without_a_gateway() -> Stage:
+    return idle(gateways=0)
+
+
+def woken() -> Stage:
+    stage = idle()
+    stage.look_ends()
+    stage.settle()
+    return stage
+
+
 def awaiting_promotion() -> Stage:
     stage = Stage(make_serve(rollout={"promotion": "Manual"}))
     stage.roll_out()
@@ -184,6 +212,9 @@ ROWS = [
     (some_pods_lost, "InProgress", "waits", True),
     (suspended, "Current", "met", False),
     (scaled_to_zero, "Current", "met", False),
+    (asleep, "Current", "met", True),
+    (asleep_without_a_gateway, "Current", "met", False),
+    (woken, "InProgress", "waits", True),
     (awaiting_promotion, "InProgress", "waits", True),
     (sharing, "InProgress", "waits", True),
     (sharing_until_somebody_comes, "InProgress", "waits", True),

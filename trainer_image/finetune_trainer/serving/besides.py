@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 import aiohttp
-from aiohttp import web
+from aiohttp import hdrs, web
 
 SHOWN = 200  # characters of what was asked for
 INVALID, NOT_FOUND = "invalid_request_error", "NotFoundError"  # types of errors
@@ -52,6 +53,16 @@ def error(status: int, message: str, kind: str, param: str | None = None) -> dic
 def refusal(status: HTTPStatus, message: str, kind: str, param: str | None = None) -> web.Response:
     """An answer that is such an error."""
     return web.json_response(error(status, message, kind, param), status=status)
+
+
+def brings(request: web.Request, key: str) -> bool:
+    """Whether a request brings the API key."""
+    return hmac.compare_digest(request.headers.get(hdrs.AUTHORIZATION, "").encode(), f"Bearer {key}".encode())
+
+
+def keyless() -> web.Response:
+    """The answer to a request that does not."""
+    return refusal(HTTPStatus.UNAUTHORIZED, "bring the API key: Authorization: Bearer", "authentication_error")
 
 
 def not_served(request: web.Request) -> web.Response:

@@ -19,10 +19,11 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -49,6 +50,9 @@ OF_A_CONNECTION = frozenset(
 )
 LENGTH = (hdrs.CONTENT_LENGTH,)
 AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
+
+
+Stands = TypeVar("Stands", bound="Front")
 
 
 @dataclass
@@ -103,6 +107,15 @@ class Front:
         return response
 
     async def _passed_on(self, request: web.Request, body: bytes | None, whole: Whole | None = None) -> web.StreamResponse:
+        try:
+            return await self._relayed(request, body, whole)
+        except aiohttp.ClientConnectorError:
+            return self._without_engine(503, "the engine does not answer; ask again in a moment")
+        except aiohttp.ConnectionTimeoutError as error:
+            return self._without_engine(502, f"the engine broke off: {type(error).__name__}")
+
+    async def _relayed(self, request: web.Request, body: bytes | None, whole: Whole | None) -> web.StreamResponse:
+        """The engine's answer. Raises ClientConnectorError, or ConnectionTimeoutError, where no engine took the request."""
         response: web.StreamResponse | None = None
         try:
             async with self.session.request(
@@ -131,8 +144,8 @@ class Front:
                     told = found.headers
                     whole.ended(found.status, told.get(hdrs.CONTENT_TYPE, ""), told.get(hdrs.CONTENT_ENCODING))
                 return response
-        except aiohttp.ClientConnectorError:
-            return self._without_engine(503, "the engine does not answer; ask again in a moment")
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise
         except aiohttp.ClientError as error:
             if response is None:
                 return self._without_engine(502, f"the engine broke off: {type(error).__name__}")
@@ -191,6 +204,21 @@ async def standing(
     port: int, engine: str, host: str | None = None, besides: Besides | None = None, cache: Cache | None = None
 ) -> AsyncIterator[tuple[Front, web.AppRunner]]:
     """A front that answers until the block ends, at all of this machine's addresses or at one."""
+    try:
+        async with answering(
+            port, host, lambda session: Front(engine.rstrip("/"), session, besides or Besides(), cache)
+        ) as found:
+            yield found
+    finally:
+        if cache is not None:
+            await cache.close()
+
+
+@asynccontextmanager
+async def answering(
+    port: int, host: str | None, made: Callable[[aiohttp.ClientSession], Stands]
+) -> AsyncIterator[tuple[Stands, web.AppRunner]]:
+    """A server of what is made with a session for its engine, until the block ends."""
     async with aiohttp.ClientSession(
         # llama.cpp closes kept connections after streams without a word: each request has one of its own.
         connector=aiohttp.TCPConnector(force_close=True, limit=0),
@@ -199,10 +227,7 @@ async def standing(
         skip_auto_headers=AS_THEY_ARE,
         auto_decompress=False,
     ) as session:
-        front, application = (
-            Front(engine.rstrip("/"), session, besides or Besides(), cache),
-            web.Application(client_max_size=LARGEST_BODY),
-        )
+        front, application = made(session), web.Application(client_max_size=LARGEST_BODY)
         application.router.add_route("*", "/{path:.*}", front.answer)
         # Whoever is gone is to be answered no more, hence the cancellation.
         runner = web.AppRunner(
@@ -214,20 +239,23 @@ async def standing(
             yield front, runner
         finally:
             await runner.cleanup()
-            if cache is not None:
-                await cache.close()
 
 
 async def serve(port: int, engine: str, drain: float, besides: Besides, cache: Cache | None) -> None:
     """Answer until SIGTERM, and drain."""
+    async with standing(port, engine, besides=besides, cache=cache) as (front, runner):
+        await until_drained(front, runner, drain)
+
+
+async def until_drained(front: Front, runner: web.AppRunner, drain: float) -> None:
+    """Answer until SIGTERM, and drain for so many seconds at most."""
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    async with standing(port, engine, besides=besides, cache=cache) as (front, runner):
-        print(f"port {runner.addresses[0][1]} leads to {engine}", flush=True)
-        await stopped.wait()
-        print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
-        await front.drained(drain)
-        print(f"drained; {front.running} requests are left", flush=True)
+    print(f"port {runner.addresses[0][1]} leads to {front.engine}", flush=True)
+    await stopped.wait()
+    print(f"draining for at most {drain:g} s; {front.running} requests are being answered", flush=True)
+    await front.drained(drain)
+    print(f"drained; {front.running} requests are left", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

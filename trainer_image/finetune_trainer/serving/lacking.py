@@ -10,7 +10,6 @@ first, and tells; no token is shorter than a byte, so most prompts need no such 
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
 from collections.abc import AsyncIterator
@@ -22,7 +21,7 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from finetune_trainer.contract.manners import Lacks
-from finetune_trainer.serving.besides import ERROR_EVENT, INVALID, Ask, error, not_served, refusal
+from finetune_trainer.serving.besides import ERROR_EVENT, INVALID, Ask, brings, error, keyless, not_served, refusal
 from finetune_trainer.serving.fitted import Facts, fitted, wrongs
 from finetune_trainer.serving.named import HEALTH, METRICS, MODELS
 from finetune_trainer.serving.one_model import OneModel, read
@@ -50,8 +49,8 @@ class Lacking(OneModel):
             return web.Response(text=self.tally.text(self.lacks.metrics))
         if request.path == HEALTH:
             return None
-        if self.api_key is not None and not _brings(request, self.api_key):
-            return refusal(HTTPStatus.UNAUTHORIZED, "bring the API key: Authorization: Bearer", "authentication_error")
+        if self.api_key is not None and not brings(request, self.api_key):
+            return keyless()
         if request.path == MODELS and request.method == hdrs.METH_GET:
             card = {"id": self.manners.model, "object": "model", "max_model_len": self.facts.context}
             return web.json_response({"object": "list", "data": [card]})
@@ -110,10 +109,6 @@ class Lacking(OneModel):
         if request.path in self.lacks.reached:
             self.tally.running -= 1
             self.tally.answered(request.path, request.method, status)
-
-
-def _brings(request: web.Request, key: str) -> bool:
-    return hmac.compare_digest(request.headers.get(hdrs.AUTHORIZATION, "").encode(), f"Bearer {key}".encode())
 
 
 async def _tokens(path: str, body: dict[str, Any], ask: Ask) -> int:

@@ -71,7 +71,7 @@ class OperatorReason(Reason):
     Loading = means("a revision's pods start and load the model")
     Gating = means("a revision is asked the prompts of spec.rollout.gate")
     Scaling = means("the live revision has fewer pods than are asked for; more are on their way")
-    ScaledToZero = means("spec.replicas is 0, so there are no pods")
+    ScaledToZero = means("there are no pods: spec.replicas is 0, or nobody has asked for spec.autoscaling.idleSeconds")
     GateNotAsked = means("the gate's Job came to no verdict, since its pod or the engine was taken away; it is asked again")
     NotReadyInTime = means("the pods take longer than was reckoned; `kubectl describe pod` says what is missing")
     StartupTimeout = means("the engine did not answer in time; raise spec.rollout.startupTimeoutSeconds, or see its log")
@@ -98,6 +98,7 @@ class OperatorReason(Reason):
     AdaptersOnTheirWay = means("an adapter waits, is loaded or is asked what its gate says; status.adapters tells of each")
     # ── The condition Available ───────────────────────────────────────────────────────────────────────────────────────
     Answering = means("pods of the live revision answer")
+    Holding = means("no pod is there, as nobody asked for a while; a request starts one, and is held until it answers")
     NoPods = means("no pod of the live revision is available")
     NothingLive = means("no revision has passed its gate yet")
     # ── Events ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -109,6 +110,6 @@ class OperatorReason(Reason):
     RevisionRolledBack = means("a revision proved bad within its rollback window; the one before serves again")
     AdapterPromoting = means("an adapter has passed its gate, and pods are told to lead its name to it")
     AdapterLive = means("an adapter has passed its gate, and its name leads to it in every pod")
-    AdapterNotServed = means("an adapter can't be served as asked for; the one before of its name goes on, if there is one")
     AdapterDegraded = means("an adapter has passed its gate, and not every pod leads its name to it now; the message says why")
+    AdapterNotServed = means("an adapter can't be served as asked for; the one before of its name goes on, if there is one")
     RevisionLive = means("the Service selects this revision now")
