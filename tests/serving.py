@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.applied import Applied
 from finetune_operator.decision import Apply, Create, Decision, Delete, Observed
 from finetune_operator.meta import API_VERSION, Object
@@ -87,11 +88,11 @@ class Stage:
 
     def step(self) -> Decision:
         """One pass: read, decide, apply, write the status. Returns the decision with the actions that changed something."""
-        reads = policy.reads(self.serve)
+        reads = policy.reads(ModelServe.model_validate(self.serve))
         children = {k: tuple(o for o in self.of(k) if _has(o, reads.labels)) for k in reads.kinds}
         named = {ref: self.objects.get((ref.kind, ref.name)) for ref in reads.named}
         seen = copy.deepcopy(Observed(children, named, paced=self.paced, unserved=self.unserved))
-        decision = policy.decide(copy.deepcopy(self.serve), seen, self.settings, self.now)
+        decision = policy.decide(ModelServe.model_validate(self.serve), seen, self.settings, self.now)
         before = copy.deepcopy(self.objects)
         done = [action for action in decision.actions if self._act(action)]
         assert bool(done) == (before != self.objects)

@@ -35,6 +35,11 @@ class Story:
     created: list[Object] = field(default_factory=list)
     settings: Settings = SETTINGS
 
+    @property
+    def typed(self) -> FineTuneJob:
+        """The job as its policy gets it."""
+        return FineTuneJob.model_validate(self.job)
+
     def one_pass(self) -> list[str]:
         """Reconcile once; returns what was done."""
         self.minute += 10  # longer than any pause between attempts
@@ -48,11 +53,11 @@ class Story:
 
     def decide(self) -> Decision:
         """What a pass would do now."""
-        return policy.decide(self.job, self.seen(), self.settings, NOW + timedelta(minutes=self.minute))
+        return policy.decide(self.typed, self.seen(), self.settings, NOW + timedelta(minutes=self.minute))
 
     def seen(self) -> Observed:
         """What a pass reads of the namespace, and no more."""
-        space, reads = self.space.observed(), policy.reads(self.job)
+        space, reads = self.space.observed(), policy.reads(self.typed)
         children = {kind: space.children.get(kind, ()) for kind in reads.kinds}
         return replace(space, children=children, named=self._named(reads))
 
@@ -64,7 +69,7 @@ class Story:
         return [what for _ in range(count) for what in self.one_pass()]
 
     def run(self) -> RunConfig:
-        return run_config(FineTuneJob.model_validate(self.job))
+        return run_config(self.typed)
 
     def result(self, step: str) -> StepResult:
         asked = {s.name for s in steps(self.run())}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 import aiohttp
 
@@ -54,6 +55,8 @@ class ApiServer:
             config.load_incluster_config(client_configuration=configuration)
         else:
             await config.load_kube_config(context=context, client_configuration=configuration)
+        # aiohttp asks a thread for the environment's proxy, request by request, unless it is told that there is none.
+        configuration.client_session_kwargs = {"trust_env": bool(getproxies())}
         return cls(ApiClient(configuration))
 
     async def close(self) -> None:
@@ -102,15 +105,15 @@ class ApiServer:
             raise Unavailable(f"{request.method} {request.path}: {error or type(error).__name__}") from error
 
     async def _serialized(self, request: Request) -> Any:
-        """What the client's call_api takes."""
-        return await self._client.param_serialize(
+        """What the client's call_api takes. A body of ours is JSON as it is: the client would walk it value by value."""
+        method, url, headers, _, _ = await self._client.param_serialize(
             request.method,
             request.path,
             query_params=list(request.query.items()),
             header_params={"Accept": request.accept, "Content-Type": request.content_type},
-            body=request.body,
             auth_settings=["BearerToken"],
         )
+        return method, url, headers, request.body
 
 
 def _error(code: int, text: str, retry_after: str | None) -> ClusterError:

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel
 
 from finetune_operator.meta import Condition, Object, seconds_since
 from finetune_operator.names import FIELD_MANAGER
@@ -165,7 +167,10 @@ def look_again(conditions: Iterable[Condition], now: datetime) -> float:
     return min(LONGEST_LOOK_AGAIN, max(SHORTEST_LOOK_AGAIN, waited / 4))
 
 
-class Policy(Protocol):
-    def reads(self, body: Object) -> Reads: ...
+Own_contra = TypeVar("Own_contra", bound=BaseModel, contravariant=True)
 
-    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision: ...
+
+class Policy(Protocol[Own_contra]):
+    def reads(self, own: Own_contra, /) -> Reads: ...
+
+    def decide(self, own: Own_contra, observed: Observed, settings: Settings, now: datetime, /) -> Decision: ...

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ValidationError
@@ -47,13 +47,15 @@ log = structlog.get_logger("reconcile")
 
 UNTRIMMED = ("Service",)  # children of which a pass may read all by name
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 @dataclass(frozen=True)
 class Kind:
     """What makes a kind a kind: its types and its policy."""
 
     model: type[BaseModel]
-    policy: Policy
+    policy: Policy[Any]
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,12 @@ class _Pass:
         status = self.body.get("status", {})
         if not means.applied.is_ours(self.body):
             status = bounded(status, status_schema(self.kind.model))
-        body = without_unknown(self.kind.model, {**self.body, "status": status})
-        reads = policy.reads(body)
+        own = without_unknown(self.kind.model, {**self.body, "status": status})
+        reads = policy.reads(own)
         observed, read = observe(means, self.key, reads), dict[Ref, Object | None]()
         while True:  # each time around, more is read
             try:
-                return policy.decide(body, observed, means.settings, self.now), observed
+                return policy.decide(own, observed, means.settings, self.now), observed
             except Unread as unread:
                 read |= await self._read(reads, unread.ref)
                 observed = replace(observed, named=_named(reads, watched(means, self.key, reads) | read))
@@ -232,15 +234,15 @@ def pruned(value: Any) -> Any:
     return [pruned(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def without_unknown(model: type[BaseModel], body: Object) -> Object:
-    """The object without the fields of spec that only a newer operator knows.
+def without_unknown(model: type[Model], body: Object) -> Model:
+    """The object as its type has it, without the fields of spec that only a newer operator knows.
 
     Raises InvalidSpec, naming the field, where what is left can't be read.
     """
     if (problem := body.get(UNREADABLE)) is not None:
         raise InvalidSpec(problem)
     try:
-        model.model_validate(body)
+        return model.model_validate(body)
     except ValidationError as error:
         unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
         if len(unknown) < error.error_count():
@@ -251,4 +253,4 @@ def without_unknown(model: type[BaseModel], body: Object) -> Object:
             for part in parents:
                 node = node[part]  # type: ignore[index]
             del node[last]  # type: ignore[arg-type]
-    return body
+        return model.model_validate(body)

@@ -13,35 +13,35 @@ from finetune_operator.__main__ import run
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.decision import Create, Decision, Event, Observed, Reads
-from finetune_operator.meta import Object
+from finetune_operator.meta import API_VERSION, Object, stamp
 from finetune_operator.names import job_labels, serve_labels
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings, read_settings
+
+Own = FineTuneJob | ModelServe
 
 
 class OneJob:
     """Creates `<name>-1` and waits for it."""
 
-    def reads(self, body: Object) -> Reads:
-        name = body["metadata"]["name"]
-        labels = job_labels(name) if body["kind"] == "FineTuneJob" else serve_labels(name)
-        return Reads(labels, ("Job", "Pod"))
+    def reads(self, own: Own) -> Reads:
+        return Reads(_labels(own), ("Job", "Pod"))
 
-    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
-        jobs = [j for j in observed.children["Job"] if j["metadata"]["name"] == f"{body['metadata']['name']}-1"]
+    def decide(self, own: Own, observed: Observed, settings: Settings, now: datetime) -> Decision:
+        jobs = [j for j in observed.children["Job"] if j["metadata"]["name"] == f"{own.metadata.name}-1"]
         done = bool(jobs and jobs[0].get("status", {}).get("succeeded"))
-        status = self._status(body, done, now)
-        if body.get("status", {}).get("observedGeneration") == body["metadata"]["generation"] and jobs:
+        status = self._status(own, done, now)
+        if own.status.observed_generation == own.metadata.generation and jobs:
             return Decision((), status, (Event("Succeeded", "The Job succeeded."),) if done else ())
-        return Decision(() if jobs else (Create(self._job(body, settings)),), status)
+        return Decision(() if jobs else (Create(self._job(own, settings)),), status)
 
-    def _status(self, body: Object, done: bool, now: datetime) -> Object:
-        old = {c["type"]: c for c in body.get("status", {}).get("conditions", [])}
-        generation = body["metadata"]["generation"]
+    def _status(self, own: Own, done: bool, now: datetime) -> Object:
+        old = {c.type: c for c in own.status.conditions}
+        generation = own.metadata.generation
 
         def condition(kind: str, value: str) -> Object:
-            same = old.get(kind, {}).get("status") == value
-            since = old[kind]["lastTransitionTime"] if same else now.strftime("%Y-%m-%dT%H:%M:%SZ")
+            same = kind in old and old[kind].status == value
+            since = old[kind].last_transition_time if same else stamp(now)
             reason = "Done" if done else "Running"
             return {
                 "type": kind,
@@ -55,10 +55,9 @@ class OneJob:
         conditions = [condition("Ready", "True" if done else "False")]
         return {"observedGeneration": generation, "conditions": conditions}
 
-    def _job(self, body: Object, settings: Settings) -> Object:
-        name, kind = body["metadata"]["name"], body["kind"]
-        labels = job_labels(name) if kind == "FineTuneJob" else serve_labels(name)
-        owner = {"apiVersion": body["apiVersion"], "kind": kind, "name": name, "uid": body["metadata"]["uid"]}
+    def _job(self, own: Own, settings: Settings) -> Object:
+        name, labels = own.metadata.name, _labels(own)
+        owner = {"apiVersion": API_VERSION, "kind": type(own).__name__, "name": name, "uid": own.metadata.uid}
         restricted = {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -72,7 +71,7 @@ class OneJob:
             "kind": "Job",
             "metadata": {
                 "name": f"{name}-1",
-                "namespace": body["metadata"]["namespace"],
+                "namespace": own.metadata.namespace,
                 "labels": labels,
                 "ownerReferences": [owner | {"controller": True, "blockOwnerDeletion": True}],
             },
@@ -84,6 +83,10 @@ class OneJob:
                 },
             },
         }
+
+
+def _labels(own: Own) -> dict[str, str]:
+    return (job_labels if isinstance(own, FineTuneJob) else serve_labels)(own.metadata.name)
 
 
 if __name__ == "__main__":

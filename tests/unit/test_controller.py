@@ -35,10 +35,10 @@ class Policy:
     def __init__(self, *outcomes: Decision | Exception) -> None:
         self.outcomes = list(outcomes)
 
-    def reads(self, body: Object) -> Reads:
+    def reads(self, own: FineTuneJob) -> Reads:
         return Reads({}, ())
 
-    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+    def decide(self, own: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Decision:
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome

@@ -30,9 +30,9 @@ class Counting:
     reads = staticmethod(policy.reads)
     passes = 0
 
-    def decide(self, body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+    def decide(self, job: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Decision:
         self.passes += 1
-        return policy.decide(body, observed, settings, now)
+        return policy.decide(job, observed, settings, now)
 
 
 class EndsWhenEmpty(WorkQueue[Key]):

@@ -27,7 +27,7 @@ from finetune_operator.finetunejob.runs import Run, begins_another, current_run
 from finetune_operator.finetunejob.spending import given_back
 from finetune_operator.finetunejob.status import events, next_status, rendered, unchanged_but_for
 from finetune_operator.kueue import LOCAL_QUEUE
-from finetune_operator.meta import Object, stamp
+from finetune_operator.meta import stamp
 from finetune_operator.names import artifacts_claim, job_labels, step_job
 from finetune_operator.refusals import REFUSAL
 from finetune_operator.settings import Settings
@@ -38,9 +38,8 @@ from finetune_trainer.contract.reasons.operator import OperatorReason
 MOST_IN_USE = 5000  # fingerprints that a variable of a process has room for
 
 
-def reads(body: Object) -> Reads:
+def reads(job: FineTuneJob) -> Reads:
     """Children by label, and by name all that the spec refers to."""
-    job = FineTuneJob.model_validate(body)
     named = [r.ref for r in _references(job)]
     if _makes_claim(job):
         named.append(_made_claim(job))
@@ -52,9 +51,8 @@ def reads(body: Object) -> Reads:
     )
 
 
-def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Decision:
     """One pass over one job. The same inputs give the same decision."""
-    job = FineTuneJob.model_validate(body)
     world = observe(observed, job.metadata.uid, now)
     refusals = (*admission.problems(job.spec), *_not_offered(job, settings))
     if refusals and begins_another(job):

@@ -47,16 +47,14 @@ from finetune_operator.settings import Settings
 KINDS = (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
 
 
-def reads(body: Object) -> Reads:
+def reads(serve: ModelServe) -> Reads:
     """Children by label; by name the stable Service, which may be a stranger's, and what the model refers to."""
-    serve = ModelServe.model_validate(body)
     name, named = serve.metadata.name, (*refs(serve), *adapter_source.refs(serve))
     return Reads(serve_labels(name), KINDS, (Ref("Service", object_name(name)), *route.refs(serve), *named))
 
 
-def decide(body: Object, observed: Observed, settings: Settings, now: datetime) -> Decision:
+def decide(written: ModelServe, observed: Observed, settings: Settings, now: datetime) -> Decision:
     """One pass over one ModelServe. The same inputs give the same decision."""
-    written = ModelServe.model_validate(body)
     serve, settings = under_profile(written, settings), settings.under_profile(written.spec.profile)
     resolution = offered(resolve(serve, observed), serve.spec, settings)
     asked = target(serve, resolution.model, settings) if resolution.model is not None else None

@@ -119,7 +119,7 @@ def test_it_is_over_to_the_second() -> None:
     story.job = {**story.job, "status": story.decide().status}
     ended = datetime.fromisoformat(story.step("evaluate")["finishedAt"])
     for seconds, starts in ((9, False), (10, True)):
-        decision = policy.decide(story.job, story.seen(), story.settings, ended + timedelta(seconds=seconds))
+        decision = policy.decide(story.typed, story.seen(), story.settings, ended + timedelta(seconds=seconds))
         assert decision.intent is starts
 
 

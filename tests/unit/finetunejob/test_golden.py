@@ -14,6 +14,7 @@ import yaml
 from tests.builders import Namespace, data_config_map, make_job, reported_failure
 from tests.story import Story
 
+from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.cli.render import manifests
 from finetune_operator.decision import Ref
 from finetune_operator.finetunejob import policy
@@ -48,7 +49,7 @@ def test_life_of_a_job(case: Path, golden: Callable[[Path, str], None]) -> None:
 def namespace(job: dict[str, Any]) -> Namespace:
     """Where everything that the job refers to exists, but for what the operator makes itself."""
     space = Namespace()
-    for ref in policy.reads(job).named:
+    for ref in policy.reads(FineTuneJob.model_validate(job)).named:
         if ref.kind == "Secret":
             space.named[ref] = {"metadata": {"name": ref.name}, "data": dict.fromkeys(KEYS, "")}
         elif ref.kind == "ConfigMap":

@@ -25,7 +25,7 @@ def ended(story: Story, code: int) -> float:
 
 
 def decided(story: Story, seconds: float) -> Decision:
-    return policy.decide(story.job, story.space.observed(), SETTINGS, NOW + timedelta(seconds=seconds))
+    return policy.decide(story.typed, story.space.observed(), SETTINGS, NOW + timedelta(seconds=seconds))
 
 
 def starts(decision: Decision) -> bool:

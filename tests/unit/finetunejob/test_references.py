@@ -173,7 +173,7 @@ ROWS: list[tuple[dict[str, Any], Ref, dict[str, Any] | None, str, str]] = [
 @pytest.mark.parametrize(("spec", "ref", "found", "reason", "message"), ROWS)
 def test_missing(spec: dict[str, Any], ref: Ref, found: Any, reason: str, message: str) -> None:
     story = Story(make_job(**spec), space=Namespace(data_config_map()))
-    assert ref in policy.reads(story.job).named
+    assert ref in policy.reads(story.typed).named
     story.space.named[ref] = found
     assert story.passes() == []
     assert story.conditions()["Stalled"] == ("True", reason)

@@ -91,7 +91,7 @@ def backing_off() -> Story:
     story = preparing()
     story.space.end(*reported_failure(ExitCode.SOURCE_UNAVAILABLE, "SourceUnavailable", "the hub answered 503"))
     now = NOW + timedelta(seconds=61)
-    status = policy.decide(story.job, story.space.observed(), Settings(), now).status
+    status = policy.decide(story.typed, story.space.observed(), Settings(), now).status
     story.job = {**story.job, "status": status}
     return story
 
@@ -431,7 +431,7 @@ def test_a_warning_is_posted_as_one() -> None:
 
 
 def decide_at(story: Story, now: Any) -> dict[str, Any]:
-    return policy.decide(story.job, story.space.observed(), Settings(), now).status
+    return policy.decide(story.typed, story.space.observed(), Settings(), now).status
 
 
 def test_a_failure_is_a_warning_among_the_events() -> None:

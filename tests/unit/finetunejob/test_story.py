@@ -292,7 +292,7 @@ def test_another_attempt_of_several_pods_meets_where_the_last_one_did() -> None:
     story.space.end(ExitCode.UNEXPECTED, None)
     assert story.passes() == ["job train"]
     assert len(story.space.services) == 1
-    assert {body["kind"] for body in story.created} - {*policy.reads(story.job).kinds} == {"PersistentVolumeClaim"}
+    assert {body["kind"] for body in story.created} - {*policy.reads(story.typed).kinds} == {"PersistentVolumeClaim"}
 
 
 def test_what_the_pods_at_work_need_is_put_back_by_whomever_it_was_taken() -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.serving import Stage, make_serve
 from tests.unit.modelserve.test_loading import UNSCHEDULABLE
 
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.conditions import LONGEST_MESSAGE
 from finetune_operator.decision import Delete
 from finetune_operator.modelserve import policy
@@ -540,7 +541,7 @@ def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector
 
 
 def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
-    reads = policy.reads(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}}))
+    reads = policy.reads(ModelServe.model_validate(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}})))
     assert reads.kinds == (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
     assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
 

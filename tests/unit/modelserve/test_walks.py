@@ -81,13 +81,13 @@ def play(stage: Stage) -> None:
 def decided(stage: Stage) -> Any:
     """The pass's decision; None where the spec can't be read, which stalls the object and nothing else."""
     try:
-        body = without_unknown(ModelServe, stage.serve)
+        serve = without_unknown(ModelServe, stage.serve)
     except InvalidSpec:
         return None
-    reads = policy.reads(body)
+    reads = policy.reads(serve)
     children = {k: tuple(stage.of(k)) for k in reads.kinds}
     named = {ref: stage.objects.get((ref.kind, ref.name)) for ref in reads.named}
-    return policy.decide(body, Observed(children, named), stage.settings, stage.now)
+    return policy.decide(serve, Observed(children, named), stage.settings, stage.now)
 
 
 def uris(stage: Stage, revision: str) -> list[str]:
