@@ -1,7 +1,8 @@
 """Tries mutants: each in a fork of one pytest process that has everything imported and collected.
 
 A mutant in a function's body replaces the code of the live function, and the tests that run its lines are asked: those that
-killed others of this function, then the golden files, then those that name it, and of these what killed others of its module.
+killed others of this function, then the golden files, then those that name it or have its module's name, and of these what
+killed others of its module.
 One that runs at import (a field, a table, a default) is put in its module's place, the fork imports anew what each file
 needs, and the nearest files are asked. Either has a few seconds: hundreds of tests run most lines, so what the nearest let
 pass counts as if it had survived.
@@ -164,7 +165,8 @@ class Suite:
     def _rank(self, mutant: Mutant, item: pytest.Item) -> tuple[float, ...]:
         own, others = (self.killers[where][item.nodeid] for where in ((mutant.path, mutant.function), mutant.path))
         file, name = _file(item.nodeid), (mutant.function or ("",))[0].rpartition(".")[2]
-        far = 0 if _is_golden(file, mutant.path) else 1 if _names(file, name) else 2 if _names(file, mutant.path.stem) else 3
+        near = Path(file).name == f"test_{mutant.path.stem}.py" or _names(file, name)
+        far = 0 if _is_golden(file, mutant.path) else 1 if near else 2 if _names(file, mutant.path.stem) else 3
         return -own, far, -others, self.learnt.seconds.get(item.nodeid, 0)
 
     def _run(self, items: Sequence[pytest.Item], before: Callable[[pytest.Item], object] = id) -> None:

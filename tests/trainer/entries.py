@@ -16,6 +16,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Recomputing
 from finetune_trainer.data import rendered
 from finetune_trainer.data.rendered import Rendered
+from finetune_trainer.model.own_template import with_own_template
 from finetune_trainer.store.entries import open_store
 
 PAIRS = (
@@ -101,8 +102,8 @@ def prepare(
     from transformers import AutoTokenizer
 
     at = context(run, "prepare", tmp_path)
-    mounted = mounted_path(run.model.uri, at.pod.mounts)
-    tokenizer = AutoTokenizer.from_pretrained(mounted)
+    mounted = Path(mounted_path(run.model.uri, at.pod.mounts) or "")
+    tokenizer = with_own_template(AutoTokenizer.from_pretrained(mounted), mounted)
     folder = at.scratch / "data"
     folder.mkdir()
     for name, pairs in (("train", train), ("validation", validation), ("test", test)):

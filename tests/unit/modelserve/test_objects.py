@@ -1,9 +1,13 @@
-"""What is written down of a Deployment that an earlier release started."""
+"""What is written down of a Deployment that an earlier release started, and which children a pass reads."""
 
 from __future__ import annotations
 
+from tests.serving import make_serve
+
+from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.meta import Object
-from finetune_operator.modelserve import objects
+from finetune_operator.modelserve import objects, policy
+from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
 
 FOUND: Object = {
     "apiVersion": "apps/v1",
@@ -39,3 +43,9 @@ def test_what_is_kept_is_what_somebody_asked_for() -> None:
     }
     bare = {**FOUND, "metadata": {k: v for k, v in FOUND["metadata"].items() if k != "annotations"}}
     assert "annotations" not in objects.as_found(bare)["metadata"]
+
+
+def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
+    reads = policy.reads(ModelServe.model_validate(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}})))
+    assert reads.kinds == (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
+    assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}

@@ -10,11 +10,8 @@ import pytest
 from tests.serving import Stage, make_serve
 from tests.unit.modelserve.test_loading import UNSCHEDULABLE
 
-from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.conditions import LONGEST_MESSAGE
 from finetune_operator.decision import Delete
-from finetune_operator.modelserve import policy
-from finetune_operator.modelserve.observed import AROUND, OF_A_REVISION
 from finetune_operator.names import ANNOTATION_RETRY, LABEL_REVISION, LABEL_SERVE
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_rows import ServedRows
@@ -538,12 +535,6 @@ def test_children_of_an_earlier_serve_of_the_same_name_are_left_to_the_collector
     assert reason(stage) == "NameTaken"
     assert stage.objects == before
     assert stage.live() == live
-
-
-def test_reads_ask_for_children_by_label_and_nothing_else_by_list() -> None:
-    reads = policy.reads(ModelServe.model_validate(make_serve(model={"uri": "s3://b/p", "secretRef": {"name": "keys"}})))
-    assert reads.kinds == (*OF_A_REVISION, *AROUND, "ConfigMap", "Pod")
-    assert {(r.kind, r.name) for r in reads.named} == {("Service", "facts"), ("Secret", "keys")}
 
 
 # ── Test rows of the model's evaluation ───────────────────────────────────────────────────────────────────────────────

@@ -55,6 +55,8 @@ HIDDEN = ("hidden_size", "n_embd", "d_model")
 HEADS = ("num_attention_heads", "n_head", "n_heads")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 FEED_FORWARD = ("intermediate_size", "n_inner", "ffn_dim", "d_ff")
+# Families that read a field of their own, or none, whatever else their configuration says.
+OWN_FEED_FORWARD = {**dict.fromkeys(("gpt2", "gpt_bigcode", "gptj", "codegen"), ("n_inner",)), "bloom": ()}
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 # Models whose attention is never plain, by no field of theirs: sinks, layers that are not told where rows end, ALiBi.
@@ -70,7 +72,7 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> Shape:
     text = config.get("text_config") or config
     hidden, heads, layers = int(_required(text, HIDDEN)), int(_required(text, HEADS)), int(_required(text, LAYERS))
     head = int(text.get("head_dim") or hidden // heads)
-    feed_forward = int(_found(text, FEED_FORWARD) or 4 * hidden)
+    feed_forward = int(_found(text, OWN_FEED_FORWARD.get(text.get("model_type", ""), FEED_FORWARD)) or 4 * hidden)
     return Shape(
         layers=layers,
         hidden=hidden,

@@ -47,6 +47,23 @@ def test_a_config_is_read_by_the_names_that_families_use() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "own", "wide"),
+    [
+        ("gpt2", {}, 32),
+        ("gpt2", {"n_inner": 20}, 20),
+        ("gpt_bigcode", {}, 32),
+        ("gptj", {}, 32),
+        ("codegen", {}, 32),
+        ("bloom", {"n_inner": 20}, 32),
+        ("llama", {"n_inner": 20}, 24),
+    ],
+)
+def test_a_family_with_a_width_of_its_own_reads_no_other(family: str, own: dict[str, int], wide: int) -> None:
+    config = PLAIN | {"model_type": family, "intermediate_size": 24, **own}
+    assert shape_of(config, LARGE).feed_forward == wide
+
+
+@pytest.mark.parametrize(
     ("customary", "others"),
     [
         ("hidden_size", ("n_embd", "d_model")),
