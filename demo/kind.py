@@ -29,7 +29,7 @@ def tasks(names: Sequence[str]) -> list[work.Task]:
     wanted: dict[str, Image] = {}
     below = [IMAGES[name] for name in names]
     while below:
-        below = [image for image in below if image is not images.BASE and not _exists(image)]
+        below = [image for image in below if not _is_public(image) and not _exists(image)]
         wanted |= {image.name: image for image in below}
         below = [IMAGES[parent] for image in below for parent in image.parents.values() if parent not in wanted]
     return [work.Task(i.name, i.cpu_seconds, partial(_build, i), (*i.parents.values(), *i.after)) for i in wanted.values()]
@@ -60,7 +60,7 @@ def _build(image: Image, report: work.Report) -> None:
     command = ["docker", "build", "--progress=plain", "--tag", reference(image), "--file", image.dockerfile]
     if image.target:
         command += ["--target", image.target]
-    parents = {name: reference(IMAGES[parent]) for name, parent in image.parents.items() if parent != images.BASE.name}
+    parents = {name: reference(IMAGES[parent]) for name, parent in image.parents.items() if not _is_public(IMAGES[parent])}
     for name, value in {**image.arguments, **parents}.items():
         command += ["--build-arg", f"{name}={value}"]
     last: list[str] = []
@@ -77,6 +77,11 @@ def _build(image: Image, report: work.Report) -> None:
             raise
     if process.returncode:
         raise DemoFailed(f"{' '.join(command)} failed:\n" + "\n".join(last))
+
+
+def _is_public(image: Image) -> bool:
+    """Whether Docker pulls what the image stands in for, as the Dockerfile's default says."""
+    return image is images.BASE or bool(image.program)
 
 
 def _exists(image: Image) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from localcluster import base_image, builder, debian, settings, work
+from localcluster import base_image, builder, debian, program_image, settings, toolchain, work
 from localcluster.errors import BuildFailed
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +32,7 @@ class Image:
     target: str | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, str] = field(default_factory=dict)
+    program: str = ""  # of the toolchain, which is all that lies in it: there is no Dockerfile
     value: str = ""  # its name under `images` in the chart's values; empty: only other images need it
     cpu_seconds: int = 20  # of building and pushing it from nothing, on an image below that is there
     after: tuple[str, ...] = ()  # images whose first layers are its own too
@@ -75,6 +76,16 @@ IMAGES = {
             value="llamacpp",
             cpu_seconds=10,
             after=("llamacpp-build",),
+        ),
+        Image("ollama-build", program="ollama", cpu_seconds=5, after=("ollama",)),
+        Image(
+            "serve-ollama",
+            "serving_images/ollama/Dockerfile",
+            (PACKAGES, "serving_images/ollama/LICENSE"),
+            "serve",
+            {"BASE_IMAGE": "base", "OLLAMA_IMAGE": "ollama-build"},
+            value="ollama",
+            cpu_seconds=10,
         ),
         Image(
             "trainer-packages",
@@ -146,23 +157,28 @@ def ensure(chosen: settings.Settings, names: Sequence[str], beside: Sequence[wor
         made = tasks(chosen, list(references))
         work.do([*made, *beside])
         for task in made:
-            builder.forget_others(storage, reference(chosen, IMAGES[task.name]))
+            if task.name in IMAGES:
+                builder.forget_others(storage, reference(chosen, IMAGES[task.name]))
     values_file(chosen).write_text(json.dumps(_values(chosen, references), indent=2) + "\n")
     print(f"references of the images, as Helm values: {values_file(chosen)}", flush=True)
     return references
 
 
 def tasks(chosen: settings.Settings, names: Sequence[str]) -> list[work.Task]:
-    """A task for each of these images that the registry lacks, and for each that one is built from."""
+    """A task for each of these images that the registry lacks, for each that one is built from, and for their programs."""
     wanted: dict[str, Image] = {}
     below = [IMAGES[name] for name in names if not _is_in_registry(chosen, IMAGES[name])]
     while below:
         wanted |= {image.name: image for image in below}
         built = [image for image in below if not _is_in_registry(chosen, image)]
         below = [IMAGES[parent] for image in built for parent in image.parents.values() if parent not in wanted]
+    programs = toolchain.tasks(chosen.cache, [image.program for image in wanted.values() if image.program])
     return [
-        work.Task(image.name, image.cpu_seconds, partial(_make, chosen, image), (*image.parents.values(), *image.after))
-        for image in wanted.values()
+        *programs,
+        *(
+            work.Task(image.name, image.cpu_seconds, partial(_make, chosen, image), (*image.parents.values(), *image.after))
+            for image in wanted.values()
+        ),
     ]
 
 
@@ -180,6 +196,8 @@ def key(image: Image) -> str:
     """Changes with each file that goes into the image, and with the images that it is built from."""
     if image is BASE:
         return base_image.key()
+    if image.program:
+        return program_image.key(image.program)
     digest = hashlib.sha256(json.dumps([image.target, dict(image.arguments)]).encode())
     for parent in image.parents.values():
         digest.update(key(IMAGES[parent]).encode())
@@ -216,6 +234,9 @@ def build(
     storage = builder.Storage(chosen.cache / "buildah")
     if image is BASE:
         base_image.build(storage, name, from_nothing)
+        return
+    if image.program:
+        program_image.build(storage, name, image.program)
         return
     arguments = {argument: reference(chosen, IMAGES[parent]) for argument, parent in image.parents.items()}
     recipe = builder.Recipe(ROOT / image.dockerfile, ROOT, {**image.arguments, **arguments}, image.target, from_nothing)

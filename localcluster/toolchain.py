@@ -87,7 +87,7 @@ ON_DEMAND = {"kind", "ollama"}  # for `make demo` where Docker runs, and for a s
 def binary(cache: Path, name: str) -> Path:
     """The path of the program `name`, building it first if the cache lacks it."""
     work.do(tasks(cache, [name]))
-    path = _path(cache, PROGRAMS[name])
+    path = built_at(cache, PROGRAMS[name])
     if name == "kubernetes":
         _link_parts(path)
     return path
@@ -95,11 +95,12 @@ def binary(cache: Path, name: str) -> Path:
 
 def tasks(cache: Path, names: Sequence[str]) -> list[work.Task]:
     """What there is to do until the cache has these programs."""
-    missing = [PROGRAMS[name] for name in names if not _path(cache, PROGRAMS[name]).exists()]
+    missing = [PROGRAMS[name] for name in names if not built_at(cache, PROGRAMS[name]).exists()]
     return [work.Task(p.name, p.cpu_seconds, partial(_build, cache, p), p.after) for p in missing]
 
 
-def _path(cache: Path, program: Program) -> Path:
+def built_at(cache: Path, program: Program) -> Path:
+    """Where a program lies once it is built."""
     return cache / "tools" / f"{program.name}-{program.key}" / program.name
 
 
@@ -131,7 +132,7 @@ def _link_parts(path: Path) -> None:
 
 
 def _build(cache: Path, program: Program, report: work.Report) -> None:
-    path = _path(cache, program)
+    path = built_at(cache, program)
     with ownership.exclusively(path.parent):  # somebody else may be at it: build once, not twice
         if path.exists():
             return

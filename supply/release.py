@@ -17,9 +17,10 @@ from supply.locks import ROOT
 DIST = ROOT / "dist"
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 VLLM = "docker.io/vllm/vllm-openai:v0.32.0"
+OLLAMA = "docker.io/ollama/ollama:0.6.5"
 # What differs from the images of the local cluster, which has no GPU: arguments, and what they are built on.
 ARGUMENTS = {"trainer-packages": {"DEVICE": "cuda"}, "quantizer": {"DEVICE": "cuda"}}
-FOREIGN = {("evaluator", "VLLM_IMAGE"): VLLM}
+FOREIGN = {("evaluator", "VLLM_IMAGE"): VLLM, ("serve-ollama", "OLLAMA_IMAGE"): OLLAMA}
 
 
 def version() -> str:

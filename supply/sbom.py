@@ -1,4 +1,4 @@
-"""A bill of materials for an image, in CycloneDX: its Python packages, its Debian packages, and llama.cpp where it is there.
+"""A bill of materials for an image, in CycloneDX: its packages of Python and Debian, and llama.cpp and Ollama where they are.
 
 It is read from the image's own files, so it names what is in the image and not what was asked for.
 """
@@ -18,6 +18,7 @@ from cyclonedx.model.license import License
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from localcluster import toolchain
 from packageurl import PackageURL
 
 from supply import licences
@@ -26,6 +27,7 @@ from supply.locks import REQUIREMENTS, Pin, installed, pins
 PYTHONS = ("opt/venv/lib/python3*/site-packages", "opt/llama.cpp/python", "usr/lib/python3/dist-packages")
 DPKG = "var/lib/dpkg/status"
 LLAMA_CPP = "opt/llama.cpp/LICENSE"
+OLLAMA = "usr/bin/ollama"
 
 
 class Incomplete(Exception):
@@ -42,7 +44,7 @@ def bill(name: str, version: str, digest: str, root: Path) -> str:
         bom_ref=f"image:{name}",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest.removeprefix("sha256:"))],
     )
-    parts = [*_of_python(root), *_of_debian(root), *_of_llama_cpp(root)]
+    parts = [*_of_python(root), *_of_debian(root), *_of_llama_cpp(root), *_of_ollama(root)]
     if not parts:
         raise Incomplete(f"{name} holds no package that can be named")
     for part in parts:
@@ -90,6 +92,20 @@ def _of_debian(root: Path) -> Iterator[Component]:
                 purl=PackageURL("deb", "debian", fields["Package"], fields["Version"], {"arch": fields["Architecture"]}),
                 properties=[Property(name="debian:source", value=fields.get("Source", fields["Package"]))],
             )
+
+
+def _of_ollama(root: Path) -> Iterator[Component]:
+    """Ollama with the llama.cpp inside of it; what it is built of else is the Go module's to say."""
+    if (root / OLLAMA).exists():
+        version = toolchain.PROGRAMS["ollama"].version
+        yield Component(
+            type=ComponentType.APPLICATION,
+            name="ollama",
+            version=version,
+            bom_ref="ollama",
+            purl=PackageURL("golang", "github.com/ollama", "ollama", version),
+            licenses=[LicenseFactory().make_from_string("MIT")],
+        )
 
 
 def _of_llama_cpp(root: Path) -> Iterator[Component]:

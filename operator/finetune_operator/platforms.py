@@ -24,6 +24,7 @@ class Images(Strict):
     evaluator: str | None = None
     vllm: str | None = None
     llamacpp: str | None = None
+    ollama: str | None = None
 
 
 class Profile(Strict):

@@ -25,6 +25,7 @@ class Settings:
     operator_image: str = "finetune/operator:latest"  # runs the model loader and the serving gate too
     vllm_image: str = "vllm/vllm-openai:latest"
     llamacpp_image: str = "ghcr.io/ggml-org/llama.cpp:server"
+    ollama_image: str = "ollama/ollama:0.6.5"
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: str = ""  # names with commas between, of Secrets in the namespaces of the pods
     hub_endpoint: str = ""  # HF_ENDPOINT of the pods; empty is the public hub

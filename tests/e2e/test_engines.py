@@ -19,7 +19,7 @@ from tests.e2e.space import SERVE, Space
 from tests.waiting import wait_until
 
 pytestmark = [
-    pytest.mark.space(serves.SHARED), pytest.mark.usefixtures("small_job"), pytest.mark.images("serve-vllm")
+    pytest.mark.space(serves.SHARED), pytest.mark.usefixtures("small_job"), pytest.mark.images("serve-ollama", "serve-vllm")
 ]  # fmt: skip
 CONTEXT, REDIS_PORT = 256, 16379
 MERGED = {"jobRef": {**serves.MODEL["jobRef"], "artifact": "merged"}}
@@ -32,12 +32,16 @@ VLLM: Object = {
     "resources": {"requests": {"cpu": "250m", "memory": "2Gi"}, "limits": {"memory": "6Gi"}},
     "rollout": {"rollbackWindowSeconds": 0, "startupTimeoutSeconds": 900},
 }
+OLLAMA: Object = {
+    "engine": {"type": "Ollama", "maxModelLength": CONTEXT},
+    "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+}
 TRANSFORMERS: Object = {
     "model": MERGED,
     "engine": {"type": "Transformers", "maxModelLength": CONTEXT},
     "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}},
 }
-ENGINES = [pytest.param(spec, id=spec["engine"]["type"]) for spec in (LLAMA_CPP, TRANSFORMERS, VLLM)]
+ENGINES = [pytest.param(spec, id=spec["engine"]["type"]) for spec in (LLAMA_CPP, OLLAMA, TRANSFORMERS, VLLM)]
 
 
 @pytest.fixture(params=ENGINES)

@@ -1,6 +1,7 @@
 """The images' build: a tag changes with all that the image holds, and torch is one layer for all that need it."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from localcluster import builder, debian, images, settings
+from localcluster import builder, debian, images, settings, toolchain
 from localcluster.errors import BuildFailed
+from supply import release
 
 from finetune_operator import pod_security
+from finetune_operator.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BUILT = [image for image in images.IMAGES.values() if image.dockerfile]
@@ -194,6 +197,45 @@ def test_of_what_the_registry_has_only_that_is_taken_which_others_are_built_from
     made = {task.name: set(task.needs) for task in images.tasks(chosen, ["operator", "serve-llamacpp", "trainer"])}
     assert set(made) == {"operator", "trainer", "trainer-packages", "base", "llamacpp-build"}
     assert {"base", "llamacpp-build", "trainer-packages"} <= made["trainer"]
+
+
+def test_a_program_is_built_before_the_image_that_holds_it(chosen: settings.Settings) -> None:
+    tasks = {task.name: set(task.needs) for task in images.tasks(chosen, ["serve-ollama"])}
+    assert _before(tasks, "serve-ollama") == {"base", "ollama-build", "ollama"}
+    toolchain.built_at(chosen.cache, toolchain.PROGRAMS["ollama"]).parent.mkdir(parents=True)
+    toolchain.built_at(chosen.cache, toolchain.PROGRAMS["ollama"]).touch()
+    assert {task.name for task in images.tasks(chosen, ["serve-ollama"])} == {"base", "ollama-build", "serve-ollama"}
+
+
+def test_the_image_of_a_program_has_it_where_the_published_one_does(
+    chosen: settings.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (program := toolchain.built_at(chosen.cache, toolchain.PROGRAMS["ollama"])).parent.mkdir(parents=True)
+    program.write_text("the program")
+
+    def build(_storage: builder.Storage, name: str, recipe: builder.Recipe) -> None:
+        assert name == "x/ollama-build:1"
+        for source, target in re.findall(r"^COPY (\S+) (\S+)", recipe.dockerfile.read_text(), re.MULTILINE):
+            copied[target] = (recipe.context / source).read_text()
+
+    copied: dict[str, str] = {}
+    monkeypatch.setattr(builder, "build", build)
+    images.build(chosen, images.IMAGES["ollama-build"], "x/ollama-build:1")
+    assert copied == {"/usr/bin/ollama": "the program", "/usr/lib/ollama/": ""}
+    taken = re.findall(
+        r"^COPY --from=program (\S+?)(?:-\*)? ", _stages("serving_images/ollama/Dockerfile")["serve"], re.MULTILINE
+    )
+    assert taken == ["/usr/lib/ollama/libggml", "/usr/bin/ollama"]
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.39"))
+    with pytest.raises(BuildFailed, match=r"this machine's glibc 2\.39, and the images have 2\.36"):
+        images.build(chosen, images.IMAGES["ollama-build"], "x/ollama-build:1")
+
+
+def test_ollama_is_of_one_version() -> None:
+    version = toolchain.PROGRAMS["ollama"].version.removeprefix("v")
+    assert f"ARG OLLAMA_IMAGE=ollama/ollama:{version}\n" in (ROOT / "serving_images/ollama/Dockerfile").read_text()
+    assert f"docker.io/{Settings().ollama_image}" == release.OLLAMA == f"docker.io/ollama/ollama:{version}"
+    assert f"Tried with {version}" in (ROOT / "docs/serving.md").read_text()
 
 
 def test_torch_is_laid_once_and_the_others_wait_for_it(chosen: settings.Settings) -> None:

@@ -240,6 +240,7 @@ REFUSED_JOBS = [
         for stage in Stages.model_fields
     ),
 ]
+OLLAMA: dict[str, Any] = {"engine": {"type": "Ollama", "maxModelLength": 512}}
 LLAMA: dict[str, Any] = {"engine": {"type": "LlamaCpp"}}
 ASKS_CPU: dict[str, Any] = {"resources": {"requests": {"cpu": "2"}}}
 REFUSED_SERVES = [
@@ -249,6 +250,10 @@ REFUSED_SERVES = [
     ({"model": {"jobRef": {"name": "a"}, "region": "eu"}}, "go with uri"),
     ({"engine": {"type": "LlamaCpp"}, "lora": {}}, "spec.lora needs spec.engine.type VLLM"),
     ({"adapters": [{"name": "a", "jobRef": {"name": "a"}}]}, "spec.adapters needs room in the engine"),
+    ({"engine": {"type": "Ollama"}}, "spec.engine.type Ollama needs spec.engine.maxModelLength"),
+    (OLLAMA | {"servedName": "a/b/c/d"}, "spec.servedName is none that Ollama can have"),
+    (OLLAMA | {"servedName": "team.a/facts"}, "spec.servedName is none that Ollama can have"),
+    (OLLAMA | {"rollout": {"gate": {"heldOut": {}}}}, "spec.engine.type Ollama and Transformers take texts alone"),
     ({"lora": {}, "adapters": [{"name": "a"}]}, "spec.adapters[] takes either jobRef"),
     ({"lora": {}, "adapters": [{"name": "a", "uri": "pvc://a/b"}]}, "spec.adapters[] takes either jobRef"),
     ({"model": {"jobRef": {"name": "a"}, "caSecretRef": {"name": "ca"}}}, "go with uri"),

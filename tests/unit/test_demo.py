@@ -87,6 +87,13 @@ def test_docker_builds_what_the_quickstart_runs_each_after_what_it_is_made_of(ca
     assert set(references) == set(installation.QUICKSTART_IMAGES)
 
 
+def test_what_is_public_is_left_to_docker(calls: Path) -> None:
+    kind.build(["serve-ollama"])
+    (built,) = [line for line in calls.read_text().splitlines() if line.startswith("docker build")]
+    assert "serving_images/ollama/Dockerfile" in built
+    assert "OLLAMA_IMAGE" not in built, "Ollama's own, as the Dockerfile says"
+
+
 def test_kind_makes_its_cluster_once_and_gets_every_image(calls: Path, tmp_path: Path) -> None:
     kubeconfig = kind.start(tmp_path / "cache")
     assert kubeconfig.read_text() == "apiVersion: v1\n"

@@ -177,6 +177,9 @@ def test_a_released_image_is_built_from_published_ones_and_what_is_ours_is_built
     built.clear()
     release.image("evaluator", "ghcr.io/us")
     assert [arguments for _, arguments in built] == [{"BASE_IMAGE": release.PYTHON, "VLLM_IMAGE": release.VLLM}]
+    built.clear()
+    release.image("serve-ollama", "ghcr.io/us")
+    assert [arguments for _, arguments in built] == [{"BASE_IMAGE": release.PYTHON, "OLLAMA_IMAGE": release.OLLAMA}]
     with pytest.raises(BuildFailed, match="there is no image 'opertor'"):
         release.image("opertor", "ghcr.io/us")
 

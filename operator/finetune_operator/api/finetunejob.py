@@ -60,8 +60,8 @@ class Serving(Strict):
     """Name of a ModelServe that serves the base model, with room for adapters (spec.lora): the adapter that the job trains
     becomes one of its spec.adapters, and the merged model is not served. Instead of template and artifact."""
     artifact: str | None = Field(None, min_length=1, max_length=20)
-    """Artifact to serve. Unset: the best fit for the engine (VLLM: a CompressedTensors artifact or merged; LlamaCpp:
-    the first GGUF artifact; Transformers: merged)."""
+    """Artifact to serve. Unset: the best fit for the engine (VLLM: a CompressedTensors artifact or merged; LlamaCpp and
+    Ollama: the first GGUF artifact; Transformers: merged)."""
     deletion_policy: Literal["Orphan", "Delete"] = "Orphan"
     """What becomes of the ModelServe when this job is deleted. Orphan: it goes on serving."""
     template: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"x-preserve": True})

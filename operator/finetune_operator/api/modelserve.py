@@ -40,9 +40,9 @@ class Engine(Strict):
     env: list[EnvVar] = Field(default_factory=list, max_length=64)
     """Environment variables added to the engine's container."""
     max_model_length: int | None = Field(None, ge=16, le=10485760)
-    """Longest context in tokens of each request, prompt and answer together. LlamaCpp keeps room for four of them, which are
-    answered side by side. Unset: the engine takes it from the model; LlamaCpp then answers one request after the other.
-    Transformers always does, and with engine.args --continuous-batching many at once."""
+    """Longest context in tokens of each request, prompt and answer together. LlamaCpp and Ollama keep room for four of them,
+    which are answered side by side. Unset: the engine takes it from the model; LlamaCpp then answers one request after the
+    other, and Ollama can't be without. Transformers always does, and with engine.args --continuous-batching many at once."""
 
 
 class ServeParallelism(Strict):

@@ -24,7 +24,8 @@ class AskedRows(Strict):
     """Test rows of the model's evaluation (spec.model.evaluation, or that of the jobRef's artifact)."""
 
     count: int = Field(ROWS, ge=0, le=ROWS)
-    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked."""
+    """How many are asked at most. Their prompts must have training's token ids in the engine, too. 0: none is asked, and of
+    Transformers and Ollama, which take texts alone, none is in any case."""
     min_equal: float = Field(0.5, ge=0, le=1)
     """Share of them whose greedy answer must begin as in the evaluation. Below 1, since rounding differs between engines and
     a near tie may fall otherwise; a model that was read wrongly answers few rows alike."""

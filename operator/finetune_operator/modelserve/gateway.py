@@ -15,7 +15,6 @@ from finetune_operator import pod_fields, pod_security
 from finetune_operator.api.access import Autoscaling
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.engines.engine import HEALTH
 from finetune_operator.modelserve.gate import LOST, asking_job, asking_pod
 from finetune_operator.modelserve.objects import PORT, owned, service_url
 from finetune_operator.modelserve.pod import GRACE_MARGIN_SECONDS, READINESS, api_key, served_name
@@ -23,6 +22,7 @@ from finetune_operator.names import LABEL_GATE, LABEL_GATEWAY, PORT_GATEWAY, obj
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
 from finetune_trainer.contract.gateway import Look, Until
+from finetune_trainer.contract.manners import HEALTH
 
 GATEWAY, LIVE = "gateway", "live"  # ends of names
 MARK = {LABEL_GATEWAY: "true"}

@@ -11,6 +11,7 @@ from finetune_operator.api.rollout import ServeGate
 from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.deployed import engine_of
+from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.pod import pod_template, secrets
 from finetune_operator.names import ANNOTATION_RETRY, short_hash
 from finetune_operator.settings import Settings
@@ -74,8 +75,9 @@ def asks_speed(gate: ServeGate) -> bool:
 
 
 def asked_rows(serve: ModelServe, model: ResolvedModel) -> str | None:
-    """The evaluation whose test rows a revision is asked; None where it is asked none."""
-    return model.evaluation if serve.spec.rollout.gate.test_rows.count else None
+    """The evaluation whose test rows a revision is asked; None where it is asked none, as by an engine that takes no tokens."""
+    takes_any = ENGINES[serve.spec.engine.type].takes_tokens
+    return model.evaluation if takes_any and serve.spec.rollout.gate.test_rows.count else None
 
 
 def _identity(template: Object, model: ResolvedModel) -> str:

@@ -11,11 +11,12 @@ from finetune_operator.meta import Object
 from finetune_operator.modelserve import adapter_pod
 from finetune_operator.modelserve.deployed import ENGINE
 from finetune_operator.modelserve.engines import ENGINES
-from finetune_operator.modelserve.engines.engine import HEALTH, IS_HEALTHY, MODEL, UNTIL_DRAINED, Launch, is_served
+from finetune_operator.modelserve.engines.engine import MODEL, UNTIL_DRAINED, Launch, is_served
 from finetune_operator.modelserve.startup import budget
 from finetune_operator.names import ANNOTATION_CACHE, LABEL_REVISION, PORT_HTTP, serve_labels
 from finetune_operator.settings import Settings
 from finetune_trainer.contract import pod
+from finetune_trainer.contract.manners import HEALTH
 from finetune_trainer.contract.places import PVC, claim_of, mounted_path
 from finetune_trainer.contract.pod import Owner
 
@@ -249,11 +250,11 @@ def _probes(port: Object, name: str, seconds: int, spec: ModelServeSpec) -> Obje
     engine, url = ENGINES[spec.engine.type], f"http://127.0.0.1:{port['containerPort']}"
     lacks = engine.manners is not None and engine.manners.lacks is not None
     script = is_served(None if spec.auth is None else engine.api_key_variable)
-    ask: Object = {"exec": {"command": ["sh", "-c", IS_HEALTHY if lacks else script, url, name]}}
+    ask: Object = {"exec": {"command": ["sh", "-c", engine.healthy if lacks else script, url, name]}}
     health: Object = {"httpGet": {"path": HEALTH, "port": port["name"]}}
     ready = {"readinessProbe": {**health, **READINESS}}
     if spec.lora is not None or lacks:
-        health, ready = {"exec": {"command": ["sh", "-c", IS_HEALTHY, url]}}, {}
+        health, ready = {"exec": {"command": ["sh", "-c", engine.healthy, url]}}, {}
     failures = -(-seconds // STARTUP_PERIOD_SECONDS)
     return {
         "startupProbe": {

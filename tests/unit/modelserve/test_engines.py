@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.listening import Quiet, listening
 from tests.serving import SETTINGS, Stage, make_serve
+from tests.waiting import wait_until
 
 from finetune_operator.api.modelserve import ModelServe, ModelServeSpec
+from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import Create
 from finetune_operator.meta import Object
-from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp, transformers
+from finetune_operator.modelserve.engines import ENGINES, EngineType, llamacpp, ollama, transformers
 from finetune_operator.modelserve.engines.engine import UNTIL_DRAINED, is_served
 from finetune_operator.modelserve.pod import pod_template
 from finetune_trainer.contract.manners import Manners
@@ -54,6 +57,12 @@ PREDICTED = {
     ("engine", "key", "counted", "loads"),
     [
         (EngineType.LLAMA_CPP, "LLAMA_API_KEY", PREDICTED, {"WaitingRequests": "llamacpp_requests_deferred"}),
+        (
+            EngineType.OLLAMA,
+            None,
+            OF_HTTP | between_tokens("ollama"),
+            {"WaitingRequests": "ollama_num_requests_waiting"},
+        ),
         (
             EngineType.TRANSFORMERS,
             None,
@@ -94,6 +103,22 @@ def test_the_models_own_context_is_one_requests() -> None:
     args = arguments(EngineType.LLAMA_CPP)
     assert after(args, "--parallel") == "1"
     assert "--ctx-size" not in args
+
+
+def test_one_model_stays_in_ollamas_memory_and_each_of_its_requests_has_the_promised_context() -> None:
+    wanted = {"model": {"uri": "pvc://c/m"}, "engine": {"type": "Ollama", "maxModelLength": 1024}}
+    cpus = {"parallelism": {"gpus": False}, "resources": {"limits": {"cpu": "1500m"}}}
+    start = ollama.launch(ModelServeSpec.model_validate(wanted | cpus), "team/facts", 8081)
+    assert start.command == ["sh", "-c", ollama.SERVE, "team/facts", "1024", "2"]
+    assert start.env["OLLAMA_NUM_PARALLEL"] == str(ollama.LACKS.at_once)
+    assert start.env["OLLAMA_KEEP_ALIVE"] == "-1"
+    assert start.env["OLLAMA_HOST"] == "127.0.0.1:8081", "it asks for no key: nobody but its front may reach it"
+
+
+@pytest.mark.parametrize("script", [ollama.SERVE, ollama.IS_MADE, transformers.SERVE])
+def test_what_is_started_has_none_of_the_words_that_kubernetes_replaces(script: str) -> None:
+    assert "$(" not in script
+    assert "$$" not in script
 
 
 def test_nobody_is_shown_what_others_ask() -> None:
@@ -191,10 +216,13 @@ def test_the_engine_is_told_to_stop_when_the_front_has_drained() -> None:
     assert pod["terminationGracePeriodSeconds"] > 40
 
 
-@pytest.mark.parametrize("curl", [True, False])
-def test_an_engine_is_stopped_once_its_front_has_ended_and_not_while_that_is_slow(curl: bool) -> None:
-    """The front here takes connections and answers none."""
-    script = UNTIL_DRAINED if curl else UNTIL_DRAINED.replace("command -v curl", "false").replace("python3", sys.executable)
+@pytest.mark.parametrize("missing", [(), ("curl",), ("curl", "python3")])
+def test_an_engine_is_stopped_once_its_front_has_ended_and_not_while_that_is_slow(missing: tuple[str, ...]) -> None:
+    """The front here takes connections and answers none. Images have curl, Python, or a bash at least."""
+    script = UNTIL_DRAINED
+    for program in missing:
+        script = script.replace(f"command -v {program}", "false")
+    script = script.replace("else python3", f"else {sys.executable}")
     with socket.create_server(("127.0.0.1", 0)) as front:
         command = ["sh", "-c", script, str(front.getsockname()[1])]
         subprocess.run([*command, "1"], env={"PATH": "/usr/bin:/bin"}, check=True, timeout=60)  # the time is over
@@ -308,6 +336,139 @@ def test_transformers_is_started_with_the_served_name_as_its_folder(name: str, t
         command = ["sh", "-c", script, *start.command[3:], *start.args]
         done = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=True, capture_output=True, text=True)
         assert done.stdout == f"the model's serve {name} --host 127.0.0.1 --port 8081 --device auto --x\n"
+
+
+# ── Ollama ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+OLLAMA = """#!/bin/sh
+case $1 in
+  serve) exec sleep 3600 ;;
+  create) echo "create $2" >>{log} && cat "$4" >>{log} ;;
+  show) echo "    context length      2048    " ;;
+  run) echo "run $2" >>{log} ;;
+esac
+"""
+
+
+@dataclass
+class Made:
+    """A folder with a GGUF file, and what is made of it by a program that only says what it is asked."""
+
+    at: Path
+
+    def run(self, context: int, threads: int = 0) -> tuple[int, str, str]:
+        """Exit status of the container's script, what Ollama was asked, and what the script says."""
+        (program := self.at / "ollama").write_text(OLLAMA.replace("{log}", str(self.at / "log")))
+        program.chmod(0o755)
+        (self.at / "log").write_text("")
+        (self.at / "store/made").unlink(missing_ok=True)
+        script = ollama.SERVE.replace("/mnt/model", str(self.at))
+        environment = {"PATH": f"{self.at}:/usr/bin:/bin", "OLLAMA_MODELS": str(self.at / "store")}
+        with (self.at / "said").open("w") as said:
+            command = ["sh", "-c", script, "team/facts", str(context), str(threads)]
+            server = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        wait_until("the model is made, or can't be", lambda: (self.at / "store/made").exists() or server.poll() is not None)
+        server.terminate()
+        return server.wait(60), (self.at / "log").read_text(), (self.at / "said").read_text()
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model.gguf").write_text("weights")
+    return Made(tmp_path)
+
+
+def test_ollama_makes_the_model_of_the_file_that_was_checked_whatever_its_modelfile_names(made: Made) -> None:
+    """Twice, as a container that is started anew finds what it made."""
+    modelfile = 'FROM ./q8.gguf\nTEMPLATE """{{ .System }}\nFROM here"""\nPARAMETER stop "<end>"\n'
+    (made.at / "model/Modelfile").write_text(modelfile)
+    for _ in range(2):
+        status, asked, said = made.run(2048, threads=2)
+        given = modelfile.replace("./q8.gguf", str(made.at / "model.gguf"))
+        fitted = "FROM team/facts\nPARAMETER num_ctx 2048\nPARAMETER num_thread 2\n"
+        raw = 'FROM team/facts\nTEMPLATE "{{ .Prompt }}"\n'
+        assert asked == (f"create team/facts\n{given}create team/facts\n{fitted}create team/facts:raw\n{raw}run team/facts\n")
+        assert (status, "no Modelfile" in said) == (0, False)
+    (blob,) = (made.at / "store/blobs").iterdir()
+    assert blob.readlink() == made.at / "model.gguf", "no weights are copied"
+    assert blob.name == f"sha256-{hashlib.sha256(b'weights').hexdigest()}"
+
+
+def test_ollama_says_that_it_guesses_where_no_modelfile_tells_the_chat_template(made: Made) -> None:
+    status, asked, said = made.run(1024)
+    assert (status, "no Modelfile lies beside" in said) == (0, True)
+    assert asked.startswith(f"create team/facts\nFROM {made.at}/model.gguf\ncreate")
+    assert "num_thread" not in asked
+
+
+def test_a_context_that_ollama_would_shorten_in_silence_ends_the_container_with_its_field(made: Made) -> None:
+    status, asked, said = made.run(4096)
+    assert status != 0
+    assert "spec.engine.maxModelLength is 4096, and the model reads 2048 tokens at most" in said
+    assert "run" not in asked
+
+
+def test_conversations_in_a_modelfile_are_refused_as_ollama_would_leave_them_out(made: Made) -> None:
+    (made.at / "model/Modelfile").write_text("FROM ./q8.gguf\nMESSAGE user Hi\n")
+    status, asked, said = made.run(1024)
+    assert (status != 0, asked) == (True, "")
+    assert "MESSAGE lines" in said
+
+
+def test_a_model_that_ollama_does_not_take_ends_the_container(made: Made) -> None:
+    (made.at / "model.gguf").unlink()
+    assert made.run(1024)[0] != 0
+
+
+def test_the_front_of_ollama_waits_for_a_model_in_memory_and_probes_need_no_other_program() -> None:
+    pod = pods_with_key("Ollama", engine_fields={"maxModelLength": 512})
+    engine, front = pod["containers"]
+    assert engine["startupProbe"]["exec"]["command"] == ["sh", "-c", ollama.IS_MADE, "http://127.0.0.1:8081", "facts"]
+    assert engine["livenessProbe"]["exec"]["command"] == ["sh", "-c", ollama.IS_MADE, "http://127.0.0.1:8081"]
+    assert (after(front["command"], "--folder"), after(front["command"], "--context")) == ("/mnt/model/model", "512")
+    (loader,) = pod["initContainers"]
+    assert "--gguf" in loader["command"]
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "there"), [("facts", "facts:latest a1b2", True), ("facts", "", False), (None, "", True)]
+)
+def test_ollama_is_asked_whether_the_model_is_in_memory(name: str | None, listed: str, there: bool, tmp_path: Path) -> None:
+    (program := tmp_path / "ollama").write_text(f"#!/bin/sh\necho NAME ID\nprintf '{listed}'\n")
+    program.chmod(0o755)
+    command = ["sh", "-c", ollama.IS_MADE, "http://x", *([] if name is None else [name])]
+    done = subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    assert (done.returncode == 0) == there
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert subprocess.run(command, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False).returncode != 0
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"engine": {"type": "Ollama"}}, "spec.engine.type Ollama needs spec.engine.maxModelLength"),
+        ({"servedName": "a.b/facts/v2/x"}, "spec.servedName is none that Ollama can have"),
+        ({"servedName": "team.a/facts"}, "spec.servedName is none that Ollama can have"),
+        ({"rollout": {"gate": {"heldOut": {}}}}, "ask by token ids"),
+    ],
+)
+def test_what_ollama_would_do_wrongly_is_refused_beforehand(spec: Object, said: str) -> None:
+    asked = {"model": {"uri": "pvc://c/m"}, "engine": {"type": "Ollama", "maxModelLength": 512}}
+    assert broken_by(ModelServeSpec.model_validate(asked | {"servedName": "hub.local/team/facts.v2"})) == []
+    (sentence,) = broken_by(ModelServeSpec.model_validate(asked | spec))
+    assert said in sentence
+
+
+@pytest.mark.parametrize("engine_type", [name for name, engine in ENGINES.items() if not engine.takes_tokens])
+def test_an_engine_that_takes_texts_alone_is_asked_the_prompts_and_no_test_rows(engine_type: EngineType) -> None:
+    evaluation = "pvc://models/evaluate/" + "e" * 20
+    model = {"uri": "pvc://models/q4", "digest": "sha256:" + "a" * 64, "evaluation": evaluation}
+    served = stage(model=model, engine={"type": engine_type, "maxModelLength": 512})
+    served.step()
+    served.available(served.candidate())
+    (job,) = [a.body for a in served.step().actions if isinstance(a, Create) and a.body["kind"] == "Job"]
+    assert "--rows" not in job["spec"]["template"]["spec"]["containers"][0]["command"]
 
 
 def test_a_front_is_no_part_of_the_revision() -> None:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from finetune_trainer.contract.fields import Strict
 
+HEALTH = "/health"
+
 
 class Lacks(Strict):
     """What an engine does nothing about, so that its front does all of it: names, keys, lengths, metrics."""
@@ -18,10 +20,20 @@ class Lacks(Strict):
     """The paths that lead to it, and no others."""
     ignored: dict[str, Any] = Field(default_factory=dict)
     """Fields of requests that it passes over in silence, with the value that asks for nothing."""
+    known: tuple[str, ...] = ()
+    """The fields that it reads, where it passes over all others in silence. Empty: it refuses what it doesn't know."""
     renamed: dict[str, str] = Field(default_factory=dict)
     """Fields that it knows by another name."""
     tokens: int
     """How many it writes at most where a request doesn't say."""
+    health: str = HEALTH
+    """Its path that answers 200 while it works."""
+    at_once: int = 1
+    """Requests that it answers side by side; others wait."""
+    called: dict[str, str] = Field(default_factory=dict)
+    """Paths at which it calls the model otherwise, with what follows the model's name there."""
+    leaves_out: bool = False
+    """It leaves messages out of a conversation that is too long, and says the tokens of the others."""
 
 
 class Manners(Strict):

@@ -21,6 +21,10 @@ class Besides:
         """The answer to what the engine is not asked."""
         return None
 
+    def leads_to(self, request: web.Request) -> str:
+        """The engine's path for a request, with its query."""
+        return request.rel_url.raw_path_qs
+
     async def renamed(self, request: web.Request) -> bytes | None:
         """The body for the engine; None where the request's is passed on as it comes."""
         return None

@@ -120,7 +120,7 @@ class Front:
         try:
             async with self.session.request(
                 request.method,
-                URL(self.engine + request.rel_url.raw_path_qs, encoded=True),
+                URL(self.engine + self.besides.leads_to(request), encoded=True),
                 headers=_others(request.headers, but=self._not_passed(request, body)),
                 data=body if body is not None else request.content if request.body_exists else None,
                 allow_redirects=False,
@@ -158,8 +158,10 @@ class Front:
         return self.cache is not None and request.path == METRICS
 
     def _not_passed(self, request: web.Request, body: bytes | None) -> Collection[str]:
-        """Headers that are not the engine's matter: what more is written to cannot come compressed."""
-        return [*(() if body is None else LENGTH), *((hdrs.ACCEPT_ENCODING,) if self._adds_metrics(request) else ())]
+        """Headers that are not the engine's matter: what more is written to cannot come compressed, and it may answer to its
+        own address alone.
+        """
+        return [hdrs.HOST, *(() if body is None else LENGTH), *((hdrs.ACCEPT_ENCODING,) if self._adds_metrics(request) else ())]
 
     def _told(self, status: int, body: bytes, headers: CIMultiDictProxy[str]) -> web.Response:
         others = _others(headers, but=(hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE))

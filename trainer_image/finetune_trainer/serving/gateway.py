@@ -24,11 +24,12 @@ import aiohttp
 from aiohttp import hdrs, web
 
 from finetune_trainer.contract.gateway import PATH, GatewayState
+from finetune_trainer.contract.manners import HEALTH
 from finetune_trainer.environment import access
 from finetune_trainer.serving.besides import brings, keyless
 from finetune_trainer.serving.front import Front, answering, until_drained
 from finetune_trainer.serving.kept import Whole
-from finetune_trainer.serving.named import HEALTH, MODELS
+from finetune_trainer.serving.named import MODELS
 
 LOOK_SECONDS = 0.5  # between two looks whether a pod is there
 LOOK_TIMEOUT_SECONDS = 3.0

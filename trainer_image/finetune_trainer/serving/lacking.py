@@ -1,11 +1,14 @@
-"""What the front does for an engine that does no more than write answers, as `transformers serve` (contract/manners.py).
+"""What the front does for an engine that does no more than write answers, as `transformers serve` and Ollama do.
+
+What that is, is said of each engine as a value (contract/manners.py).
 
 GET /v1/models       ──► the model, by its name                 GET /metrics ──► what the front has counted
 no key, a wrong one  ──► 401                                    other paths  ──► 404
 fields, pictures and tools that the engine would pass over in silence, a prompt that leaves no room for its answer ──► 400
 
 Nobody but the engine can count a prompt's tokens. Where it may be too long, the engine is asked for one token of an answer
-first, and tells; no token is shorter than a byte, so most prompts need no such question.
+first, and tells; no token is shorter than a byte, so most prompts need no such question. One that leaves out messages counts
+the others alone. It has left one out if the conversation has as many tokens without that which would be the first to go.
 """
 
 from __future__ import annotations
@@ -20,10 +23,10 @@ from typing import Any
 import aiohttp
 from aiohttp import hdrs, web
 
-from finetune_trainer.contract.manners import Lacks
+from finetune_trainer.contract.manners import HEALTH, Lacks
 from finetune_trainer.serving.besides import ERROR_EVENT, INVALID, Ask, brings, error, keyless, not_served, refusal
-from finetune_trainer.serving.fitted import Facts, fitted, wrongs
-from finetune_trainer.serving.named import HEALTH, METRICS, MODELS
+from finetune_trainer.serving.fitted import CHAT, Facts, fitted, shortened, wrongs
+from finetune_trainer.serving.named import METRICS, MODELS
 from finetune_trainer.serving.one_model import OneModel, read
 from finetune_trainer.serving.tallied import Tally
 
@@ -46,7 +49,7 @@ class Lacking(OneModel):
 
     async def own_answer(self, request: web.Request, ask: Ask) -> web.Response | None:
         if request.path == METRICS:
-            return web.Response(text=self.tally.text(self.lacks.metrics))
+            return web.Response(text=self.tally.text(self.lacks.metrics, self.lacks.at_once))
         if request.path == HEALTH:
             return None
         if self.api_key is not None and not brings(request, self.api_key):
@@ -63,17 +66,29 @@ class Lacking(OneModel):
         asked = read(await request.read())
         for param, text in wrongs(request.path, asked, self.lacks, self.facts):
             return refusal(HTTPStatus.BAD_REQUEST, text, INVALID, param)
-        body, context = fitted(asked, self.lacks, self.manners.model), self.facts.context
+        body, context = fitted(request.path, asked, self.lacks, self.manners.model, self.facts), self.facts.context
         if context is not None and len(await request.read()) + AROUND + body["max_tokens"] > context:
-            room = context - await _tokens(request.path, body, ask)
+            room = context - await self._tokens(request.path, body, context, ask)
             wanted = any(asked.get(name) for name in ("max_tokens", *self.lacks.renamed))
             if room < (body["max_tokens"] if wanted else 1):
-                text = f"the model's context is {context} tokens, the prompt has {context - room}"
+                text = f"the model's context is {context} tokens, the prompt has {context - room}{' or more' * (room == 0)}"
                 text += f", and max_tokens asks for {body['max_tokens']} more" if wanted else ""
                 return refusal(HTTPStatus.BAD_REQUEST, text, INVALID, "messages" if "messages" in body else "prompt")
             body["max_tokens"] = min(body["max_tokens"], room)
         request[BODY] = json.dumps(body, ensure_ascii=False).encode()
         return None
+
+    async def _tokens(self, path: str, body: dict[str, Any], context: int, ask: Ask) -> int:
+        """Tokens of the prompt, as the engine counts them; `context` where it has left messages out."""
+        counted = await _counted(path, body, ask)
+        shorter = shortened(body["messages"]) if path == CHAT and self.lacks.leaves_out else None
+        longest = max((len(json.dumps(message)) for message in body.get("messages", ())), default=0)
+        if shorter is None or not counted or counted + longest + AROUND <= context:  # there was room for any of them
+            return counted
+        return counted if await _counted(path, {**body, "messages": shorter}, ask) < counted else context
+
+    def leads_to(self, request: web.Request) -> str:
+        return self.lacks.health if request.path == HEALTH else super().leads_to(request)
 
     async def renamed(self, request: web.Request) -> bytes | None:
         return request.get(BODY)
@@ -82,9 +97,11 @@ class Lacking(OneModel):
         return status >= HTTPStatus.BAD_REQUEST and path != HEALTH
 
     def told(self, status: int, body: bytes) -> tuple[int, bytes]:
-        # FastAPI's words, or none, as OpenAI's clients read them.
-        found = read(body).get("detail")
+        # FastAPI's words or OpenAI's, or none, as OpenAI's clients read them.
+        found, said = read(body).get("detail"), read(body).get("error")
+        found = said.get("message") if isinstance(said, dict) else found
         message = found if isinstance(found, str) else json.dumps(found) if found else "the engine failed; see its log"
+        status = HTTPStatus.BAD_REQUEST if any(words in message for words in self.manners.askers_faults) else status
         kind = INVALID if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         return status, json.dumps(error(status, message, kind)).encode()
 
@@ -111,7 +128,7 @@ class Lacking(OneModel):
             self.tally.answered(request.path, request.method, status)
 
 
-async def _tokens(path: str, body: dict[str, Any], ask: Ask) -> int:
+async def _counted(path: str, body: dict[str, Any], ask: Ask) -> int:
     """Tokens of the prompt, as the engine counts them; 0 where it doesn't tell: it has words of its own for what is wrong."""
     try:
         _, answer = await ask(path, json.dumps({**body, "max_tokens": 1, "stream": False}).encode())

@@ -103,7 +103,7 @@ def gguf_file(folder: Path, uri: str) -> Path:
     """The only GGUF file in a folder."""
     found = sorted(folder.glob("*.gguf"))
     if len(found) != 1:
-        text = f"{uri} holds {len(found)} GGUF files; LlamaCpp serves a folder with exactly one"
+        text = f"{uri} holds {len(found)} GGUF files; LlamaCpp and Ollama serve a folder with exactly one"
         raise StepFailed(StepReason.NotAModel, text)
     return found[0]
 

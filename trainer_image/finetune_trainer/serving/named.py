@@ -17,12 +17,13 @@ from typing import Any
 from aiohttp import hdrs, web
 from pydantic import ValidationError
 
+from finetune_trainer.contract.manners import HEALTH
 from finetune_trainer.contract.served_adapters import NAMES, PATH, STATE, PodAdapters
 from finetune_trainer.serving.besides import Ask, Besides
 
 LARGEST_BODY = 32 << 20  # bytes of a request that names a model: it is held in memory
 ADMIN = "lora_adapter"  # in the paths of the engine's API for adapters, however they are written
-MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
+MODELS, METRICS = "/v1/models", "/metrics"
 
 
 @dataclass

@@ -40,12 +40,12 @@ class Tally:
         if status is not None:
             self.requests[path, method, f"{status // 100}xx"] += 1
 
-    def text(self, prefix: str) -> str:
-        """All of it as Prometheus reads it. One request is answered after the other."""
+    def text(self, prefix: str, at_once: int) -> str:
+        """All of it as Prometheus reads it; more requests than are answered at once wait."""
         lines = ["# TYPE http_requests_total counter"]
         for (path, method, status), number in sorted(self.requests.items()):
             lines.append(f'http_requests_total{{handler="{path}",method="{method}",status="{status}"}} {number}')
-        for name, value in (("running", min(self.running, 1)), ("waiting", max(self.running - 1, 0))):
+        for name, value in (("running", min(self.running, at_once)), ("waiting", max(self.running - at_once, 0))):
             lines += [f"# TYPE {prefix}:num_requests_{name} gauge", f"{prefix}:num_requests_{name} {value}"]
         latency = f"{prefix}:inter_token_latency_seconds"
         lines += [f"# TYPE {latency} summary", f"{latency}_count {self.tokens}", f"{latency}_sum {self.token_seconds:.6f}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 from finetune_operator.api.access import Load
@@ -11,6 +12,7 @@ from finetune_operator.api.rules import pods
 from finetune_operator.api.rules.finetunejob import compute_only
 from finetune_operator.meta import Rule
 from finetune_operator.modelserve.engines import ENGINES, EngineType
+from finetune_operator.modelserve.engines.engine import ANY_NAME
 from finetune_trainer.contract import places
 from finetune_trainer.contract.places import S3, Reach, Use
 
@@ -47,6 +49,22 @@ _NO_ADAPTERS = (
     f"spec.lora needs spec.engine.type {' or '.join(_TAKING)}: other engines take no adapter while they run; serve the merged"
     " model there, or change the engine"
 )
+_ASKED_LENGTH = [name for name, engine in ENGINES.items() if engine.needs_length]
+_NO_LENGTH = (
+    f"spec.engine.type {' or '.join(_ASKED_LENGTH)} needs spec.engine.maxModelLength, the longest context: it has a short one"
+    " of its own, and would cut longer prompts in silence"
+)
+_NAMES = {name: engine.takes_names for name, engine in ENGINES.items() if engine.takes_names != ANY_NAME}
+_NO_NAME = {
+    name: f"spec.servedName is none that {name} can have: it must be NAME, TEAM/NAME or HOST/TEAM/NAME, of letters, digits, -,"
+    " _ and, but in TEAM, dots, each at most 80 long"
+    for name in _NAMES
+}
+_TEXT_ALONE = [name for name, engine in ENGINES.items() if not engine.takes_tokens]
+_NO_TOKENS = (
+    "spec.rollout.gate.heldOut and judge ask by token ids, as training has them, and spec.engine.type"
+    f" {' and '.join(_TEXT_ALONE)} take texts alone; leave them out, or change the engine"
+)
 _NO_ROOM = "spec.adapters needs room in the engine: set spec.lora, {} for the usual"
 _NOT_RISING = "spec.rollout.canary.steps must rise: write each weight above the one before"
 _NO_TEST_ROWS = "spec.rollout.gate.heldOut and judge take the test rows of an evaluation; set spec.model.evaluation beside uri"
@@ -64,6 +82,9 @@ def broken_by(spec: ModelServeSpec) -> list[str]:
         _NOTHING_TO_COMPARE: rollout.strategy is Strategy.RECREATE and rollout.gate.compares,
         _NOTHING_TO_SHARE: rollout.strategy is Strategy.RECREATE and rollout.canary is not None,
         _NO_ADAPTERS: spec.lora is not None and not ENGINES[spec.engine.type].takes_adapters,
+        _NO_LENGTH: ENGINES[spec.engine.type].needs_length and spec.engine.max_model_length is None,
+        _NO_NAME.get(spec.engine.type, ""): not re.fullmatch(ENGINES[spec.engine.type].takes_names, spec.served_name or "any"),
+        _NO_TOKENS: rollout.gate.compares and not ENGINES[spec.engine.type].takes_tokens,
         _NO_ROOM: bool(spec.adapters) and spec.lora is None,
         _NOT_RISING: not _rises([] if rollout.canary is None else [step.weight for step in rollout.canary.steps]),
         _NO_ROWS: (held_out := rollout.gate.held_out) is not None and held_out.min_rows > held_out.rows,
@@ -172,6 +193,20 @@ RULES = (
         "!has(self.lora)" + "".join(f" || self.engine.type == '{name}'" for name in _TAKING),
         _NO_ADAPTERS,
     ),
+    Rule(
+        "spec.engine",
+        "has(self.maxModelLength)" + "".join(f" || self.type != '{name}'" for name in _ASKED_LENGTH),
+        _NO_LENGTH,
+    ),
+    *(
+        Rule(
+            "spec",
+            f"self.engine.type != '{name}' || !has(self.servedName) || self.servedName.matches('^{names}$')",
+            _NO_NAME[name],
+        )
+        for name, names in _NAMES.items()
+    ),
+    Rule("spec", f"!({_COMPARES}) || !(self.engine.type in {[str(name) for name in _TEXT_ALONE]})", _NO_TOKENS),
     Rule("spec", "!has(self.adapters) || size(self.adapters) == 0 || has(self.lora)", _NO_ROOM),
     Rule(
         "spec.adapters[]",

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from finetune_operator.modelserve.engines import llamacpp, transformers, vllm
+from finetune_operator.modelserve.engines import llamacpp, ollama, transformers, vllm
 from finetune_operator.modelserve.engines.engine import Engine
 
 
 class EngineType(StrEnum):
     VLLM = "VLLM"
     LLAMA_CPP = "LlamaCpp"
+    OLLAMA = "Ollama"
     TRANSFORMERS = "Transformers"
 
 
 ENGINES: dict[EngineType, Engine] = {
     EngineType.VLLM: vllm.ENGINE,
     EngineType.LLAMA_CPP: llamacpp.ENGINE,
+    EngineType.OLLAMA: ollama.ENGINE,
     EngineType.TRANSFORMERS: transformers.ENGINE,
 }

@@ -1,6 +1,7 @@
 """What is said of an engine, whichever it is: what it serves, from which image, and how it is started and stopped. Pure.
 
-All speak the OpenAI API, answer /health with 200 once they can work, and list their models at /v1/models.
+All speak the OpenAI API, answer /health with 200 once they can work, and list their models at /v1/models; where one does not,
+its front does (contract/manners.py).
 """
 
 from __future__ import annotations
@@ -8,21 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune_operator.api.access import Load
 from finetune_operator.meta import quantity_value
 from finetune_trainer.contract.formats import ArtifactFormat
-from finetune_trainer.contract.manners import Manners
+from finetune_trainer.contract.manners import HEALTH, Manners
 from finetune_trainer.contract.traffic import Counters
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
     from finetune_operator.settings import Settings
 
+ANY_NAME = ".+"
 MODEL = "/mnt/model/model"  # the folder, as the loader leaves it
 MODEL_FILE = "/mnt/model/model.gguf"  # its one GGUF file
-HEALTH = "/health"
 # llama.cpp lists its model while it still loads it, so health is asked first; images have curl or Python, not always both.
 _GET = r"""
 get() {
@@ -38,6 +39,7 @@ IS_SERVED = f"""{IS_HEALTHY} && get "$0/v1/models" | tr -d ' \\n' | grep -qF "\\
 UNTIL_DRAINED = r"""
 gone() {
   if command -v curl >/dev/null; then curl -s -o /dev/null -m 2 "http://127.0.0.1:$0/health"; [ $? -eq 7 ]
+  elif ! command -v python3 >/dev/null; then ! bash -c ": <>/dev/tcp/127.0.0.1/$0" 2>/dev/null
   else python3 -c 'import socket, sys
 try: socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)
 except ConnectionRefusedError: sys.exit(0)
@@ -47,6 +49,28 @@ sys.exit(1)' "$0"; fi
 end=$(($(date +%s) + $1))
 until gone || [ "$(date +%s)" -ge "$end" ]; do sleep 1; done
 """.lstrip()
+
+# Fields of OpenAI's API that engines made for one person's machine pass over, with the value that asks for nothing.
+UNREAD: dict[str, Any] = {
+    "audio": None,
+    "best_of": 1,
+    "echo": False,
+    "function_call": "none",
+    "functions": [],
+    "logprobs": False,
+    "metadata": None,
+    "modalities": ["text"],
+    "n": 1,
+    "parallel_tool_calls": True,
+    "prediction": None,
+    "reasoning_effort": None,
+    "service_tier": "auto",
+    "store": False,
+    "tool_choice": "auto",
+    "top_logprobs": 0,
+    "user": None,
+    "web_search_options": None,
+}
 
 
 def cpus(spec: ModelServeSpec) -> int | None:
@@ -110,7 +134,11 @@ class Engine:
     on_gpus_only: tuple[str, ...] = ()  # of the formats
     takes_adapters: bool = False  # while it runs, by vLLM's API for them
     drains: bool = False  # at SIGTERM it ends its answers, and tells whoever keeps a connection
+    healthy: str = IS_HEALTHY  # whether it works, at $0, where it listens in its pod alone; before it serves, with the name $1
     manners: Manners | None = None  # where it does otherwise than the OpenAI API says: its pods have a front, which does not
     takes_file: bool = False  # instead of a folder
+    takes_tokens: bool = True  # prompts of token ids, and says which those of a text are
+    takes_names: str = ANY_NAME  # served names that it can have
+    needs_length: bool = False  # it knows nothing of the model's own
     splits_tensors: bool = False  # over several GPUs
     memory: Memory | None = None  # None: nothing is known of it, and nothing refused

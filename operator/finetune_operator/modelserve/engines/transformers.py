@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, Memory, cpus
+from finetune_operator.modelserve.engines.engine import MODEL, UNREAD, Engine, Launch, Memory, cpus
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.manners import Lacks, Manners
 from finetune_trainer.contract.traffic import Counters, Series
@@ -27,27 +27,10 @@ LACKS = Lacks(
     metrics=METRICS,
     reached=("/v1/chat/completions", "/v1/completions"),
     ignored={
-        "audio": None,
-        "best_of": 1,
-        "echo": False,
-        "function_call": "none",
-        "functions": [],
-        "logprobs": False,
-        "metadata": None,
-        "modalities": ["text"],
-        "n": 1,
-        "parallel_tool_calls": True,
-        "prediction": None,
+        **UNREAD,
         "presence_penalty": 0,
-        "reasoning_effort": None,
         "response_format": {"type": "text"},
-        "service_tier": "auto",
-        "store": False,
         "stream_options": {"include_usage": True},  # which its streams do in any case
-        "tool_choice": "auto",
-        "top_logprobs": 0,
-        "user": None,
-        "web_search_options": None,
     },
     renamed={"max_completion_tokens": "max_tokens"},
     tokens=1024,
@@ -84,6 +67,7 @@ ENGINE = Engine(
     ),
     loads={Load.WAITING_REQUESTS: f"{METRICS}_num_requests_waiting"},
     manners=Manners(lacks=LACKS),
+    takes_tokens=False,
     memory=Memory(
         fixed=512 << 20,  # Python with torch
         gpu_percent=100,

@@ -48,7 +48,13 @@ http_requests_total{{handler="/v1/chat/completions",method="POST",status="5xx"}}
 transformers:inter_token_latency_seconds_count {tokens}
 transformers:inter_token_latency_seconds_sum {seconds}
 """
-PORT_OF = {EngineType.VLLM: VLLM, EngineType.LLAMA_CPP: LLAMA_CPP, EngineType.TRANSFORMERS: TRANSFORMERS}
+OLLAMA = TRANSFORMERS.replace("transformers:", "ollama:")
+PORT_OF = {
+    EngineType.VLLM: VLLM,
+    EngineType.LLAMA_CPP: LLAMA_CPP,
+    EngineType.OLLAMA: OLLAMA,
+    EngineType.TRANSFORMERS: TRANSFORMERS,
+}
 
 
 class Pod(ThreadingHTTPServer):
