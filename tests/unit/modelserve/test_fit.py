@@ -167,4 +167,12 @@ def test_what_has_pods_tells_by_itself_whether_it_fits() -> None:
     assert stage.conditions()["Ready"] == ("True", "Serving")
     del stage.objects["Deployment", f"facts-{live}"]  # as somebody may do: it is made again
     stage.step()
-    assert stage.revisions() == {live}
+    assert (stage.revisions(), "Stalled" in stage.conditions()) == ({live}, False)
+
+
+def test_what_loads_already_is_left_to_its_pods() -> None:
+    stage = of_a_job("2Gi")
+    stage.step()
+    stage.objects["FineTuneJob", "facts"]["status"]["model"]["contextTokens"] = 10**6
+    stage.settle()
+    assert stage.conditions()["Ready"] == ("False", "Loading")

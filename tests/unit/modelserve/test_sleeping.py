@@ -181,6 +181,14 @@ def test_it_goes_on_sleeping_where_its_gateway_is_lost_and_says_so() -> None:
     assert (until(stage), stage.conditions()["Available"][0]) == ("Asked", "True")
 
 
+def test_it_does_not_fall_asleep_without_a_gateway_to_hold_who_comes() -> None:
+    stage = made()
+    stage.look_ends()
+    stage.gateway(0)
+    stage.settle()
+    assert pods(stage) == 1
+
+
 # ── What keeps it awake ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -326,6 +334,7 @@ def test_the_gateway_is_told_whom_to_hold_and_ends_what_it_holds() -> None:
     }
     assert gateway_pod(stage)["terminationGracePeriodSeconds"] == 150
     assert gateway_pod(stage)["automountServiceAccountToken"] is False
+    assert service(stage, GATEWAY)["publishNotReadyAddresses"], "who is held by a pod that ends is to be seen as well"
     rolling = stage.objects["Deployment", GATEWAY]["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
 
