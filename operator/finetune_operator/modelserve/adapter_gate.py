@@ -27,7 +27,7 @@ from finetune_operator.settings import Settings
 from finetune_trainer.contract.served_adapters import Awaited, engine_name
 
 TOLD_SECONDS = 120  # until kubelets have told pods of a ConfigMap that changed
-READY_SECONDS, READY_RETRIES = 15, 1  # for pods that were told when they started, and have taken requests since
+READY_SECONDS, READY_RETRIES = 30, 1  # for pods that were told when they started, and have taken requests since
 
 
 def each_pod(serve: ModelServe, revision: str) -> Object:

@@ -28,6 +28,7 @@ GATEWAY, LIVE = "gateway", "live"  # ends of names
 MARK = {LABEL_GATEWAY: "true"}
 REQUESTS, LIMITS = {"cpu": "50m", "memory": "64Mi"}, {"memory": "512Mi"}
 LOOK_RETRIES = 6
+LIVENESS = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}  # slow to judge: its end cuts what it holds
 # It runs where there is room: on the nodes of the engine it would keep just those that are to be given back.
 OF_THE_ENGINE = (*pod_fields.OF_SERVING_ALONE, "nodeSelector")
 
@@ -86,7 +87,7 @@ def _template(serve: ModelServe, scaling: Autoscaling, settings: Settings) -> Ob
         "securityContext": pod_security.container(),
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
         "readinessProbe": {"httpGet": {"path": HEALTH, "port": PORT_GATEWAY}, **READINESS},
-        "livenessProbe": {"httpGet": {"path": HEALTH, "port": PORT_GATEWAY}, "periodSeconds": 10, "timeoutSeconds": 10},
+        "livenessProbe": {"httpGet": {"path": HEALTH, "port": PORT_GATEWAY}, **LIVENESS},
     }
     spec: Object = {
         "automountServiceAccountToken": False,
