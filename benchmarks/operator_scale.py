@@ -1,132 +1,113 @@
 """What the operator costs: requests, writes and CPU time for each Job that it starts, memory for 1,000 FineTuneJobs, silence.
 
-    PYTHONPATH=operator:trainer_image:. python benchmarks/operator_scale.py [JOBS] [OPERATOR]
+    PYTHONPATH=operator:trainer_image:. python benchmarks/operator_scale.py [--jobs 1000] [--finished 0] [--beside] [--code DIR]
 
 A real API server, with its Job controller and scheduler; pods are simulated: they run for a second and report success.
-OPERATOR is the folder `operator` of another checkout, to be measured beside this one.
+--finished restores so many FineTuneJobs that have succeeded before the operator starts. --beside measures Kubeflow's
+training-operator after it, with PyTorchJobs of one pod, and prints ratios. --code is the folder `operator` of another checkout.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import sys
+import argparse
+import os
 import tempfile
-import threading
 import time
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import finished
+import training_operator
+from simulated import SPACE, Get, Object, Played, Simulation
 from tests.builders import make_result
 from tests.integration.conftest import FINETUNE, ROOT, Operator, World, a_world
 from tests.integration.fake_node import MANAGED
+from tests.integration.fault_proxy import WRITES
 from tests.waiting import wait_until
 
 from finetune_trainer.contract.reports import Termination
 from finetune_trainer.contract.run import RunConfig
 
-SPACE = "scale"
-POD_SECONDS, ENDED_SECONDS, IDLE_SECONDS = 1.0, 5.0, 20.0
-AT_ONCE = 20  # requests of the simulation
-SPEC = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "parallelism": {"gpusPerNode": 0}}
-WRITES = ("POST", "PUT", "PATCH", "DELETE")
-MERGE = {"Content-Type": "application/merge-patch+json"}
+ENDED_SECONDS, IDLE_SECONDS, CALM_SECONDS = 5.0, 20.0, 8.0
+SPEC: Object = {"model": {"uri": "hf://a/b"}, "dataset": {"uri": "hf://c/d"}, "parallelism": {"gpusPerNode": 0}}
 
 
-class Simulation:
-    """Creates the FineTuneJobs and plays the nodes: each pod runs for a while and ends well."""
+class Reports:
+    """What our steps say at their end."""
 
-    def __init__(self, world: World, jobs: int) -> None:
-        self._world = world
-        self._jobs = jobs
-        self._root = f"https://{world.api.host}:{world.api.port}"
+    def __init__(self) -> None:
         self._runs: dict[str, RunConfig] = {}
-        self._seen: set[str] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    async def _main(self) -> None:
-        connector = aiohttp.TCPConnector(ssl=self._world.api.context, limit=AT_ONCE + 2)
-        async with aiohttp.ClientSession(self._root, connector=connector, read_bufsize=2**21) as self._session:
-            with contextlib.suppress(aiohttp.ClientError):  # the API server is gone: the measurement is over
-                await asyncio.gather(self._nodes(), self._users())
-
-    async def _users(self) -> None:
-        gate = asyncio.Semaphore(AT_ONCE // 2)
-
-        async def create(number: int) -> None:
-            meta = {"name": f"job-{number}", "namespace": SPACE}
-            body = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": meta, "spec": SPEC}
-            async with gate, self._session.post(f"{FINETUNE}/namespaces/{SPACE}/finetunejobs", json=body) as response:
-                response.raise_for_status()
-
-        await asyncio.gather(*(create(number) for number in range(self._jobs)))
-
-    async def _nodes(self) -> None:
-        url = f"/api/v1/namespaces/{SPACE}/pods?{MANAGED}&watch=true"
-        while True:
-            async with self._session.get(url, timeout=aiohttp.ClientTimeout(total=None)) as response:
-                async for line in response.content:
-                    pod = json.loads(line)["object"]
-                    if pod["metadata"].get("name") and pod["metadata"]["name"] not in self._seen:
-                        self._seen.add(pod["metadata"]["name"])
-                        task = asyncio.create_task(self._run(pod))
-                        self._tasks.add(task)
-                        task.add_done_callback(self._tasks.discard)
-
-    async def _run(self, pod: dict[str, Any]) -> None:
-        began = pod["metadata"]["creationTimestamp"]
-        await self._patch(
-            pod, {"phase": "Running", "startTime": began, **_container({"running": {"startedAt": began}}, ready=True)}
-        )
-        await asyncio.sleep(POD_SECONDS)
-        result = make_result(await self._config(pod), pod["metadata"]["labels"]["finetune.dev/step"])
-        message = Termination(result=result).model_dump_json(by_alias=True, exclude_none=True)
-        ended = {
-            "exitCode": 0,
-            "message": message,
-            "startedAt": began,
-            "finishedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        await self._patch(pod, {"phase": "Succeeded", "startTime": began, **_container({"terminated": ended}, ready=False)})
-
-    async def _patch(self, pod: dict[str, Any], status: dict[str, Any]) -> None:
-        url = f"/api/v1/namespaces/{SPACE}/pods/{pod['metadata']['name']}/status"
-        async with self._session.patch(url, data=json.dumps({"status": status}), headers=MERGE) as response:
-            if response.status not in (200, 404):
-                response.raise_for_status()
-
-    async def _config(self, pod: dict[str, Any]) -> RunConfig:
+    async def of(self, get: Get, pod: Object) -> str:
+        """The termination message of a pod that has done its step."""
         name = next(v["configMap"]["name"] for v in pod["spec"]["volumes"] if v["name"] == "run")
         if name not in self._runs:
-            async with self._session.get(f"/api/v1/namespaces/{SPACE}/configmaps/{name}") as response:
-                self._runs[name] = RunConfig.model_validate_json((await response.json())["data"]["run.json"])
-        return self._runs[name]
+            found = await get(f"/api/v1/namespaces/{SPACE}/configmaps/{name}")
+            self._runs[name] = RunConfig.model_validate_json(found["data"]["run.json"])
+        result = make_result(self._runs[name], pod["metadata"]["labels"]["finetune.dev/step"])
+        return Termination(result=result).model_dump_json(by_alias=True, exclude_none=True)
 
 
-def _container(state: dict[str, Any], *, ready: bool) -> dict[str, Any]:
-    container = {"name": "step", "image": "none", "imageID": "", "ready": ready, "restartCount": 0, "state": state}
-    return {"containerStatuses": [container]}
+def job(number: int) -> Object:
+    """A FineTuneJob of four steps."""
+    meta = {"name": f"job-{number}", "namespace": SPACE}
+    return {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": meta, "spec": SPEC}
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+def ours() -> Played:
+    """Our jobs: a step's Job that is complete is what the operator waits for."""
+    return Played(
+        objects=f"{FINETUNE}/namespaces/{SPACE}/finetunejobs",
+        body=job,
+        selector=MANAGED.partition("=")[2],
+        container="step",
+        children=f"/apis/batch/v1/namespaces/{SPACE}/jobs?{MANAGED}",
+        label="finetune.dev/job",
+        over=lambda child: any(c["type"] == "Complete" for c in child["status"].get("conditions") or ()),
+        report=Reports().of,
+    )
 
 
-def resident_mb(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
+@dataclass(frozen=True)
+class Process:
+    """What the kernel counts of a process."""
+
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        """CPU time that it has taken."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    def resident_mb(self) -> float:
+        """Memory that it holds."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))) / 1000
 
 
-def succeeded(world: World) -> int:
-    found = world.items(f"{FINETUNE}/namespaces/{SPACE}/finetunejobs")
-    return sum(any(c["type"] == "Succeeded" for c in j.get("status", {}).get("conditions", [])) for j in found)
+@dataclass(frozen=True)
+class Cost:
+    """Figures of one operator, as they are printed and compared."""
+
+    starts_a_second: float
+    cpu_ms: float  # of these four, each for one Job or pod that it started
+    requests: float
+    writes: float
+    late_ms: tuple[float, float]  # from a child's end to the status write that follows: median and 99th percentile
+    grown_mb: float  # a 1,000 jobs
+
+    def lines(self) -> list[str]:
+        """The figures with their names."""
+        half, most = self.late_ms
+        return [
+            f"{self.starts_a_second:.1f} starts a second",
+            f"a start: {self.cpu_ms:.1f} ms of CPU, {self.requests:.1f} requests, {self.writes:.1f} writes",
+            f"from a child's end to the status write that follows: {half:.0f} ms, p99 {most:.0f} ms",
+            f"{self.grown_mb:.1f} MB a 1,000 jobs at most",
+        ]
 
 
 def counted(operator: Operator, since: int = 0) -> list[Any]:
@@ -134,53 +115,129 @@ def counted(operator: Operator, since: int = 0) -> list[Any]:
     return [r for r in operator.proxy.requests[since:] if "leases" not in r.path and "watch=true" not in r.query]
 
 
-def measure(world: World, jobs: int, code: Path) -> None:
-    world.namespace(SPACE)
+def succeeded(world: World, objects: str) -> int:
+    found = world.items(objects)
+    return sum(
+        any((c["type"], c["status"]) == ("Succeeded", "True") for c in j.get("status", {}).get("conditions", ())) for j in found
+    )
+
+
+def lateness(requests: list[Any], objects: str, ends: list[tuple[str, float]]) -> tuple[float, float]:
+    """Milliseconds from each end to the first write of its job's status: the median, and the 99th percentile."""
+    written: dict[str, list[float]] = {}
+    for r in requests:
+        if r.method in WRITES and r.code < 300 and r.path.startswith(f"{objects}/") and r.path.endswith("/status"):
+            written.setdefault(r.path.split("/")[-2], []).append(r.at)
+    found = []
+    for name, at in ends:
+        times = written.get(name, [])
+        if (place := bisect_left(times, at)) < len(times):
+            found.append(1000 * (times[place] - at))
+    found.sort()
+    return found[len(found) // 2], found[min(len(found) - 1, len(found) * 99 // 100)]
+
+
+def measure(world: World, operator: Operator, played: Played, jobs: int, started: str) -> Cost:
+    """What the operator costs while so many jobs run to their end; `started` are the plural names of what it starts."""
+    time.sleep(CALM_SECONDS)
+    assert operator.process is not None
+    process = Process(operator.process.pid)
+    before, memory = process.cpu_seconds(), process.resident_mb()
+    since, begin = len(operator.proxy.requests), time.monotonic()
+    simulation = Simulation(world, played, jobs)
+    simulation.start()
+    peak = memory
+    while succeeded(world, played.objects) < jobs:
+        time.sleep(3)
+        assert operator.process.poll() is None, f"the operator died: {operator.log[-2000:]}"
+        peak = max(peak, process.resident_mb())
+    seconds = time.monotonic() - begin
+    time.sleep(ENDED_SECONDS + 5)
+    spent, requests, idle = process.cpu_seconds() - before, counted(operator, since), len(operator.proxy.requests)
+    time.sleep(IDLE_SECONDS)
+    quiet = len(counted(operator, idle)) / IDLE_SECONDS
+    starts = sum(r.method == "POST" and r.path.endswith(f"/{started}") and r.code == 201 for r in requests)
+    print(f"  jobs {jobs}, starts {starts}, {seconds:.0f} s, load {os.getloadavg()[0]:.0f}")
+    print(f"  when finished: {quiet:.2f} requests a second, {len(world.items(played.children))} children left")
+    print(f"  MB resident: {memory:.0f} before, {peak:.0f} at most, {process.resident_mb():.0f} after")
+    show(requests, starts)
+    return Cost(
+        starts_a_second=starts / seconds,
+        cpu_ms=1000 * spent / starts,
+        requests=len(requests) / starts,
+        writes=sum(r.method in WRITES for r in requests) / starts,
+        late_ms=lateness(requests, played.objects, simulation.ends),
+        grown_mb=1000 * (peak - memory) / jobs,
+    )
+
+
+def show(requests: list[Any], starts: int) -> None:
+    """Each kind of request, for one start."""
+    kinds = Counter(f"{r.method} {'/'.join(p for p in r.path.split('/')[-3:] if p.isalpha())}" for r in requests)
+    for what, count in kinds.most_common(14):
+        print(f"  {count / starts:6.2f} {what}")
+    print("  refused:", [f"{r.method} {r.path} {r.code}" for r in requests if r.code in (401, 403, 422)][:5])
+
+
+def started(world: World, code: Path, done: int) -> Operator:
+    """Our operator at work; what its start takes where so many jobs are done is printed."""
     environment = {
-        "FINETUNE_NAMESPACE": SPACE,
         "FINETUNE_ENDED_SECONDS": str(ENDED_SECONDS),
+        "FINETUNE_LEADER_ELECTION": "false",  # a machine that is busy with nodes and people loses leases; nor has the other one
         "PYTHONPATH": f"{code}:{code.parent / 'trainer_image'}:{ROOT}",
     }
-    operator = Operator(world, Path(tempfile.mkdtemp(prefix="operator-scale-")), ("-m", "finetune_operator"), environment)
-    operator.start()
+    directory = Path(tempfile.mkdtemp(prefix="operator-scale-"))
+    operator = Operator(world, directory, ("-m", "finetune_operator"), environment).start()
+    wait_until("it works", lambda: any(r.path.endswith("/modelserves") for r in operator.proxy.requests), 120)
+    assert operator.process is not None
+    process = Process(operator.process.pid)
+    spent = -1.0
+    while process.cpu_seconds() - spent > CALM_SECONDS / 20:  # a twentieth of a core at most: the first passes are over
+        spent = process.cpu_seconds()
+        time.sleep(CALM_SECONDS)
+    asked = counted(operator)
+    writes = sum(r.method in WRITES for r in asked)
+    print(f"started beside {done} finished jobs: {process.cpu_seconds():.1f} s of CPU, {process.resident_mb():.0f} MB resident")
+    print(f"  {len(asked)} requests, {writes} writes")
+    show(asked, max(done, 1))
+    return operator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--finished", type=int, default=0)
+    parser.add_argument("--beside", action="store_true")
+    parser.add_argument("--code", type=Path, default=ROOT / "operator")
+    asked = parser.parse_args()
+    with a_world() as world:
+        world.namespace(SPACE)
+        finished.restore(world, asked.finished, SPEC)
+        operator = started(world, asked.code, asked.finished)
+        try:
+            cost = measure(world, operator, ours(), asked.jobs, "jobs")
+        finally:
+            (Path(tempfile.gettempdir()) / "operator-scale.log").write_text(operator.log)
+            operator.close()
+        print(*cost.lines(), sep="\n")
+        if asked.beside:
+            beside(world, asked.jobs, cost)
+
+
+def beside(world: World, jobs: int, cost: Cost) -> None:
+    """Kubeflow's figures, and ours over them."""
+    operator = training_operator.started(world)
     try:
-        wait_until("it leads", lambda: '"leading"' in operator.log, 120)
-        time.sleep(8)
-        assert operator.process is not None
-        pid = operator.process.pid
-        before, memory, since, begin = cpu_seconds(pid), resident_mb(pid), len(operator.proxy.requests), time.monotonic()
-        Simulation(world, jobs).start()
-        peak = memory
-        while succeeded(world) < jobs:
-            time.sleep(2)
-            peak = max(peak, resident_mb(pid))
-        seconds = time.monotonic() - begin
-        time.sleep(ENDED_SECONDS + 5)
-        spent, requests = cpu_seconds(pid) - before, counted(operator, since)
-        stages = sum(r.method == "POST" and r.path.endswith("/jobs") and r.code == 201 for r in requests)
-        idle = len(operator.proxy.requests)
-        time.sleep(IDLE_SECONDS)
-        left = len(world.items(f"/apis/batch/v1/namespaces/{SPACE}/jobs"))
-        verbs: dict[str, int] = {}
-        for r in requests:
-            what = f"{r.method} {'/'.join(p for p in r.path.split('/')[-3:] if not any(c.isdigit() for c in p))}"
-            verbs[what] = verbs.get(what, 0) + 1
-        print(f"FineTuneJobs {jobs}, stage Jobs {stages}, {seconds:.0f} s, {stages / seconds:.1f} stage starts a second")
-        writes = sum(r.method in WRITES for r in requests)
-        print(f"a stage Job: {len(requests) / stages:.1f} requests, {writes / stages:.1f} writes")
-        print(f"a stage Job: {1000 * spent / stages:.1f} ms of CPU")
-        end, grown = resident_mb(pid), 1000 * (peak - memory) / jobs
-        print(f"MB resident: {memory:.0f} before, {peak:.0f} at most, {end:.0f} after; {grown:.1f} a 1,000 jobs at most")
-        print(f"when finished: {left} Jobs left, {len(counted(operator, idle)) / IDLE_SECONDS:.2f} requests a second")
-        for what, count in sorted(verbs.items(), key=lambda item: -item[1])[:14]:
-            print(f"  {count / stages:6.2f} {what}")
-        print("refused:", [f"{r.method} {r.path} {r.code}" for r in requests if r.code in (401, 403, 422)][:5])
+        other = measure(world, operator, training_operator.PLAYED, jobs, "pods")
     finally:
-        (Path(tempfile.gettempdir()) / "operator-scale.log").write_text(operator.log)
         operator.close()
+    print("training-operator", *other.lines(), sep="\n")
+    print(
+        f"ours / its: starts a second {cost.starts_a_second / other.starts_a_second:.2f}, CPU {cost.cpu_ms / other.cpu_ms:.2f},"
+        f" requests {cost.requests / other.requests:.2f}, writes {cost.writes / other.writes:.2f},"
+        f" p99 {cost.late_ms[1] / other.late_ms[1]:.2f}, memory {cost.grown_mb / other.grown_mb:.2f}"
+    )
 
 
 if __name__ == "__main__":
-    number = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    with a_world() as made:
-        measure(made, number, Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "operator")
+    main()

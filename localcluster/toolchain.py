@@ -78,10 +78,17 @@ PROGRAMS = {
         Program("kstatus", 271, 20, source=HERE / "kstatus", after=("kubernetes",)),
         Program("collector", 560, 150, source=HERE / "collector"),
         Program("kind", 130, 40, "sigs.k8s.io/kind", "v0.33.0"),
+        Program(
+            "training-operator.v1",
+            1400,
+            120,
+            "github.com/kubeflow/training-operator/cmd/training-operator.v1",
+            "v1.8.1",
+        ),
         Program("ollama", 330, 300, "github.com/ollama/ollama", "v0.6.5", with_c=True),  # later modules lack vendored headers
     )
 }
-ON_DEMAND = {"kind", "ollama"}  # for `make demo` where Docker runs, and for a single end-to-end scenario
+ON_DEMAND = {"kind", "ollama", "training-operator.v1"}  # for `make demo` with Docker, one end-to-end scenario, one benchmark
 
 
 def binary(cache: Path, name: str) -> Path:

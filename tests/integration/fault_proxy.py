@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import ssl
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -30,6 +31,7 @@ class Request:
     path: str
     query: str
     code: int
+    at: float = field(default_factory=time.monotonic)  # when it was answered
 
     @property
     def is_write(self) -> bool:
@@ -46,6 +48,7 @@ class FaultProxy:
         self.written = threading.Event()  # set at each write; whoever waits for silence clears it
         self.kill_after: int | None = None  # the write, counted from 1, whose answer never arrives
         self.on_kill: Callable[[], None] = lambda: None
+        self.headers: dict[str, str] = {}  # of each request to the server, besides the client's: Go sends no token over HTTP
         self.logs: dict[str, str] = {}  # by pod: what it printed, as no kubelet is there to ask
         self.url = ""
         self._started = threading.Event()
@@ -91,7 +94,7 @@ class FaultProxy:
         if (pod := request.path.removesuffix("/log").rpartition("/")[2]) in self.logs and request.path.endswith("/log"):
             self.requests.append(Request(request.method, request.path, request.query_string, 200))
             return web.Response(text=self.logs[pod])
-        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP}
+        headers = {k: v for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP} | self.headers
         url = self._server + request.raw_path
         timeout = aiohttp.ClientTimeout(total=None)
         async with self._session.request(
