@@ -34,7 +34,7 @@ def problems(template: dict[str, Any]) -> list[str]:
 
 def refused_by_the_api_server(template: dict[str, Any]) -> bool:
     """Whether a CEL rule of the CRD refuses the ModelServe that is handed over."""
-    spec = ModelServeSpec.model_validate({**template, "model": {"uri": "pvc://the/artifact"}})
+    spec = ModelServeSpec.model_validate({"model": {"uri": "pvc://the/artifact"}, **template})
     body = json_to_cel(spec.model_dump(mode="json", by_alias=True, exclude_none=True))
     environment = celpy.Environment()
     rules = [rule for rule in RULES if rule.at == "spec"]
@@ -53,6 +53,16 @@ def test_admission_and_the_api_server_agree_on_what_is_scaled_by(engine: str, me
     scaling = {"maxReplicas": 2, "metric": str(metric)}
     template = {"engine": {"type": str(engine)}, "autoscaling": scaling, "resources": {"requests": asked}}
     assert bool(problems(template)) == refused_by_the_api_server(template)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["facts", "a/b", "a.b/c", "a.b/c/d.e", "a/b.c/d", "a/b/c/d", f"{'x' * 81}"])
+@pytest.mark.parametrize("gate", [{}, {"heldOut": {}}])
+def test_admission_and_the_api_server_agree_on_what_an_engine_can(engine: str, name: str, gate: dict[str, Any]) -> None:
+    asked = {"type": str(engine), "maxModelLength": 512}
+    template = {"engine": asked, "servedName": name, "rollout": {"gate": gate}}
+    given = {"model": {"uri": "pvc://the/artifact", "evaluation": f"pvc://the/evaluate/{'e' * 20}"}}
+    assert bool(problems(template)) == refused_by_the_api_server(template | given)
 
 
 @pytest.mark.parametrize(("strategy", "promotion"), list(product(Strategy, PromotionPolicy)))

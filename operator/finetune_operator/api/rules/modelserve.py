@@ -194,8 +194,8 @@ RULES = (
         _NO_ADAPTERS,
     ),
     Rule(
-        "spec.engine",
-        "has(self.maxModelLength)" + "".join(f" || self.type != '{name}'" for name in _ASKED_LENGTH),
+        "spec",
+        f"has(self.engine.maxModelLength) || !(self.engine.type in {[str(name) for name in _ASKED_LENGTH]})",
         _NO_LENGTH,
     ),
     *(
