@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Callable
 
-from tests.faults.stage import Object, Refused, Stage, ended, is_engine, now, running
+from tests.faults.stage import Object, Refused, Stage, ended, is_engine, now, ready, running
 from tests.waiting import lasts
 
 from finetune_operator.resources import RESOURCES
@@ -35,7 +35,10 @@ async def _silent(stage: Stage, pod: Object) -> bool:
 async def _evicted(stage: Stage, pod: Object) -> bool:
     await stage.say(pod, running(pod))
     text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi."
-    await stage.say(pod, {"phase": "Failed", "reason": "Evicted", "message": text, "containerStatuses": []})
+    conditions = ready(now(), "False")
+    await stage.say(
+        pod, {"phase": "Failed", "reason": "Evicted", "message": text, "conditions": conditions, "containerStatuses": []}
+    )
     return True
 
 

@@ -216,9 +216,8 @@ def is_step(pod: Object, name: str) -> bool:
 
 def running(pod: Object) -> Object:
     began = now()
-    ready = [{"type": t, "status": "True", "lastTransitionTime": began} for t in ("Ready", "ContainersReady")]
     states = _containers(pod, {"running": {"startedAt": began}}, ready=True)
-    return {"phase": "Running", "startTime": began, "conditions": ready, "containerStatuses": states}
+    return {"phase": "Running", "startTime": began, "conditions": ready(began, "True"), "containerStatuses": states}
 
 
 def ended(pod: Object, code: int, message: str) -> Object:
@@ -227,8 +226,13 @@ def ended(pod: Object, code: int, message: str) -> Object:
     return {
         "phase": "Failed" if code else "Succeeded",
         "startTime": at,
+        "conditions": ready(at, "False"),
         "containerStatuses": _containers(pod, state, ready=False),
     }
+
+
+def ready(since: str, status: str) -> list[Object]:
+    return [{"type": t, "status": status, "lastTransitionTime": since} for t in ("Ready", "ContainersReady")]
 
 
 def _containers(pod: Object, state: Object, *, ready: bool) -> list[Object]:

@@ -19,6 +19,7 @@ from finetune_trainer.contract.exits import ExitCode
 
 API = {"apiVersion": "finetune.dev/v1alpha1"}
 WRONG = (int(ExitCode.VERIFICATION_FAILED), '{"failure": {"reason": "GateFailed", "message": "no answer to the greeting"}}')
+NOT_YET = (-1, "")  # it goes on running
 PATIENCE_SECONDS = 300.0  # for one effect on a quiet machine: some writes arrive after 40 s, and what fails is put off
 LLAMA = {"engine": {"type": "LlamaCpp"}, "parallelism": {"gpus": False}}
 
@@ -150,7 +151,11 @@ def _gate_of_two(scene: Scene, otherwise: Callable[[Object], Report | None] | No
     def pods(pod: Object) -> Report | None:
         if (said := otherwise(pod) if otherwise else None) is not None:
             return said
-        asked = [d for d in scene.stage.list(scene.space, "Deployment") if is_gate(pod) and _is_asked_by(pod, d)]
+        if not is_gate(pod):
+            return None
+        asked = [d for d in scene.stage.list(scene.space, "Deployment") if _is_asked_by(pod, d)]
+        if not asked:  # the watch of Deployments is behind that of pods
+            return NOT_YET
         return WRONG if any(d["metadata"]["annotations"][ANNOTATION_MODEL_URI].endswith("/two") for d in asked) else None
 
     return pods

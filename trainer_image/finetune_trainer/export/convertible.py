@@ -16,7 +16,7 @@ from finetune_trainer.memory.shape import shape_of
 
 # How a converter ends that can't run at all: no fault of the model's.
 OWN_FAULTS = ("ModuleNotFoundError", "ImportError", "SyntaxError", "MemoryError", "OSError: [Errno 28]")
-FOUR_WIDTHS = ("bloom", "gpt2", "gpt_bigcode", "phi")  # their files are written, but not read again, where that is not so
+FOUR_WIDTHS = ("gpt2", "gpt_bigcode", "phi")  # their files are written, but not read again, where that is not so
 LOGGED = "ERROR:hf-to-gguf:"
 SECONDS = 300
 
