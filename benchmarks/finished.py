@@ -25,7 +25,7 @@ def restore(world: World, count: int, spec: Object) -> None:
 
 
 def _succeeded(spec: Object) -> Object:
-    story = Story(make_job() | {"spec": spec})
+    story = Story(make_job("restored") | {"spec": spec})
     while not any(c["type"] == "Succeeded" for c in story.job["status"].get("conditions", ())):
         story.passes()
         if story.space.at_work():
