@@ -168,13 +168,20 @@ class Cluster:
         return await self._api.json(Request("PUT", path, query, body))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete just this object, what it owns in the background. Gone, or another by now, is fine."""
+        """Delete just this object, what it owns in the background. Gone, or another by now, is fine.
+
+        Raises Conflict where it is there still: the API server answers with that, too, where somebody writes to it meanwhile.
+        """
         self._fence()
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
             await self._api.json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
-        except (NotFound, Conflict):
+        except NotFound:
             return
+        except Conflict:
+            found = await self.get(kind, namespace, name)
+            if found is not None and found["metadata"]["uid"] == uid:
+                raise
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         """An events.k8s.io/v1 Event that `kubectl describe` shows."""

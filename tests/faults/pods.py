@@ -12,7 +12,20 @@ from tests.waiting import lasts
 from finetune_operator.resources import RESOURCES
 
 SLOW_SECONDS = 6.0
+SEEN_SECONDS = 60.0
 Befall = Callable[[Stage, Object], Awaitable[bool]]  # whether nothing more is to come of the pod
+
+
+async def _runs(stage: Stage, pod: Object) -> None:
+    """It runs, and whoever waits for that has seen it."""
+    space, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
+    await stage.say(pod, running(pod))
+
+    def seen() -> bool:
+        found = stage.get(space, "Pod", name)
+        return found is None or found["status"].get("phase") == "Running"
+
+    await stage.until(space, seen, SEEN_SECONDS)
 
 
 async def _slow(_stage: Stage, _pod: Object) -> bool:
@@ -27,13 +40,14 @@ async def _silent(stage: Stage, pod: Object) -> bool:
         await stage.say(pod, {**status, "conditions": []})
         await lasts(SLOW_SECONDS)
         return False
+    await _runs(stage, pod)
     stage.commit(pod)
     await stage.say(pod, ended(pod, 0, ""))
     return True
 
 
 async def _evicted(stage: Stage, pod: Object) -> bool:
-    await stage.say(pod, running(pod))
+    await _runs(stage, pod)
     text = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi."
     conditions = ready(now(), "False")
     await stage.say(
@@ -46,15 +60,14 @@ async def _killed(stage: Stage, pod: Object) -> bool:
     """SIGKILL, by nobody who says why."""
     if is_engine(pod):  # the kubelet starts it again
         return False
+    await _runs(stage, pod)
     await stage.say(pod, ended(pod, 128 + signal.SIGKILL, ""))
     return True
 
 
 async def _deleted(stage: Stage, pod: Object) -> bool:
-    await stage.say(pod, running(pod))
-    with contextlib.suppress(Refused):
-        await stage.request("DELETE", RESOURCES["Pod"].path(pod["metadata"]["namespace"], pod["metadata"]["name"]))
-    return True
+    await _runs(stage, pod)
+    return await _deleted_as_it_is(stage, pod)
 
 
 async def _preempted(stage: Stage, pod: Object) -> bool:
