@@ -23,7 +23,8 @@ LABEL_WATCH = f"{GROUP}/watch"  # the revision whose rollback window a Job watch
 LABEL_GATEWAY = f"{GROUP}/gateway"  # of all that belongs to the gateway of a ModelServe that sleeps while nobody asks
 LABEL_ADAPTER = f"{GROUP}/adapter"  # of the gate's Job of an adapter: its name
 
-LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"  # of nodes, by NVIDIA's feature discovery
+LABEL_GPU_PRODUCT = "nvidia.com/gpu.product"  # of nodes, by NVIDIA's feature discovery, as are the next two
+LABEL_GPU_MAJOR, LABEL_GPU_MINOR = "nvidia.com/gpu.compute.major", "nvidia.com/gpu.compute.minor"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 

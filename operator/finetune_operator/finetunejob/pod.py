@@ -66,7 +66,9 @@ def pod_spec(
     if run.pods(step) > 1:
         spec["subdomain"] = names.ranks_service(run.id)
     record = step_record(status, step.name)
-    placed = placement(job, stage, avoided(record), record.gpu if step.stage == TRAIN else None)
+    trains = step.stage == TRAIN
+    in_fp8 = trains and job.spec.training.in_fp8
+    placed = placement(job, stage, avoided(record), record.gpu if trains else None, in_fp8=in_fp8)
     return spec | placed | pull_secrets(job.spec.pod_template, settings)
 
 

@@ -114,14 +114,16 @@ class Engine:
     def __init__(self) -> None:
         self.llm_engine = self.engine_core = self
         self.asked: list[tuple[int, int]] = []
+        self.salts: list[str | None] = []
         self.ended = False
 
     def get_tokenizer(self) -> Any:
         return None
 
-    def generate(self, prompts: list[dict[str, list[int]]], greedy: int, use_tqdm: bool) -> list[Any]:
+    def generate(self, prompts: list[dict[str, Any]], greedy: int, use_tqdm: bool) -> list[Any]:
         assert not self.ended
         assert not use_tqdm
+        self.salts += [prompt.get("cache_salt") for prompt in prompts]
         self.asked.append((len(prompts), greedy))
         return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[len(prompts)])]) for _ in prompts]
 
@@ -139,6 +141,10 @@ def test_rows_that_a_gate_will_ask_are_asked_by_themselves_of_the_same_engine(mo
     assert scorer._answers([ROW] * 3, alone=2) == ["3 in the step"] * 3
     assert scorer.alone == ("1 in the step",) * 2
     assert sorted(engine.asked) == [(1, 16), (1, 16), (3, 40)]
+    first, second, *together = engine.salts
+    assert first != second, "the second row finds the beginning that it shares with the first in the cache"
+    assert first is not None
+    assert together == [None] * 3
     assert engine.ended
 
 

@@ -128,3 +128,51 @@ def test_priority_and_scheduler_are_the_pods() -> None:
     story.passes(2)
     pod = jobs(story)["prepare"]["spec"]["template"]["spec"]
     assert (pod["priorityClassName"], pod["schedulerName"]) == ("low", "volcano")
+
+
+FP8 = {"quantization": {"products": "FP8"}}
+OWN = {
+    "nodeAffinity": {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in "ab"]
+        }
+    }
+}
+
+
+def fits(terms: list[Object], labels: dict[str, str]) -> bool:
+    """Whether a node may be taken, as Kubernetes reads terms of nodes' labels."""
+
+    def holds(asked: Object) -> bool:
+        named: bool = labels.get(asked["key"]) in asked["values"]
+        return named if asked["operator"] == "In" else not named
+
+    return any(all(holds(asked) for asked in term["matchExpressions"]) for term in terms)
+
+
+@pytest.mark.parametrize(
+    ("capability", "taken"),
+    [
+        ("7.5", False),
+        ("8.0", False),
+        ("8.6", False),
+        ("8.9", True),
+        ("9.0", True),
+        ("10.0", True),
+        ("12.0", True),
+        (None, True),
+    ],
+)
+@pytest.mark.parametrize("template", [{}, {"affinity": OWN}], ids=["", "own affinity"])
+def test_what_multiplies_in_fp8_takes_no_gpu_that_is_known_to_have_none(
+    capability: str | None, taken: bool, template: dict[str, Any]
+) -> None:
+    story = Story(make_job(parallelism=ON_GPUS, training=FP8, podTemplate=template))
+    story.to_the_end()
+    of = {step: body["spec"]["template"]["spec"].get("affinity", {}) for step, body in jobs(story).items()}
+    terms = of["train"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    major, minor = capability.split(".") if capability else (None, None)
+    told = {"nvidia.com/gpu.compute.major": major, "nvidia.com/gpu.compute.minor": minor, "zone": "b"}
+    assert fits(terms, {label: value for label, value in told.items() if value}) == taken
+    assert fits(terms, {"zone": "c"}) == (not template), "the job's own terms stand"
+    assert of["evaluate"] == template.get("affinity", {})

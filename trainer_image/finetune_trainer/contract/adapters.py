@@ -48,6 +48,10 @@ class Quantization(Strict):
     near to the base model."""
     double_quantization: bool = True
     """Round the scales of 4-bit blocks to 8 bits, so that a weight takes 4.1 bits instead of 4.5."""
+    products: Literal["Compute", "FP8"] = "Compute"
+    """What training multiplies these weights in. Compute: the compute type. FP8: 8-bit floating point on GPUs that have it
+    (from Ada and Hopper on), for objective SFT: faster, and each product errs by 4 %, where NF4 itself errs by 9 %.
+    Validation, merge and all that is made of the model see the same weights either way."""
 
 
 NF4 = Quantization()

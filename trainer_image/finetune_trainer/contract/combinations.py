@@ -61,7 +61,8 @@ def _broken(training: Training, devices: Devices, strategy: Strategy) -> tuple[s
 
 _SPLIT = "self.training.lora.init in ['PiSSA', 'OLoRA']"
 _NONE_SAVED = "!has(self.training.lora.modulesToSave) || self.training.lora.modulesToSave.size() == 0"
-_NF4 = "self.training.quantization.type == 'NF4' && self.training.quantization.doubleQuantization"
+_Q = "self.training.quantization"
+_NF4 = f"{_Q}.type == 'NF4' && {_Q}.doubleQuantization && {_Q}.products == 'Compute'"
 _RANKS = "self.parallelism.numNodes * (self.parallelism.gpusPerNode > 0 ? self.parallelism.gpusPerNode : 1)"
 _WHOLE = "self.parallelism.strategy in ['Auto', 'DDP']"
 
@@ -158,7 +159,18 @@ SETTINGS = (
         "spec",
         lambda training, _: training.quantization.bits == 4 or training.quantization == NF4.model_copy(update={"bits": 8}),
         f"self.training.quantization.bits == 4 || ({_NF4})",
-        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights; set bits to 4, or remove them",
+        "spec.training.quantization.type, doubleQuantization and products are for 4-bit weights; set bits to 4, or remove them",
+    ),
+    Combination(  # all else keeps PEFT's code, or was never measured
+        "spec",
+        lambda training, devices: (
+            not training.in_fp8 or (training.suits_fp8 and devices.gpus > 0 and devices.strategy not in SHARES_WEIGHTS)
+        ),
+        f"{_Q}.products != 'FP8' || self.parallelism.gpusPerNode > 0 && !(self.parallelism.strategy in ['FSDP', 'ZeRO3'])"
+        " && self.training.precision in ['Auto', 'BF16'] && self.training.objective == 'SFT'"
+        " && self.training.lora.dropout == 0.0 && !self.training.lora.dora",
+        "spec.training.quantization.products FP8 needs GPUs and BF16, and goes with neither lora.dropout, lora.dora, another"
+        " objective than SFT nor strategy FSDP; change these, or set products to Compute",
     ),
 )
 

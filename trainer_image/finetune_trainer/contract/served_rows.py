@@ -4,7 +4,8 @@
     askedIds ── the server, greedily ──► the answer's first tokens   a share of the rows must begin alike
 
 The evaluation's engine answers these rows once more, each by itself, as a gate asks them: among others a row's products can be
-rounded otherwise, in FP8 and NF4 so much that another word wins. On GPUs vLLM is compiled for it, as a server's is.
+rounded otherwise, in FP8 and NF4 so much that another word wins. So it is with a prompt whose beginning is in an engine's
+cache: evaluation and gate have each computed afresh. On GPUs vLLM is compiled for it, as a server's is.
 
 The ids are the trainer's, so the first line proves the server's tokenizer on rendered text, special tokens included, and
 the second its weights, arithmetic and end tokens. The chat template is no part of it: that the artifact carries the

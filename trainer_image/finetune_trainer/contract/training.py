@@ -129,6 +129,17 @@ class Training(Strict):
         return self.learning_rate or customary
 
     @property
+    def in_fp8(self) -> bool:
+        """Whether frozen weights are multiplied in FP8."""
+        return self.quantization.products == "FP8"
+
+    @property
+    def suits_fp8(self) -> bool:
+        """Whether its settings leave all to the path that can do so."""
+        plain = self.lora.dropout == 0 and not self.lora.dora and self.objective is Objective.SFT
+        return plain and self.precision in (Precision.AUTO, Precision.BF16)
+
+    @property
     def learning(self) -> Learning:
         """What its objective asks for."""
         return OBJECTIVES[self.objective]

@@ -12,7 +12,8 @@ w bytes per number of the compute type, the saved activations of one layer are, 
     w (7.5f + 19h + 6k + 7r)   with both, and the expanded weights beside it
     + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs: neither the fused path,
                             nor dropout, which copies them in any case
-    + 5wh                   where all weights are trained: hidden states in float32, and a 16-bit copy for each product
+    + 5wh                   where all weights are trained: hidden states in float32, and a 16-bit copy for each product; not
+                            with FSDP, whose layers are in 16 bits
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
     w (2f + 5h + 2k + 7r)   with selective checkpointing: its input, the products' answers and attention's; the rest for one
                             layer at a time
@@ -65,7 +66,8 @@ KEPT: dict[Code, tuple[float, int, int, int]] = {  # of f, h, k and r above
     "DoRADropout": (7.5, 19, 6, 7),
 }
 # How many numbers as wide as the MLP (f) are alive at once in its backward pass. The fused path computes the inner product
-# again. With dropout and DoRA, PEFT computes the gradients one after the other and adds them up: measured on an H100.
+# again, and with products in FP8 has both of its gradients in one byte a number beside them. With dropout and DoRA, PEFT
+# computes the gradients one after the other and adds them up: measured on an H100.
 AT_ONCE: dict[Code, int] = {"Fused": 2, "Dropout": 5, "DoRA": 6, "DoRADropout": 6}
 STATE = frozenset({"gradients", "optimizer"})
 SHARDED: dict[Strategy, frozenset[str]] = {  # what ranks share out
@@ -89,12 +91,12 @@ def estimate(
     code = code or layer_code(training, setting.strategy, on_gpu)
     width = number_bytes(training.precision, on_gpu)
     tokens = _sequences(training, setting) * row_tokens
-    layer = width * tokens * _kept(shape, training, code, width)
+    layer = width * tokens * _kept(shape, training, code, width, setting.strategy)
     masks = 0 if on_gpu else width * _masks(shape, training, setting, row_tokens)
     eight_bit = "8bit" in training.optimizer or (training.optimizer == "Auto" and on_gpu and setting.strategy not in SHARDED)
     weights = _weights(shape, training, width, on_gpu, eight_bit)
     # At the backward pass's first layer: a weight in full, gradients of the layer's inputs and outputs.
-    wide = AT_ONCE.get(code, 1) * shape.feed_forward
+    wide = (AT_ONCE.get(code, 1) + training.in_fp8) * shape.feed_forward
     backward = weights.pop("expandedWeight", 0) + width * tokens * (wide + 2 * shape.hidden)
     if setting.checkpointing == "Off":
         kept = shape.layers * (layer + masks)
@@ -144,13 +146,13 @@ def _sequences(training: Training, setting: Setting) -> int:
     return setting.micro_batch_size * (2 if training.learning.of_pairs else 1)
 
 
-def _kept(shape: Shape, training: Training, code: Code, width: int) -> int:
+def _kept(shape: Shape, training: Training, code: Code, width: int, strategy: Strategy) -> int:
     """Numbers that one layer keeps of each token until its backward pass."""
     feed_forward, hidden, key_value, rank = KEPT[code]
     adapted = training.method is not Method.FULL
     if width == 4 and code == "PyTorch":
         hidden -= 2
-    if width < 4 and not adapted:
+    if width < 4 and not adapted and strategy is not Strategy.FSDP:
         hidden += 5
     if training.method is Method.LORA and width < 4 and code in ("PyTorch", "Liger", "DoRA"):
         hidden += 4

@@ -25,7 +25,7 @@ class Setting:
 
 def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
     """What the trainer computes a layer with."""
-    if not on_gpu or strategy in SHARES_WEIGHTS:  # they take whole layers: the trainer leaves them as they are
+    if not on_gpu or strategy is Strategy.ZERO3:
         return "PyTorch"
     if training.method is Method.FULL:
         return "Liger"
@@ -33,7 +33,8 @@ def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
         return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
     if training.lora.dropout > 0:
         return "Dropout"
-    return "Liger" if training.quantization.bits == 8 else "Fused"  # the fused path knows no 8-bit weights
+    # The fused path knows no 8-bit weights, nor such as ranks share out.
+    return "Liger" if training.quantization.bits == 8 or strategy in SHARES_WEIGHTS else "Fused"
 
 
 def records_layers(training: Training, setting: Setting, *, on_gpu: bool) -> bool:

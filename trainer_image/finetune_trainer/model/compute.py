@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from finetune_trainer.contract.adapters import Quantization
 from finetune_trainer.contract.devices import Devices, Strategy
 from finetune_trainer.contract.training import Method, Precision
 from finetune_trainer.failures import bad_config
 from finetune_trainer.ranks.zero import STAGES
 
 AMPERE = (8, 0)  # compute capability from which on a GPU has bf16
+ADA = (8, 9)  # and FP8
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,16 @@ def compute_for(precision: Precision, devices: Devices) -> Compute:
     auto = torch.bfloat16 if has_bf16 else torch.float16
     wanted = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16, Precision.FP32: torch.float32}
     return Compute("cuda", wanted.get(precision, auto))
+
+
+def check_fp8(quantization: Quantization) -> None:
+    """Raises StepFailed InvalidSpec where products in FP8 are asked for and this GPU has none."""
+    if quantization.products == "FP8" and torch.cuda.get_device_capability() < ADA:
+        name = torch.cuda.get_device_name()
+        raise bad_config(
+            f"training.quantization.products: {name} has no FP8, which GPUs have from Ada and Hopper on; set it to Compute, or"
+            " take another GPU"
+        )
 
 
 def trained_weights_type(method: Method, compute: Compute, strategy: Strategy = Strategy.DDP) -> torch.dtype:

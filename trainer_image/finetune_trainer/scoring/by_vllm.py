@@ -6,6 +6,7 @@ The engine is a process of its own, and gone before the loss is computed: two co
 from __future__ import annotations
 
 import gc
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class VllmScorer:
                 lambda text: own(text, add_special_tokens=False).input_ids,
             )
             beginning = served_rows.length(self._new_tokens)
-            self.alone = tuple(answer for row in rows[:alone] for answer in self._generated(engine, [row], beginning))
+            self.alone = tuple(self._alone(engine, row, beginning) for row in rows[:alone])
             return self._generated(engine, rows, self._new_tokens)
         finally:
             engine.llm_engine.engine_core.shutdown()
@@ -95,9 +96,14 @@ class VllmScorer:
         except Exception as error:  # whatever stands in its way: its own classes differ between versions
             raise _failed("load the model", error) from error
 
-    def _generated(self, engine: Any, rows: Sequence[Rendered], new_tokens: int) -> list[str]:
-        """Answers to rows that are in the engine's steps together."""
-        prompts = [{"prompt_token_ids": list(row.asked_ids)} for row in rows]
+    def _alone(self, engine: Any, row: Rendered, new_tokens: int) -> str:
+        """The answer to one row as a gate asks it: by itself, and with nothing of it found in the prefix cache."""
+        (answer,) = self._generated(engine, [row], new_tokens, cache_salt=secrets.token_hex(8))
+        return answer
+
+    def _generated(self, engine: Any, rows: Sequence[Rendered], new_tokens: int, **more: str) -> list[str]:
+        """Answers to rows that are in the engine's steps together. `more` goes with each prompt."""
+        prompts = [{"prompt_token_ids": list(row.asked_ids), **more} for row in rows]
         try:
             found = engine.generate(prompts, self._greedy(new_tokens), use_tqdm=False)
         except Exception as error:  # on CPUs some kernels turn out to be missing only now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -62,6 +63,7 @@ class Endpoint:
             "max_tokens": longest,
             "temperature": 0,
             "repeat_penalty": 1.0,  # llama.cpp's word alone: a GGUF file may carry another, and evaluation has none
+            **_afresh(),
         }
         found = self._json("/v1/completions", request, seconds)["choices"][0]
         return Completion(str(found["text"]), found["finish_reason"] == "length")
@@ -108,6 +110,14 @@ class Endpoint:
                 raise too_slow() from error
             text = f"{request.full_url} can't be reached: {first_line(error)}"
             raise StepFailed(StepReason.EngineUnavailable, text) from error
+
+
+def _afresh() -> dict[str, Any]:
+    """What has a prompt computed as a whole, whatever was asked before: one whose beginning is in an engine's cache is computed
+    in other pieces, rounds otherwise, and may get another answer. The words are vLLM's and llama.cpp's; each passes over the
+    other's.
+    """
+    return {"cache_salt": secrets.token_hex(8), "cache_prompt": False}
 
 
 def too_slow() -> StepFailed:

@@ -39,16 +39,23 @@ def attention(folder: Path, compute: Compute, *, packing: bool = False) -> str |
 
 
 def accelerate(network: Any, compute: Compute, run: RunConfig, fit: FitFacts, folder: Path) -> RecordedLayers | None:
-    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is, and so it does where ranks share
-    its weights out, as the fused path holds on to whole ones. Returns its layers where their work is recorded.
+    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is. Where ranks share its weights out
+    it gets Liger's kernels alone, and with ZeRO not even those: the fused path holds on to whole weights. Returns its
+    layers where their work is recorded.
     """
-    if compute.device != "cuda" or (fit.strategy or Strategy.DDP) in SHARES_WEIGHTS:
+    strategy, rotates = fit.strategy or Strategy.DDP, fit.gradient_checkpointing != "Selective"
+    if compute.device != "cuda" or strategy is Strategy.ZERO3:
+        return None
+    if strategy in SHARES_WEIGHTS:
+        _liger(network, swiglu=True, rope=rotates)
         return None
     from finetune_trainer.speed.fused_lora import fuse
 
-    fused = fuse(network)
+    fused = fuse(network, in_fp8=run.training.in_fp8)
+    if run.training.in_fp8:
+        print(f"{fused} linear layers multiply in FP8 while they train", flush=True)
     # Where products are kept as they come, Liger may not rotate: it does so in place.
-    _liger(network, swiglu=not fused, rope=fit.gradient_checkpointing != "Selective")
+    _liger(network, swiglu=not fused, rope=rotates)
     line, layers = _line(folder, run, fit, compute), fused_layers(network, fused)
     return RecordedLayers(layers, line, CudaGraphs()) if line is not None and layers else None
 

@@ -3,45 +3,24 @@
 PEFT computes `base(x)`, clones it, then adds `scale * B(A(x))`: six passes over every output, and autograd keeps the
 input twice. Here the frozen product goes on top of the low-rank one (a GEMM with beta = 1), projections
 that read one input share a pass over it, and of a gated MLP only `gate(x)` and `up(x)` are kept for the backward pass.
-
-    y  = x Wᵀ + s (x Aᵀ) Bᵀ          dx = dy W + s (dy B) A          dA = s (dy B)ᵀ x          dB = s dyᵀ (x Aᵀ)
+The products themselves are in projections.py.
 
 The idea of recomputing around the 4-bit product is Unsloth's (`fast_lora`) and Axolotl's (`lora_mlp_kernel`); see
-docs/training-speed.md for what it gains. W is dequantized from 4 bits for each product and thrown away.
+docs/training-speed.md for what it gains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from finetune_trainer.speed.nf4 import expanded
+from finetune_trainer.speed import fp8, projections
+from finetune_trainer.speed.projections import Projection, adapter_grads, down, input_grad, outputs, ups
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
-
-
-@dataclass(frozen=True)
-class Projection:
-    """One adapted linear layer: the frozen weight (dense, NF4 or FP4), its bias, the adapter's A (r, in) and B (out, r)."""
-
-    base: nn.Module
-    lora_a: Tensor
-    lora_b: Tensor
-    scale: float
-    absmax: Tensor | None = None  # float32 block scales of a 4-bit weight, their own quantization undone once
-
-    def weight(self, dtype: torch.dtype) -> Tensor:
-        """The frozen weight, shape (out, in), in the given type; 4-bit weights are expanded anew at each call."""
-        weight: Any = self.base.weight
-        return weight.to(dtype) if self.absmax is None else expanded(weight, self.absmax, dtype)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return getattr(self.base, "bias", None)
 
 
 class LoraLinears(torch.autograd.Function):
@@ -51,98 +30,55 @@ class LoraLinears(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, projections: tuple[Projection, ...], *adapters: Tensor) -> tuple[Tensor, ...]:
-        down = _down(x, adapters[0::2])
-        outputs = tuple(_project(x, p, xa, b) for p, xa, b in zip(projections, down, adapters[1::2], strict=True))
-        ctx.projections = projections
-        ctx.save_for_backward(x, *adapters, *down)
-        return outputs
+    def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], *adapters: Tensor) -> tuple[Tensor, ...]:
+        xa = down(x, adapters[0::2])
+        ctx.adapted = adapted
+        ctx.save_for_backward(x, *adapters, *xa)
+        return outputs(x, adapted, xa, adapters[1::2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, *saved = ctx.saved_tensors
-        count = len(ctx.projections)
-        adapters, down = saved[: 2 * count], saved[2 * count :]
+        count = len(ctx.adapted)
+        adapters, xa = saved[: 2 * count], saved[2 * count :]
         grads = tuple(g.contiguous() for g in grads)
-        ups = _ups(grads, ctx.projections, adapters[1::2])
-        dx = _input_grad(grads, ups, ctx.projections, adapters[0::2]) if ctx.needs_input_grad[0] else None
-        return (dx, None, *_adapter_grads(x, grads, ups, down, ctx.projections))
+        up = ups(grads, ctx.adapted, adapters[1::2])
+        dx = input_grad(grads, up, ctx.adapted, adapters[0::2]) if ctx.needs_input_grad[0] else None
+        return (dx, None, *adapter_grads(x, grads, up, xa, ctx.adapted))
 
 
 class LoraGatedMLP(torch.autograd.Function):
     """down(silu(gate(x)) * up(x)) with three adapters. Keeps x, gate(x) and up(x); their product is made again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, projections: tuple[Projection, ...], *adapters: Tensor) -> Tensor:
-        gate_p, up_p, down_p = projections
-        xa_gate, xa_up = _down(x, adapters[0:4:2])
-        gate, up = _project(x, gate_p, xa_gate, adapters[1]), _project(x, up_p, xa_up, adapters[3])
-        hidden = swiglu(gate, up)
-        (ha,) = _down(hidden, adapters[4:5])
-        out = _project(hidden, down_p, ha, adapters[5])
-        ctx.projections = projections
-        ctx.save_for_backward(x, gate, up, *adapters, xa_gate, xa_up, ha)
-        return out
+    def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], *adapters: Tensor) -> Tensor:
+        inner, last = adapted[:2], adapted[2:]
+        xa = down(x, adapters[0:4:2])
+        gate, up = outputs(x, inner, xa, adapters[1:4:2])
+        hidden, rows = (swiglu(gate, up), None) if last[0].frozen is None else fp8.swiglu(gate, up)
+        ha = down(hidden, adapters[4:5])
+        ctx.adapted = adapted
+        ctx.save_for_backward(x, gate, up, *adapters, *xa, *ha)
+        return outputs(hidden, last, ha, adapters[5:6], rows)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, gate, up, *rest = ctx.saved_tensors
-        adapters, (xa_gate, xa_up, ha) = rest[:6], rest[6:]
-        gate_p, up_p, down_p = ctx.projections
-        grad = grad.contiguous()
-        ups_down = _ups((grad,), (down_p,), adapters[5:6])
-        dhidden = _input_grad((grad,), ups_down, (down_p,), adapters[4:5])
-        hidden, dgate, dup = swiglu_backward(gate, up, dhidden)
-        down_grads = _adapter_grads(hidden, (grad,), ups_down, (ha,), (down_p,))
-        inner = (dgate, dup)
-        ups = _ups(inner, (gate_p, up_p), adapters[1:4:2])
-        dx = _input_grad(inner, ups, (gate_p, up_p), adapters[0:4:2]) if ctx.needs_input_grad[0] else None
-        return (dx, None, *_adapter_grads(x, inner, ups, (xa_gate, xa_up), (gate_p, up_p)), *down_grads)
+        adapters, xa, ha = rest[:6], rest[6:8], rest[8:]
+        inner, last = ctx.adapted[:2], ctx.adapted[2:]
+        out = (grad.contiguous(),)
+        out_up = ups(out, last, adapters[5:6])
+        dhidden = input_grad(out, out_up, last, adapters[4:5])
+        hidden, *grads, rows = _through_swiglu(gate, up, dhidden, in_fp8=inner[0].frozen is not None)
+        last_grads = adapter_grads(hidden, out, out_up, ha, last)
+        in_up = ups(grads, inner, adapters[1:4:2])
+        dx = input_grad(grads, in_up, inner, adapters[0:4:2], rows) if ctx.needs_input_grad[0] else None
+        return (dx, None, *adapter_grads(x, grads, in_up, xa, inner), *last_grads)
 
 
-def _down(x: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """x Aᵀ for several A in one pass over x: (tokens, r) each."""
-    if len(a) == 1:
-        return (x @ a[0].to(x.dtype).t(),)
-    stacked = x @ torch.cat([m.to(x.dtype) for m in a]).t()
-    return tuple(t.contiguous() for t in stacked.split([m.shape[0] for m in a], dim=1))
-
-
-def _project(x: Tensor, p: Projection, xa: Tensor, b: Tensor) -> Tensor:
-    """The adapter's product first: what it writes the large one reads while it multiplies, and no pass is for it alone."""
-    b = b.to(x.dtype)
-    out = _scaled(xa, b.t(), p.scale) if p.bias is None else torch.addmm(p.bias.to(x.dtype), xa, b.t(), alpha=p.scale)
-    return out.addmm_(x, p.weight(x.dtype).t())
-
-
-def _ups(grads: tuple[Tensor, ...], projections: tuple[Projection, ...], b: Sequence[Tensor]) -> Tensor:
-    """s dy B of each projection side by side: (tokens, the sum of their r)."""
-    found = [_scaled(grad, m.to(grad.dtype), p.scale) for grad, p, m in zip(grads, projections, b, strict=True)]
-    return torch.cat(found, dim=1) if len(found) > 1 else found[0]
-
-
-def _input_grad(grads: tuple[Tensor, ...], ups: Tensor, projections: tuple[Projection, ...], a: Sequence[Tensor]) -> Tensor:
-    """dx, shape (tokens, in). Of the adapters all go in by one product, and first, as in `_project`."""
-    dx = ups @ (torch.cat([m.to(ups.dtype) for m in a]) if len(a) > 1 else a[0].to(ups.dtype))
-    for grad, p in zip(grads, projections, strict=True):
-        dx.addmm_(grad, p.weight(grad.dtype))
-    return dx
-
-
-def _adapter_grads(
-    x: Tensor, grads: tuple[Tensor, ...], ups: Tensor, down: Sequence[Tensor], projections: tuple[Projection, ...]
-) -> list[Tensor]:
-    """dA and dB of each projection, in the order in which they came."""
-    da = (ups.t() @ x).split([p.lora_a.shape[0] for p in projections])
-    found: list[Tensor] = []
-    for grad, xa, p, a_grad in zip(grads, down, projections, da, strict=True):
-        found += [a_grad.to(p.lora_a.dtype), _scaled(grad.t(), xa, p.scale).to(p.lora_b.dtype)]
-    return found
-
-
-def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale · left right, as one product."""
-    return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
+def _through_swiglu(gate: Tensor, up: Tensor, grad: Tensor, *, in_fp8: bool) -> tuple[Any, ...]:
+    """silu(gate) * up, d gate and d up, and both gradients in FP8 where that is wanted."""
+    return fp8.swiglu_backward(gate, up, grad) if in_fp8 else (*swiglu_backward(gate, up, grad), None)
 
 
 # ── Putting it into a PEFT model ──────────────────────────────────────────────────────────────────────────────────────
@@ -177,24 +113,26 @@ def _absmax(base: nn.Module) -> Tensor | None:
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()  # type: ignore[no-any-return]
 
 
-def fuse(model: nn.Module) -> int:
+def fuse(model: nn.Module, *, in_fp8: bool = False) -> int:
     """Replace the forward of adapted attention projections and gated MLPs. Returns how many linear layers it took.
 
     Layers that need what the fused path does not do keep PEFT's own forward, and so does every layer while its adapter
-    is disabled or merged: the model stays right either way.
+    is disabled or merged: the model stays right either way. With `in_fp8` layers that train multiply 4-bit weights in FP8;
+    those that are judged, by a validation or by what the merged model must answer as well, multiply as they are merged.
     """
     fused = 0
+    trained: Callable[[tuple[Projection, ...]], tuple[Projection, ...]] = projections.in_fp8 if in_fp8 else tuple
     for module in list(model.modules()):
         mlp = _projections(module, "gate_proj", "up_proj", "down_proj")
         if mlp and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
-            _fuse_mlp(module, mlp)
+            _fuse_mlp(module, mlp, (*trained(mlp[:2]), *trained(mlp[2:])))
             fused += 3
         attention = _projections(module, "q_proj", "k_proj", "v_proj")
         if attention:
-            _share_input(module, attention)
+            _share_input(module, attention, trained(attention))
             fused += 3
         for p in _projections(module, "o_proj"):
-            _fuse_linear(module.o_proj, p)
+            _fuse_linear(module.o_proj, (p,), trained((p,)))
             fused += 1
     return fused
 
@@ -205,39 +143,41 @@ def _projections(module: nn.Module, *names: str) -> tuple[Projection, ...]:
     return tuple(p for p in found if p is not None) if len(found) == len(names) and all(found) else ()
 
 
-def _adapters(projections: tuple[Projection, ...]) -> list[Tensor]:
-    return [t for p in projections for t in (p.lora_a, p.lora_b)]
+def _adapters(adapted: tuple[Projection, ...]) -> list[Tensor]:
+    return [t for p in adapted for t in (p.lora_a, p.lora_b)]
 
 
 def _adapting(layer: Any) -> bool:
     return not (layer.disable_adapters or layer.merged)
 
 
-def _fuse_mlp(mlp: Any, projections: tuple[Projection, ...]) -> None:
+def _fuse_mlp(mlp: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...]) -> None:
     plain = mlp.forward
 
     def forward(x: Tensor) -> Tensor:
         if not _adapting(mlp.gate_proj):
             return plain(x)  # type: ignore[no-any-return]
-        out: Tensor = LoraGatedMLP.apply(x.reshape(-1, x.shape[-1]), projections, *_adapters(projections))  # type: ignore[no-untyped-call]
+        adapted = trained if mlp.training else judged
+        out: Tensor = LoraGatedMLP.apply(x.reshape(-1, x.shape[-1]), adapted, *_adapters(adapted))  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
 
     mlp.forward = forward
 
 
-def _fuse_linear(layer: Any, p: Projection) -> None:
+def _fuse_linear(layer: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...]) -> None:
     plain = layer.forward
 
     def forward(x: Tensor) -> Tensor:
         if not _adapting(layer):
             return plain(x)  # type: ignore[no-any-return]
-        out: Tensor = LoraLinears.apply(x.reshape(-1, x.shape[-1]), (p,), *_adapters((p,)))[0]  # type: ignore[no-untyped-call]
+        adapted = trained if layer.training else judged
+        out: Tensor = LoraLinears.apply(x.reshape(-1, x.shape[-1]), adapted, *_adapters(adapted))[0]  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
 
     layer.forward = forward
 
 
-def _share_input(attention: Any, projections: tuple[Projection, ...]) -> None:
+def _share_input(attention: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...]) -> None:
     """q, k and v read the same hidden states: q_proj computes all three, k_proj and v_proj hand out what it left.
 
     This keeps each architecture's own attention code, which calls the three in this order with one tensor.
@@ -248,9 +188,9 @@ def _share_input(attention: Any, projections: tuple[Projection, ...]) -> None:
     def query(x: Tensor) -> Tensor:
         if not _adapting(attention.q_proj):
             return plain_query(x)  # type: ignore[no-any-return]
-        flat = x.reshape(-1, x.shape[-1])
+        flat, adapted = x.reshape(-1, x.shape[-1]), trained if attention.q_proj.training else judged
         q: Tensor
-        q, k, v = (t.view(*x.shape[:-1], -1) for t in LoraLinears.apply(flat, projections, *_adapters(projections)))  # type: ignore[no-untyped-call]
+        q, k, v = (t.view(*x.shape[:-1], -1) for t in LoraLinears.apply(flat, adapted, *_adapters(adapted)))  # type: ignore[no-untyped-call]
         waiting["k_proj"], waiting["v_proj"] = (x, k), (x, v)
         return q
 

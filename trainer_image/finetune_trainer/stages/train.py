@@ -109,7 +109,7 @@ class Loaded:
 def _load(context: Context) -> Loaded:
     """Base model with the adapters that the method asks for. Raises StepFailed InvalidSpec before weights are read."""
     from finetune_trainer.model import adapters, loading
-    from finetune_trainer.model.compute import compute_for
+    from finetune_trainer.model.compute import check_fp8, compute_for
     from finetune_trainer.model.outline import freeze, modules_of, unreached
     from finetune_trainer.speed import acceleration, activations
     from finetune_trainer.training.arguments import arguments
@@ -118,6 +118,7 @@ def _load(context: Context) -> Loaded:
     fit = distributed.of_first(lambda: _fit(context))
     check(training, devices.model_copy(update={"strategy": fit.strategy or devices.strategy}))
     compute = compute_for(training.precision, devices)
+    check_fp8(training.quantization)
     strategy = fit.strategy or Strategy.DDP
     context.progress("loading the base model")
     with distributed.first_on_node():

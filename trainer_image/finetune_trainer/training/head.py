@@ -30,8 +30,21 @@ class Counting:
         return batch | {COUNTED: torch.nonzero(batch["labels"][0, 1:] != IGNORED).flatten()}
 
 
+def answer_counted(model: Any, network: Any) -> None:
+    """Let `model`, which holds transformers' network, answer with log probabilities where it is told which tokens count.
+
+    By its own forward, since what ranks wrap around it (DDP) must see each pass.
+    """
+    plain = model.forward
+
+    def forward(*args: Any, counted: Tensor | None = None, **inputs: Any) -> Any:
+        return plain(*args, **inputs) if counted is None else log_probabilities(network, inputs, counted)
+
+    model.forward = forward
+
+
 def log_probabilities(network: Any, inputs: dict[str, Any], counted: Tensor) -> Tensor:
-    """The log probability of each counted token after those before it, by a model that stands on one device."""
+    """The log probability of each counted token after those before it, by a model that each rank has whole."""
     read = {name: value for name, value in inputs.items() if name != "labels"}
     hidden = network.base_model(**read, use_cache=False).last_hidden_state[0].index_select(0, counted)
     wanted = inputs["labels"][0].index_select(0, counted + 1)

@@ -36,10 +36,12 @@ class SupervisedLoop(Loop, SFTTrainer):  # type: ignore[misc]
     """SFT. The loss of a step is the mean over the tokens of all its micro-batches."""
 
     def count_beforehand(self) -> None:
-        """Let the collator tell which tokens count, where rows share a line and the whole model stands on one device."""
+        """Let the collator tell which tokens count, where rows share a line and each rank has the whole model."""
         network = _network(self.model)
-        if self.args.padding_free and self.args.world_size == 1 and not head.is_scaled_otherwise(network):
+        is_shared_out = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.padding_free and not is_shared_out and not head.is_scaled_otherwise(network):
             self.data_collator = head.Counting(self.data_collator)
+            head.answer_counted(self.model, network)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -53,8 +55,7 @@ class SupervisedLoop(Loop, SFTTrainer):  # type: ignore[misc]
         if counted is None:
             told = model(**inputs, use_cache=False, fused_lm_head=True).log_probs
         else:
-            with self.accelerator.autocast():
-                told = head.log_probabilities(_network(model), inputs, counted)
+            told = model(**inputs, counted=counted)
         # FSDP answers in the compute type. The count is over all ranks, whose gradients are averaged afterwards.
         return -told.float().sum() / num_items_in_batch * self.args.world_size
 

@@ -152,9 +152,22 @@ def _check_adapters(network: Any, training: Training, folder: Path) -> None:
 
     begun = training.lora.model_copy(update={"init": "Default"})  # others begin with numbers, and an outline has none
     try:
-        add_adapters(network, training.model_copy(update={"lora": begun}), modules_of(unreached(folder)))
+        adapted = add_adapters(network, training.model_copy(update={"lora": begun}), modules_of(unreached(folder)))
     except NotImplementedError:
         return  # it asks for numbers, and will be seen in training
+    if training.in_fp8:
+        _check_fp8(adapted)
+
+
+def _check_fp8(adapted: Any) -> None:
+    """Products in FP8 are the fused path's."""
+    from finetune_trainer.speed.fused_lora import fuse
+
+    if not fuse(adapted):
+        raise bad_config(
+            "spec.training.quantization.products: none of this model's layers can be multiplied in FP8 (attention with q_proj,"
+            " k_proj, v_proj and o_proj, gated MLPs with SiLU); set it to Compute"
+        )
 
 
 def _unsupported(why: str) -> StepFailed:

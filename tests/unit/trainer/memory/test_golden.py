@@ -35,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], Setting, bool]] = {
     "qlora": (QLORA, ONE, True),
     "qlora, scales not rounded": (QLORA | {"quantization": {"doubleQuantization": False}}, ONE, True),
     "qlora, 8 bits": (QLORA | {"quantization": {"bits": 8}}, ONE, True),
+    "qlora, products in FP8": (QLORA | {"quantization": {"products": "FP8"}}, ONE, True),
     "qlora, checkpointed": (QLORA, Setting(3, "Full"), True),
     "qlora, dropout": (QLORA | {"lora": {"dropout": 0.1}}, ONE, True),
     "qlora, dora, selective": (QLORA | {"lora": {"dora": True}}, Setting(3, "Selective"), True),

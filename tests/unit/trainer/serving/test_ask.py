@@ -141,12 +141,15 @@ def test_test_rows_are_asked_by_their_ids_and_only_numbers_are_told(
     status, _ = gate([{"prompt": "Hi"}], "--rows", ENTRY)
     assert (status, report(tmp_path)) == (0, ServedRows(asked=4, same_token_ids=4, same_answers=3))
     (asked,) = [r for r in engine.requests if r.get("prompt") == list(map(ord, "Its hill?"))]
+    salts = [r.pop("cache_salt") for r in engine.requests if "prompt" in r and "max_tokens" in r]
+    assert len({*salts}) == 4, "a prompt finds what it shares with an earlier one in the engine's cache"
     assert asked == {
         "model": "facts",
         "prompt": list(map(ord, "Its hill?")),
         "max_tokens": 16,
         "temperature": 0,
         "repeat_penalty": 1.0,
+        "cache_prompt": False,
     }
     out = "".join(capfd.readouterr()) + (tmp_path / "termination").read_text()
     assert "test row 4: same token ids, other answer" in out
