@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Awaitable, Callable
 
-from tests.faults.stage import Object, Refused, Stage, ended, is_engine, now, ready, running
+from tests.faults.stage import Object, Refused, Stage, ended, is_engine, is_gate, now, ready, running
 from tests.waiting import lasts
 
 from finetune_operator.resources import RESOURCES
@@ -34,7 +34,7 @@ async def _slow(_stage: Stage, _pod: Object) -> bool:
 
 
 async def _silent(stage: Stage, pod: Object) -> bool:
-    """It ends well and reports nothing; an engine runs and is not ready for a while."""
+    """It ends as it would and reports nothing; an engine runs and is not ready for a while."""
     if is_engine(pod):
         status = running(pod)
         await stage.say(pod, {**status, "conditions": []})
@@ -42,7 +42,7 @@ async def _silent(stage: Stage, pod: Object) -> bool:
         return False
     await _runs(stage, pod)
     stage.commit(pod)
-    await stage.say(pod, ended(pod, 0, ""))
+    await stage.say(pod, ended(pod, await stage.verdict(pod) if is_gate(pod) else 0, ""))
     return True
 
 

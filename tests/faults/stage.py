@@ -168,6 +168,12 @@ class Stage:
             await lasts(0.1)
         await self.say(pod, ended(pod, *ending))
 
+    async def verdict(self, pod: Object) -> int:
+        """How a gate's pod ends, once it can tell."""
+        while (ending := self.endings[pod["metadata"]["namespace"]](pod)) is None:
+            await lasts(0.1)
+        return ending[0]
+
     async def say(self, pod: Object, status: Object) -> None:
         """What the kubelet would write of this pod."""
         meta = pod["metadata"]

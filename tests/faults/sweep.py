@@ -151,7 +151,8 @@ class Sweep:
         return scene
 
     async def _settled(self, scene: Scene, proxy: Writes) -> None:
-        """Return when the operator has written nothing for a while and no step's Job is left to remove.
+        """Return when all stands as the story leaves it, the operator has written nothing for a while, and no step's Job is
+        left to remove.
 
         Not before the fault is over: a write that arrives 40 s late changes the cluster then, and is answered then.
         """
@@ -159,7 +160,7 @@ class Sweep:
         fault = proxy.faults[scene.space]
         while time.monotonic() < end:
             silent = time.monotonic() - told.last > SILENT_SECONDS * slowness() and not fault.under_way
-            if silent and not self._left(scene):
+            if silent and scene.is_at_its_end() and not self._left(scene):
                 return
             await lasts(0.3)
         raise NoEffect("it is silent")
