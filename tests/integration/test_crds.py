@@ -78,11 +78,11 @@ REFUSED_JOBS = [
     ),
     (
         {"training": {"quantization": {"bits": 8, "type": "FP4"}}},
-        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+        "spec.training.quantization.type, doubleQuantization and products are for 4-bit weights",
     ),
     (
         {"training": {"quantization": {"bits": 8, "doubleQuantization": False}}},
-        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+        "spec.training.quantization.type, doubleQuantization and products are for 4-bit weights",
     ),
     (
         {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},

@@ -39,7 +39,7 @@ RULES = [
     (
         "method: LoRA",
         "quantization: {bits: 8, doubleQuantization: false}",
-        "spec.training.quantization.type and .doubleQuantization are for 4-bit weights",
+        "spec.training.quantization.type, doubleQuantization and products are for 4-bit weights",
     ),
     ("learningRate: 0.001", "reportTo: [mlflow]", "spec.training.reportTo mlflow and wandb need a server and a key"),
     ("quantization: Q4_K_M", "quantization: FP8", "spec.artifacts[].quantization does not go with its format"),

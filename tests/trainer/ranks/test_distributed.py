@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.trainer.entries import context, prepare
-from tests.trainer.speed.test_acceleration import SHAPE, adapted, loss_and_gradients
+from tests.trainer.speed.test_acceleration import IDS, SHAPE, adapted, loss_and_gradients
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,7 +30,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.ranks import distributed
 from finetune_trainer.speed.fused_lora import fuse
 from finetune_trainer.stages import train
-from finetune_trainer.training import checkpoint
+from finetune_trainer.training import checkpoint, head
 
 MakeRun = Callable[..., RunConfig]
 TRAINING = {
@@ -262,6 +262,27 @@ def test_ranks_get_the_gradients_of_the_fused_path(tmp_path: Path) -> None:
     assert found.keys() == {f"module.{name}" for name in expected}
     for name, gradient in expected.items():
         torch.testing.assert_close(found[f"module.{name}"], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_ranks_get_the_gradients_of_tokens_that_are_counted_beforehand(tmp_path: Path) -> None:
+    """The same: DDP must see the pass that answers with their log probabilities."""
+    network = LlamaForCausalLM(LlamaConfig(**SHAPE))
+    line = {"input_ids": IDS[:1], "labels": IDS[:1]}
+    counted = torch.tensor([0, 3, 7])
+    (-head.log_probabilities(network, line, counted).sum()).backward()
+    expected = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    head.answer_counted(network, network)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(network)
+        for _ in range(2):
+            network.zero_grad()
+            (-wrapped(**line, counted=counted).sum()).backward()
+        assert wrapped(**line).logits.shape[:2] == IDS[:1].shape, "told nothing of it, it answers as before"
+    finally:
+        dist.destroy_process_group()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
 def test_fewer_processes_than_asked_for_train_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
