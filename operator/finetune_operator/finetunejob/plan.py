@@ -45,7 +45,14 @@ def _finished(case: Case) -> Outlook | None:
 
 def _suspended(case: Case) -> Outlook | None:
     """No pods, those of an earlier run included."""
-    return suspended(case.world) if case.job.spec.suspend else None
+    return suspended(case.world) if case.job.spec.suspend and not _runs_unseen(case) else None
+
+
+def _runs_unseen(case: Case) -> bool:
+    """Whether there is a Job that the status names and no watch has told of yet: it is taken for ours before it is stopped."""
+    named = (s.job for s in case.status.steps if s.state is StepState.RUNNING and s.job and case.world.attempt(s.job) is None)
+    found = (case.named.get(Ref("Job", name)) for name in named)
+    return any(job is not None and not job["metadata"].get("deletionTimestamp") for job in found)
 
 
 def suspended(world: World) -> Outlook:

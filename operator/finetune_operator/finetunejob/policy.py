@@ -35,6 +35,7 @@ from finetune_trainer.contract import pod
 from finetune_trainer.contract.pipeline import CLEAN, FINGERPRINT, Step
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
+LEARNT = (LOCAL_QUEUE, CLAIM, "Job")  # kinds of what a pass may have to look at, by names that it learns as it goes
 MOST_IN_USE = 5000  # fingerprints that a variable of a process has room for
 
 
@@ -46,9 +47,7 @@ def reads(job: FineTuneJob) -> Reads:
     if (serve := handover.serve_name(job)) is not None:
         named.append(Ref("ModelServe", serve))
     named += [Ref(REFUSAL, step.job) for step in job.status.steps if step.state is StepState.RUNNING and step.job]
-    return Reads(
-        job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)), (LOCAL_QUEUE, CLAIM)
-    )
+    return Reads(job_labels(job.metadata.name), ("Job", "Pod", "ConfigMap", "Service"), tuple(dict.fromkeys(named)), LEARNT)
 
 
 def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: datetime) -> Decision:

@@ -370,6 +370,22 @@ def test_suspend_stops_the_job_and_resume_goes_on() -> None:
     assert "suspended" not in story.step("prepare")
 
 
+@pytest.mark.parametrize("there", [{}, {"deletionTimestamp": stamp(0)}, None], ids=["unseen", "being deleted", "never made"])
+def test_a_job_that_no_watch_has_told_of_is_taken_for_ours_before_it_is_said_to_be_suspended(there: Object | None) -> None:
+    story = Story(make_job())
+    story.one_pass()
+    name = story.space.running()["metadata"]["name"]
+    body = story.space.jobs.pop(name)
+    story.space.pods.clear()
+    if there is not None:
+        story.space.named[Ref("Job", name)] = {**body, "metadata": {**body["metadata"], **there}}
+    story.edit(suspend=True)
+    decision = story.decide()
+    made = [a.body["metadata"]["name"] for a in decision.actions if isinstance(a, Create) and a.body["kind"] == "Job"]
+    reason = next(c["reason"] for c in decision.status["conditions"] if c["type"] == "Ready")
+    assert (made, reason) == (([name], "Preparing") if there == {} else ([], "Suspended"))
+
+
 def test_a_lost_node_costs_an_attempt_and_no_person() -> None:
     story = Story(make_job())
     story.passes()
