@@ -25,7 +25,10 @@ OF_THE_SERVER = frozenset(
         *("deployment.kubernetes.io/revision", "pv.kubernetes.io/bind-completed", "observedGeneration", "selector"),
     }
 )
-EXPLAINED = frozenset({"attempt", "job", "lastFailure", "retries", "gatesLost", "trial"})  # by pods that were lost
+# By pods that were lost, and their reports with them.
+EXPLAINED = frozenset({"attempt", "job", "lastFailure", "retries", "gatesLost", "trial", "resumedFromStep"})
+
+TWO_AT_WORK = "two Jobs at work"
 
 
 def end_state(scene: Scene, *, loose: bool = False) -> list[str]:
@@ -103,7 +106,7 @@ def _advance(world: dict[tuple[str, str], Object], change: Change) -> None:
 def _of_jobs(world: dict[tuple[str, str], Object], jobs: list[Object]) -> Iterator[str]:
     at_work = [j for j in jobs if _is_at_work(j) and any(o["kind"] == "FineTuneJob" for o in j["metadata"]["ownerReferences"])]
     if len(at_work) > 1:
-        yield f"two Jobs at work: {', '.join(j['metadata']['name'] for j in at_work)}"
+        yield f"{TWO_AT_WORK}: {', '.join(j['metadata']['name'] for j in at_work)}"
     job = world.get(("FineTuneJob", "facts"))
     if job is not None and job["spec"].get("suspend") and at_work:
         ready: Object = next((c for c in job.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
