@@ -85,6 +85,10 @@ REFUSED_JOBS = [
         "spec.training.quantization.type, doubleQuantization and products are for 4-bit weights",
     ),
     (
+        {"training": {"quantization": {"products": "FP8"}}, "parallelism": {"gpusPerNode": 0}},
+        "spec.training.quantization.products FP8 needs GPUs and BF16",
+    ),
+    (
         {"training": {"quantization": {"bits": 8}}, "parallelism": {"gpusPerNode": 2, "strategy": "FSDP"}},
         "spec.parallelism.strategy can't share out 8-bit weights; use DDP or Auto",
     ),

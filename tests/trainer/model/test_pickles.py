@@ -76,8 +76,9 @@ def test_asked_for_by_name_they_become_the_same_safetensors(
     torch.save(tensors, folder / "pytorch_model.fp16.bin")  # a variant that nobody asked for
     result = prepared(run, tmp_path)
     shutil.rmtree(folder)  # later steps read the store's copy
-    facts, made = context(run, "train", tmp_path).inputs.model()
-    assert facts == result.model
+    inputs = context(run, "train", tmp_path).inputs
+    facts, made = inputs.model()
+    assert inputs.with_teacher(facts) == result.model
     assert facts.parameters == sum(t.numel() for name, t in tensors.items() if name != HEAD)
     assert [p.name for p in made.iterdir() if p.suffix in (".bin", ".safetensors")] == ["model.safetensors"]
     found, expected = load_file(made / "model.safetensors"), load_file(tiny_model / "model.safetensors")
