@@ -56,6 +56,9 @@ def make_finished_job(name: str = "facts", digest: str = "b", **status: Any) -> 
     }
 
 
+MADE_ONCE = ("Job", "ConfigMap", "ControllerRevision")
+
+
 class Stage:
     """The cluster around one ModelServe. `step` is one pass; the other methods play the other controllers."""
 
@@ -111,6 +114,7 @@ class Stage:
     def _act(self, action: Any) -> bool:
         match action:
             case Create(body):
+                assert body["kind"] in MADE_ONCE, f"{body['kind']} is to be applied, so that it stays as it is wanted"
                 return self._store(body, keep=True)
             case Apply(body):
                 return self._store(body, keep=False)

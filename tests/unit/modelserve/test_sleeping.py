@@ -12,6 +12,7 @@ from tests.unit.modelserve.test_adapters import LEGAL, ON_VLLM
 
 from finetune_operator.api.modelserve import ModelServeSpec
 from finetune_operator.api.rules.modelserve import broken_by
+from finetune_operator.decision import Apply, Create
 from finetune_operator.meta import Object
 from finetune_operator.names import short_hash
 from finetune_trainer.contract.gateway import Look
@@ -29,6 +30,18 @@ def made(**spec: Any) -> Stage:
     stage.gateway()
     stage.settle()
     return stage
+
+
+def test_what_stands_before_it_is_applied_anew_and_what_looks_is_made_once() -> None:
+    stage = made()
+    actions = stage.step().actions
+    applied = {a.body["kind"] for a in actions if isinstance(a, Apply)}
+    assert "Job" not in applied
+    assert not [a for a in actions if isinstance(a, Create)]
+    (job,) = [name for kind, name in stage.objects if kind == "Job" and "idle" in name]
+    del stage.objects["Job", job]
+    created = [a.body["metadata"]["name"] for a in stage.step().actions if isinstance(a, Create)]
+    assert created == [job]
 
 
 def live(stage: Stage) -> str:
