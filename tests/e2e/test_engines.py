@@ -92,6 +92,7 @@ def test_response_cache(space: Space, tmp_path: Path) -> None:
     with redis_server.started(tmp_path, NODE_ADDRESS, REDIS_PORT) as redis:
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
         with live(space, "keeping", **cache) as first:
+            wait_until("the node's rules lead to it", lambda: answers(space))
             for stream in (False, True):
                 assert [asked(space, stream)[0] for _ in range(2)] == ["miss", "hit"]
                 assert asked(space, stream) == asked(space, stream)
@@ -104,6 +105,15 @@ def test_response_cache(space: Space, tmp_path: Path) -> None:
             assert asked(space)[0] == "miss"
             text = urllib.request.urlopen(f"{address(space, 'keeping')}/metrics", timeout=10).read().decode()
             assert 'finetune_response_cache_requests_total{result="hit"}' in text
+
+
+def answers(space: Space) -> bool:
+    """Whether the Service's address leads anywhere: the node hears of a pod a moment after the status does."""
+    try:
+        urllib.request.urlopen(f"{address(space, 'keeping')}/health", timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def asked(space: Space, stream: bool = False) -> tuple[str | None, str]:
