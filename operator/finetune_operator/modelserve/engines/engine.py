@@ -15,7 +15,7 @@ from finetune_operator.api.access import Load
 from finetune_operator.meta import quantity_value
 from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.manners import HEALTH, Manners
-from finetune_trainer.contract.traffic import Counters
+from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
@@ -77,6 +77,17 @@ def cpus(spec: ModelServeSpec) -> int | None:
     """How many an engine without GPUs may use, where that is said: it would count the node's, not its own."""
     limit = spec.resources.limits.get("cpu")
     return None if limit is None or spec.parallelism.gpus else math.ceil(quantity_value(limit))
+
+
+def counted(metrics: str) -> Counters:
+    """Counters under vLLM's names, below a name of the engine's own: what a front counts for an engine is called so, too."""
+    asked = {"handler": "/v1/.*", "method": "POST"}  # requests that the engine works for
+    return Counters(
+        requests=Series(name="http_requests_total", labels=asked),
+        errors=Series(name="http_requests_total", labels={**asked, "status": "5.."}),
+        tokens=Series(name=f"{metrics}:inter_token_latency_seconds_count"),
+        token_seconds=Series(name=f"{metrics}:inter_token_latency_seconds_sum"),
+    )
 
 
 def is_served(api_key_variable: str | None) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.modelserve.engines.engine import MODEL, MODEL_FILE, UNREAD, Engine, Launch, Memory, cpus
+from finetune_operator.modelserve.engines.engine import MODEL, MODEL_FILE, UNREAD, Engine, Launch, Memory, counted, cpus
 from finetune_trainer.contract.formats import ArtifactFormat
 from finetune_trainer.contract.manners import Lacks, Manners
-from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
@@ -22,7 +21,6 @@ SLOTS = 4  # requests that are answered side by side, each with all of the conte
 STORE = "/tmp/ollama"
 RAW = "raw"  # tag of the same model without a chat template, for completions
 WORD, WORD_WITHOUT_DOTS = "[A-Za-z0-9][A-Za-z0-9._-]{0,79}", "[A-Za-z0-9][A-Za-z0-9_-]{0,79}"
-ASKED = {"handler": "/v1/.*", "method": "POST"}
 # The model is made while the server runs; where that fails, both end. Whatever a Modelfile is FROM, the file is what was loaded
 # and checked. `ollama run` without words loads the model. Kubernetes has its own meaning for $(…) and for a second dollar.
 SERVE = f"""
@@ -101,12 +99,7 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.ollama_image,
     api_key_variable=None,
-    counters=Counters(
-        requests=Series(name="http_requests_total", labels=ASKED),
-        errors=Series(name="http_requests_total", labels={**ASKED, "status": "5.."}),
-        tokens=Series(name=f"{METRICS}:inter_token_latency_seconds_count"),
-        token_seconds=Series(name=f"{METRICS}:inter_token_latency_seconds_sum"),
-    ),
+    counters=counted(METRICS),
     loads={Load.WAITING_REQUESTS: f"{METRICS}_num_requests_waiting"},
     healthy=IS_MADE,
     manners=MANNERS,

@@ -8,16 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
-from finetune_operator.modelserve.engines.engine import MODEL, UNREAD, Engine, Launch, Memory, cpus
+from finetune_operator.modelserve.engines.engine import MODEL, UNREAD, Engine, Launch, Memory, counted, cpus
 from finetune_trainer.contract.formats import SAFETENSORS
 from finetune_trainer.contract.manners import Lacks, Manners
-from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
 METRICS = "transformers"
-ASKED = {"handler": "/v1/.*", "method": "POST"}
 # It calls a model as the path that it was loaded from: here that is the served name. Kubernetes has its own meaning for $(…).
 SERVE = f"""
 there=/tmp/served/$0
@@ -59,12 +57,7 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.vllm_image,
     api_key_variable=None,
-    counters=Counters(
-        requests=Series(name="http_requests_total", labels=ASKED),
-        errors=Series(name="http_requests_total", labels={**ASKED, "status": "5.."}),
-        tokens=Series(name=f"{METRICS}:inter_token_latency_seconds_count"),
-        token_seconds=Series(name=f"{METRICS}:inter_token_latency_seconds_sum"),
-    ),
+    counters=counted(METRICS),
     loads={Load.WAITING_REQUESTS: f"{METRICS}_num_requests_waiting"},
     manners=Manners(lacks=LACKS),
     takes_tokens=False,

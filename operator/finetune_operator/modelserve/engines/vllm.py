@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 
 from finetune_operator.api.access import Load
 from finetune_operator.api.adapters import MOST_ADAPTERS, Lora
-from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, Memory
+from finetune_operator.modelserve.engines.engine import MODEL, Engine, Launch, Memory, counted
 from finetune_trainer.contract.formats import SAFETENSORS, ArtifactFormat
 from finetune_trainer.contract.served_adapters import rank_for
-from finetune_trainer.contract.traffic import Counters, Series
 
 if TYPE_CHECKING:
     from finetune_operator.api.modelserve import ModelServeSpec
 
-ASKED = {"handler": "/v1/.*", "method": "POST"}  # labels of requests that the engine works for
 KEPT = 2 * MOST_ADAPTERS  # adapters in memory: all that serve, and as many that follow them
 CPU_CACHE, CPU_CACHE_GIB = "VLLM_CPU_KVCACHE_SPACE", 1  # its default is half of the node's memory
 MEMORY = Memory(
@@ -82,12 +80,7 @@ ENGINE = Engine(
     launch=launch,
     image=lambda settings: settings.vllm_image,
     api_key_variable="VLLM_API_KEY",
-    counters=Counters(
-        requests=Series(name="http_requests_total", labels=ASKED),
-        errors=Series(name="http_requests_total", labels={**ASKED, "status": "5.."}),
-        tokens=Series(name="vllm:inter_token_latency_seconds_count"),
-        token_seconds=Series(name="vllm:inter_token_latency_seconds_sum"),
-    ),
+    counters=counted("vllm"),
     loads={Load.WAITING_REQUESTS: "vllm_num_requests_waiting", Load.CACHE_USAGE: "vllm_kv_cache_usage_perc"},
     on_gpus_only=(ArtifactFormat.BITS_AND_BYTES,),
     takes_adapters=True,
