@@ -68,6 +68,7 @@ def layers(everything: bool) -> list[Layer]:
         Layer("unit", (*pytest_, "tests/unit", "-n", "2")),
         Layer("house", (*pytest_, "tests/house", "-n", "2")),
         Layer("integration", (*pytest_, "tests/integration", *on_two), prepare=_build_programs),
+        Layer("faults", ("-m", "tests.faults", "--quick", "--cases", "24")),
         Layer("observability", (*pytest_, "tests/observability")),
         Layer("trainer", (*pytest_, "tests/trainer", "-n", "2", *quick), prepare=_install_everything),
         Layer("e2e", (*pytest_, "tests/e2e", "-s", *scenarios), _no_root),

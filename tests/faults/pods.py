@@ -42,7 +42,7 @@ async def _silent(stage: Stage, pod: Object) -> bool:
         return False
     await _runs(stage, pod)
     stage.commit(pod)
-    await stage.say(pod, ended(pod, await stage.verdict(pod) if is_gate(pod) else 0, ""))
+    await stage.say(pod, ended(pod, (await stage.ending(pod))[0] if is_gate(pod) else 0, ""))
     return True
 
 

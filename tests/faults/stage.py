@@ -158,21 +158,17 @@ class Stage:
             task.add_done_callback(_shown)
 
     async def _run(self, pod: Object) -> None:
-        space, told = pod["metadata"]["namespace"], False
-        if await self.befalls[space](pod):
+        if await self.befalls[pod["metadata"]["namespace"]](pod):
             return
-        while (ending := self.endings[space](pod)) is None:
-            if not told:
-                told = True
-                await self.say(pod, running(pod))
-            await lasts(0.1)
-        await self.say(pod, ended(pod, *ending))
+        if self.endings[pod["metadata"]["namespace"]](pod) is None:
+            await self.say(pod, running(pod))
+        await self.say(pod, ended(pod, *await self.ending(pod)))
 
-    async def verdict(self, pod: Object) -> int:
-        """How a gate's pod ends, once it can tell."""
+    async def ending(self, pod: Object) -> Report:
+        """How a pod ends, once its case can tell."""
         while (ending := self.endings[pod["metadata"]["namespace"]](pod)) is None:
             await lasts(0.1)
-        return ending[0]
+        return ending
 
     async def say(self, pod: Object, status: Object) -> None:
         """What the kubelet would write of this pod."""

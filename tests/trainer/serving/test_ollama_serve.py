@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 from localcluster import settings, toolchain
-from openai import APIStatusError, OpenAI
-from openai.types.chat import ChatCompletionMessageParam
+from openai import OpenAI
 from tests.trainer.pods import need_llama_cpp
-from tests.trainer.serving.test_transformers_serve import free_ports
+from tests.trainer.serving.fronts import KEY, NAME, caller, free_ports, front, refused, said, started
 from tests.waiting import wait_for_server, wait_until
 
 from finetune_operator.modelserve.engines import ollama
@@ -25,7 +24,7 @@ from finetune_trainer.contract.pod import ENV_API_KEY
 from finetune_trainer.export import llamacpp
 
 pytestmark = pytest.mark.slow
-NAME, KEY, CONTEXT = "team/facts", "s3cret", 256
+CONTEXT = 256
 CONVERTER = "convert_hf_to_gguf.py"
 MODELFILE = """FROM ./facts.gguf
 TEMPLATE \"\"\"{{ range .Messages }}{{ if eq .Role "system" }}<|im_start|>system
@@ -53,7 +52,7 @@ def program() -> Path:
 @pytest.fixture(scope="module")
 def client(program: Path, tmp_path_factory: pytest.TempPathFactory, tiny_smollm: Path) -> Iterator[OpenAI]:
     """A client of the front, with its key. Both are started as in a pod, but for where things lie."""
-    folder, (front, behind) = tmp_path_factory.mktemp("served"), free_ports()
+    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports()
     (folder / "model").mkdir()
     (folder / "model/Modelfile").write_text(MODELFILE)
     convert = [sys.executable, str(llamacpp.folder() / CONVERTER), str(tiny_smollm), "--outtype", "f16"]
@@ -62,25 +61,12 @@ def client(program: Path, tmp_path_factory: pytest.TempPathFactory, tiny_smollm:
     variables = {**os.environ, "PATH": path, "HOME": str(folder), ENV_API_KEY: KEY, **ollama.environment(behind)}
     variables["OLLAMA_MODELS"] = str(folder / "store")
     serve = ["sh", "-c", ollama.SERVE.replace("/mnt/model", str(folder)), NAME, str(CONTEXT), "1"]
-    manners = ollama.MANNERS.model_copy(update={"model": NAME}).model_dump_json(by_alias=True)
-    passing = [sys.executable, "-m", "finetune_trainer.serving.front", "--port", str(front), "--drain", "0"]
-    passing += ["--engine", f"http://127.0.0.1:{behind}", "--manners", manners]
-    passing += ["--folder", str(folder / "model"), "--context", str(CONTEXT)]
-    with (folder / "log").open("w") as log:
-        started = [subprocess.Popen(command, env=variables, stdout=log, stderr=log) for command in (serve, passing)]
-    try:
+    passing = front(at, behind, ollama.MANNERS.model_copy(update={"model": NAME}), folder / "model", CONTEXT)
+    with started([serve, passing], variables, folder / "log") as processes:
         made = ["sh", "-c", ollama.IS_MADE, f"http://127.0.0.1:{behind}", NAME]
         wait_until("the model is in memory", lambda: subprocess.run(made, env=variables, check=False).returncode == 0, 120)
-        wait_for_server(started[1], f"127.0.0.1:{front}", "/health")
-        yield OpenAI(base_url=f"http://127.0.0.1:{front}/v1", api_key=KEY, max_retries=0)
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait()
-
-
-def said(text: Any) -> list[ChatCompletionMessageParam]:
-    return [{"role": "user", "content": text}]
+        wait_for_server(processes[1], f"127.0.0.1:{at}", "/health")
+        yield caller(at)
 
 
 def test_it_answers_plainly_and_as_a_stream_under_its_name(client: OpenAI) -> None:
@@ -131,10 +117,3 @@ def test_what_it_would_do_wrongly_is_refused(client: OpenAI, asked: dict[str, An
 
 def test_nobody_comes_without_the_key(client: OpenAI) -> None:
     assert refused(client.with_options(api_key="wrong")) == (401, None)
-
-
-def refused(client: OpenAI, **asked: Any) -> tuple[int, str | None]:
-    """Status and field of a refusal."""
-    with pytest.raises(APIStatusError) as found:
-        client.chat.completions.create(**{"model": NAME, "messages": said("Hi"), "max_tokens": 4, **asked})
-    return found.value.status_code, found.value.param

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import APIStatusError, OpenAI
-from openai.types.chat import ChatCompletionMessageParam
+from openai import OpenAI
+from tests.trainer.serving.fronts import KEY, NAME, caller, free_ports, front, refused, said, started
 from tests.waiting import wait_for_server
 
 from finetune_operator.modelserve.engines import engine, transformers
@@ -20,45 +18,25 @@ from finetune_trainer.contract.manners import Manners
 from finetune_trainer.contract.pod import ENV_API_KEY
 
 pytestmark = pytest.mark.slow
-NAME, KEY, CONTEXT = "team/facts", "s3cret", 200
+CONTEXT = 200
 IMPORT_SECONDS = 240.0  # torch and transformers are read by a process of their own
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[OpenAI]:
     """A client of the front, with its key. Both are started as in a pod, but for where things lie."""
-    folder, (front, behind) = tmp_path_factory.mktemp("served"), free_ports()
+    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports()
     (program := folder / "transformers").write_text(f'#!/bin/sh\nexec {sys.executable} -m transformers.cli.transformers "$@"\n')
     program.chmod(0o755)
     script = transformers.SERVE.replace(engine.MODEL, str(tiny_model)).replace("/tmp/served", str(folder / "at"))
     path = f"{folder}:{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, "HOME": str(folder), "HF_HUB_OFFLINE": "1", ENV_API_KEY: KEY}
     serve = ["sh", "-c", script, NAME, "--host", "127.0.0.1", "--port", str(behind), "--device", "cpu"]
-    manners = Manners(model=NAME, lacks=transformers.LACKS).model_dump_json(by_alias=True)
-    passing = [sys.executable, "-m", "finetune_trainer.serving.front", "--port", str(front), "--drain", "0"]
-    passing += ["--engine", f"http://127.0.0.1:{behind}", "--manners", manners]
-    passing += ["--folder", str(tiny_model), "--context", str(CONTEXT)]
-    with (folder / "log").open("w") as log:
-        started = [subprocess.Popen(command, env=variables, stdout=log, stderr=log) for command in (serve, passing)]
-    try:
-        wait_for_server(started[0], f"127.0.0.1:{behind}", "/health", IMPORT_SECONDS)
-        wait_for_server(started[1], f"127.0.0.1:{front}", "/health")
-        yield OpenAI(base_url=f"http://127.0.0.1:{front}/v1", api_key=KEY, max_retries=0)
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait()
-
-
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
-
-
-def said(text: Any) -> list[ChatCompletionMessageParam]:
-    return [{"role": "user", "content": text}]
+    passing = front(at, behind, Manners(model=NAME, lacks=transformers.LACKS), tiny_model, CONTEXT)
+    with started([serve, passing], variables, folder / "log") as processes:
+        wait_for_server(processes[0], f"127.0.0.1:{behind}", "/health", IMPORT_SECONDS)
+        wait_for_server(processes[1], f"127.0.0.1:{at}", "/health")
+        yield caller(at)
 
 
 def test_it_answers_plainly_and_as_a_stream_under_its_name(client: OpenAI) -> None:
@@ -96,10 +74,3 @@ def test_what_it_would_do_wrongly_is_refused(client: OpenAI, asked: dict[str, An
 
 def test_nobody_comes_without_the_key(client: OpenAI) -> None:
     assert refused(client.with_options(api_key="wrong")) == (401, None)
-
-
-def refused(client: OpenAI, **asked: Any) -> tuple[int, str | None]:
-    """Status and field of a refusal."""
-    with pytest.raises(APIStatusError) as found:
-        client.chat.completions.create(**{"model": NAME, "messages": said("Hi"), "max_tokens": 4, **asked})
-    return found.value.status_code, found.value.param
