@@ -15,7 +15,7 @@ setup: ## The Python environment in .venv; installs what the machine lacks (root
 demo: ## The whole path on this machine: cluster, training, served model (CLUSTER=current: your kubeconfig's cluster)
 	@python3 -m demo
 
-test: setup ## All that CI runs: lint, unit, house, integration, the fast trainer tests, core e2e scenarios
+test: setup ## All that CI runs: lint, unit, house, integration, 24 faults, the fast trainer tests, core e2e scenarios
 	@$(PYTHON) -m tests.layers
 
 test-all: setup ## The same with every trainer test and every e2e scenario
