@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from tests.builders import NOW, Namespace, data_config_map, make_result
+from tests.builders import NOW, Namespace, data_config_map, make_job, make_result
 
 from finetune_operator.api.finetunejob import FineTuneJob
 from finetune_operator.decision import Apply, Create, Decision, Observed, Reads, Ref
 from finetune_operator.finetunejob import policy
+from finetune_operator.finetunejob.objects import run_config_map
 from finetune_operator.finetunejob.run_config import run_config
+from finetune_operator.finetunejob.runs import current_run
+from finetune_operator.finetunejob.status import rendered
 from finetune_operator.meta import Object
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.pipeline import steps
@@ -105,3 +108,26 @@ class Story:
 
     def step(self, name: str) -> dict[str, Any]:
         return next(s for s in self.job["status"]["steps"] if s["name"] == name)
+
+
+def succeeded(spec: Object) -> Object:
+    """A FineTuneJob that has gone through all of its steps."""
+    story = Story(make_job("restored") | {"spec": spec})
+    while story.job.get("status", {}).get("stage") != "Succeeded":
+        story.passes()
+        if story.space.at_work():
+            story.succeed()
+    return story.job
+
+
+def as_restored(pattern: Object, made: Object) -> tuple[Object, Object]:
+    """What a backup has of a job besides its spec, which the API server has just made: its status, and its run's ConfigMap.
+
+    It succeeded as the pattern did, under its own name.
+    """
+    old_run = current_run(FineTuneJob.model_validate(pattern))[0].id
+    run = current_run(FineTuneJob.model_validate({**made, "status": pattern["status"]}))[0].id
+    text = json.dumps(pattern["status"]).replace(old_run, run).replace(pattern["metadata"]["name"], made["metadata"]["name"])
+    job = FineTuneJob.model_validate({**made, "status": json.loads(text)})
+    found, status = current_run(job)
+    return rendered(status), run_config_map(job, found)

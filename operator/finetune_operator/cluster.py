@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ from finetune_operator.resources import RESOURCES
 
 LEASE_TIMEOUT_SECONDS = 4.0  # several tries fit into the time in which a lease must be renewed
 LOG_BYTES = 65536
-PAGE = 500  # objects of one answer
+PAGE = 100  # objects of one answer: what was decoded takes ten times its text, and the most that was ever held stays with us
 WATCH_SECONDS = 600
 SILENT_SECONDS = 150.0  # a bookmark comes each minute
 APPLY_PATCH, MERGE_PATCH = "application/apply-patch+yaml", "application/merge-patch+json"
@@ -82,14 +83,19 @@ class Cluster:
 
     async def pages(self, kind: str, namespace: str, labels: dict[str, str]) -> AsyncIterator[tuple[tuple[Object, ...], str]]:
         """All objects of a kind with these labels, page by page, each with the version from which a watch goes on."""
-        resource, query = RESOURCES[kind], {"labelSelector": selector(labels), "limit": str(PAGE)}
-        while True:
-            found = await self._api.json(Request("GET", resource.path(namespace), query))
+        resource, query = RESOURCES[kind], {"labelSelector": selector(labels)}
+        async for found in self._answers(Request("GET", resource.path(namespace), query)):
             page = tuple({"apiVersion": resource.api_version, "kind": kind, **item} for item in _items(found))
             yield page, found["metadata"]["resourceVersion"]
-            if not (going_on := found["metadata"].get("continue")):
-                return
-            query = {**query, "continue": going_on}
+
+    async def _answers(self, asked: Request) -> AsyncIterator[Object]:
+        """A list, PAGE objects at a time."""
+        going_on: str | None = ""
+        while going_on is not None:
+            query = {**asked.query, "limit": str(PAGE), **({"continue": going_on} if going_on else {})}
+            found = await self._api.json(replace(asked, query=query))
+            going_on = found["metadata"].get("continue") or None
+            yield found
 
     async def own_resources(self) -> frozenset[str]:
         """Plural names of what the API server serves of our group; none before the CRDs are there."""
@@ -98,10 +104,12 @@ class Cluster:
     async def versions(self, kind: str, namespace: str) -> tuple[dict[Key, int], int]:
         """Version of each object of a kind, and of the list: names and versions alone are sent."""
         accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-        found = await self._api.json(Request("GET", RESOURCES[kind].path(namespace), accept=accept))
-        metas = [item["metadata"] for item in _items(found)]
-        versions = {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
-        return versions, int(found["metadata"]["resourceVersion"])
+        versions, of_list = dict[Key, int](), 0
+        async for found in self._answers(Request("GET", RESOURCES[kind].path(namespace), accept=accept)):
+            metas = [item["metadata"] for item in _items(found)]
+            versions |= {Key(kind, m["namespace"], m["name"]): int(m["resourceVersion"]) for m in metas}
+            of_list = int(found["metadata"]["resourceVersion"])
+        return versions, of_list
 
     async def watch(self, kind: str, namespace: str, labels: dict[str, str], version: str) -> AsyncIterator[Object]:
         """Events after this version, until the server ends the watch. One that is silent without bookmarks is Unavailable."""

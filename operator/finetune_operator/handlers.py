@@ -24,6 +24,7 @@ from finetune_operator.session import login
 
 OURS = ((GROUP, VERSION, "finetunejobs"), (GROUP, VERSION, "modelserves"))
 LONGEST_BACKOFF_SECONDS = 30
+IDLE_SECONDS = 0.1  # for which Kopf keeps an object whole, and a task for it, after an event that came and was handled
 Wake = Callable[[Key], None]
 
 
@@ -107,6 +108,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = 10
     settings.watching.server_timeout = 600
     settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = IDLE_SECONDS
     settings.process.ultimate_exiting_timeout = 10
     settings.watching.chunk_size = PAGE
     return settings

@@ -174,7 +174,7 @@ def test_an_operator_with_nothing_to_do_is_small_and_silent(world: World, operat
     apply_job(world, space, "held", annotations={"finetune.dev/hold": "true"})
     operator = operators("-m", "finetune_operator", FINETUNE_NAMESPACE=space).start()
     wait_until("it leads", lambda: '"leading"' in operator.log)
-    quiet(operator, 6)  # Kopf's workers end after five seconds without an event
+    quiet(operator, 6)  # Kopf has listed, and its workers have ended
     before = len(operator.proxy.requests)
     too_many = within(IDLE_SECONDS, lambda: len(operator.proxy.requests) - before > IDLE_SECONDS * REQUESTS_PER_SECOND)
     assert operator.process is not None

@@ -1,4 +1,4 @@
-"""What an answer to a deletion means: gone, another of the same name, or there still."""
+"""What an answer to a deletion means, gone, another of the same name, or there still; and lists, which come in pages."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.apiserver import ApiServer, Request
-from finetune_operator.cluster import Cluster
+from finetune_operator.cluster import PAGE, Cluster
 from finetune_operator.errors import Conflict, NotFound
+from finetune_operator.meta import Key
 
 
 class Answers:
@@ -38,3 +39,27 @@ async def test_what_is_gone_or_another_by_now_needs_no_deletion(there: str | Non
 async def test_what_is_there_still_is_to_be_deleted_again() -> None:
     with pytest.raises(Conflict):
         await delete("u1")
+
+
+class Pages:
+    """An API server with three pages of FineTuneJobs, of which it gives no more at once."""
+
+    def __init__(self) -> None:
+        self.names = [f"job-{n}" for n in range(2 * PAGE + 1)]
+
+    async def json(self, request: Request) -> Any:
+        begin, limit = int(request.query.get("continue", 0)), int(request.query["limit"])
+        assert limit == PAGE
+        metas = [{"namespace": "default", "name": name, "resourceVersion": "7"} for name in self.names[begin : begin + limit]]
+        going_on = {"continue": str(begin + limit)} if begin + limit < len(self.names) else {}
+        return {"items": [{"metadata": m} for m in metas], "metadata": {"resourceVersion": "9", **going_on}}
+
+
+async def test_a_list_comes_page_by_page_so_that_no_answer_is_large() -> None:
+    server = Pages()
+    cluster = Cluster(cast(ApiServer, server), lambda: None, "us")
+    versions, of_list = await cluster.versions("FineTuneJob", "")
+    assert versions == {Key("FineTuneJob", "default", name): 7 for name in server.names}
+    assert of_list == 9
+    pages = [(len(page), version) async for page, version in cluster.pages("FineTuneJob", "", {})]
+    assert pages == [(PAGE, "9"), (PAGE, "9"), (1, "9")]
