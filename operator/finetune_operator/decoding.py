@@ -24,6 +24,7 @@ LARGEST_NUMBER = 2**53
 UNREADABLE = "finetune.dev/unreadable"  # at an object's root, where no API has a field: why a part of it was cut out
 
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"|[][{}:,]', re.DOTALL)
+_NESTED = (dict, list)  # as a tuple: `dict | list` would be made anew for each value that is looked at
 _SHOWN = 3  # names of a path that a sentence tells
 
 
@@ -89,9 +90,9 @@ def _number(text: str) -> int | float:
 
 def _is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and mappings lie in each other to more than so many levels; walked level by level, not by recursion."""
-    layer = [value] if isinstance(value, dict | list) else []
+    layer = [value] if isinstance(value, _NESTED) else []
     for _ in range(levels):
-        layer = [v for one in layer for v in (one.values() if isinstance(one, dict) else one) if isinstance(v, dict | list)]
+        layer = [v for one in layer for v in (one.values() if isinstance(one, dict) else one) if isinstance(v, _NESTED)]
         if not layer:
             return False
     return True

@@ -231,7 +231,7 @@ def pruned(value: Any) -> Any:
     if isinstance(value, dict):
         inner = {k: pruned(v) for k, v in value.items()}
         return {k: v for k, v in inner.items() if v is not None and v != {} and v != []}
-    return [pruned(v) for v in value] if isinstance(value, list | tuple) else value
+    return [pruned(v) for v in value] if isinstance(value, (list, tuple)) else value  # a union would be made anew for each
 
 
 def without_unknown(model: type[Model], body: Object) -> Model:

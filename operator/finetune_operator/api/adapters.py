@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 
 from pydantic import Field
 
@@ -37,7 +38,7 @@ class AdapterGate(Strict):
 
     prompts: list[Prompt] = Field(default_factory=list, max_length=20)
     """Asked of it; each must be answered. Empty: one greeting is asked."""
-    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
+    test_rows: AskedRows = Field(default_factory=cache(AskedRows))
     """Test rows of the evaluation of the merged model: of evaluation, or of its job's."""
     max_tokens: int = Field(64, ge=1, le=4096)
     """Longest answer, in tokens."""
@@ -63,7 +64,7 @@ class Adapter(Strict):
     evaluation: str | None = Field(None, max_length=1024, pattern=places.pattern(Use.SERVE, ".+/evaluate/[0-9a-f]{20}"))
     """The evaluation of the merged model in an artifact store, as status.artifacts of its FineTuneJob names it. Goes with uri,
     and lies where pods reach it as well: some of its test rows are asked."""
-    gate: AdapterGate = Field(default_factory=lambda: AdapterGate())
+    gate: AdapterGate = Field(default_factory=cache(AdapterGate))
     """What it must answer first. Until then, and where it is refused, the one before of this name goes on."""
 
 

@@ -6,6 +6,7 @@ field is what `kubectl explain` shows. What trains a model is defined once, in f
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field
@@ -37,7 +38,7 @@ class Parallelism(Strict):
     a bucket, or a claim with ReadWriteMany."""
     gpus_per_node: int = Field(1, ge=0, le=16)
     """GPUs of each train pod, and a rank for each; evaluate takes one. 0 runs everything on CPUs, one rank in each pod."""
-    gpu: Gpu = Field(default_factory=lambda: Gpu())
+    gpu: Gpu = Field(default_factory=cache(Gpu))
     """Which GPUs."""
     strategy: Strategy = Strategy.AUTO
     """How several ranks train one model. DDP: each holds all of it; FSDP: they share out weights, gradients and optimizer
@@ -78,7 +79,7 @@ class Resources(Strict):
 class Stage(Strict):
     image: str | None = Field(None, min_length=1, max_length=512)
     """Image of this stage's pods. Unset: the operator's default."""
-    resources: Resources = Field(default_factory=lambda: Resources())
+    resources: Resources = Field(default_factory=cache(Resources))
     """CPU and memory of this stage's pods."""
     node_selector: dict[str, str] = Field(default_factory=dict, max_length=16)
     """Labels that a node must have."""
@@ -89,19 +90,19 @@ class Stage(Strict):
 
 
 class Stages(Strict):
-    prepare: Stage = Field(default_factory=lambda: Stage())
+    prepare: Stage = Field(default_factory=cache(Stage))
     """Fetches and checks model and data; CPU only."""
-    train: Stage = Field(default_factory=lambda: Stage())
+    train: Stage = Field(default_factory=cache(Stage))
     """Fine-tunes; holds the GPUs."""
-    merge: Stage = Field(default_factory=lambda: Stage())
+    merge: Stage = Field(default_factory=cache(Stage))
     """Merges the adapter; CPU only."""
-    quantize: Stage = Field(default_factory=lambda: Stage())
+    quantize: Stage = Field(default_factory=cache(Stage))
     """Makes one artifact; CPU only."""
-    evaluate: Stage = Field(default_factory=lambda: Stage())
+    evaluate: Stage = Field(default_factory=cache(Stage))
     """Scores base and artifacts; holds a GPU where the train stage does, but for GGUF artifacts."""
-    publish: Stage = Field(default_factory=lambda: Stage())
+    publish: Stage = Field(default_factory=cache(Stage))
     """Copies artifacts; CPU only."""
-    clean: Stage = Field(default_factory=lambda: Stage())
+    clean: Stage = Field(default_factory=cache(Stage))
     """Removes what earlier runs have made; CPU only."""
 
 
@@ -158,9 +159,9 @@ class Scratch(Strict):
 
 
 class Storage(Strict):
-    artifacts: ArtifactStore = Field(default_factory=lambda: ArtifactStore())
+    artifacts: ArtifactStore = Field(default_factory=cache(ArtifactStore))
     """Where adapters, models, scores and checkpoints are kept. It outlives the job."""
-    scratch: Scratch = Field(default_factory=lambda: Scratch())
+    scratch: Scratch = Field(default_factory=cache(Scratch))
     """Where a pod works before it commits."""
 
 
@@ -169,15 +170,15 @@ class FineTuneJobSpec(Strict):
     """The base model."""
     dataset: Dataset
     """The rows to learn from, and how they are split."""
-    training: Training = Field(default_factory=lambda: Training())
+    training: Training = Field(default_factory=cache(Training))
     """How to train."""
-    parallelism: Parallelism = Field(default_factory=lambda: Parallelism())
+    parallelism: Parallelism = Field(default_factory=cache(Parallelism))
     """The nodes and GPUs to train on."""
-    merge: Merge = Field(default_factory=lambda: Merge())
+    merge: Merge = Field(default_factory=cache(Merge))
     """How the adapter becomes part of the model."""
     artifacts: list[Artifact] = Field(default_factory=list, max_length=10)
     """Quantized models to make. The adapter and the merged model are always there."""
-    evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
+    evaluation: Evaluation = Field(default_factory=cache(Evaluation))
     """How the result is judged, and what must hold before it is used."""
     publish: list[Publish] = Field(default_factory=list, max_length=10)
     """Places that get copies once the gates have passed."""
@@ -186,18 +187,18 @@ class FineTuneJobSpec(Strict):
     profile: str | None = Field(None, min_length=1, max_length=63)
     """Name of a kind of machine that whoever runs the operator has described (the chart's `profiles`): it fills in images,
     nodeSelector, tolerations, storage class and queue. Unset: none."""
-    pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
+    pod_template: PodTemplate = Field(default_factory=cache(PodTemplate))
     """What all pods of the job have in common. A stage's own nodeSelector and tolerations are added, its serviceAccountName
     goes before."""
-    stages: Stages = Field(default_factory=lambda: Stages())
+    stages: Stages = Field(default_factory=cache(Stages))
     """Resources and placement, stage by stage."""
-    retry: Retry = Field(default_factory=lambda: Retry())
+    retry: Retry = Field(default_factory=cache(Retry))
     """What happens after a failure."""
     budget: Budget | None = None
     """What the job may take. Unset: no limit."""
-    storage: Storage = Field(default_factory=lambda: Storage())
+    storage: Storage = Field(default_factory=cache(Storage))
     """Where results are kept."""
-    scheduling: Scheduling = Field(default_factory=lambda: Scheduling())
+    scheduling: Scheduling = Field(default_factory=cache(Scheduling))
     """How the pods come to their nodes."""
     pending_deadline_seconds: int | None = Field(None, ge=1, le=31536000)
     """The job fails where an attempt's pods have not started this long after its queue admitted it. Unset: they are waited

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 
 from pydantic import Field
 
@@ -50,7 +51,7 @@ class ServeParallelism(Strict):
     """GPUs that one replica spreads the model over."""
     gpus: bool = True
     """False serves on CPUs."""
-    gpu: Gpu = Field(default_factory=lambda: Gpu())
+    gpu: Gpu = Field(default_factory=cache(Gpu))
     """Which GPUs."""
 
 
@@ -76,7 +77,7 @@ class ModelServeSpec(Strict):
     """Room for adapters in the engine. Unset: it has none."""
     adapters: list[Adapter] = Field(default_factory=list, max_length=MOST_ADAPTERS)
     """Adapters over the model, each a model of its own to those who ask. They come and go in pods that run."""
-    parallelism: ServeParallelism = Field(default_factory=lambda: ServeParallelism())
+    parallelism: ServeParallelism = Field(default_factory=cache(ServeParallelism))
     """The GPUs to serve it on."""
     replicas: int = Field(1, ge=0, le=1000)
     """Pods of the live revision. 0 serves nothing and keeps everything. With spec.autoscaling it is the autoscaler's: leave
@@ -85,21 +86,21 @@ class ModelServeSpec(Strict):
     """A HorizontalPodAutoscaler sets the replicas. Unset: nobody but you does."""
     profile: str | None = Field(None, min_length=1, max_length=63)
     """Name of a kind of machine of the chart's `profiles`: it fills in images, nodeSelector and tolerations. Unset: none."""
-    pod_template: PodTemplate = Field(default_factory=lambda: PodTemplate())
+    pod_template: PodTemplate = Field(default_factory=cache(PodTemplate))
     """What all pods have in common. A gate's pod takes all of it but affinity and topologySpreadConstraints."""
-    resources: Resources = Field(default_factory=lambda: Resources())
+    resources: Resources = Field(default_factory=cache(Resources))
     """CPU and memory of one replica."""
-    rollout: Rollout = Field(default_factory=lambda: Rollout())
+    rollout: Rollout = Field(default_factory=cache(Rollout))
     """How a new revision takes over."""
     auth: Auth | None = None
     """Who may ask. Unset: whoever reaches the Service."""
     response_cache: ResponseCache | None = None
     """Answers to requests with temperature 0 are kept, for each revision and API key, and given again. Unset: none are."""
-    network: Network = Field(default_factory=lambda: Network())
+    network: Network = Field(default_factory=cache(Network))
     """Who reaches the pods, where the cluster's network plugin enforces NetworkPolicies."""
     route: Route | None = None
     """An HTTPRoute that leads requests for /v1 here. Unset: the Service alone is called."""
-    drain: Drain = Field(default_factory=lambda: Drain())
+    drain: Drain = Field(default_factory=cache(Drain))
     """How an old pod stops."""
     suspend: bool = False
     """True removes the pods and keeps Service and revision."""

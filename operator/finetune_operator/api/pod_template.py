@@ -5,6 +5,7 @@ What is not here is ours: images and commands, security, volumes, and which cont
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
@@ -67,7 +68,7 @@ class PodTemplate(Strict):
     """Labels that a node must have."""
     tolerations: list[Toleration] = Field(default_factory=list, max_length=16)
     """Taints that the pods tolerate."""
-    affinity: Affinity = Field(default_factory=lambda: Affinity())
+    affinity: Affinity = Field(default_factory=cache(Affinity))
     """Nodes and pods to be near to, or away from."""
     topology_spread_constraints: list[TopologySpreadConstraint] = Field(default_factory=list, max_length=8)
     """How the pods are spread over zones or nodes."""

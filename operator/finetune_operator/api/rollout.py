@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 
 from pydantic import Field
 
@@ -52,7 +53,7 @@ class ServeGate(Strict):
     streams, one after the other. Unset: no speed is measured."""
     max_first_token_milliseconds: int | None = Field(None, ge=1, le=3600000)
     """Time from a request to its answer's first token, at most: the median over the same streams."""
-    test_rows: AskedRows = Field(default_factory=lambda: AskedRows())
+    test_rows: AskedRows = Field(default_factory=cache(AskedRows))
     """Test rows that a new revision is asked again after the prompts."""
     held_out: HeldOut | None = None
     """Test rows that the new revision and the live one are both asked: the new one is refused where it answers worse. The
@@ -110,7 +111,7 @@ class Canary(Strict):
 
 
 class Rollout(Strict):
-    gate: ServeGate = Field(default_factory=lambda: ServeGate())
+    gate: ServeGate = Field(default_factory=cache(ServeGate))
     """What a new revision must answer before it takes traffic."""
     strategy: Strategy = Strategy.AUTO
     """Surge: a new revision loads beside the live one, and waits where no node has room for both. Recreate: the live one is
@@ -130,7 +131,7 @@ class Rollout(Strict):
     rollback_window_seconds: int = Field(300, ge=0, le=604800)
     """How long the revision before stays warm once a new one takes traffic: its pods run on, and take traffic again if the
     new one does what rollbackOn names. 0: they go at once."""
-    rollback_on: RollbackOn = Field(default_factory=lambda: RollbackOn())
+    rollback_on: RollbackOn = Field(default_factory=cache(RollbackOn))
     """What makes traffic go back within that time, besides an engine that can't load or runs out of memory."""
     revision_history_limit: int = Field(10, ge=0, le=100)
     """Revisions without pods that are remembered, so that they can be gone back to."""

@@ -35,10 +35,10 @@ def make_outlook(case: Case) -> Outlook:
 
 def _finished(case: Case) -> Outlook | None:
     """Success is final while the spec asks for the same, whatever becomes of the children, the chart or suspend."""
-    same = case.status.succeeded_spec == written_spec(case.job)
     for condition in case.status.conditions:
         ended = condition.type == "Succeeded" and condition.status == "True"
-        if ended and (same or condition.observed_generation == case.job.metadata.generation):
+        same = condition.observed_generation == case.job.metadata.generation
+        if ended and (same or case.status.succeeded_spec == written_spec(case.job)):
             return Outlook(Standing.SUCCEEDED, "Succeeded", condition.reason, condition.message)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -101,7 +102,7 @@ class Dataset(Strict):
     """System message put before each conversation that has none."""
     max_samples: int | None = Field(None, ge=1, le=MOST)
     """Use only this many rows, chosen by the test split's seed: try on little data first."""
-    test: Split = Field(default_factory=lambda: Split(fraction=0.1))
+    test: Split = Field(default_factory=cache(lambda: Split(fraction=0.1)))
     """Held-out rows that the scores and gates are computed on, never trained on. Default: a fraction of 0.1."""
     validation: Split | None = None
     """Rows for the loss measured during training. They never score a gate. Unset: none."""

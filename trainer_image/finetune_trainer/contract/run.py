@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from pydantic import Field
@@ -26,7 +27,7 @@ class RunConfig(Strict):
     devices: Devices
     merge_base: Literal["Dequantized", "Original"] = "Dequantized"
     artifacts: tuple[Artifact, ...] = ()
-    generation: Generation = Field(default_factory=lambda: Generation())
+    generation: Generation = Field(default_factory=cache(Generation))
     tasks: Tasks | None = None
     publish: tuple[Publish, ...] = ()
     keep_runs: int | None = None  # of this job, whose results stay in the store; None: all

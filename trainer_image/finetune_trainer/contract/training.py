@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Literal
 
 from pydantic import Field
@@ -55,15 +56,15 @@ class Training(Strict):
     objective: Objective = Objective.SFT
     """What is learned from a row. SFT: its answer. DPO, ORPO and KTO: to prefer the chosen answer to the rejected one, from
     rows of format Preference; KTO also from UnpairedPreference. Distillation: to predict the answer as a teacher does."""
-    preference: Preference = Field(default_factory=lambda: Preference())
+    preference: Preference = Field(default_factory=cache(Preference))
     """Settings of DPO, ORPO and KTO; other objectives ignore them, which status.warnings says."""
     distillation: Distillation | None = None
     """The teacher of objective Distillation, and how much it counts."""
     precision: Precision = Precision.AUTO
     """Compute type. Auto: BF16 on GPUs that have it, FP16 on older ones, FP32 on CPUs."""
-    lora: Lora = Field(default_factory=lambda: Lora())
+    lora: Lora = Field(default_factory=cache(Lora))
     """Adapter settings of QLoRA and LoRA; Full ignores them, which status.warnings says."""
-    quantization: Quantization = Field(default_factory=lambda: Quantization())
+    quantization: Quantization = Field(default_factory=cache(Quantization))
     """How QLoRA stores the base model's weights while it trains adapters over them."""
     epochs: float | None = Field(None, gt=0, le=1000)
     """Passes over the training rows. Unset and no maxSteps: 3."""
@@ -108,7 +109,7 @@ class Training(Strict):
     loss, which needs evaluateEverySteps."""
     neftune_noise_alpha: float | None = Field(None, gt=0, le=100)
     """Strength of the noise on the embeddings in training (NEFTune); 5 is usual. Unset: none."""
-    checkpoint: Checkpoint = Field(default_factory=lambda: Checkpoint())
+    checkpoint: Checkpoint = Field(default_factory=cache(Checkpoint))
     """When training state is saved, so that a lost pod costs little."""
     report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(default_factory=list, max_length=3)
     """Where loss, learning rate and gradient norm of each step go beside the pod's log. tensorboard: files in a folder of that
