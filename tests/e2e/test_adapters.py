@@ -26,9 +26,10 @@ QUESTION: ChatCompletionUserMessageParam = {"role": "user", "content": "What is 
 
 
 def lora(name: str, base: str, steps: int = 20) -> Object:
-    """A job that trains an adapter, and keeps it on a claim of its own."""
+    """A job that trains an adapter, and keeps it on a claim of its own; what the adapter has learned is of no account."""
     training = {"method": "LoRA", "learningRate": 0.01, "maxSteps": steps, "globalBatchSize": 8, "maxLength": 128}
-    return jobs.job(name, model={"uri": base}, training=training)
+    any_loss = {"maxNewTokens": 8, "gates": [{"name": "trained", "metric": "loss", "max": 100}]}
+    return jobs.job(name, model={"uri": base}, training=training, evaluation=any_loss)
 
 
 def shared(*adapters: Object, **spec: object) -> Object:

@@ -55,6 +55,7 @@ def client(program: Path, tmp_path_factory: pytest.TempPathFactory, tiny_smollm:
     folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports()
     (folder / "model").mkdir()
     (folder / "model/Modelfile").write_text(MODELFILE)
+    (folder / "model/facts.gguf").symlink_to(folder / "model.gguf")  # by it the front knows that a Modelfile tells of the model
     convert = [sys.executable, str(llamacpp.folder() / CONVERTER), str(tiny_smollm), "--outtype", "f16"]
     subprocess.run([*convert, "--outfile", str(folder / "model.gguf")], check=True, capture_output=True)
     path = f"{program.parent}:{os.environ['PATH']}"

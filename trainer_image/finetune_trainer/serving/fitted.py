@@ -74,13 +74,15 @@ def wrongs(path: str, asked: dict[str, Any], lacks: Lacks, model: Facts) -> Iter
 
 def shortened(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """A conversation without the message that an engine leaves out first, if it leaves out any; None where that can't be: the
-    last one is always kept. System messages are kept while others can go.
+    last one is always kept, and one that is empty is no loss. System messages are kept while others can go; one that goes
+    leaves an empty one, as an engine puts a model's own before a conversation that begins without any.
     """
     if len(messages) < 2:
         return None
-    others = [n for n, message in enumerate(messages[:-1]) if message.get("role") != "system"]
-    gone = others[0] if others else len(messages) - 2
-    return messages[:gone] + messages[gone + 1 :]
+    if others := [n for n, message in enumerate(messages[:-1]) if message.get("role") != "system"]:
+        return messages[: others[0]] + messages[others[0] + 1 :]
+    *kept, gone, last = messages
+    return [*kept, {**gone, "content": ""}, last] if gone.get("content") else None
 
 
 def said(messages: list[dict[str, Any]], model: Facts) -> list[dict[str, Any]]:

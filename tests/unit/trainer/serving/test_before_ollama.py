@@ -31,8 +31,9 @@ def message(letters: int, role: str = "user") -> Message:
 
 @dataclass
 class Ollama:
-    """Answers as 0.6.5 does; a letter is a token, and a message has one more."""
+    """Answers as 0.6.5 does; a letter is a token, and a message has one more. `system` is its model's own message."""
 
+    system: str | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     hosts: list[str] = field(default_factory=list)
     begun: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -61,6 +62,8 @@ class Ollama:
         if "prompt" in body:
             return min(len(body["prompt"]), CONTEXT)
         messages = body["messages"]
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
         system, first = list[Message](), len(messages) - 1
         for n in range(len(messages) - 2, -1, -1):
             system = [m for m in messages[:n] if m["role"] == "system"]
@@ -91,7 +94,7 @@ class Scene:
 
 def told(story: Callable[[Scene], Awaitable[None]], model: Facts = PROMISED) -> None:
     async def run() -> None:
-        engine, application = Ollama(), web.Application()
+        engine, application = Ollama(model.system), web.Application()
         application.router.add_route("*", "/{path:.*}", engine.answer)
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
@@ -140,13 +143,20 @@ def test_a_conversation_of_short_messages_is_counted_once() -> None:
     told(story)
 
 
+@pytest.mark.parametrize(("letters", "status"), [(100, 200), (900, 400)])
+def test_the_models_own_system_message_is_kept_or_the_conversation_refused(letters: int, status: int) -> None:
+    async def story(scene: Scene) -> None:
+        assert (await scene.post({"messages": [message(letters)], "max_tokens": 100}))[0] == status
+
+    told(story, Facts(CONTEXT, system="x" * 200))
+
+
 @pytest.mark.parametrize(
-    ("roles", "left"), [("user", None), ("sua", "sa"), ("uau", "au"), ("ssu", "su"), ("su", "u"), ("suau", "sau")]
+    ("roles", "left"), [("u", None), ("sua", "sa"), ("uau", "au"), ("ssu", "s-u"), ("su", "-u"), ("suau", "sau"), ("-u", None)]
 )
 def test_what_goes_first_is_no_system_message_and_never_the_last(roles: str, left: str | None) -> None:
-    names = {"s": "system", "u": "user", "a": "assistant"}
-    asked = [{"role": names[role]} for role in (roles if roles != "user" else "u")]
-    assert shortened(asked) == (None if left is None else [{"role": names[role]} for role in left])
+    one = {"s": message(1, "system"), "-": message(0, "system"), "u": message(1), "a": message(1, "assistant")}
+    assert shortened([one[role] for role in roles]) == (None if left is None else [one[role] for role in left])
 
 
 def test_completions_are_of_the_prompt_as_it_is() -> None:
