@@ -8,25 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.trainer.counting import Count
 from tests.trainer.speed.test_acceleration import adapted, in_4_bits, llama, loss_and_gradients, qwen_with_biases
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from finetune_trainer.speed.activations import keep_products
 
 RANK = 4  # of `adapted`
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
-
-
-class Count(TorchDispatchMode):
-    """How often each operator ran."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func.name()] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def step(network: Any) -> tuple[dict[str, torch.Tensor], Counter[str]]:

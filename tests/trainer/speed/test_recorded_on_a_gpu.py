@@ -1,7 +1,7 @@
 """On a GPU: layers recorded as CUDA graphs have the gradients of plain ones, and NF4 is expanded to bitsandbytes' bits.
 
-Attention's backward pass adds to the gradient of queries from blocks of 128 keys, in whatever order they come: with longer
-documents two plain passes differ as well, and recorded layers may differ by that much.
+Flash attention's backward pass adds to the gradient of queries from blocks of 128 keys, in whatever order they come: with
+longer documents two plain passes differ as well, and recorded layers may differ by that much. cuDNN's differed by nothing here.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_recorded_gradients_are_plain_ones() -> None:
         assert {loss for loss, _ in found[lengths]} == {loss for loss, _ in plain[lengths]}
     for _, gradient in (*plain[SHORT][1:], *found[SHORT]):
         assert torch.equal(gradient, plain[SHORT][0][1])
-    assert between < 1.5 * noise
+    assert between <= 1.5 * noise
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

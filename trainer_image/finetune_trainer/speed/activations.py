@@ -14,12 +14,13 @@ from typing import Any
 
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
-ATTENTION = (  # by the name of its operator; the last is torch's varlen_attn
+ATTENTION = (  # by the name of its operator; the last two are torch's varlen_attn and ours by cuDNN
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "torch_attn::_varlen_attn",
+    "finetune::packed_attention",
 )
 PRODUCTS = {  # which argument is the left factor, (tokens, in)
     "aten::mm": 0,

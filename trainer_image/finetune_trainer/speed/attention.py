@@ -1,8 +1,9 @@
 """Attention over packed rows without padding and without contamination, as each layer asks for it.
 
 where         plain, or with a sliding window                soft caps and sinks
-GPUs          torch's variable-length flash attention        transformers' flex attention
-CPUs          one product under a mask: what the other two compute
+Hopper        cuDNN's (cudnn_attention.py), else as below    transformers' flex attention
+other GPUs    torch's variable-length flash attention        transformers' flex attention
+CPUs          one product under a mask: what the others compute
 
 `cu_seq_lens_q` (int32, one entry per document and one for the end) comes from TRL's padding-free collator, so that a
 document never attends to its neighbour. Whether a model asks for more than this, or for something else than attention, is
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from finetune_trainer.model.outline import TOKENS, outline, pass_through
+from finetune_trainer.speed import cudnn_attention
 
 PACKED, WITNESS = "finetune_packed", "finetune_witness"  # names to give as attn_implementation
 WIDEST_HEAD = 256  # of flash attention
@@ -151,9 +153,14 @@ def register(kernel: Kernel) -> str:
 def by_gpu(
     module: nn.Module, q: Tensor, k: Tensor, v: Tensor, rows: Rows, scale: float | None, changes: dict[str, Any]
 ) -> Tensor:
-    """Attention by flash attention, which needs CUDA and bf16 or fp16, and by flex attention where a layer asks for more."""
+    """Attention by cuDNN or flash attention, which need CUDA and bf16 or fp16, and by flex attention where a layer asks for
+    more."""
     if changes:
         return _flex(module, q, k, v, rows, scale, changes)
+    if cudnn_attention.available():
+        found = cudnn_attention.attend(q, k, v, rows.ends, rows.longest, rows.window, scale)
+        if found is not None:
+            return found
     from torch.nn.attention.varlen import varlen_attn
 
     ends = (rows.ends, rows.ends, rows.longest, rows.longest)
