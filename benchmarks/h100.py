@@ -2,7 +2,7 @@
 
     python benchmarks/h100.py make DIR [LAYERS]          Mistral-7B's shape, random weights; 6,000 rows of Dolly-like lengths
     python benchmarks/h100.py rows DIR                   the rows alone
-    python benchmarks/h100.py ours DIR GIB [MICRO] [FP8]    `finetune_trainer prepare` and `train`, told of GIB of memory
+    python benchmarks/h100.py ours DIR GIB [MICRO] [FIELD=VALUE…]    `finetune_trainer prepare` and `train`, told of GIB
     python benchmarks/h100.py trl DIR padded|packed|curve   a plain TRL script (h100_others.py)
     python benchmarks/h100.py unsloth DIR ROWS CHECKPOINTING
     python benchmarks/h100.py curve DIR                  our loss over 200 steps, to lay beside `trl DIR curve`
@@ -131,7 +131,7 @@ def recompute(folder: Path) -> None:
 
 
 def step_of(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Run one step; its result and its readings while it trained."""
+    """Run one step; its result and its readings while it trained. What else it says goes on to standard error."""
     environment = os.environ | {
         "FINETUNE_RUN_FILE": str(run),
         "FINETUNE_MOUNTS": str(mounts),
@@ -141,6 +141,7 @@ def step_of(step: str, run: Path, mounts: Path, folder: Path) -> tuple[dict[str,
     done = subprocess.run(
         [sys.executable, "-m", "finetune_trainer", step], env=environment, text=True, stdout=subprocess.PIPE, check=False
     )
+    print(*(line for line in done.stdout.splitlines() if not line.startswith("{")), sep="\n", file=sys.stderr, flush=True)
     said = json.loads((folder / "termination").read_text())
     if done.returncode:
         raise SystemExit(f"{step} ended with {done.returncode}: {said.get('failure')}")
@@ -171,8 +172,12 @@ def main(arguments: list[str]) -> None:
     if what == "recompute":
         return recompute(place)
     if what == "ours":
-        products: dict[str, Any] = {"quantization": {"products": "FP8"}} if "FP8" in rest else {}
-        found = ours(place, float(rest[0]), next((int(r) for r in rest[1:] if r.isdigit()), None), **products)
+        fields: dict[str, Any] = dict(word.split("=", 1) for word in rest[1:] if "=" in word)  # of spec.training: method=LoRA
+        if "products" in fields:
+            fields["quantization"] = {"products": fields.pop("products")}
+        if fields.get("method") == "Full":
+            fields["learningRate"] = 1e-5
+        found = ours(place, float(rest[0]), next((int(r) for r in rest[1:] if r.isdigit()), None), **fields)
     elif what == "curve":
         found = ours(place, 78, 1, steps=CURVE_STEPS, batch=1, seed=42)
     elif what == "trl":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt, Params4bit
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tests.trainer.conftest import train_tokenizer
+from tests.trainer.counting import Count
 from transformers import Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -98,6 +100,30 @@ def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any) -> None:
     for name, gradient in gradients.items():
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(fused[name], gradient, rtol=1e-4, atol=1e-7, msg=f"{{}} in {name}".format)
+
+
+def noted(kept: list[torch.Tensor], saved: torch.Tensor) -> torch.Tensor:
+    kept.append(saved)
+    return saved
+
+
+@pytest.mark.parametrize("make", [llama, lambda: in_4_bits(llama(), "nf4", nested=True)], ids=["dense", "NF4"])
+def test_mlps_that_keep_nothing_have_the_same_gradients_and_two_products_more(make: Any) -> None:
+    found = []
+    for keep in (None, 1, 0):
+        network = adapted(make())
+        fuse(network, keep=keep)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(noted, kept), lambda t: t), Count() as count:
+            _, gradients = loss_and_gradients(network)
+        wide = [t for t in kept if t.shape == (IDS.numel(), SHAPE["intermediate_size"])]
+        found.append((gradients, len(wide), count.calls["aten::addmm_"]))
+    (plain, *_), *others = found
+    assert [kept for _, kept, _ in found] == [4, 2, 0]
+    assert [again - found[0][2] for *_, again in found] == [0, 2, 4]
+    for gradients, *_ in others:
+        for name, gradient in plain.items():
+            assert torch.equal(gradients[name], gradient), name
 
 
 def test_fused_lora_works_under_gradient_checkpointing() -> None:

@@ -111,7 +111,7 @@ def test_an_mlp_is_that_of_rounded_factors() -> None:
     both = as_it_is_to_be(x, (gate, up))
     (wanted,) = as_it_is_to_be(functional.silu(both[0]) * both[1], (down,))
     trained = (*in_fp8(plain[:2]), *in_fp8(plain[2:]))
-    found = LoraGatedMLP.apply(x, trained, *fused_lora._adapters(plain))  # type: ignore[no-untyped-call]
+    found = LoraGatedMLP.apply(x, trained, True, *fused_lora._adapters(plain))  # type: ignore[no-untyped-call]
     assert apart(found, wanted) < 1e-3
     for one, other in zip(gradients(found, x, plain), gradients(wanted, x, plain), strict=True):
         assert apart(one, other) < 1e-3, "of what is rounded a little otherwise another number becomes"
@@ -244,7 +244,8 @@ def test_a_model_without_such_layers_is_refused_before_a_gpu_is_taken(tmp_path: 
 def test_products_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, products: str) -> None:
     told: list[bool] = []
 
-    def fused(_: Any, *, in_fp8: bool) -> int:
+    def fused(_: Any, *, in_fp8: bool, keep: int | None) -> int:
+        assert keep is None
         told.append(in_fp8)
         return 14
 
@@ -255,18 +256,22 @@ def test_products_are_those_that_were_asked_for(monkeypatch: pytest.MonkeyPatch,
     fields = {"training": training, "devices": {"gpus": 1}, "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
     run = RunConfig.model_validate({"namespace": "n", "name": "j", "store": {"uri": "pvc://c/s"}} | fields)
     fit = FitFacts(predicted_bytes=1, micro_batch_size=1, gradient_checkpointing="Off")
-    acceleration.accelerate(SimpleNamespace(base_model=None), Compute("cuda", torch.bfloat16), run, fit, tmp_path)
+    acceleration.accelerate(
+        SimpleNamespace(base_model=None), SimpleNamespace(), Compute("cuda", torch.bfloat16), run, fit, tmp_path
+    )
     assert told == [products == "FP8"]
 
 
-@pytest.mark.parametrize(("strategy", "swiglu"), [("FSDP", [True]), ("ZeRO3", [])])
-def test_shared_out_weights_get_liger_s_kernels_with_fsdp_and_nothing_with_zero(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strategy: str, swiglu: list[bool]
+@pytest.mark.parametrize(("strategy", "found"), [("FSDP", ["fused", "Liger, swiglu False"]), ("ZeRO3", [])])
+def test_shared_out_weights_are_fused_with_fsdp_and_stay_as_they_are_with_zero(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strategy: str, found: list[str]
 ) -> None:
-    told: list[bool] = []
-    monkeypatch.setattr(acceleration, "_liger", lambda _, *, swiglu, **__: told.append(swiglu))
+    told: list[str] = []
+    monkeypatch.setattr(fused_lora, "fuse", lambda *_, **__: 14 * (told.append("fused") is None))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(acceleration, "_liger", lambda _, *, swiglu, **__: told.append(f"Liger, swiglu {swiglu}"))
     fields = {"devices": {"gpus": 2}, "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}, "training": {}}
     run = RunConfig.model_validate({"namespace": "n", "name": "j", "store": {"uri": "pvc://c/s"}} | fields)
     fit = FitFacts(predicted_bytes=1, micro_batch_size=1, gradient_checkpointing="Off", strategy=Strategy(strategy))
-    assert acceleration.accelerate(SimpleNamespace(), Compute("cuda", torch.bfloat16), run, fit, tmp_path) is None
-    assert told == swiglu
+    network = SimpleNamespace(base_model=None)
+    assert acceleration.accelerate(network, SimpleNamespace(), Compute("cuda", torch.bfloat16), run, fit, tmp_path) is None
+    assert told == found

@@ -94,6 +94,7 @@ class FitFacts(Report):
     micro_batch_size: int
     # Releases before Selective reported whether there was any.
     gradient_checkpointing: Annotated[Recomputing, BeforeValidator(lambda said: {True: "Full", False: "Off"}.get(said, said))]
+    kept_layers: int | None = None  # with Selective: layers that keep all the same, as there is room
     strategy: Strategy | None = None  # of many ranks: what Auto chose; None for one
     terms: dict[str, int] = Field(default_factory=dict)
 

@@ -95,7 +95,8 @@ class Training(Strict):
     packed rows. On CPUs choose maxLength no longer than the rows need: a packed row costs attention over all of it."""
     gradient_checkpointing: Literal["Auto", "Full", "Selective", "Off"] = "Auto"
     """Recompute activations in the backward pass to save memory. Full: each layer's; Selective: all but matrix products and
-    attention, which take the time; Auto: only where the memory estimate asks for it."""
+    attention, which take the time, or where adapters are fused with their layers an MLP's inner products alone; Auto: only
+    where the memory estimate asks for it."""
     completion_only_loss: bool = True
     """Loss on the completion's tokens only, not on the prompt's."""
     seed: int = Field(42, ge=0, le=2**31 - 1)

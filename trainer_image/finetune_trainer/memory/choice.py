@@ -18,11 +18,14 @@ from finetune_trainer.memory.shape import Shape
 ASSUMED_GPU = 24 * GIB  # where nothing says how much memory the GPUs have: a common small card
 
 # Relative time of a step: recomputing all adds half of the forward and input-gradient work; what Selective keeps torch decides
-# in Python, at each operator. Each micro-step pays a fixed price that its tokens share: on GPUs the kernels that Python starts
-# one by one, for QLoRA also the expansion of all 4-bit weights (both in benchmarks/h100.md); on CPUs little else.
+# in Python, at each operator, but on the fused path, whose MLPs make their inner products again. Each micro-step pays a fixed
+# price that its tokens share: on GPUs the kernels that Python starts one by one, for QLoRA also the expansion of all 4-bit
+# weights (both in benchmarks/h100.md); on CPUs little else.
 RECOMPUTE: dict[Recomputing, float] = {"Off": 1, "Selective": 1.35, "Full": 1.5}
+FUSED_RECOMPUTE = RECOMPUTE | {"Selective": 1.25}
 OVERHEAD_TOKENS = {Method.QLORA: 600, Method.LORA: 850, Method.FULL: 1200}
 CPU_OVERHEAD_TOKENS = OVERHEAD_TOKENS | {Method.LORA: 96, Method.FULL: 96}
+FILLED = 0.97  # of the memory, where layers keep what there is room for
 GOOD_ENOUGH = 1.03  # a smaller micro-batch is taken if it costs no more than this
 
 
@@ -57,13 +60,18 @@ def fit(
     if not fitting and available is not None:
         raise DoesNotFit(_advice(shape, training, smallest, row, available, on_gpu))
     overhead = (OVERHEAD_TOKENS if on_gpu else CPU_OVERHEAD_TOKENS)[training.method]
-    chosen = _fastest(fitting, overhead, row) if fitting else smallest
+    fused = layer_code(training, ranks.strategy, on_gpu) == "Fused"
+    chosen = _fastest(fitting, overhead, FUSED_RECOMPUTE if fused else RECOMPUTE, row) if fitting else smallest
+    if fused and chosen.checkpointing == "Selective" and training.gradient_checkpointing == "Auto":
+        chosen = _filled(chosen, shape, training, row, limit)
+    terms = estimate(shape, training, chosen, row, on_gpu)
     return FitFacts(
-        predicted_bytes=sum(needs[chosen].values()),
+        predicted_bytes=sum(terms.values()),
         available_bytes=available,
         micro_batch_size=chosen.micro_batch_size,
         gradient_checkpointing=chosen.checkpointing,
-        terms=needs[chosen],
+        kept_layers=chosen.kept_layers or None,
+        terms=terms,
     )
 
 
@@ -72,29 +80,35 @@ def _settings(training: Training, ranks: Ranks, on_gpu: bool) -> Iterator[Settin
     sizes = [size for size in sizes if size >= training.learning.least_rows]
     if training.packing and not on_gpu:
         sizes = sizes[:1]  # with a mask, every row of a micro-batch would be compared with every other
-    modes = _modes(training, ranks.strategy, on_gpu)
+    modes = _modes(training, ranks.strategy)
     return (Setting(size, mode, ranks.strategy, ranks.count) for size in sizes for mode in modes)
 
 
-def _modes(training: Training, strategy: Strategy, on_gpu: bool) -> tuple[Recomputing, ...]:
-    """Selective keeps as much as the fused path and 8-bit layers do in any case."""
+def _modes(training: Training, strategy: Strategy) -> tuple[Recomputing, ...]:
+    """Selective keeps as much as 8-bit layers do in any case."""
     asked = training.gradient_checkpointing
-    spared = layer_code(training, strategy, on_gpu) == "Fused" or training.quantization.bits == 8
-    without = spared or not selective_goes(training.method, strategy)
+    without = training.quantization.bits == 8 or not selective_goes(training.method, strategy)
     if asked == "Auto":
         return ("Off", "Full") if without else ("Off", "Selective", "Full")
     return ("Off",) if without and asked == "Selective" else (asked,)
 
 
-def _fastest(settings: list[Setting], overhead: int, row: int) -> Setting:
+def _fastest(settings: list[Setting], overhead: int, recompute: dict[Recomputing, float], row: int) -> Setting:
     """`overhead` is what a micro-step costs beside its tokens' work, in tokens."""
 
     def cost(setting: Setting) -> float:
         shared = 1 + overhead / (setting.micro_batch_size * row)
-        return shared * RECOMPUTE[setting.checkpointing]
+        return shared * recompute[setting.checkpointing]
 
     best = min(cost(s) for s in settings)
     return min((s for s in settings if cost(s) <= best * GOOD_ENOUGH), key=lambda s: (s.micro_batch_size, cost(s)))
+
+
+def _filled(setting: Setting, shape: Shape, training: Training, row: int, limit: int) -> Setting:
+    """The setting with as many layers that keep all as fit beside the rest, but for what estimates err by."""
+    none, one = (sum(estimate(shape, training, replace(setting, kept_layers=n), row, True).values()) for n in (0, 1))
+    room = int(limit * FILLED) - none
+    return replace(setting, kept_layers=max(0, min(shape.layers, room // (one - none))))
 
 
 def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:

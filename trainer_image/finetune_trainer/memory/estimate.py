@@ -12,11 +12,13 @@ w bytes per number of the compute type, the saved activations of one layer are, 
     w (7.5f + 19h + 6k + 7r)   with both, and the expanded weights beside it
     + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs: neither the fused path,
                             nor dropout, which copies them in any case
-    + 5wh                   where all weights are trained: hidden states in float32, and a 16-bit copy for each product; not
-                            with FSDP, whose layers are in 16 bits
+    + 2wh                   where all weights are trained, for hidden states in float32 (speed/casts.py: one 16-bit copy for all
+                            that read one); not with FSDP, whose layers are in 16 bits
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
     w (2f + 5h + 2k + 7r)   with selective checkpointing: its input, the products' answers and attention's; the rest for one
                             layer at a time
+    w (6h + 2k + 2r)        with selective checkpointing on the fused path, whose MLPs make 2f again, one layer at a time; with
+                            it, too, as many layers as fit keep them
 
 Two moments can be the highest: the loss head, with all that is saved, or the first layer of the backward pass, with its
 gradients. Those of earlier micro-batches lie beside either; where one micro-batch is a whole step there are none, and each
@@ -100,6 +102,9 @@ def estimate(
     backward = weights.pop("expandedWeight", 0) + width * tokens * (wide + 2 * shape.hidden)
     if setting.checkpointing == "Off":
         kept = shape.layers * (layer + masks)
+    elif setting.checkpointing == "Selective" and code == "Fused":
+        inner = width * tokens * int(KEPT[code][0]) * shape.feed_forward
+        kept, backward = shape.layers * (layer - inner) + setting.kept_layers * inner, backward + inner
     else:
         stream = tokens * shape.hidden * (width if training.method is not Method.FULL else 4)
         products = width * tokens * _products(shape, training) if setting.checkpointing == "Selective" else 0
@@ -153,7 +158,7 @@ def _kept(shape: Shape, training: Training, code: Code, width: int, strategy: St
     if width == 4 and code == "PyTorch":
         hidden -= 2
     if width < 4 and not adapted and strategy is not Strategy.FSDP:
-        hidden += 5
+        hidden += 2
     if training.method is Method.LORA and width < 4 and code in ("PyTorch", "Liger", "DoRA"):
         hidden += 4
     own = rank * training.lora.rank if adapted else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.objectives import Objective
 from finetune_trainer.contract.training import Method, Recomputing, Training
 
@@ -21,6 +21,7 @@ class Setting:
     checkpointing: Recomputing
     strategy: Strategy = Strategy.DDP
     ranks: int = 1
+    kept_layers: int = 0  # that keep all with Selective, on the fused path
 
 
 def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
@@ -33,8 +34,7 @@ def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
         return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
     if training.lora.dropout > 0:
         return "Dropout"
-    # The fused path knows no 8-bit weights, nor such as ranks share out.
-    return "Liger" if training.quantization.bits == 8 or strategy in SHARES_WEIGHTS else "Fused"
+    return "Liger" if training.quantization.bits == 8 else "Fused"  # whose path knows no 8-bit weights
 
 
 def records_layers(training: Training, setting: Setting, *, on_gpu: bool) -> bool:
@@ -42,6 +42,6 @@ def records_layers(training: Training, setting: Setting, *, on_gpu: bool) -> boo
     the GPU waiting for Python."""
     tokens = setting.micro_batch_size * training.max_length
     alone = training.method is Method.QLORA and setting.strategy is Strategy.DDP and setting.ranks == 1
-    fused = layer_code(training, setting.strategy, on_gpu) == "Fused" and setting.checkpointing == "Off"
+    fused = layer_code(training, setting.strategy, on_gpu) == "Fused" and setting.checkpointing != "Full"
     same = training.objective is Objective.SFT and training.packing and training.neftune_noise_alpha is None
     return alone and fused and same and tokens <= RECORDED_TOKENS

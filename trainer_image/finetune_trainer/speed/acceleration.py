@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from finetune_trainer.contract.devices import SHARES_WEIGHTS, Strategy
+from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Method
 from finetune_trainer.memory.setting import Setting, records_layers
+from finetune_trainer.speed.activations import keep_products
+from finetune_trainer.speed.casts import copy_once
 from finetune_trainer.speed.fixed_lines import Line
 from finetune_trainer.speed.recorded_layers import CudaGraphs, RecordedLayers
 
@@ -38,26 +41,40 @@ def attention(folder: Path, compute: Compute, *, packing: bool = False) -> str |
     return implementation(folder, on_gpu=kernels) if kernels or packing else None
 
 
-def accelerate(network: Any, compute: Compute, run: RunConfig, fit: FitFacts, folder: Path) -> RecordedLayers | None:
-    """Put the fast parts into a loaded model, adapters included. On CPUs it stays as it is. Where ranks share its weights out
-    it gets Liger's kernels alone, and with ZeRO not even those: the fused path holds on to whole weights. Returns its
-    layers where their work is recorded.
+def accelerate(
+    network: Any, asked: Any, compute: Compute, run: RunConfig, fit: FitFacts, folder: Path
+) -> RecordedLayers | None:
+    """Put the fast parts into a loaded model, adapters included, and Selective checkpointing, where the trainer's arguments
+    `asked` then say whether it is the layers' own. On CPUs nothing else changes, nor where DeepSpeed shares the weights out: it
+    knows of them by the modules' own forward. Returns the model's layers where their work is recorded.
     """
-    strategy, rotates = fit.strategy or Strategy.DDP, fit.gradient_checkpointing != "Selective"
-    if compute.device != "cuda" or strategy is Strategy.ZERO3:
-        return None
-    if strategy in SHARES_WEIGHTS:
-        _liger(network, swiglu=True, rope=rotates)
-        return None
-    from finetune_trainer.speed.fused_lora import fuse
-
-    fused = fuse(network, in_fp8=run.training.in_fp8)
-    if run.training.in_fp8:
-        print(f"{fused} linear layers multiply in FP8 while they train", flush=True)
-    # Where products are kept as they come, Liger may not rotate: it does so in place.
-    _liger(network, swiglu=not fused, rope=rotates)
+    selective, strategy = fit.gradient_checkpointing == "Selective", fit.strategy or Strategy.DDP
+    fused = _fused(network, compute, run, fit)
+    if selective and fused and fused == OF_A_LAYER * len(_layers(network)):
+        selective = asked.gradient_checkpointing = False
+    if selective:
+        keep_products(network, 0 if run.training.method is Method.FULL else run.training.lora.rank)
+    if compute.device == "cuda" and strategy is not Strategy.ZERO3:
+        if run.training.method is Method.FULL:
+            copy_once(network)
+        # Where products are kept as they come, Liger may not rotate: it does so in place.
+        _liger(network, swiglu=not fused, rope=not selective)
     line, layers = _line(folder, run, fit, compute), fused_layers(network, fused)
     return RecordedLayers(layers, line, CudaGraphs()) if line is not None and layers else None
+
+
+def _fused(network: Any, compute: Compute, run: RunConfig, fit: FitFacts) -> int:
+    """How many linear layers are on the fused path from here on."""
+    if compute.device != "cuda" or fit.strategy is Strategy.ZERO3:
+        return 0
+    from finetune_trainer.speed.fused_lora import fuse
+
+    in_fp8 = run.training.in_fp8
+    keep = None if fit.gradient_checkpointing != "Selective" else fit.kept_layers or 0
+    fused = fuse(network, in_fp8=in_fp8, keep=keep)
+    if in_fp8:
+        print(f"{fused} linear layers multiply in FP8 while they train", flush=True)
+    return fused
 
 
 def _line(folder: Path, run: RunConfig, fit: FitFacts, compute: Compute) -> Line | None:
@@ -72,14 +89,20 @@ def _line(folder: Path, run: RunConfig, fit: FitFacts, compute: Compute) -> Line
     return None if asked is None or asked.names else Line(fit.micro_batch_size * training.max_length, training.max_length)
 
 
-def fused_layers(network: Any, fused: int) -> list[nn.Module]:
-    """The decoder's layers, if `fused` linear layers are all that they have, and nothing else in them is trained."""
+def _layers(network: Any) -> list[nn.Module]:
+    """The decoder's layers."""
     inner = network.get_base_model() if hasattr(network, "get_base_model") else network
     layers = getattr(inner.base_model, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or fused != OF_A_LAYER * len(layers):
+    return [*layers] if isinstance(layers, nn.ModuleList) else []
+
+
+def fused_layers(network: Any, fused: int) -> list[nn.Module]:
+    """The decoder's layers, if `fused` linear layers are all that they have, and nothing else in them is trained."""
+    layers = _layers(network) if fused else []
+    if fused != OF_A_LAYER * len(layers):
         return []
     others = (name for layer in layers for name, weight in layer.named_parameters() if weight.requires_grad)
-    return [] if any("lora_A" not in name and "lora_B" not in name for name in others) else [*layers]
+    return [] if any("lora_A" not in name and "lora_B" not in name for name in others) else layers
 
 
 def _liger(network: Any, *, swiglu: bool, rope: bool) -> None:

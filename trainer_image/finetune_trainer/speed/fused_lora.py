@@ -2,8 +2,8 @@
 
 PEFT computes `base(x)`, clones it, then adds `scale * B(A(x))`: six passes over every output, and autograd keeps the
 input twice. Here the frozen product goes on top of the low-rank one (a GEMM with beta = 1), projections
-that read one input share a pass over it, and of a gated MLP only `gate(x)` and `up(x)` are kept for the backward pass.
-The products themselves are in projections.py.
+that read one input share a pass over it, and of a gated MLP only `gate(x)` and `up(x)` are kept for the backward pass,
+or not even those. The products themselves are in projections.py.
 
 The idea of recomputing around the 4-bit product is Unsloth's (`fast_lora`) and Axolotl's (`lora_mlp_kernel`); see
 docs/training-speed.md for what it gains.
@@ -48,24 +48,26 @@ class LoraLinears(torch.autograd.Function):
 
 
 class LoraGatedMLP(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)) with three adapters. Keeps x, gate(x) and up(x); their product is made again."""
+    """down(silu(gate(x)) * up(x)) with three adapters. Keeps x, and gate(x) and up(x) where `keeps` asks for it; what is not
+    kept is made again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], *adapters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], keeps: bool, *adapters: Tensor) -> Tensor:
         inner, last = adapted[:2], adapted[2:]
         xa = down(x, adapters[0:4:2])
         gate, up = outputs(x, inner, xa, adapters[1:4:2])
         hidden, rows = (swiglu(gate, up), None) if last[0].frozen is None else fp8.swiglu(gate, up)
         ha = down(hidden, adapters[4:5])
         ctx.adapted = adapted
-        ctx.save_for_backward(x, gate, up, *adapters, *xa, *ha)
+        ctx.save_for_backward(x, *adapters, *xa, *ha, *((gate, up) if keeps else ()))
         return outputs(hidden, last, ha, adapters[5:6], rows)[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, gate, up, *rest = ctx.saved_tensors
-        adapters, xa, ha = rest[:6], rest[6:8], rest[8:]
+        x, *rest = ctx.saved_tensors
+        adapters, xa, ha = rest[:6], rest[6:8], rest[8:9]
         inner, last = ctx.adapted[:2], ctx.adapted[2:]
+        gate, up = rest[9:] or outputs(x, inner, xa, adapters[1:4:2])
         out = (grad.contiguous(),)
         out_up = ups(out, last, adapters[5:6])
         dhidden = input_grad(out, out_up, last, adapters[4:5])
@@ -73,7 +75,7 @@ class LoraGatedMLP(torch.autograd.Function):
         last_grads = adapter_grads(hidden, out, out_up, ha, last)
         in_up = ups(grads, inner, adapters[1:4:2])
         dx = input_grad(grads, in_up, inner, adapters[0:4:2], rows) if ctx.needs_input_grad[0] else None
-        return (dx, None, *adapter_grads(x, grads, in_up, xa, inner), *last_grads)
+        return (dx, None, None, *adapter_grads(x, grads, in_up, xa, inner), *last_grads)
 
 
 def _through_swiglu(gate: Tensor, up: Tensor, grad: Tensor, *, in_fp8: bool) -> tuple[Any, ...]:
@@ -96,8 +98,9 @@ def projection(layer: nn.Module) -> Projection | None:
     dense = isinstance(base, nn.Linear) and (base.weight.is_floating_point() or hasattr(base.weight, "quant_state"))
     if not plain or not dense or not isinstance(layer.lora_dropout[name], nn.Identity):
         return None
-    adapter = layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
-    return Projection(base, *adapter, absmax=_absmax(base))
+    a, b = modules = layer.lora_A[name], layer.lora_B[name]
+    state = getattr(base.weight, "quant_state", None)
+    return Projection(base, a.weight, b.weight, float(layer.scaling[name]), _absmax(base), state=state, modules=modules)
 
 
 def _absmax(base: nn.Module) -> Tensor | None:
@@ -113,19 +116,22 @@ def _absmax(base: nn.Module) -> Tensor | None:
     return (dequantize_blockwise(state.absmax, state.state2) + state.offset).float()  # type: ignore[no-any-return]
 
 
-def fuse(model: nn.Module, *, in_fp8: bool = False) -> int:
+def fuse(model: nn.Module, *, in_fp8: bool = False, keep: int | None = None) -> int:
     """Replace the forward of adapted attention projections and gated MLPs. Returns how many linear layers it took.
 
     Layers that need what the fused path does not do keep PEFT's own forward, and so does every layer while its adapter
     is disabled or merged: the model stays right either way. With `in_fp8` layers that train multiply 4-bit weights in FP8;
     those that are judged, by a validation or by what the merged model must answer as well, multiply as they are merged.
+    With `keep` all MLPs but so many, the last ones, compute their inner products again in the backward pass: half of what a
+    layer keeps.
     """
     fused = 0
+    mlps = [module for module in model.modules() if _mlp(module)]
+    keeping = set(mlps if keep is None else mlps[len(mlps) - keep :])
     trained: Callable[[tuple[Projection, ...]], tuple[Projection, ...]] = projections.in_fp8 if in_fp8 else tuple
     for module in list(model.modules()):
-        mlp = _projections(module, "gate_proj", "up_proj", "down_proj")
-        if mlp and isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation):
-            _fuse_mlp(module, mlp, (*trained(mlp[:2]), *trained(mlp[2:])))
+        if mlp := _mlp(module):
+            _fuse_mlp(module, mlp, (*trained(mlp[:2]), *trained(mlp[2:])), keeps=module in keeping)
             fused += 3
         attention = _projections(module, "q_proj", "k_proj", "v_proj")
         if attention:
@@ -143,22 +149,28 @@ def _projections(module: nn.Module, *names: str) -> tuple[Projection, ...]:
     return tuple(p for p in found if p is not None) if len(found) == len(names) and all(found) else ()
 
 
+def _mlp(module: nn.Module) -> tuple[Projection, ...]:
+    """The projections of a gated MLP with SiLU; empty where it is none."""
+    silu = isinstance(getattr(module, "act_fn", None), nn.SiLU | SiLUActivation)
+    return _projections(module, "gate_proj", "up_proj", "down_proj") if silu else ()
+
+
 def _adapters(adapted: tuple[Projection, ...]) -> list[Tensor]:
-    return [t for p in adapted for t in (p.lora_a, p.lora_b)]
+    return [t for p in adapted for t in p.adapter()]
 
 
 def _adapting(layer: Any) -> bool:
     return not (layer.disable_adapters or layer.merged)
 
 
-def _fuse_mlp(mlp: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...]) -> None:
+def _fuse_mlp(mlp: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...], *, keeps: bool) -> None:
     plain = mlp.forward
 
     def forward(x: Tensor) -> Tensor:
         if not _adapting(mlp.gate_proj):
             return plain(x)  # type: ignore[no-any-return]
         adapted = trained if mlp.training else judged
-        out: Tensor = LoraGatedMLP.apply(x.reshape(-1, x.shape[-1]), adapted, *_adapters(adapted))  # type: ignore[no-untyped-call]
+        out: Tensor = LoraGatedMLP.apply(x.reshape(-1, x.shape[-1]), adapted, keeps, *_adapters(adapted))  # type: ignore[no-untyped-call]
         return out.view(*x.shape[:-1], -1)
 
     mlp.forward = forward

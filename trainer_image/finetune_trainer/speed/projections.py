@@ -29,11 +29,20 @@ class Projection:
     scale: float
     absmax: Tensor | None = None  # float32 block scales of a 4-bit weight, their own quantization undone once
     frozen: fp8.Frozen | None = None  # where it is multiplied in FP8
+    state: Any = None  # of a 4-bit weight's quantization, which a weight that ranks share out does not carry itself
+    modules: tuple[nn.Module, ...] = ()  # that hold A and B
 
     def weight(self, dtype: torch.dtype) -> Tensor:
         """The frozen weight, shape (out, in), in the given type; 4-bit weights are expanded anew at each call."""
         weight: Any = self.base.weight
-        return weight.to(dtype) if self.absmax is None else expanded(weight, self.absmax, dtype)
+        return weight.to(dtype) if self.absmax is None else expanded(weight, self.absmax, dtype, self.state)
+
+    def adapter(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are now: where ranks share them out (FSDP) a module has whole ones only while its layer works."""
+        if not self.modules:
+            return self.lora_a, self.lora_b
+        a, b = (module.weight for module in self.modules)
+        return a, b  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:

@@ -145,11 +145,9 @@ def _load(context: Context) -> Loaded:
             reference = loading.load_base(model_folder, training.method, compute, attention)
     if training.distillation is not None:
         reference = _load_teacher(context, training.distillation.teacher, compute)
-    if fit.gradient_checkpointing == "Selective":
-        activations.keep_products(network, 0 if training.method is Method.FULL else training.lora.rank)
     if compute.device == "cpu" and fit.gradient_checkpointing != "Off":
         activations.give_memory_back()
-    recorded = acceleration.accelerate(network, compute, context.run, fit, model_folder)
+    recorded = acceleration.accelerate(network, asked, compute, context.run, fit, model_folder)
     return Loaded(compute, fit, network, initial, reference, tokenizer, rows, asked, recorded)
 
 

@@ -28,7 +28,7 @@ from finetune_trainer.data.tokenized import rows
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.model import saved_modules
 from finetune_trainer.model.compute import gpu_name, peak_memory
-from finetune_trainer.speed.optimizers import wait_for_pages_only
+from finetune_trainer.speed.optimizers import clip_while_reading, wait_for_pages_only
 from finetune_trainer.speed.recorded_layers import RecordedLayers
 
 
@@ -157,6 +157,13 @@ class Loop(Trainer):
         made = super().create_optimizer(model)
         wait_for_pages_only(made)
         return made
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Called once a step, before `_get_grad_norm`."""
+        alone = not (self.args.fp16 or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # within accelerate's
+        norm = clip_while_reading(inner, model.parameters(), self.args.max_grad_norm) if alone else None
+        return super()._clip_grad_norm(model) if norm is None else norm  # type: ignore[no-untyped-call]
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called once a step, before the optimizer. The step's loss and the norm stay on the device until it has its work."""
