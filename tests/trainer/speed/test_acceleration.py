@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.model.loading import load_base
+from finetune_trainer.speed import acceleration
 from finetune_trainer.speed.acceleration import _line, fused_layers
 from finetune_trainer.speed.fixed_lines import Line
 from finetune_trainer.speed.fused_lora import fuse, projection
@@ -240,3 +242,39 @@ def test_layers_are_recorded_only_where_all_that_is_trained_of_them_is_fused() -
     assert fused_layers(network, 13) == []
     network.get_base_model().model.layers[1].input_layernorm.weight.requires_grad_(True)
     assert fused_layers(network, 14) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "lora", "kept", "checkpointed"),
+    [({}, {}, 1, False), ({}, {}, None, False), ({"lora": {"dropout": 0.1}}, {"lora_dropout": 0.1}, None, True)],
+    ids=["the last layer keeps all", "none does", "not fused"],
+)
+def test_selective_checkpointing_is_the_fused_layers_own(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    lora: dict[str, Any],
+    kept: int | None,
+    checkpointed: bool,
+) -> None:
+    """Where layers are not fused, products are kept as they come, in the checkpointing that the trainer switches on."""
+    monkeypatch.setattr(acceleration, "_liger", lambda *_, rope, **__: told.append(rope))
+    monkeypatch.setattr(acceleration, "keep_products", lambda _, rank: told.append(rank))
+    told: list[Any] = []
+    network, asked = adapted(llama(), **lora), SimpleNamespace(gradient_checkpointing=True)
+    run = RunConfig.model_validate(
+        {"namespace": "n", "name": "j", "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
+        | {"store": {"uri": "pvc://c/s"}, "devices": {"gpus": 1}, "training": fields}
+    )
+    fit = FitFacts(predicted_bytes=1, micro_batch_size=1, gradient_checkpointing="Selective", kept_layers=kept)
+
+    acceleration.accelerate(network, asked, Compute("cuda", torch.bfloat16), run, fit, tmp_path)
+
+    assert asked.gradient_checkpointing == checkpointed
+    assert told == ([16, False] if checkpointed else [True])
+    wide: list[torch.Tensor] = []
+    network.train()
+    with torch.autograd.graph.saved_tensors_hooks(partial(noted, wide), lambda t: t):
+        loss_and_gradients(network)
+    shape = (IDS.numel(), SHAPE["intermediate_size"])
+    assert checkpointed or sum(t.shape == shape for t in wide) == 2 * (kept or 0)

@@ -1,4 +1,4 @@
-"""Attention over packed rows by cuDNN's fused kernels: on Hopper they take half of the time that FlashAttention 2 takes.
+"""Attention over packed rows by cuDNN's fused kernels: on Hopper half of FlashAttention 2's time forward, 60 to 85 % backward.
 
 cuDNN makes a plan for one shape: so many documents, the longest one's tokens and, for the memory it works in, the tokens of
 all. Making one takes some 0.1 s (the first ones 1 s, as their kernels are compiled), so all three are rounded up to one of few
