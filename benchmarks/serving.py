@@ -147,7 +147,7 @@ def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
             found["promotion"] = promotion(space, serves.context(640))
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
         with serves.live(space, "kept", engine=serves.context(512), responseCache={"secretRef": {"name": "redis"}}):
-            found["cache"] = kept(address(space, "kept"), "kept")
+            found["cache"] = kept(serves.address(space, "kept"), "kept")
     found["adapter"] = adapter(space, test_adapters.artifact(small, "merged")["uri"])
     made.kubectl("delete", "namespace", SPACE, "--wait=false")
     return found
@@ -156,13 +156,7 @@ def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
 def addresses(space: Space) -> tuple[str, str]:
     """URLs of the bare engine and of the Service; both lead on from the node."""
     (pod,) = [p for p in space.items("pod", f"finetune.dev/serve={NAME},finetune.dev/revision") if is_true(p, "Ready")]
-    return f"http://{pod['status']['podIP']}:{BEHIND}", address(space, NAME)
-
-
-def address(space: Space, name: str) -> str:
-    service = space.get("service", name)
-    assert service is not None
-    return f"http://{service['spec']['clusterIP']}:8000"
+    return f"http://{pod['status']['podIP']}:{BEHIND}", serves.address(space, NAME)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,13 +41,32 @@ def context(tokens: int, **engine: Any) -> dict[str, Any]:
 
 @contextmanager
 def live(space: Space, name: str, **spec: Any) -> Iterator[str]:
-    """A ModelServe whose first revision serves; it is taken away at the end."""
+    """A ModelServe whose first revision serves; it is taken away at the end. One that is refused fails the test at once."""
     space.apply(serve(name, **spec))
     try:
-        found = space.until(SERVE, name, "is Ready", lambda s: is_true(s, "Ready"))
+        found = space.until(SERVE, name, "is Ready", lambda s: is_true(s, "Ready") or is_true(s, "Stalled"))
+        assert is_true(found, "Ready"), condition(found, "Stalled")
         yield str(found["status"]["live"]["name"])
     finally:
         space.delete(SERVE, name, "--wait=false", "--ignore-not-found")
+
+
+def address(space: Space, name: str) -> str:
+    """URL of a Service, once it leads on from the node: that hears of a pod a moment after the status does."""
+    service = space.get("service", name)
+    assert service is not None
+    host, port = service["spec"]["clusterIP"], 8000
+    wait_until("the node's rules lead to it", lambda: leads_on(host, port))
+    return f"http://{host}:{port}"
+
+
+def leads_on(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection((host, port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from openai import APIStatusError, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from tests import redis_server
 from tests.e2e import serves
-from tests.e2e.serves import live
+from tests.e2e.serves import address, live
 from tests.e2e.space import SERVE, Space
 from tests.waiting import wait_until
 
@@ -92,7 +92,6 @@ def test_response_cache(space: Space, tmp_path: Path) -> None:
     with redis_server.started(tmp_path, NODE_ADDRESS, REDIS_PORT) as redis:
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
         with live(space, "keeping", **cache) as first:
-            wait_until("the node's rules lead to it", lambda: answers(space))
             for stream in (False, True):
                 assert [asked(space, stream)[0] for _ in range(2)] == ["miss", "hit"]
                 assert asked(space, stream) == asked(space, stream)
@@ -107,15 +106,6 @@ def test_response_cache(space: Space, tmp_path: Path) -> None:
             assert 'finetune_response_cache_requests_total{result="hit"}' in text
 
 
-def answers(space: Space) -> bool:
-    """Whether the Service's address leads anywhere: the node hears of a pod a moment after the status does."""
-    try:
-        urllib.request.urlopen(f"{address(space, 'keeping')}/health", timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
 def asked(space: Space, stream: bool = False) -> tuple[str | None, str]:
     """What an answer says of the cache, and the answer."""
     body = {"model": "keeping", "messages": said("Hello!"), "max_tokens": 8, "temperature": 0, "stream": stream}
@@ -123,10 +113,3 @@ def asked(space: Space, stream: bool = False) -> tuple[str | None, str]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as found:
         return found.headers["X-Finetune-Cache"], found.read().decode()
-
-
-def address(space: Space, name: str) -> str:
-    """URL of a Service, which leads on from the node, too."""
-    service = space.get("service", name)
-    assert service is not None
-    return f"http://{service['spec']['clusterIP']}:8000"

@@ -34,13 +34,13 @@ def test_drain_streams(space: Space) -> None:
     with live(space, "draining", **wide, rollout=now) as first, traffic(space, "draining") as report:
         (pod,) = serving_pods(space, "draining")
         delete = lambda: space.delete("pod", pod, "--wait=false")  # noqa: E731
-        asyncio.run(drained(address(space, "draining"), "draining", delete))
+        asyncio.run(drained(chat(space, "draining"), "draining", delete))
         space.until(SERVE, "draining", "is whole again", lambda s: is_true(s, "Ready") and s["status"].get("replicas") == 1)
         wait_until("the deleted pod is gone", lambda: pod not in serving_pods(space, "draining"))
 
         another = serve("draining", **{**wide, "engine": context(1792)}, rollout=now)
         space.apply(another)
-        asyncio.run(drained(address(space, "draining"), "draining", lambda: promoted(space, "draining", first)))
+        asyncio.run(drained(chat(space, "draining"), "draining", lambda: promoted(space, "draining", first)))
     nothing_lost(report, revisions=2)
 
 
@@ -53,11 +53,9 @@ def serving_pods(space: Space, name: str) -> list[str]:
     return [p["metadata"]["name"] for p in space.items("pod", f"finetune.dev/serve={name},finetune.dev/revision")]
 
 
-def address(space: Space, name: str) -> str:
-    """URL of a Service, which leads on from the node, too."""
-    service = space.get("service", name)
-    assert service is not None
-    return f"http://{service['spec']['clusterIP']}:8000/v1/chat/completions"
+def chat(space: Space, name: str) -> str:
+    """URL where a conversation is answered."""
+    return f"{serves.address(space, name)}/v1/chat/completions"
 
 
 async def drained(url: str, model: str, ending: Callable[[], None]) -> None:
@@ -167,7 +165,7 @@ def test_scale_to_zero(space: Space) -> None:
     doze = {"autoscaling": dozing(IDLE), "rollout": {"rollbackWindowSeconds": 0}, "engine": context(2048)}
     with live(space, "dozing", **doze) as first:
         asleep(space, "dozing")
-        took = asyncio.run(asked_at_once(address(space, "dozing"), "dozing", AT_ONCE))
+        took = asyncio.run(asked_at_once(chat(space, "dozing"), "dozing", AT_ONCE))
         print(f"{AT_ONCE} requests were held for {min(took):.0f} to {max(took):.0f} s")
         space.apply(serve("dozing", **{**doze, "autoscaling": dozing(3600)}))
         awake = space.until(SERVE, "dozing", "is Ready", lambda s: is_true(s, "Ready") and s["status"].get("replicas") == 1)
@@ -181,7 +179,7 @@ def test_scale_to_zero(space: Space) -> None:
         asleep(space, "dozing")
         for pause in (0, IDLE, IDLE + 2, IDLE + 4):
             asyncio.run(lasts(pause))
-            (waited,) = asyncio.run(asked_at_once(address(space, "dozing"), "dozing", 1))
+            (waited,) = asyncio.run(asked_at_once(chat(space, "dozing"), "dozing", 1))
             print(f"after {pause} s without a request the next one took {waited:.1f} s")
         asleep(space, "dozing")
 

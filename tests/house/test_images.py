@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from localcluster import builder, debian, images, settings, toolchain
 from localcluster.errors import BuildFailed
+from packaging.requirements import Requirement
 from supply import release
 
 from finetune_operator import pod_security
@@ -132,11 +134,16 @@ def test_the_evaluator_adds_to_vllm_what_the_trainer_scores_with() -> None:
     assert {package: version for package, version in _pins("trainer").items() if package in added} == added
 
 
-def test_benchmarks_add_to_the_trainer_and_change_nothing_in_it() -> None:
-    def pins(lock: str) -> dict[str, str]:
-        return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / f"requirements/{lock}.txt").read_text(), re.MULTILINE))
+def test_what_transformers_serve_needs_is_in_its_image() -> None:
+    wanted = [Requirement(text) for text in metadata.requires("transformers") or ()]
+    serving = {one.name: one.specifier for one in wanted if one.marker and one.marker.evaluate({"extra": "serving"})}
+    pins = _pins("serve-vllm")
+    assert [name for name, versions in serving.items() if name not in pins or pins[name] not in versions] == []
+    assert "accelerate" in serving
 
-    trainer, benchmarks = pins("trainer"), pins("benchmarks")
+
+def test_benchmarks_add_to_the_trainer_and_change_nothing_in_it() -> None:
+    trainer, benchmarks = _pins("trainer"), _pins("benchmarks")
     assert "lm-eval" in benchmarks.keys() - trainer.keys()
     assert {package: version for package, version in benchmarks.items() if package in trainer} == {
         package: version for package, version in trainer.items() if package in benchmarks
