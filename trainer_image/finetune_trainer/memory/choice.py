@@ -106,9 +106,10 @@ def _fastest(settings: list[Setting], overhead: int, recompute: dict[Recomputing
 
 def _filled(setting: Setting, shape: Shape, training: Training, row: int, limit: int) -> Setting:
     """The setting with as many layers that keep all as fit beside the rest, but for what estimates err by."""
-    none, one = (sum(estimate(shape, training, replace(setting, kept_layers=n), row, True).values()) for n in (0, 1))
-    room = int(limit * FILLED) - none
-    return replace(setting, kept_layers=max(0, min(shape.layers, room // (one - none))))
+    more = (replace(setting, kept_layers=count) for count in range(shape.layers, 0, -1))
+    # One by one, as a layer more need not take more: gradients or a last one as large as an embedding may hide it.
+    fitting = (s for s in more if sum(estimate(shape, training, s, row, on_gpu=True).values()) <= limit * FILLED)
+    return next(fitting, setting)
 
 
 def _advice(shape: Shape, training: Training, smallest: Setting, row: int, available: int, on_gpu: bool) -> str:

@@ -442,6 +442,14 @@ def test_layers_keep_what_there_is_room_for() -> None:
     assert fit(MISTRAL, training(**long), 32768, 150 * GIB, on_gpu=True).gradient_checkpointing == "Off"
 
 
+def test_a_layer_that_keeps_more_may_take_no_more() -> None:
+    """Gradients of a head that is trained whole come as activations go, and hide those while they are more."""
+    shape = Shape(32, 2048, 8192, 32, 512, 2048, 256000, tied=False, parameters=3_196_059_648)
+    asked = training(globalBatchSize=2, maxLength=4096, lora={"modulesToSave": ["lm_head"]})
+    facts = fit(shape, asked, 1024, 15 * GIB, on_gpu=True)
+    assert (facts.gradient_checkpointing, facts.kept_layers) == ("Selective", 9)
+
+
 def test_reports_of_before_there_was_selective_are_understood() -> None:
     old = {"predictedBytes": 1, "microBatchSize": 1}
     assert FitFacts.model_validate(old | {"gradientCheckpointing": True}).gradient_checkpointing == "Full"
