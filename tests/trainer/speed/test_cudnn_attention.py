@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from finetune_trainer.speed import cudnn_attention, cudnn_plan
 from finetune_trainer.speed.activations import _policy
 from finetune_trainer.speed.attention import Rows, by_gpu, by_mask
-from finetune_trainer.speed.cudnn_plan import Form
+from finetune_trainer.speed.cudnn_plan import CudnnPlan, Form
 
 LENGTHS = (5, 29, 1, 17)
 
@@ -156,13 +157,34 @@ def test_a_form_without_kernels_is_told_once(monkeypatch: pytest.MonkeyPatch, ca
     assert told.endswith(": No valid engine configs\n")
 
 
+def test_numbers_that_are_not_of_16_bits_are_not_taken_for_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = SimpleNamespace(BFLOAT16="bfloat16", HALF="half", FLOAT="float")
+    begun: list[str] = []
+
+    def graph(**types: Any) -> Any:
+        begun.append(types["io_data_type"])
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(cudnn_plan, "CudnnPlan", CudnnPlan)
+    monkeypatch.setattr(cudnn_plan, "_library", lambda: SimpleNamespace(data_type=kinds, pygraph=graph))
+    monkeypatch.setattr(cudnn_plan, "_handle", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        given, _, rows = numbers(LENGTHS)
+        q, k, v = (t.to(dtype) for t in given)
+        assert cudnn_attention.attend(q, k, v, rows.ends, rows.longest, None, None) is None
+    assert begun == ["bfloat16", "half"]
+
+
 @pytest.mark.parametrize(
     ("capability", "version", "said"),
     [
         ((9, 0), 91900, "cuDNN"),
         ((9, 0), 92000, "cuDNN"),
         ((9, 0), 91801, "FlashAttention 2, as cuDNN 91801 is older than 91900"),
-        ((9, 0), None, "FlashAttention 2, as cuDNN's frontend is not there (No module named 'cudnn')"),
+        ((9, 0), ImportError("No module"), "FlashAttention 2, as cuDNN's frontend is not there (No module)"),
+        ((9, 0), OSError("libcudnn.so.9"), "FlashAttention 2, as cuDNN's frontend is not there (libcudnn.so.9)"),
+        ((9, 0), AssertionError("Found 2"), "FlashAttention 2, as cuDNN's frontend is not there (Found 2)"),
         ((8, 9), 92000, "FlashAttention 2, as cuDNN's was measured on Hopper alone"),
         ((10, 0), 92000, "FlashAttention 2, as cuDNN's was measured on Hopper alone"),
     ],
@@ -171,12 +193,12 @@ def test_which_machines_it_is_taken_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     capability: tuple[int, int],
-    version: int | None,
+    version: int | Exception,
     said: str,
 ) -> None:
     def library() -> Any:
-        if version is None:
-            raise ImportError("No module named 'cudnn'")
+        if isinstance(version, Exception):
+            raise version
         return SimpleNamespace(backend_version=lambda: version)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -50,7 +50,7 @@ def _handle(_device: int) -> Any:
 
 
 class CudnnPlan:
-    """Both directions by cuDNN. Raises RuntimeError where it has no kernels for a form."""
+    """Both directions by cuDNN. Raises RuntimeError where it has no kernels for a form, KeyError for numbers not of 16 bits."""
 
     def __init__(self, form: Form) -> None:
         self._form, self._cudnn = form, _library()
@@ -102,7 +102,7 @@ class CudnnPlan:
 
     def _new(self) -> Any:
         kinds = self._cudnn.data_type
-        number = kinds.BFLOAT16 if self._form.dtype is torch.bfloat16 else kinds.HALF
+        number = {torch.bfloat16: kinds.BFLOAT16, torch.float16: kinds.HALF}[self._form.dtype]  # others would be read as these
         types = {"io_data_type": number, "intermediate_data_type": kinds.FLOAT, "compute_data_type": kinds.FLOAT}
         return self._cudnn.pygraph(handle=self._handle, **types)
 
