@@ -43,7 +43,8 @@ IDS = torch.arange(48).view(3, 16) * 7 % 101
 
 
 def adapted(model: torch.nn.Module, **lora: Any) -> Any:
-    network = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **lora))
+    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | lora
+    network = get_peft_model(model, LoraConfig(**options))
     for name, parameter in network.named_parameters():
         if "lora_B" in name:  # PEFT starts B at zero, which would hide every mistake in A's gradient
             torch.nn.init.normal_(parameter, std=0.1)
@@ -112,7 +113,7 @@ def noted(kept: list[torch.Tensor], saved: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("make", [llama, lambda: in_4_bits(llama(), "nf4", nested=True)], ids=["dense", "NF4"])
 def test_mlps_that_keep_nothing_have_the_same_gradients_and_two_products_more(make: Any) -> None:
     found = []
-    for keep in (None, 1, 0):
+    for keep in (None, 3, 1, 0):
         network = adapted(make())
         fuse(network, keep=keep)
         kept: list[torch.Tensor] = []
@@ -121,8 +122,8 @@ def test_mlps_that_keep_nothing_have_the_same_gradients_and_two_products_more(ma
         wide = [t for t in kept if t.shape == (IDS.numel(), SHAPE["intermediate_size"])]
         found.append((gradients, len(wide), count.calls["aten::addmm_"]))
     (plain, *_), *others = found
-    assert [kept for _, kept, _ in found] == [4, 2, 0]
-    assert [again - found[0][2] for *_, again in found] == [0, 2, 4]
+    assert [kept for _, kept, _ in found] == [4, 4, 2, 0]
+    assert [again - found[0][2] for *_, again in found] == [0, 0, 2, 4]
     for gradients, *_ in others:
         for name, gradient in plain.items():
             assert torch.equal(gradients[name], gradient), name
@@ -246,8 +247,14 @@ def test_layers_are_recorded_only_where_all_that_is_trained_of_them_is_fused() -
 
 @pytest.mark.parametrize(
     ("fields", "lora", "kept", "checkpointed"),
-    [({}, {}, 1, False), ({}, {}, None, False), ({"lora": {"dropout": 0.1}}, {"lora_dropout": 0.1}, None, True)],
-    ids=["the last layer keeps all", "none does", "not fused"],
+    [
+        ({}, {}, 1, None),
+        ({}, {}, None, None),
+        ({"lora": {"dropout": 0.1}}, {"lora_dropout": 0.1}, None, "Selective"),
+        ({}, {"target_modules": ["q_proj", "k_proj", "v_proj"]}, 1, "Full"),
+        ({"gradientCheckpointing": "Selective"}, {"target_modules": ["q_proj", "v_proj"]}, None, "Selective"),
+    ],
+    ids=["the last layer keeps all", "none does", "not fused", "fused in part by the estimate's choice", "not fused, as asked"],
 )
 def test_selective_checkpointing_is_the_fused_layers_own(
     monkeypatch: pytest.MonkeyPatch,
@@ -255,9 +262,10 @@ def test_selective_checkpointing_is_the_fused_layers_own(
     fields: dict[str, Any],
     lora: dict[str, Any],
     kept: int | None,
-    checkpointed: bool,
+    checkpointed: str | None,
 ) -> None:
-    """Where layers are not fused, products are kept as they come, in the checkpointing that the trainer switches on."""
+    """Where layers are not fused, products are kept as they come, in the checkpointing that the trainer switches on; or not
+    even they, where the estimate took the layers for fused."""
     monkeypatch.setattr(acceleration, "_liger", lambda *_, rope, **__: told.append(rope))
     monkeypatch.setattr(acceleration, "keep_products", lambda _, rank: told.append(rank))
     told: list[Any] = []
@@ -270,8 +278,8 @@ def test_selective_checkpointing_is_the_fused_layers_own(
 
     acceleration.accelerate(network, asked, Compute("cuda", torch.bfloat16), run, fit, tmp_path)
 
-    assert asked.gradient_checkpointing == checkpointed
-    assert told == ([16, False] if checkpointed else [True])
+    assert asked.gradient_checkpointing == (checkpointed is not None)
+    assert told == ([16, False] if checkpointed == "Selective" else [True])
     wide: list[torch.Tensor] = []
     network.train()
     with torch.autograd.graph.saved_tensors_hooks(partial(noted, wide), lambda t: t):

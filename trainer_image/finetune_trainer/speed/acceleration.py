@@ -1,6 +1,6 @@
 """What makes a training step fast on a GPU, chosen by what is there: attention, fused kernels, the fused LoRA path.
 
-Everything here changes speed and memory, never what is computed; tests/trainer/test_acceleration.py holds each part
+Everything here changes speed and memory, never what is computed; tests/trainer/speed/test_acceleration.py holds each part
 against the plain one, and docs/training-speed.md has what each gains.
 """
 
@@ -16,7 +16,7 @@ from finetune_trainer.contract.devices import Strategy
 from finetune_trainer.contract.reports import FitFacts
 from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
-from finetune_trainer.memory.setting import Setting, records_layers
+from finetune_trainer.memory.setting import Setting, layer_code, records_layers
 from finetune_trainer.speed.activations import keep_products
 from finetune_trainer.speed.casts import copy_once
 from finetune_trainer.speed.fixed_lines import Line
@@ -52,6 +52,9 @@ def accelerate(
     fused = _fused(network, compute, run, fit)
     if selective and fused and fused == OF_A_LAYER * len(_layers(network)):
         selective = asked.gradient_checkpointing = False
+    elif selective and _taken_for_fused(run, compute, strategy):
+        print("whole layers are computed again: not all are fused, and products take more than was estimated", flush=True)
+        selective = False
     if selective:
         keep_products(network, 0 if run.training.method is Method.FULL else run.training.lora.rank)
     if compute.device == "cuda" and strategy is not Strategy.ZERO3:
@@ -61,6 +64,13 @@ def accelerate(
         _liger(network, swiglu=not fused, rope=not selective)
     line, layers = _line(folder, run, fit, compute), fused_layers(network, fused)
     return RecordedLayers(layers, line, CudaGraphs()) if line is not None and layers else None
+
+
+def _taken_for_fused(run: RunConfig, compute: Compute, strategy: Strategy) -> bool:
+    """Whether Auto chose by what fused layers keep, which no config.json tells for certain: lora.targets or another MLP leave
+    some to PEFT."""
+    code = layer_code(run.training, strategy, on_gpu=compute.device == "cuda")
+    return code == "Fused" and run.training.gradient_checkpointing == "Auto"
 
 
 def _fused(network: Any, compute: Compute, run: RunConfig, fit: FitFacts) -> int:

@@ -126,11 +126,11 @@ def fuse(model: nn.Module, *, in_fp8: bool = False, keep: int | None = None) -> 
     layer keeps.
     """
     fused = 0
-    mlps = [module for module in model.modules() if _mlp(module)]
-    keeping = set(mlps if keep is None else mlps[len(mlps) - keep :])
+    mlps = {module: mlp for module in model.modules() if (mlp := _mlp(module))}
+    keeping = {*mlps} if keep is None else {*[*mlps][max(0, len(mlps) - keep) :]}
     trained: Callable[[tuple[Projection, ...]], tuple[Projection, ...]] = projections.in_fp8 if in_fp8 else tuple
     for module in list(model.modules()):
-        if mlp := _mlp(module):
+        if mlp := mlps.get(module, ()):
             _fuse_mlp(module, mlp, (*trained(mlp[:2]), *trained(mlp[2:])), keeps=module in keeping)
             fused += 3
         attention = _projections(module, "q_proj", "k_proj", "v_proj")
