@@ -164,7 +164,7 @@ def plain_tokens(folder: Path) -> int | None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are a GPU's")
-@pytest.mark.parametrize("dim", [64, 256])
+@pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("asked", ["nothing", "softcap", "s_aux"])
 def test_kernels_of_gpus_compute_what_the_mask_does(dim: int, window: int | None, asked: str) -> None:

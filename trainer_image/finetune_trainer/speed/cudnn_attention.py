@@ -23,7 +23,7 @@ from finetune_trainer.speed.cudnn_plan import Form
 
 OLDEST = 91900  # cuDNN 9.19, the first that was held against flash attention (benchmarks/h100.md)
 GENERATION = 9  # of compute capability: Hopper; what it does on others was not measured
-WIDEST, HEAD_STEP = 128, 16  # of heads: what was measured, and what the backward pass is right for
+HEADS = frozenset({64, 128})  # widths with which it was seen to be right on a GPU, gradients too
 FEWEST, SHORTEST, TOKENS_STEP = 32, 2048, 2048  # documents, doubled from there on; the longest one's tokens, four times as many
 LONELY = 16384  # tokens from which on a line with one document has a plan without offsets, 6 % faster
 WHOLE_STEP = 1024  # such a plan fits one length: lengths between these steps would make too many
@@ -92,7 +92,7 @@ _plans: dict[Form, Plan | None] = {}
 
 def plan_of(form: Form) -> Plan | None:
     """The plan of a form, made once; None where cuDNN has none, which is told once."""
-    if form.dim > WIDEST or form.dim % HEAD_STEP:
+    if form.dim not in HEADS:
         return None
     if form not in _plans:
         try:
