@@ -251,9 +251,12 @@ def _with_failure(status: FineTuneJobStatus, record: StepStatus, failure: Failur
 
 
 def smaller_micro_batch(status: FineTuneJobStatus, step: Step, on_out_of_memory: str) -> int | None:
-    """The largest part of the micro-batch that is at most its half, so that the global batch stays what it is."""
-    estimated = status.fit.micro_batch_size if status.fit else 1
-    now = step_record(status, step.name).micro_batch_size or estimated
+    """The largest part of the micro-batch that is at most its half, so that the global batch stays what it is; of one row the
+    same once more where layers keep more than they must, as they do in no attempt that is told a micro-batch."""
+    fit, told = status.fit, step_record(status, step.name).micro_batch_size
+    now = told or (fit.micro_batch_size if fit else 1)
     if step.stage != TRAIN or on_out_of_memory == "Fail":
         return None
+    if now == 1 and told is None and fit is not None and fit.kept_layers:
+        return 1
     return max((part for part in range(1, now // 2 + 1) if now % part == 0), default=None)

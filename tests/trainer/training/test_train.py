@@ -10,17 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tests.trainer.entries import PAIRS, context, prepare, render
 from tests.trainer.pods import environment
 
+from finetune_trainer.context import Context
 from finetune_trainer.contract.artifacts import StoreConfig
 from finetune_trainer.contract.exits import ExitCode
 from finetune_trainer.contract.pod import ENV_GRACE_SECONDS, ENV_MICRO_BATCH_SIZE
-from finetune_trainer.contract.reports import Progress, StepResult
+from finetune_trainer.contract.reports import FitFacts, Progress, StepResult
 from finetune_trainer.contract.run import RunConfig
+from finetune_trainer.contract.training import Training
 from finetune_trainer.failures import StepFailed
 from finetune_trainer.speed import acceleration
 from finetune_trainer.speed.fused_lora import fuse
@@ -224,6 +227,17 @@ def test_pain_09_a_smaller_micro_batch_goes_on_where_memory_ran_out(
     assert result.train is not None
     assert (result.fit.micro_batch_size, result.train.resumed_from_step) == (1, 2)
     assert losses.by_step == pytest.approx({step: loss for step, loss in expected.items() if step > 2}, rel=1e-4)
+
+
+@pytest.mark.parametrize(("told", "kept"), [(None, 7), (1, None)])
+def test_layers_keep_no_more_than_they_must_after_memory_ran_out(told: int | None, kept: int | None) -> None:
+    fit = FitFacts(predicted_bytes=1, micro_batch_size=1, gradient_checkpointing="Selective", kept_layers=7)
+    context = SimpleNamespace(
+        inputs=SimpleNamespace(prepared=lambda: SimpleNamespace(fit=fit)),
+        pod=SimpleNamespace(micro_batch_size=told),
+        run=SimpleNamespace(training=Training()),
+    )
+    assert train._fit(cast(Context, context)).kept_layers == kept
 
 
 def test_pain_10_non_finite_loss_stops_before_it_spoils(make_run: MakeRun, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.builders import SERVING, Namespace, data_config_map, make_job, reported_failure, stamp
+from tests.builders import FIT, SERVING, Namespace, data_config_map, make_job, reported_failure, stamp
 from tests.story import Story
 
 from finetune_operator.decision import Apply, Create, Ref, SuspendJob
@@ -148,6 +148,18 @@ def test_training_that_outgrows_the_gpu_goes_on_with_smaller_micro_batches() -> 
         assert story.job["status"]["resolved"]["microBatchSize"] == int(size)
     assert f"it goes on with micro-batches of {size}" in story.job["status"]["lastFailure"]["message"]
     assert story.step("train")["retries"] == 0
+    assert out_of_memory(story) == []
+    assert story.conditions()["Failed"] == ("True", "OutOfGpuMemory")
+
+
+def test_of_one_row_layers_keep_less_before_training_is_given_up() -> None:
+    story = Story(make_job())
+    story.passes()
+    kept = {"micro_batch_size": 1, "gradient_checkpointing": "Selective", "kept_layers": 7}
+    story.succeed_with(story.result("prepare").model_copy(update={"fit": FIT.model_copy(update=kept)}))
+    story.passes()
+    assert out_of_memory(story) == ["job train"]
+    assert asked_micro_batch(story) == "1"
     assert out_of_memory(story) == []
     assert story.conditions()["Failed"] == ("True", "OutOfGpuMemory")
 

@@ -210,7 +210,8 @@ def _run(loop: Loop, resume: Path | None, saving: SaveCheckpoints, stopping: Seq
 def _fit(context: Context) -> FitFacts:
     """Micro-batch and gradient checkpointing: what the user set, else what the memory estimate chose.
 
-    After the GPU's memory did not hold that, the operator names a smaller micro-batch; more of them make the same step.
+    After the GPU's memory did not hold that, the operator names a smaller micro-batch; more of them make the same step. Layers
+    then keep no more than they must.
     """
     fit = context.inputs.prepared().fit
     if fit is None:
@@ -223,7 +224,7 @@ def _fit(context: Context) -> FitFacts:
         objective = context.run.training.objective
         message = f"{objective} compares the rows of a micro-batch, and not even {least} fit: lower spec.training.maxLength"
         raise StepFailed(StepReason.DoesNotFit, message)
-    return fit.model_copy(update={"micro_batch_size": smaller})
+    return fit.model_copy(update={"micro_batch_size": smaller, "kept_layers": None})
 
 
 # ── What came of it ───────────────────────────────────────────────────────────────────────────────────────────────────
