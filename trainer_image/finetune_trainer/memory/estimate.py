@@ -13,7 +13,7 @@ w bytes per number of the compute type, the saved activations of one layer are, 
     + 4wh                   for adapters in float32 beside 16-bit weights, which copy their inputs: neither the fused path,
                             nor dropout, which copies them in any case
     + 2wh                   where all weights are trained, for hidden states in float32 (speed/casts.py: one 16-bit copy for all
-                            that read one); not with FSDP, whose layers are in 16 bits
+                            that read one; on CPUs and with ZeRO's stage 3 5wh); not with FSDP, whose layers are in 16 bits
     w h                     with full checkpointing, and one layer at a time as above while it is computed again
     w (2f + 5h + 2k + 7r)   with selective checkpointing: its input, the products' answers and attention's; the rest for one
                             layer at a time
@@ -158,7 +158,7 @@ def _kept(shape: Shape, training: Training, code: Code, width: int, strategy: St
     if width == 4 and code == "PyTorch":
         hidden -= 2
     if width < 4 and not adapted and strategy is not Strategy.FSDP:
-        hidden += 2
+        hidden += 2 if code == "Liger" else 5
     if training.method is Method.LORA and width < 4 and code in ("PyTorch", "Liger", "DoRA"):
         hidden += 4
     own = rank * training.lora.rank if adapted else 0

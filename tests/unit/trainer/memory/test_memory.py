@@ -320,6 +320,14 @@ def copies(shape: Shape, tokens: int) -> float:
     return shape.layers * 3 * 2 * shape.hidden * tokens / GIB
 
 
+def test_each_product_copies_what_it_reads_where_nothing_makes_one_copy_for_all() -> None:
+    """Layers are as they come on CPUs and under ZeRO's stage 3."""
+    full, kept = training(method="Full", precision="BF16"), 4 * MISTRAL.feed_forward + 2 * MISTRAL.key_value
+    for ranks, on_gpu in ((Setting(1, "Off"), False), (Setting(1, "Off", Strategy.ZERO3, 2), True)):
+        terms = estimate(MISTRAL, full, ranks, 64, on_gpu)
+        assert terms["activations"] == MISTRAL.layers * 2 * 64 * (kept + (8 + 5) * MISTRAL.hidden)
+
+
 # 8 rows or pairs on one H100, what the card reports as used. The longest micro-batch of those that are not packed had 6920
 # tokens where adapters were trained, 14,240 with both answers of DPO, and 7040 with checkpointing.
 OFF_THE_FUSED_PATH = [
