@@ -50,7 +50,7 @@ def fit(
     """The fastest allowed setting whose estimate stays within `available` bytes of one device, of a training that goes together
     (contract/combinations), its globalBatchSize one rank's share.
 
-    Where that is unknown a card of 24 GiB is assumed and nothing is refused. Else raises DoesNotFit where nothing fits.
+    Where that is unknown a card of 24 GiB is assumed, which is not filled up, and nothing is refused. Else raises DoesNotFit where nothing fits.
     """
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
@@ -62,8 +62,8 @@ def fit(
     overhead = (OVERHEAD_TOKENS if on_gpu else CPU_OVERHEAD_TOKENS)[training.method]
     fused = layer_code(training, ranks.strategy, on_gpu) == "Fused"
     chosen = _fastest(fitting, overhead, FUSED_RECOMPUTE if fused else RECOMPUTE, row) if fitting else smallest
-    if fused and chosen.checkpointing == "Selective" and training.gradient_checkpointing == "Auto":
-        chosen = _filled(chosen, shape, training, row, limit)
+    if fused and chosen.checkpointing == "Selective" and training.gradient_checkpointing == "Auto" and available is not None:
+        chosen = _filled(chosen, shape, training, row, available)
     terms = estimate(shape, training, chosen, row, on_gpu)
     return FitFacts(
         predicted_bytes=sum(terms.values()),

@@ -447,6 +447,10 @@ def test_layers_keep_what_there_is_room_for() -> None:
     asked = fit(MISTRAL, training(gradientCheckpointing="Selective", **long), 32768, 78 * GIB, on_gpu=True)
     assert (asked.gradient_checkpointing, asked.kept_layers) == ("Selective", None)
     assert fit(MISTRAL, training(**long), 32768, 64 * GIB, on_gpu=True).kept_layers is None
+    some = {"packing": True, "maxLength": 8192, "globalBatchSize": 2}
+    told, assumed = (fit(MISTRAL, training(**some), 8192, memory, on_gpu=True) for memory in (24 * GIB, None))
+    assert (told.gradient_checkpointing, assumed.gradient_checkpointing) == ("Selective", "Selective")
+    assert (told.kept_layers, assumed.kept_layers) == (7, None)
     assert fit(MISTRAL, training(**long), 32768, 150 * GIB, on_gpu=True).gradient_checkpointing == "Off"
 
 
