@@ -50,7 +50,8 @@ def fit(
     """The fastest allowed setting whose estimate stays within `available` bytes of one device, of a training that goes together
     (contract/combinations), its globalBatchSize one rank's share.
 
-    Where that is unknown a card of 24 GiB is assumed, which is not filled up, and nothing is refused. Else raises DoesNotFit where nothing fits.
+    Where that is unknown a card of 24 GiB is assumed, which is not filled up, and nothing is refused. Else raises DoesNotFit
+    where nothing fits.
     """
     row = training.max_length if training.packing else row_tokens
     limit = available if available is not None else ASSUMED_GPU
