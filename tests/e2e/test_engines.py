@@ -75,11 +75,12 @@ def test_engines(served: tuple[OpenAI, str]) -> None:
 
 
 def status(ask: object) -> int:
-    """The status of an answer that is a refusal."""
+    """The status of a refusal, in OpenAI's words; vLLM, which has no front, has its own where it has no route."""
     assert callable(ask)
     with pytest.raises(APIStatusError) as refused:
         ask()
-    assert refused.value.response.json()["error"]["message"]
+    told = refused.value.response.json()
+    assert told["error"]["message"] if "error" in told else told["detail"]
     return refused.value.status_code
 
 
