@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,12 @@ def address(space: Space, name: str) -> str:
     host, port = service["spec"]["clusterIP"], 8000
     wait_until("the node's rules lead to it", lambda: leads_on(host, port))
     return f"http://{host}:{port}"
+
+
+def reached(space: Space, name: str) -> str:
+    """What a fresh connection's engine tells of its model."""
+    with urllib.request.urlopen(f"{address(space, name)}/v1/models", timeout=10) as found:
+        return str(json.load(found)["data"][0].get("meta"))
 
 
 def leads_on(host: str, port: int) -> bool:

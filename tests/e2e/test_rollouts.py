@@ -13,7 +13,7 @@ from demo.follow import is_true
 from demo.kubectl import Object
 from localcluster import settings
 from tests.e2e import jobs, serves
-from tests.e2e.serves import LONGEST_GAP, WINDOW, context, live, nothing_lost, refused, serve, serves_another, traffic
+from tests.e2e.serves import LONGEST_GAP, WINDOW, context, live, nothing_lost, reached, refused, serve, serves_another, traffic
 from tests.e2e.space import SERVE, Space
 from tests.waiting import wait_until
 from transformers import AutoTokenizer
@@ -121,6 +121,7 @@ def test_auto_rollback_on_errors(space: Space) -> None:
     """An engine that ends once it has taken traffic: the revision before takes it back by itself."""
     window = {"rollbackWindowSeconds": 600}
     with live(space, "falling", rollout=window) as first, traffic(space, "falling") as report:
+        before = reached(space, "falling")
         space.apply(serve("falling", rollout=window, engine=context(640)))
         found = space.until(SERVE, "falling", "serves anew", is_watched(first))
         assert found["status"]["rollbackWindow"]["signals"] == ["Restarts", "Probes"], "llama.cpp counts no errors"
@@ -129,6 +130,7 @@ def test_auto_rollback_on_errors(space: Space) -> None:
         after = refused(space, "falling", "EngineRestarted")
         assert after["status"]["live"]["name"] == first
         assert is_true(after, "Available")
+        wait_until("the node's rules lead back", lambda: reached(space, "falling") == before)
     assert report["lastByFresh"] == report["first"], "the first revision answers again"
     assert report["longestGap"] <= LONGEST_GAP
     assert report["failing"] <= LONGEST_GAP, "what the bad engine held was lost, and what came before traffic went back"
@@ -165,7 +167,8 @@ def test_canary(space: Space) -> None:
         assert abs(share["share"] - 100 / 3) < 0.1, "one of three pods"
         space.until(SERVE, "sharing", "waits with half", _shares(step=2))
         space.kubectl("annotate", SERVE, "sharing", "-n", space.name, f"finetune.dev/promote={second}/3")
-        space.until(SERVE, "sharing", "serves anew", lambda s: s["status"]["live"]["name"] == second and is_true(s, "Ready"))
+        promoted = space.until(SERVE, "sharing", "serves anew", is_watched(first))
+        assert promoted["status"]["live"]["name"] == second
         space.until(SERVE, "sharing", "has no window", lambda s: "rollbackWindow" not in s["status"])
     nothing_lost(report, revisions=2)
     first_answers, second_answers = report["revisions"]
