@@ -176,12 +176,14 @@ def test_canary(space: Space) -> None:
     assert report["first"] != report["lastByFresh"]
 
     with live(space, "sharing-badly", rollout=shares) as first, traffic(space, "sharing-badly") as report:
+        before = reached(space, "sharing-badly")
         space.apply(serve("sharing-badly", rollout=shares, engine=context(640)))
         found = space.until(SERVE, "sharing-badly", "has a share", _shares(step=1))
         (pod,) = space.items("pod", _of(found))
         space.kubectl("exec", pod["metadata"]["name"], "-n", space.name, "-c", "engine", "--", "sh", "-c", "kill -TERM 1")
         after = refused(space, "sharing-badly", "EngineRestarted")
         assert (after["status"]["live"]["name"], "canary" in after["status"]) == (first, False)
+        wait_until("all lead back", lambda: {reached(space, "sharing-badly") for _ in range(10)} == {before})
     assert report["lastByFresh"] == report["first"], "the first revision has all traffic again"
     assert all(f["revision"] != report["first"] for f in report["failures"]), "only what the bad engine held was lost"
 
