@@ -113,11 +113,12 @@ def promotion(space: Space, engine: Object) -> dict[str, float]:
 def adapter(space: Space, base: str) -> dict[str, float]:
     """Seconds until an adapter answers in a pod that runs, and until a pod answers that takes the place of this one."""
     name, tickets = test_adapters.NAME, {"name": "tickets", "jobRef": {"name": "tickets"}}
-    space.apply(test_adapters.lora("tickets", base), test_adapters.shared())
+    room = {"lora": {"claims": ["tickets-artifacts"]}}
+    space.apply(test_adapters.lora("tickets", base), test_adapters.shared(**room))
     space.succeeded("tickets")
     space.until(SERVE, name, "is Ready", lambda s: is_true(s, "Ready"))
     begun = time.perf_counter()
-    space.apply(test_adapters.shared(tickets))
+    space.apply(test_adapters.shared(tickets, **room))
     space.until(SERVE, name, "has the adapter", test_adapters.stands("Live"))
     loaded = time.perf_counter() - begun
     (pod,) = test_adapters.ready(space)
