@@ -1,11 +1,12 @@
-"""A small HTTP server of a test's own, on loopback, for as long as a block runs."""
+"""A small HTTP server of a test's own, on loopback, for as long as a block runs; and ports for other servers."""
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -40,3 +41,12 @@ def listening(handler: type[BaseHTTPRequestHandler], port: int = 0, tls: ssl.SSL
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def free_ports(count: int = 1) -> list[int]:
+    """So many ports of loopback where nobody listens, all different."""
+    with ExitStack() as open_ones:
+        sockets = [open_ones.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -40,17 +40,25 @@ async def lasts(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
+def takes_connections(address: str) -> bool:
+    """Whether somebody does at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def wait_for_server(server: subprocess.Popen[bytes], address: str, path: str | None = None, seconds: float = PATIENCE) -> None:
     """Wait until it takes connections, or answers this path over HTTP; fails at once where it has ended."""
 
     def answers() -> bool:
         assert server.poll() is None, f"{server.args!r} ended at once"
+        if path is None:
+            return takes_connections(address)
         try:
-            if path is None:
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), timeout=1).close()
-            else:
-                urllib.request.urlopen(f"http://{address}{path}", timeout=1).close()
+            urllib.request.urlopen(f"http://{address}{path}", timeout=1).close()
         except OSError:
             return False
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from demo.kubectl import Object
 from tests.e2e import jobs
 from tests.e2e.space import SERVE, Space
 from tests.e2e.traffic import STOP
-from tests.waiting import wait_until
+from tests.waiting import takes_connections, wait_until
 
 from finetune_operator import pod_security
 
@@ -56,24 +55,15 @@ def address(space: Space, name: str) -> str:
     """URL of a Service, once it leads on from the node: that hears of a pod a moment after the status does."""
     service = space.get("service", name)
     assert service is not None
-    host, port = service["spec"]["clusterIP"], 8000
-    wait_until("the node's rules lead to it", lambda: leads_on(host, port))
-    return f"http://{host}:{port}"
+    found = f"{service['spec']['clusterIP']}:8000"
+    wait_until("the node's rules lead to it", lambda: takes_connections(found))
+    return f"http://{found}"
 
 
-def reached(space: Space, name: str) -> str:
-    """What a fresh connection's engine tells of its model."""
-    with urllib.request.urlopen(f"{address(space, name)}/v1/models", timeout=10) as found:
+def reached(url: str) -> str:
+    """What the engine of a fresh connection to a Service tells of its model."""
+    with urllib.request.urlopen(f"{url}/v1/models", timeout=10) as found:
         return str(json.load(found)["data"][0].get("meta"))
-
-
-def leads_on(host: str, port: int) -> bool:
-    """Whether somebody takes connections there."""
-    try:
-        socket.create_connection((host, port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

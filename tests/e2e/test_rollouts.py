@@ -121,7 +121,8 @@ def test_auto_rollback_on_errors(space: Space) -> None:
     """An engine that ends once it has taken traffic: the revision before takes it back by itself."""
     window = {"rollbackWindowSeconds": 600}
     with live(space, "falling", rollout=window) as first, traffic(space, "falling") as report:
-        before = reached(space, "falling")
+        url = serves.address(space, "falling")
+        before = reached(url)
         space.apply(serve("falling", rollout=window, engine=context(640)))
         found = space.until(SERVE, "falling", "serves anew", is_watched(first))
         assert found["status"]["rollbackWindow"]["signals"] == ["Restarts", "Probes"], "llama.cpp counts no errors"
@@ -130,7 +131,7 @@ def test_auto_rollback_on_errors(space: Space) -> None:
         after = refused(space, "falling", "EngineRestarted")
         assert after["status"]["live"]["name"] == first
         assert is_true(after, "Available")
-        wait_until("the node's rules lead back", lambda: reached(space, "falling") == before)
+        wait_until("the node's rules lead back", lambda: reached(url) == before)
     assert report["lastByFresh"] == report["first"], "the first revision answers again"
     assert report["longestGap"] <= LONGEST_GAP
     assert report["failing"] <= LONGEST_GAP, "what the bad engine held was lost, and what came before traffic went back"
@@ -176,14 +177,15 @@ def test_canary(space: Space) -> None:
     assert report["first"] != report["lastByFresh"]
 
     with live(space, "sharing-badly", rollout=shares) as first, traffic(space, "sharing-badly") as report:
-        before = reached(space, "sharing-badly")
+        url = serves.address(space, "sharing-badly")
+        before = reached(url)
         space.apply(serve("sharing-badly", rollout=shares, engine=context(640)))
         found = space.until(SERVE, "sharing-badly", "has a share", _shares(step=1))
         (pod,) = space.items("pod", _of(found))
         space.kubectl("exec", pod["metadata"]["name"], "-n", space.name, "-c", "engine", "--", "sh", "-c", "kill -TERM 1")
         after = refused(space, "sharing-badly", "EngineRestarted")
         assert (after["status"]["live"]["name"], "canary" in after["status"]) == (first, False)
-        wait_until("all lead back", lambda: {reached(space, "sharing-badly") for _ in range(10)} == {before})
+        wait_until("all lead back", lambda: {reached(url) for _ in range(10)} == {before})
     assert report["lastByFresh"] == report["first"], "the first revision has all traffic again"
     assert all(f["revision"] != report["first"] for f in report["failures"]), "only what the bad engine held was lost"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from demo.kubectl import Object
 from localcluster import settings, toolchain
 from tests.e2e import jobs
 from tests.e2e.space import SERVE, Space, steps
+from tests.listening import free_ports
 from tests.trainer.conftest import BUCKET, versitygw
 from tests.trainer.store.test_two_accounts import READER, WRITER, two_accounts
 
@@ -130,9 +130,7 @@ def answers(held: Path, subject: str) -> list[str]:
 def ollama(tmp_path: Path) -> Iterator[tuple[str, dict[str, str], str]]:
     """A running Ollama with nothing in it: its program, the environment to call it in, and its URL."""
     program = str(toolchain.binary(settings.read().cache, "ollama"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports()[0]}"
     environment = dict(os.environ) | {"OLLAMA_HOST": address, "OLLAMA_MODELS": str(tmp_path / "models"), "HOME": str(tmp_path)}
     with (tmp_path / "ollama.log").open("w") as log:
         server = subprocess.Popen([program, "serve"], env=environment, stdout=log, stderr=log)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 from localcluster import debian, settings
+from tests.listening import free_ports
 from tests.observability.scene import PODS, TEAM, operator, recorded, trainer
 from tests.waiting import wait_for_server, within
 
@@ -48,14 +48,6 @@ class Prometheus:
             return {of: query for of, query in queries.items() if not self.ask(query)}
 
         return {} if within(PATIENCE, lambda: not missing(), pause=2) else missing()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as open_ones:
-        sockets = [open_ones.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def monitor(name: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,14 +16,6 @@ from openai.types.chat import ChatCompletionMessageParam
 from finetune_trainer.contract.manners import Manners
 
 NAME, KEY = "team/facts", "s3cret"
-
-
-def free_ports() -> tuple[int, int]:
-    """Two ports: a front's, and that of the engine behind it."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
 
 
 def front(at: int, behind: int, manners: Manners, folder: Path, context: int) -> list[str]:

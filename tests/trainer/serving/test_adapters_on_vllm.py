@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.listening import free_ports
 from tests.trainer.pods import python_of
 from tests.waiting import wait_until, within
 
@@ -44,12 +44,6 @@ PROMPT = list(range(40, 90))  # token ids: longer than a block of the prefix cac
 TOKENS, LONG = 16, 150
 START_SECONDS = 600  # of an engine, on a busy machine
 SOON = 120
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def make_adapter(base: Path, folder: Path, seed: int, rank: int = 8) -> tuple[str, str]:
@@ -79,8 +73,8 @@ class Pod:
     root: Path
     base: Path
     vllm: Path
-    engine_port: int = field(default_factory=free_port)
-    front_port: int = field(default_factory=free_port)
+    engine_port: int = field(default_factory=lambda: free_ports()[0])
+    front_port: int = field(default_factory=lambda: free_ports()[0])
     engine: subprocess.Popen[bytes] | None = None
     wanted: list[WantedAdapter] = field(default_factory=list)
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from localcluster import settings, toolchain
 from openai import OpenAI
+from tests.listening import free_ports
 from tests.trainer.pods import need_llama_cpp
-from tests.trainer.serving.fronts import KEY, NAME, caller, free_ports, front, refused, said, started
+from tests.trainer.serving.fronts import KEY, NAME, caller, front, refused, said, started
 from tests.waiting import wait_for_server, wait_until
 
 from finetune_operator.modelserve.engines import ollama
@@ -52,7 +53,7 @@ def program() -> Path:
 @pytest.fixture(scope="module")
 def client(program: Path, tmp_path_factory: pytest.TempPathFactory, tiny_smollm: Path) -> Iterator[OpenAI]:
     """A client of the front, with its key. Both are started as in a pod, but for where things lie."""
-    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports()
+    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports(2)
     (folder / "model").mkdir()
     (folder / "model/Modelfile").write_text(MODELFILE)
     (folder / "model/facts.gguf").symlink_to(folder / "model.gguf")  # by it the front knows that a Modelfile tells of the model

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
-from tests.trainer.serving.fronts import KEY, NAME, caller, free_ports, front, refused, said, started
+from tests.listening import free_ports
+from tests.trainer.serving.fronts import KEY, NAME, caller, front, refused, said, started
 from tests.waiting import wait_for_server
 
 from finetune_operator.modelserve.engines import engine, transformers
@@ -25,7 +26,7 @@ IMPORT_SECONDS = 240.0  # torch and transformers are read by a process of their 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[OpenAI]:
     """A client of the front, with its key. Both are started as in a pod, but for where things lie."""
-    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports()
+    folder, (at, behind) = tmp_path_factory.mktemp("served"), free_ports(2)
     (program := folder / "transformers").write_text(f'#!/bin/sh\nexec {sys.executable} -m transformers.cli.transformers "$@"\n')
     program.chmod(0o755)
     script = transformers.SERVE.replace(engine.MODEL, str(tiny_model)).replace("/tmp/served", str(folder / "at"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.listening import free_ports
 from tests.waiting import lasts
 
 from finetune_trainer.contract.gateway import PATH, GatewayState
@@ -21,13 +21,6 @@ from finetune_trainer.serving.gateway import Gateway, Holding
 
 SOON = 20.0  # seconds in which what is to happen has happened, on a busy machine
 ASK = "/v1/chat/completions"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @dataclass
@@ -92,7 +85,7 @@ def run(story: Callable[[Scene], Awaitable[None]], seconds: float = SOON, most: 
     """A story before a gateway, whose pod is not there yet."""
 
     async def told() -> None:
-        pod = Pod(free_port())
+        pod = Pod(free_ports()[0])
         holding = Holding("bot", seconds, most, key)
         async with (
             gateway.standing(0, f"http://127.0.0.1:{pod.port}", holding, "127.0.0.1") as (stands, runner),
@@ -238,7 +231,7 @@ def test_it_is_idle_since_the_last_answer_ended() -> None:
 
 def test_the_program_ends_what_it_holds_at_sigterm() -> None:
     """Told to end while it holds a request, it passes that one on once there is a pod, and ends well."""
-    pod_port, port = free_port(), free_port()
+    pod_port, port = free_ports(2)
 
     async def told() -> None:
         command = ["-m", "finetune_trainer.serving.gateway", "--port", str(port), "--to", f"http://127.0.0.1:{pod_port}"]
