@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from finetune_operator.cache import KINDS, Children, Own, key_of
@@ -87,6 +87,16 @@ class FakeCluster:
             raise Conflict("the object has been modified")
         metadata = {**have["metadata"], **patch.get("metadata", {})}
         return self._store({**have, "metadata": metadata, "spec": {**have.get("spec", {}), **patch.get("spec", {})}})
+
+    async def annotate(self, kind: str, namespace: str, name: str, uid: str, notes: Mapping[str, str]) -> Object:
+        body = {"kind": kind, "metadata": {"namespace": namespace, "name": name}}
+        self._write("annotate", body)
+        have = self.objects.get((kind, namespace, name))
+        if have is None:
+            raise NotFound(name)
+        if have["metadata"]["uid"] != uid:
+            raise Conflict("the uid in the precondition is another's")
+        return self._store({**have, "metadata": {**have["metadata"], "annotations": dict(notes)}})
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         self._write("status", read)

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.applied import Applied
-from finetune_operator.decision import Apply, Create, Decision, Delete, Observed
+from finetune_operator.decision import Apply, Create, Decision, Delete, NotePod, Observed
 from finetune_operator.meta import API_VERSION, Object
 from finetune_operator.modelserve import policy
 from finetune_operator.names import LABEL_REVISION
@@ -123,6 +123,11 @@ class Stage:
                 del self.objects[kind, name]
                 self.deleted.append(name)
                 return True
+            case NotePod(name, uid, notes):
+                meta = self.objects["Pod", name]["metadata"]
+                assert meta["uid"] == uid
+                meta["annotations"] = {**meta.get("annotations", {}), **notes}
+                return True
             case other:
                 raise AssertionError(other)
 
@@ -176,9 +181,12 @@ class Stage:
 
     def pod(self, revision: str, **status: Any) -> None:
         """A pod of the revision that is not ready."""
-        labels = self.deployment(revision)["spec"]["template"]["metadata"]["labels"]
-        meta = {"name": f"pod-{revision}", "labels": labels, "creationTimestamp": self.stamp()}
-        self.put({"kind": "Pod", "metadata": meta, "status": {"phase": "Pending", **status}})
+        template, name = self.deployment(revision)["spec"]["template"], f"pod-{revision}"
+        notes = self.objects.get(("Pod", name), {"metadata": {}})["metadata"].get("annotations", {})
+        meta = {"name": name, "uid": f"uid-{name}", "labels": template["metadata"]["labels"], "annotations": notes}
+        meta["creationTimestamp"] = self.stamp()
+        spec = {"containers": [{"name": container["name"]} for container in template["spec"]["containers"]]}
+        self.put({"kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Pending", **status}})
 
     def finish_gate(self, failure: Failure | None = None, reason: str = "PodFailurePolicy", **numbers: Report) -> None:
         """The Job controller: the gate's pod ended, with this failure and these numbers in its report."""

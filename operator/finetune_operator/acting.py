@@ -9,16 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from finetune_operator.applied import Applied, replacing
 from finetune_operator.cache import KINDS, OWNER_LABELS, Children, Own, key_of
 from finetune_operator.cluster import Cluster
-from finetune_operator.decision import Action, Apply, Create, Delete, Observed, SuspendJob
-from finetune_operator.errors import AlreadyExists, Conflict, Invalid, NameTaken
+from finetune_operator.decision import Action, Apply, Create, Delete, NotePod, Observed, SuspendJob
+from finetune_operator.errors import AlreadyExists, Conflict, Invalid, NameTaken, NotFound, Refused
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import ANNOTATION_SUSPENDED
 from finetune_operator.settings import Settings
 from finetune_operator.tracing import SILENT, Traces
 from finetune_operator.trimmed import SHAPES
+
+log = structlog.get_logger("acting")
 
 Progress = Callable[[Key], dict[str, dict[str, Any]]]
 
@@ -74,7 +78,21 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
             notes = {ANNOTATION_SUSPENDED: "true" if suspend else None}
             patch = {"metadata": {"annotations": notes}, "spec": {"suspend": suspend}}
             _keep(means, await means.cluster.merge(job, patch))
+        case NotePod():
+            return await _note(means, namespace, action)
     return True
+
+
+async def _note(means: Means, namespace: str, note: NotePod) -> bool:
+    """Whether it was done, and is news."""
+    try:
+        answer = await means.cluster.annotate("Pod", namespace, note.name, note.uid, note.notes)
+    except (NotFound, Conflict):
+        return False
+    except Refused as error:  # a webhook, or a role of an older release: its kubelet looks by itself a little later
+        log.warning("pod not annotated", pod=note.name, namespace=namespace, error=str(error))
+        return False
+    return _keep(means, {"apiVersion": "v1", "kind": "Pod", **answer})
 
 
 async def _apply(means: Means, body: Object, manager: str, seen: Object | None) -> Object:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -159,6 +159,15 @@ class Cluster:
         identity = {k: metadata[k] for k in ("uid", "resourceVersion")}
         body = {**patch, "metadata": {**patch.get("metadata", {}), **identity}}
         query = {"fieldManager": FIELD_MANAGER}
+        return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
+
+    async def annotate(self, kind: str, namespace: str, name: str, uid: str, notes: Mapping[str, str]) -> Object:
+        """Annotate just this object, whoever wrote to it since it was read. Raises NotFound where it is gone, and Conflict
+        where another has its name by now.
+        """
+        self._fence()
+        path, query = RESOURCES[kind].path(namespace, name), {"fieldManager": FIELD_MANAGER}
+        body = {"metadata": {"uid": uid, "annotations": dict(notes)}}
         return await self._api.json(Request("PATCH", path, query, body, content_type=MERGE_PATCH))
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:

@@ -130,7 +130,19 @@ class SuspendJob:
     suspend: bool
 
 
-Action = Create | Apply | Delete | SuspendJob
+@dataclass(frozen=True)
+class NotePod:
+    """Annotate just this pod: its kubelet then looks at once at what the pod mounts, where it would within a minute or so.
+
+    A courtesy, as an event is: a pod that is gone, or that somebody lets nobody change, is passed over.
+    """
+
+    name: str
+    uid: str
+    notes: Mapping[str, str]
+
+
+Action = Create | Apply | Delete | SuspendJob | NotePod
 
 
 @dataclass(frozen=True)

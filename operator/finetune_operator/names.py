@@ -33,6 +33,7 @@ ANNOTATION_MODEL_URI = f"{GROUP}/model-uri"
 ANNOTATION_MODEL_DIGEST = f"{GROUP}/model-digest"
 ANNOTATION_HISTORY = f"{GROUP}/history"  # of the stable Service: which revisions took traffic, as JSON
 ANNOTATION_ADAPTERS = f"{GROUP}/adapters"  # of the ConfigMap that pods read: which adapters have passed their gates, as JSON
+ANNOTATION_TOLD = f"{GROUP}/adapters-version"  # of pods: of which list of adapters their kubelet was told
 ANNOTATION_CACHE = f"{GROUP}/response-cache"  # of pods: which answers they keep, and where
 ANNOTATION_PROMOTE = f"{GROUP}/promote"  # names the revision that waits for it
 ANNOTATION_SUSPENDED = f"{GROUP}/suspended"  # of a step's Job that spec.suspend suspended: others suspend Jobs, too

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "jobs get": "what a create or a deletion finds there, or no watch told of: where a fault strikes just that write",
     "controllerrevisions get": "what a create finds there: where a fault strikes just that write",
     "configmaps patch": "spec.lora: tests/integration/test_adapters.py",
+    "pods patch": "likewise",
     "secrets get": "spec.model.secretRef: tests/integration/test_walks.py",
     "events list": "a Job whose pods a quota refuses: tests/integration/test_quota.py",
     "horizontalpodautoscalers create": "spec.autoscaling: tests/integration/test_tampering.py",

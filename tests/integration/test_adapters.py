@@ -11,6 +11,8 @@ from tests.integration.test_modelserve import WRONG, ServingNode, apply_serve, i
 from tests.integration.test_operator import quiet
 from tests.waiting import wait_until
 
+from finetune_operator.names import ANNOTATION_TOLD
+
 ROOM: dict[str, Any] = {"engine": {"type": "VLLM"}, "lora": {}}
 LEGAL = {"name": "legal", "uri": "pvc://models/legal", "digest": "sha256:" + "c" * 64}
 NEXT = {**LEGAL, "digest": "sha256:" + "d" * 64}
@@ -29,6 +31,15 @@ def test_an_adapter_comes_is_followed_and_goes_in_pods_that_run(world: World, op
         found: dict[str, Any] = next(iter(status(world, path).get("adapters", [])), {})
         return found
 
+    def noted() -> set[str]:
+        """The lists that the pods' kubelets were told of."""
+        found = world.items(f"/api/v1/namespaces/{space}/pods?labelSelector=finetune.dev/revision")
+        return {p["metadata"].get("annotations", {}).get(ANNOTATION_TOLD, "none") for p in found}
+
+    def version() -> str:
+        found = world.get(config_map) or {"data": {"wanted.json": "{}"}}
+        return str(json.loads(found["data"]["wanted.json"]).get("version"))
+
     operator = operators("-m", "finetune_operator", FINETUNE_NAMESPACE=space).start()
     with ServingNode(world, space) as node:
         wait_until("the model serves", lambda: is_true(world, path, "Ready"))
@@ -36,6 +47,7 @@ def test_an_adapter_comes_is_followed_and_goes_in_pods_that_run(world: World, op
         apply_serve(world, space, **ROOM, adapters=[LEGAL])
         wait_until("its adapter serves", lambda: is_true(world, path, "AdaptersReady"))
         assert (told()["state"], wanted()) == ("Live", {"legal@c": True})
+        assert noted() == {version()}, "so that their kubelets look at once"
 
         node.gate = WRONG
         apply_serve(world, space, **ROOM, adapters=[NEXT])
@@ -53,6 +65,7 @@ def test_an_adapter_comes_is_followed_and_goes_in_pods_that_run(world: World, op
         apply_serve(world, space, **ROOM, adapters=[])
         wait_until("it is taken out", lambda: wanted() == {})
         quiet(operator)
+        assert noted() == {version()}
         assert "AdaptersReady" not in {c["type"] for c in status(world, path)["conditions"]}
         after = world.items(f"/api/v1/namespaces/{space}/pods?labelSelector=finetune.dev/revision")
         assert [p["metadata"]["uid"] for p in after] == [p["metadata"]["uid"] for p in pods], "no pod was started for all that"

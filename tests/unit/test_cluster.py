@@ -63,3 +63,22 @@ async def test_a_list_comes_page_by_page_so_that_no_answer_is_large() -> None:
     assert of_list == 9
     pages = [(len(page), version) async for page, version in cluster.pages("FineTuneJob", "", {})]
     assert pages == [(PAGE, "9"), (PAGE, "9"), (1, "9")]
+
+
+class Asked:
+    """An API server that takes whatever is asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def json(self, request: Request) -> Any:
+        self.requests.append(request)
+        return {"metadata": {}}
+
+
+async def test_a_note_is_of_one_pod_whoever_wrote_to_it_since() -> None:
+    server = Asked()
+    await Cluster(cast(ApiServer, server), lambda: None, "us").annotate("Pod", "default", "p", "u1", {"a": "b"})
+    (request,) = server.requests
+    assert (request.method, request.path) == ("PATCH", "/api/v1/namespaces/default/pods/p")
+    assert request.body == {"metadata": {"uid": "u1", "annotations": {"a": "b"}}}

@@ -20,6 +20,7 @@ from finetune_operator.decision import (
     Decision,
     Delete,
     Event,
+    NotePod,
     Observed,
     Reads,
     Ref,
@@ -439,6 +440,27 @@ async def test_every_action_is_carried_out() -> None:
     done = cluster.objects["Job", "default", "held"]
     assert done["spec"] == {"suspend": True}
     assert done["metadata"]["annotations"] == {"finetune.dev/suspended": "true"}, "whose doing it is"
+
+
+async def test_a_pods_note_is_a_courtesy() -> None:
+    pod = {"kind": "Pod", "metadata": {"name": "p", "namespace": "default", "uid": "p-uid", "labels": LABELS}}
+    cluster = FakeCluster(make_job(), pod)
+    refused = {"p": Forbidden("a webhook says no")}
+
+    def fail(write: str) -> None:
+        if write == "annotate Pod p" and refused:
+            raise refused.pop("p")
+
+    cluster.fail = fail
+    notes = {"finetune.dev/adapters-version": "v1"}
+    actions = tuple(NotePod(*of, notes) for of in (("gone", "gone-uid"), ("p", "p-uid"), ("p", "of the one before")))
+    policy = Scripted(Decision((*actions, Create(CHILD)), STATUS), Reads(LABELS, ("Pod", "Job")))
+    await one_pass(cluster, policy)
+    assert "annotations" not in cluster.objects["Pod", "default", "p"]["metadata"]
+    assert cluster.objects[KEY]["status"] == STATUS, "whoever refuses it holds up nothing else"
+    assert "create Job facts-1" in cluster.writes
+    await one_pass(cluster, policy)
+    assert cluster.objects["Pod", "default", "p"]["metadata"]["annotations"] == notes
 
 
 async def test_a_job_that_exists_and_is_ours_is_taken_as_created() -> None:

@@ -6,13 +6,16 @@ claims, the model's credentials ─┘
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from finetune_operator import certificates, credentials, pod_security
 from finetune_operator.api.adapters import Lora
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.api.served_model import ResolvedModel
+from finetune_operator.decision import NotePod
 from finetune_operator.meta import Object
 from finetune_operator.modelserve.engines.engine import MODEL
-from finetune_operator.names import object_name, volume_name
+from finetune_operator.names import ANNOTATION_TOLD, object_name, volume_name
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.places import claim_of
 from finetune_trainer.contract.pod import Owner
@@ -71,8 +74,19 @@ def keeper(
 
 
 def has_room(template: Object) -> bool:
-    """Whether the pods of a template keep adapters."""
-    return any(container["name"] == KEEPER for container in template["spec"]["containers"])
+    """Whether the pods of a template, or a pod, keep adapters."""
+    return any(container["name"] == KEEPER for container in template["spec"].get("containers") or [])
+
+
+def untold(pods: Iterable[Object], version: str) -> Iterator[NotePod]:
+    """Whom to note this version of the list for: pods that keep adapters. A kubelet reads again what a pod mounts when the pod
+    is changed, and otherwise within a minute or so.
+    """
+    for pod in pods:
+        meta, phase = pod["metadata"], (pod.get("status") or {}).get("phase")
+        is_over = "deletionTimestamp" in meta or phase in ("Failed", "Succeeded")
+        if "spec" in pod and has_room(pod) and not is_over and (meta.get("annotations") or {}).get(ANNOTATION_TOLD) != version:
+            yield NotePod(meta["name"], meta["uid"], {ANNOTATION_TOLD: version})
 
 
 def reaches(serve: ModelServe, model: ResolvedModel, uri: str) -> bool:

@@ -101,13 +101,17 @@ def next_steps(
     return tuple(_step(around, adapter) for adapter in serve.spec.adapters)
 
 
+def wanted_by(steps: tuple[Step, ...]) -> WantedAdapters:
+    """What pods are to have loaded."""
+    wanted = tuple(adapter for step in steps for adapter in step.wanted)
+    return WantedAdapters(version=short_hash(*(adapter.model_dump_json() for adapter in wanted)), adapters=wanted)
+
+
 def config_map(steps: tuple[Step, ...], metadata: Object) -> Object:
     """What pods read."""
-    wanted = tuple(adapter for step in steps for adapter in step.wanted)
-    version = short_hash(*(adapter.model_dump_json() for adapter in wanted))
     record = {step.adapter.name: step.status.live for step in steps if step.status.live is not None}
     notes = {ANNOTATION_ADAPTERS: _RECORD.dump_json(record, by_alias=True).decode()}
-    data = WantedAdapters(version=version, adapters=wanted).model_dump(mode="json", by_alias=True)
+    data = wanted_by(steps).model_dump(mode="json", by_alias=True)
     body: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "annotations": notes}}
     return body | {"data": {WANTED: json.dumps(data, indent=1)}}
 

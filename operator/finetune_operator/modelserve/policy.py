@@ -28,7 +28,7 @@ from finetune_operator.modelserve import (
     sleeping,
     watch,
 )
-from finetune_operator.modelserve.adapter_pod import config_map_name
+from finetune_operator.modelserve.adapter_pod import config_map_name, untold
 from finetune_operator.modelserve.case import Case, Rollout, history_after
 from finetune_operator.modelserve.deployed import revision_of
 from finetune_operator.modelserve.fit import fitted
@@ -64,7 +64,7 @@ def decide(written: ModelServe, observed: Observed, settings: Settings, now: dat
     told = next_status(case, rollout, [step.status for step in steps])
     looks = (rollout.requeue_after, *(step.requeue_after for step in steps))
     return Decision(
-        actions=(*_of_adapters(case, rollout, steps, settings), *_actions(case, rollout, settings)),
+        actions=(*_of_adapters(case, rollout, steps, observed, settings), *_actions(case, rollout, settings)),
         status=rendered(told),
         events=tuple(events(serve.status, told)),
         requeue_after=min((seconds for seconds in looks if seconds is not None), default=None),
@@ -124,11 +124,14 @@ def _service(case: Case, rollout: Rollout, live: Revision) -> Object:
     return objects.stable_service(case.serve, live.name, history_after(case, rollout), shared=rollout.is_shared)
 
 
-def _of_adapters(case: Case, rollout: Rollout, steps: tuple[adapters.Step, ...], settings: Settings) -> Iterator[Action]:
+def _of_adapters(
+    case: Case, rollout: Rollout, steps: tuple[adapters.Step, ...], observed: Observed, settings: Settings
+) -> Iterator[Action]:
     """What pods read comes before them, and before the gates that wait for it. A gate's Job goes once its verdict is told."""
     serve, live, model = case.serve, rollout.live, case.resolution.model
     if serve.spec.lora is not None:
         yield Apply(adapters.config_map(steps, objects.owned(serve, config_map_name(serve), {})))
+        yield from untold(observed.children.get("Pod", ()), adapters.wanted_by(steps).version)
     if live is not None and any(adapters.is_asking(step.status) for step in steps):
         yield Apply(adapter_gate.each_pod(serve, live.name))
     for step in steps:

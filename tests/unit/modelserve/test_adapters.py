@@ -14,11 +14,11 @@ from finetune_operator.api.modelserve import ModelServe, ModelServeSpec
 from finetune_operator.api.rules.modelserve import broken_by
 from finetune_operator.cache import Own
 from finetune_operator.conditions import LONGEST_MESSAGE
-from finetune_operator.decision import Observed, pause_after
+from finetune_operator.decision import NotePod, Observed, pause_after
 from finetune_operator.meta import Key, Object
 from finetune_operator.modelserve import adapters
 from finetune_operator.modelserve.observed import World
-from finetune_operator.names import ANNOTATION_RETRY
+from finetune_operator.names import ANNOTATION_RETRY, ANNOTATION_TOLD
 from finetune_trainer.contract.reports import Failure
 from finetune_trainer.contract.served_adapters import Awaited, WantedAdapters, engine_name, rank_for
 from finetune_trainer.contract.served_rows import ServedRows
@@ -437,6 +437,57 @@ def test_an_adapter_waits_for_a_revision_with_room() -> None:
     stage.available(stage.candidate())
     stage.step()
     assert asked(stage) == []
+
+
+# ── Kubelets are told ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def told_of(stage: Stage, pod: str | None = None) -> str:
+    """The list that a pod's kubelet was told of."""
+    found = stage.objects["Pod", pod or f"pod-{stage.live()}"]["metadata"]
+    return str(found["annotations"].get(ANNOTATION_TOLD, "none"))
+
+
+def version(stage: Stage) -> str:
+    return WantedAdapters.model_validate_json(stage.objects["ConfigMap", "facts-adapters"]["data"]["wanted.json"]).version
+
+
+def test_a_pod_is_annotated_whenever_the_list_has_changed_and_only_then(stage: Stage) -> None:
+    stage.engine(str(stage.live()))
+    stage.settle()
+    seen = [told_of(stage)]
+    stage.edit(adapters=[TICKETS])
+    done = stage.step().actions
+    kinds = [type(action).__name__ for action in done]
+    assert kinds.index("NotePod") == 1, "after the ConfigMap, before the gate that waits for what pods read"
+    seen.append(told_of(stage))
+    assert not any(isinstance(action, NotePod) for action in stage.step().actions)
+    stage.finish_gate()
+    stage.step()
+    seen.append(told_of(stage))
+    assert seen[-1] == version(stage)
+    assert len(set(seen)) == 3, "none, tried, and serving"
+    is_told(stage)
+    assert (told(stage)["state"], told_of(stage)) == ("Live", seen[-1])
+
+
+def test_pods_that_end_and_pods_without_a_keeper_are_left_alone(stage: Stage) -> None:
+    live = str(stage.live())
+    stage.engine(live)
+    pod = stage.objects["Pod", f"pod-{live}"]
+    others: dict[str, Object] = {
+        "ending": {"metadata": {"deletionTimestamp": stage.stamp()}},
+        "over": {"status": {"phase": "Failed"}},
+        "asking": {"spec": {"containers": [{"name": "ask"}]}},
+        "beginning": {"status": {"phase": "Pending"}},
+    }
+    for name, change in others.items():
+        meta = {**pod["metadata"], "name": name, "uid": f"uid-{name}", **change.get("metadata", {})}
+        stage.put({**pod, **change, "metadata": meta})
+    stage.settle()
+    stage.edit(adapters=[TICKETS])
+    notes = [action.name for action in stage.step().actions if isinstance(action, NotePod)]
+    assert notes == [f"pod-{live}", "beginning"]
 
 
 # ── Pods that come later ──────────────────────────────────────────────────────────────────────────────────────────────
