@@ -104,9 +104,12 @@ def promotion(space: Space, engine: Object) -> dict[str, float]:
     with serves.traffic(space, NAME) as calm:
         within(CALM_SECONDS, lambda: False, pause=1.0)
     first = (space.get(SERVE, NAME) or {})["status"]["live"]["name"]
+    url = serves.address(space, NAME)
+    before = serves.reached(url)
     with serves.traffic(space, NAME) as report:
         space.apply(serves.serve(NAME, engine=engine))
         space.until(SERVE, NAME, "serves anew", serves.serves_another(first))
+        wait_until("the node's rules lead to it", lambda: serves.reached(url) != before)
     return {"calmGapSeconds": calm["longestGap"], "promotionGapSeconds": report["longestGap"], "failed": report["failed"]}
 
 

@@ -21,7 +21,7 @@ from finetune_operator.api.modelserve import CanaryShare, Revision, RevisionStat
 from finetune_operator.api.rollout import CanaryStep
 from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve import window
-from finetune_operator.modelserve.case import Case, Rollout, Standing, promoted, refusal, refused
+from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble
 from finetune_operator.modelserve.plan import Target
 from finetune_operator.names import ANNOTATION_PROMOTE
@@ -65,7 +65,7 @@ def next_share(case: Case, target: Target, step: Rollout, found: Trouble | None)
     steps, at = _steps(case), _at(case, candidate, before)
     wanted, mine = step.replicas if at > len(steps) else _pods(case, steps[at - 1]), _available(case, candidate)
     if at > len(steps) and mine >= wanted:
-        return promoted(candidate, step.replicas, case.now)
+        return window.promoted(case, candidate, step.replicas)
     share = before if at > len(steps) else _reached(case, before, at, mine >= wanted)
     if share.weight and not before.weight:
         candidate = candidate.model_copy(update={"promoted_at": stamp(case.now)})

@@ -7,8 +7,8 @@ from dataclasses import replace
 from finetune_operator.api.modelserve import Revision, RevisionState
 from finetune_operator.api.rollout import PromotionPolicy, Strategy
 from finetune_operator.meta import stamp
-from finetune_operator.modelserve import canary, history, strategy
-from finetune_operator.modelserve.case import Case, Rollout, Standing, promoted, refusal, refused
+from finetune_operator.modelserve import canary, history, strategy, window
+from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.deployed import Deployed
 from finetune_operator.modelserve.gating import ask_again, failure_of, gate_of
 from finetune_operator.modelserve.loading import PATIENCE_SECONDS, Trouble, trouble
@@ -42,7 +42,7 @@ def next_step(case: Case, target: Target, live: Revision | None) -> Rollout:
     if not deployed.current or deployed.available < wanted:
         return _loads(step, deployed, found)
     if target.pinned_by is not None:
-        return promoted(candidate, wanted, case.now)
+        return window.promoted(case, candidate, wanted)
     return _judged(case, target, step, gate)
 
 
@@ -83,7 +83,7 @@ def _judged(case: Case, target: Target, step: Rollout, gate: Gate | None) -> Rol
     if gate is not None and gate.verdict is Verdict.PASSED:
         if canary.is_asked(case, target, step):
             return canary.next_share(case, target, step, None)
-        return promoted(candidate, step.replicas, case.now)
+        return window.promoted(case, candidate, step.replicas)
     gating = candidate.model_copy(update={"state": RevisionState.GATING})
     if gate is not None and gate.verdict is Verdict.UNKNOWN:
         return ask_again(replace(step, candidate=gating), gating, gate, case.now)

@@ -7,7 +7,6 @@ from datetime import datetime
 from enum import Enum
 
 from finetune_operator.api.modelserve import CanaryShare, ModelServe, Revision, RevisionState, RollbackWindow, ShareBy
-from finetune_operator.meta import stamp
 from finetune_operator.modelserve import history
 from finetune_operator.modelserve.history import History
 from finetune_operator.modelserve.model import Resolution
@@ -89,13 +88,6 @@ def history_after(case: Case, rollout: Rollout) -> History:
         return ()
     limit = case.serve.spec.rollout.revision_history_limit
     return history.after(case.world.history, rollout.live, rollout.candidate, limit)
-
-
-def promoted(candidate: Revision, replicas: int, now: datetime) -> Rollout:
-    """A revision takes all the traffic."""
-    live = candidate.model_copy(update={"state": RevisionState.LIVE, "promoted_at": stamp(now), "strategy_message": None})
-    text = f"revision {live.name} serves"
-    return Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
 
 
 def refused(candidate: Revision, reason: str, message: str) -> Revision:

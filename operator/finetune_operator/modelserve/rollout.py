@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from finetune_operator.api.modelserve import Revision, RevisionState, RollbackWindow
 from finetune_operator.decision import look_again
-from finetune_operator.meta import seconds_since, stamp
+from finetune_operator.meta import stamp
 from finetune_operator.modelserve import candidate, history, pacing, sleeping, window
 from finetune_operator.modelserve.case import Case, Rollout, Standing, refusal, refused
 from finetune_operator.modelserve.gating import gate_of
@@ -107,7 +107,7 @@ def _settled(case: Case, target: Target, live: Revision) -> Rollout:
     if opened is None and (slept := sleeping.asleep(case, live)) is not None:
         return slept
     told = _kept(case, target, live)
-    return told if opened is None else _watched(case, told, opened)
+    return told if opened is None else window.watched(case, told, opened)
 
 
 def _kept(case: Case, target: Target, live: Revision) -> Rollout:
@@ -127,17 +127,6 @@ def _kept(case: Case, target: Target, live: Revision) -> Rollout:
         return replace(told, reason=found.reason, message=f"{text}: {found.message}")
     # It has served: whatever broke it may heal, so it is never given up, but somebody should look.
     return replace(told, standing=Standing.STALLED, reason=found.reason, message=f"{text}: {found.message}")
-
-
-def _watched(case: Case, told: Rollout, opened: RollbackWindow) -> Rollout:
-    """The way back is open: the revision before stays, and what sends no event is looked at in time."""
-    assert told.live is not None
-    left = -seconds_since(opened.until, case.now)
-    looks = (told.requeue_after, left, window.until_unready(case, told.live))
-    soonest = min(seconds for seconds in looks if seconds is not None)
-    text = f"{told.message}; revision {opened.revision} stays warm until {opened.until}, and takes traffic again if"
-    signals = " or ".join(s.value.lower() for s in opened.signals)
-    return replace(told, message=f"{text} {signals} of {told.live.name} are bad", window=opened, requeue_after=soonest)
 
 
 def _left(case: Case, target: Target, live: Revision, opened: RollbackWindow | None) -> Rollout | None:

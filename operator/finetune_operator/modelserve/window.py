@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from finetune_operator.api.modelserve import ModelServe, Revision, RollbackWindow, Signal
+from finetune_operator.api.modelserve import ModelServe, Revision, RevisionState, RollbackWindow, Signal
 from finetune_operator.api.rollout import RollbackOn
 from finetune_operator.meta import seconds_since, stamp
 from finetune_operator.modelserve import history
-from finetune_operator.modelserve.case import Case
+from finetune_operator.modelserve.case import Case, Rollout, Standing
 from finetune_operator.modelserve.deployed import ENGINE, Container, Deployed, Pod, engine_of
 from finetune_operator.modelserve.engines import ENGINES
 from finetune_operator.modelserve.loading import Trouble, trouble
@@ -45,6 +45,27 @@ def window(case: Case, live: Revision) -> RollbackWindow | None:
         return None
     until = datetime.fromisoformat(live.promoted_at) + timedelta(seconds=seconds)
     return RollbackWindow(revision=back, until=stamp(until), signals=signals(case, live, back))
+
+
+def promoted(case: Case, candidate: Revision, replicas: int) -> Rollout:
+    """A revision takes all the traffic, and from then on its window is open."""
+    known = {"state": RevisionState.LIVE, "promoted_at": stamp(case.now), "strategy_message": None}
+    live = candidate.model_copy(update=known)
+    text = f"revision {live.name} serves"
+    told = Rollout(Standing.SERVING, OperatorReason.Serving, text, live, replicas=replicas)
+    opened = window(case, live)
+    return told if opened is None else watched(case, told, opened)
+
+
+def watched(case: Case, told: Rollout, opened: RollbackWindow) -> Rollout:
+    """The way back is open: the revision before stays, and what sends no event is looked at in time."""
+    assert told.live is not None
+    left = -seconds_since(opened.until, case.now)
+    looks = (told.requeue_after, left, until_unready(case, told.live))
+    soonest = min(seconds for seconds in looks if seconds is not None)
+    text = f"{told.message}; revision {opened.revision} stays warm until {opened.until}, and takes traffic again if"
+    signals = " or ".join(s.value.lower() for s in opened.signals)
+    return replace(told, message=f"{text} {signals} of {told.live.name} are bad", window=opened, requeue_after=soonest)
 
 
 def signals(case: Case, watched: Revision, back: str) -> list[Signal]:

@@ -48,6 +48,24 @@ def test_the_old_revision_stays_warm_until_its_window_ends() -> None:
     assert {name for kind, name in stage.objects if kind == "Service"} == {"facts", f"facts-{new}"}
 
 
+def test_the_status_that_tells_of_a_promotion_tells_of_its_window() -> None:
+    stage = Stage(make_serve(rollout={"rollbackWindowSeconds": 120}))
+    old = stage.roll_out()
+    stage.edit(model={"uri": "pvc://models/other"})
+    stage.step()
+    stage.available(stage.candidate())
+    stage.step()
+    stage.finish_gate()
+    decision = stage.step()
+    status = stage.serve["status"]
+    assert status["live"]["name"] == stage.live() != old
+    assert (status["rollbackWindow"]["revision"], decision.requeue_after) == (old, 120)
+    assert f"revision {old} stays warm" in stage.message()
+    after = stage.step()
+    assert not after.actions
+    assert stage.serve["status"] == status, "a pass that sees nothing else says nothing else"
+
+
 def test_pods_that_are_no_more_are_no_way_back() -> None:
     stage, old, _ = promoted()
     stage.deployment(old)["spec"]["replicas"] = 0
