@@ -12,6 +12,7 @@ import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator
+from sys import intern
 from typing import Any, NamedTuple
 
 from finetune_operator.meta import Key, Object
@@ -25,7 +26,9 @@ REMEMBERED = 1000  # uids of deleted objects, of which a late answer may still t
 
 
 def key_of(body: Object) -> Key:
-    return Key(body["kind"], body["metadata"]["namespace"], body["metadata"]["name"])
+    """The object's key. Its texts are shared: each answer of the API server brings the same ones anew."""
+    metadata = body["metadata"]
+    return Key(intern(body["kind"]), intern(metadata["namespace"]), intern(metadata["name"]))
 
 
 class Kept(NamedTuple):
@@ -109,30 +112,30 @@ class Children(Store):
     def __init__(self) -> None:
         super().__init__()
         self.unserved: set[str] = set()  # kinds that this cluster does not have
-        self._of: dict[tuple[str, str, str, str], dict[str, None]] = {}
+        self._of: dict[tuple[str, str, str], dict[Key, None]] = {}  # by namespace, label and its value
 
     def list(self, kind: str, namespace: str, labels: dict[str, str]) -> tuple[Object, ...]:
         """Children of one owner, by its label in `labels`, which have all of them."""
         label = next(label for label in OWNER_LABELS if label in labels)
-        names = self._of.get((kind, namespace, label, labels[label]), {})
-        found = (self.get(Key(kind, namespace, name)) for name in names)
+        keys = self._of.get((namespace, label, labels[label]), {})
+        found = (self.get(key) for key in keys if key.kind == kind)
         return tuple(b for b in found if b is not None and labels.items() <= b["metadata"]["labels"].items())
 
     def _added(self, key: Key, body: Object) -> None:
         for place in _places(key, body):
-            self._of.setdefault(place, {})[key.name] = None
+            self._of.setdefault(place, {})[key] = None
 
     def _removed(self, key: Key, body: Object) -> None:
         for place in _places(key, body):
-            names = self._of.get(place, {})
-            names.pop(key.name, None)
-            if not names:
+            keys = self._of.get(place, {})
+            keys.pop(key, None)
+            if not keys:
                 self._of.pop(place, None)
 
 
-def _places(key: Key, body: Object) -> list[tuple[str, str, str, str]]:
+def _places(key: Key, body: Object) -> list[tuple[str, str, str]]:
     labels = body["metadata"].get("labels") or {}
-    return [(key.kind, key.namespace, label, labels[label]) for label in OWNER_LABELS if label in labels]
+    return [(key.namespace, label, intern(labels[label])) for label in OWNER_LABELS if label in labels]
 
 
 class Own(Store):
@@ -144,7 +147,7 @@ class Own(Store):
         self._jobs: dict[Key, tuple[str, ...]] = {}  # the jobs that a ModelServe takes its model and its adapters from
         self._handing: dict[Key, str] = {}  # the ModelServe that a job hands its adapter to
         self._paced: set[Key] = set()  # ModelServes that load what only a changed default asks for
-        self._labelled: dict[Key, Key] = {}  # by what a label can hold of a long name
+        self._labelled: dict[Key, Key] = {}  # those whose name is too long for a label, by what it can hold
 
     def related(self, key: Key, body: Object) -> list[Key]:
         """Whom a change of this object concerns besides itself."""
@@ -161,7 +164,7 @@ class Own(Store):
         found += [(o["kind"], o["name"]) for o in metadata.get("ownerReferences") or () if o["kind"] in KINDS]
         if body["kind"] == "ModelServe":
             found += [("FineTuneJob", name) for name in _jobs_of(body)]
-        keys = [Key(kind, metadata["namespace"], name) for kind, name in found if name]
+        keys = [Key(kind, intern(metadata["namespace"]), intern(name)) for kind, name in found if name]
         return list(dict.fromkeys(self._labelled.get(key, key) for key in keys))
 
     def paced(self, key: Key) -> tuple[str, ...]:
@@ -190,11 +193,12 @@ class Own(Store):
         return not {("Succeeded", "True"), ("Failed", "True")}.isdisjoint(self._conditions.get(key, ()))
 
     def _added(self, key: Key, body: Object) -> None:
-        self._labelled[key._replace(name=label_value(key.name))] = key
+        if (held := label_value(key.name)) != key.name:
+            self._labelled[key._replace(name=held)] = key
         status = body.get("status") or {}
         conditions = status.get("conditions") or ()
         (self._paced.add if has_turn(status) else self._paced.discard)(key)
-        self._conditions[key] = tuple((c["type"], c["status"]) for c in conditions)
+        self._conditions[key] = tuple((intern(c["type"]), intern(c["status"])) for c in conditions)
         if key.kind == "ModelServe" and (names := _jobs_of(body)):
             self._jobs[key] = names
         else:

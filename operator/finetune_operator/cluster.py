@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from finetune_operator.apiserver import TIMEOUT_SECONDS, ApiServer, Request
-from finetune_operator.claims import CLAIM
+from finetune_operator.claims import CLAIM, claim_modes
 from finetune_operator.decision import Event, Ref
 from finetune_operator.decoding import decode_objects
 from finetune_operator.errors import Conflict, NotFound
@@ -41,7 +41,7 @@ class Cluster:
         self._identity = identity
         self._remembered = {
             LOCAL_QUEUE: Remembered(partial(local_queue, api)),
-            CLAIM: Remembered(partial(self.get, "PersistentVolumeClaim")),
+            CLAIM: Remembered(partial(claim_modes, self.get)),
         }
 
     @classmethod

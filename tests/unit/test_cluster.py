@@ -7,7 +7,9 @@ from typing import Any, cast
 import pytest
 
 from finetune_operator.apiserver import ApiServer, Request
+from finetune_operator.claims import CLAIM
 from finetune_operator.cluster import PAGE, Cluster
+from finetune_operator.decision import Ref
 from finetune_operator.errors import Conflict, NotFound
 from finetune_operator.meta import Key
 
@@ -82,3 +84,26 @@ async def test_a_note_is_of_one_pod_whoever_wrote_to_it_since() -> None:
     (request,) = server.requests
     assert (request.method, request.path) == ("PATCH", "/api/v1/namespaces/default/pods/p")
     assert request.body == {"metadata": {"uid": "u1", "annotations": {"a": "b"}}}
+
+
+class Claims:
+    """An API server that has a claim of any name, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def json(self, request: Request) -> Any:
+        self.asked += 1
+        metadata = {"name": request.path.rpartition("/")[2], "managedFields": [{"manager": "finetune-operator"}]}
+        spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast"}
+        return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+async def test_of_a_claim_its_modes_alone_are_remembered_and_equal_ones_once() -> None:
+    """Each job has one: whole claims of 1,000 jobs took 7 MB."""
+    server = Claims()
+    cluster = Cluster(cast(ApiServer, server), lambda: None, "us")
+    found = [await cluster.read("default", Ref(CLAIM, name)) for name in ("facts", "facts", "poems")]
+    assert server.asked == 2
+    assert found[0] == {"kind": "PersistentVolumeClaim", "spec": {"accessModes": ("ReadWriteOnce",)}}
+    assert found[2] is found[0]
