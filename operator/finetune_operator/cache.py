@@ -224,6 +224,11 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
 
 
+def is_new(body: Object) -> bool:
+    """Whether no pass has told of this object of ours yet."""
+    return not (body.get("status") or {}).get("conditions")
+
+
 def has_turn(status: Object) -> bool:
     """Whether a ModelServe loads what only a changed default asks for. One that needs a person holds up no other."""
     candidate = status.get("candidate") or {}

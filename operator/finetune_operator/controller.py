@@ -21,7 +21,7 @@ import structlog
 from finetune_operator import metrics
 from finetune_operator.acting import Means
 from finetune_operator.applied import Applied
-from finetune_operator.cache import KINDS, Children, Own, key_of
+from finetune_operator.cache import KINDS, Children, Own, is_new, key_of
 from finetune_operator.cluster import Cluster
 from finetune_operator.errors import ClusterError, Conflict, NotLeader, Unavailable
 from finetune_operator.meta import Key
@@ -29,7 +29,7 @@ from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind, Outcome, reconcile
 from finetune_operator.settings import Settings
 from finetune_operator.tracing import SILENT, Pass, Traces
-from finetune_operator.workqueue import ShutDown, WorkQueue
+from finetune_operator.workqueue import Rank, ShutDown, WorkQueue
 
 log = structlog.get_logger("reconcile")
 
@@ -72,7 +72,7 @@ class Controller:
             async for page, _ in self.cluster.pages(kind, self.settings.namespace, {}):
                 for body in page:
                     self.own.keep(body)
-                    self.queue.add(key_of(body))
+                    self.queue.add(key_of(body), Rank.NEW if is_new(body) else Rank.ROUTINE)
         except ClusterError as error:
             log.warning("list put off", kind=kind, error=str(error), again_in=LIST_PAUSE)
             return False
@@ -171,7 +171,7 @@ class Controller:
             if missed:
                 raise WatchDied(f"no event told of {missed[0]} since the last resync")
             for key in listed:
-                self.queue.add(key)
+                self.queue.add(key, Rank.ROUTINE)
             before = listed
 
     async def _versions(self) -> dict[Key, int]:

@@ -15,17 +15,19 @@ from typing import Any
 
 import kopf
 
-from finetune_operator.cache import Own, key_of
+from finetune_operator.cache import Own, is_new, key_of
 from finetune_operator.cluster import PAGE
 from finetune_operator.meta import GROUP, VERSION, Key, Object
 from finetune_operator.names import LABEL_STEP
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.session import login
+from finetune_operator.workqueue import Rank
 
 OURS = ((GROUP, VERSION, "finetunejobs"), (GROUP, VERSION, "modelserves"))
 LONGEST_BACKOFF_SECONDS = 30
 IDLE_SECONDS = 0.1  # for which Kopf keeps an object whole, and a task for it, after an event that came and was handled
-Wake = Callable[[Key], None]
+Wake = Callable[[Key, Rank], None]
+Soon = Callable[[Key], None]
 
 
 class Events:
@@ -34,7 +36,7 @@ class Events:
     `soon` wakes a moment later: the events of a pod that starts, or ends with its Job, come in bursts.
     """
 
-    def __init__(self, wake: Wake, soon: Wake, own: Own, progress: ProgressReader) -> None:
+    def __init__(self, wake: Wake, soon: Soon, own: Own, progress: ProgressReader) -> None:
         self._wake = wake
         self._soon = soon
         self._own = own
@@ -47,8 +49,9 @@ class Events:
             self._own.drop(key, body["metadata"]["uid"], int(body["metadata"]["resourceVersion"]))
         elif not self._own.keep(body):
             return
-        for one in (key, *self._own.related(key, body)):
-            self._wake(one)
+        self._wake(key, Rank.NEW if is_new(body) else Rank.WORK)
+        for one in self._own.related(key, body):
+            self._wake(one, Rank.WORK)
 
     def child(self, kind: str, body: Object) -> None:
         """Something that belongs to one of ours came, changed or went."""

@@ -1,4 +1,8 @@
-"""Keys that wait for a pass: each once, never two passes of one key at a time, slower after failures."""
+"""Keys that wait for a pass: each once, never two passes of one key at a time, slower after failures.
+
+What is at work goes before what is new, and that before what is only looked at again: a thousand jobs that come at once begin
+one after the other instead of waiting for each other at each of their steps. None waits for ever: see TURN.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Hashable
+from enum import IntEnum
 from typing import Generic, TypeVar
 
 from finetune_operator import metrics
@@ -16,6 +21,15 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_DELAY = 0.5  # seconds after the first failure; doubled by each further one
 LONGEST_DELAY = 300.0
+TURN = 16  # of so many keys, one is new and one is looked at again, where such wait, however much is at work
+
+
+class Rank(IntEnum):
+    """Why a key waits; the first goes first."""
+
+    WORK = 0  # something happened to what is at work
+    NEW = 1  # no pass has told of it yet
+    ROUTINE = 2  # nothing is known to have happened
 
 
 class ShutDown(Exception):
@@ -31,7 +45,8 @@ class WorkQueue(Generic[K]):
     def __init__(self, clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random) -> None:
         self._clock = clock
         self._jitter = jitter
-        self._ready: dict[K, float] = {}  # since when, in the order in which they came
+        self._ready = {rank: dict[K, float]() for rank in Rank}  # since when, in the order in which they came
+        self._handed_out = 0
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []  # of _due, and of what was due before it was asked for otherwise
         self._order = itertools.count()
@@ -40,17 +55,19 @@ class WorkQueue(Generic[K]):
         self._closed = False
         self._changed = asyncio.Event()
 
-    def add(self, key: K) -> None:
-        """Hand the key out as soon as a worker asks."""
-        if key not in self._ready:
+    def add(self, key: K, rank: Rank = Rank.WORK) -> None:
+        """Hand the key out as soon as a worker asks and its rank is at its turn. Of two ranks the first counts."""
+        before = next((r for r in Rank if key in self._ready[r]), None)
+        if before is None:
             metrics.QUEUE_ADDS.inc()
-            self._ready[key] = self._clock()
-        self._due.pop(key, None)
+            self._ready[rank][key] = self._clock()
+        elif rank < before:
+            self._ready[rank][key] = self._ready[before].pop(key)
         self._wake()
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Hand the key out after so many seconds, unless it is asked for earlier. The earliest time wins."""
-        if key not in self._ready:
+        """Hand the key out after so many seconds, unless it is handed out earlier. The earliest time wins."""
+        if key not in self._ready[Rank.WORK]:
             when = self._clock() + seconds
             if when < self._due.get(key, float("inf")):
                 self._due[key] = when
@@ -99,13 +116,23 @@ class WorkQueue(Generic[K]):
 
     def _next(self) -> K | None:
         while (when := self._next_due()) is not None and when <= self._clock():
-            self.add(heapq.heappop(self._heap)[2])
-        key = next((k for k in self._ready if k not in self._busy), None)
+            due = heapq.heappop(self._heap)[2]
+            del self._due[due]
+            self.add(due)
+        key = next((k for rank in self._ranks() for k in self._ready[rank] if k not in self._busy), None)
         if key is not None:
+            self._handed_out += 1
+            self._due.pop(key, None)  # the pass that begins says when the next one is due
             self._busy[key] = self._clock()
-            metrics.QUEUE_WAITS.observe(self._busy[key] - self._ready.pop(key))
-        metrics.QUEUE_DEPTH.set(len(self._ready))
+            since = next(ready.pop(key) for ready in self._ready.values() if key in ready)
+            metrics.QUEUE_WAITS.observe(self._busy[key] - since)
+        metrics.QUEUE_DEPTH.set(sum(map(len, self._ready.values())))
         return key
+
+    def _ranks(self) -> list[Rank]:
+        """In the order in which they are looked at for the next key."""
+        first = {TURN // 2 - 1: Rank.NEW, TURN - 1: Rank.ROUTINE}.get(self._handed_out % TURN, Rank.WORK)
+        return sorted(Rank, key=lambda rank: (rank is not first, rank))
 
     def _until_due(self) -> float | None:
         when = self._next_due()

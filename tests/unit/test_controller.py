@@ -200,6 +200,23 @@ async def test_a_resync_wakes_everything_and_forgets_what_is_gone() -> None:
     assert setup.own.get(later) is not None, "it came after the list was made"
 
 
+async def test_what_happens_at_work_waits_for_no_resync() -> None:
+    setup = Setup()
+    await setup.resync(1)
+    setup.queue.add(other := KEY._replace(name="other"))
+    assert [await setup.queue.get() for _ in range(2)] == [other, KEY]
+
+
+async def test_after_the_first_list_jobs_that_no_pass_has_told_of_go_before_those_that_are_done() -> None:
+    setup = Setup()
+    done, new = {"conditions": [{"type": "Succeeded", "status": "True"}]}, KEY._replace(name="new")
+    for key, told in ((KEY, done), (new, {})):
+        metadata = {**JOB["metadata"], "name": key.name, "uid": key.name, "resourceVersion": "9"}
+        setup.cluster.objects[key] = {**JOB, "metadata": metadata, "status": told}
+    await setup.controller.list_all()
+    assert [await setup.queue.get() for _ in range(2)] == [new, KEY]
+
+
 async def changed(setup: Setup) -> Object:
     """The object after a change of which no event has told."""
     body = setup.cluster.objects[KEY]

@@ -13,6 +13,7 @@ from finetune_operator.handlers import Backoffs, Events, kopf_settings, registry
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import label_value
 from finetune_operator.progress_reader import ProgressReader
+from finetune_operator.workqueue import Rank
 
 JOB = Key("FineTuneJob", "default", "facts")
 SERVE = Key("ModelServe", "default", "bot")
@@ -25,7 +26,12 @@ class Woken:
         self.keys: list[Key] = []
         self.own = Own()
         self.progress = ProgressReader(FakeCluster())
-        self.events = Events(self.keys.append, self.keys.append, self.own, self.progress)
+        self.ranks: dict[Key, Rank] = {}
+        self.events = Events(self._wake, self.keys.append, self.own, self.progress)
+
+    def _wake(self, key: Key, rank: Rank) -> None:
+        self.keys.append(key)
+        self.ranks[key] = rank
 
     def take(self) -> set[Key]:
         found, self.keys[:] = set(self.keys), []
@@ -49,6 +55,20 @@ def test_our_own_objects_wake_themselves() -> None:
     woken.events.ours("DELETED", make("FineTuneJob", "facts"))
     assert woken.take() == {JOB}
     assert woken.own.keys("FineTuneJob") == []
+
+
+def test_a_job_that_no_pass_has_told_of_waits_behind_what_is_at_work() -> None:
+    woken = Woken()
+    woken.events.ours("ADDED", make("FineTuneJob", "facts"))
+    assert woken.ranks == {JOB: Rank.NEW}
+    woken.events.ours("MODIFIED", make("FineTuneJob", "facts", status={"conditions": [{"type": "Ready", "status": "False"}]}))
+    assert woken.ranks == {JOB: Rank.WORK}
+
+
+def test_a_new_serve_wakes_the_job_that_waits_for_it_at_once() -> None:
+    woken = Woken()
+    woken.events.ours("ADDED", make("ModelServe", "bot", spec={"model": {"jobRef": {"name": "facts"}}}))
+    assert woken.ranks == {SERVE: Rank.NEW, JOB: Rank.WORK}
 
 
 def test_a_job_and_the_serve_that_takes_its_model_wake_each_other() -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from finetune_operator import metrics
-from finetune_operator.workqueue import LONGEST_DELAY, ShutDown, WorkQueue
+from finetune_operator.workqueue import LONGEST_DELAY, TURN, Rank, ShutDown, WorkQueue
 
 
 class Time:
@@ -138,3 +138,55 @@ async def test_it_tells_how_long_keys_wait_and_are_worked_on(queue: WorkQueue[st
     queue.done("a")
     assert queue.longest_pass() == 0
     assert (sums()[0] - waited, sums()[1] - worked) == (2, 3)
+
+
+async def hand_out(queue: WorkQueue[str], count: int) -> list[str]:
+    """So many keys, each given back at once."""
+    keys = []
+    for _ in range(count):
+        keys.append(await queue.get())
+        queue.done(keys[-1])
+    return keys
+
+
+async def test_what_is_at_work_goes_before_what_is_new_and_that_before_routine(queue: WorkQueue[str], time: Time) -> None:
+    queue.add("finished", Rank.ROUTINE)
+    queue.add("new", Rank.NEW)
+    queue.add_after("waits", 5)
+    queue.add("runs")
+    time.now += 5
+    assert await hand_out(queue, 4) == ["runs", "waits", "new", "finished"]
+
+
+async def test_a_key_goes_by_the_first_of_its_ranks_and_comes_once(queue: WorkQueue[str], time: Time) -> None:
+    queue.add("a", Rank.NEW)
+    queue.add("b", Rank.NEW)
+    queue.add("b", Rank.ROUTINE)
+    queue.add("b")
+    queue.add("b", Rank.NEW)
+    assert await hand_out(queue, 2) == ["b", "a"]
+    queue.add("a", Rank.ROUTINE)
+    queue.add("c", Rank.ROUTINE)
+    queue.add_after("c", 0.2)
+    time.now += 0.2
+    assert await hand_out(queue, 2) == ["c", "a"], "an event of a child comes a moment later"
+    assert await empty(queue)
+
+
+async def test_a_resync_does_not_take_the_place_of_a_pass_that_is_due(queue: WorkQueue[str], time: Time) -> None:
+    queue.add("a", Rank.ROUTINE)
+    queue.add_after("b", 0.2)
+    queue.add("b", Rank.ROUTINE)
+    time.now += 0.2
+    assert await hand_out(queue, 2) == ["b", "a"]
+    time.now += 100
+    assert await empty(queue)
+
+
+async def test_however_much_is_at_work_the_others_have_their_turns(queue: WorkQueue[str]) -> None:
+    for number in range(TURN):
+        queue.add(f"work-{number}")
+        queue.add(f"new-{number}", Rank.NEW)
+        queue.add(f"routine-{number}", Rank.ROUTINE)
+    found = await hand_out(queue, TURN)
+    assert [name for name in found if not name.startswith("work")] == ["new-0", "routine-0"]
