@@ -155,10 +155,12 @@ def measure(world: World, operator: Operator, played: Played, jobs: int, started
     time.sleep(ENDED_SECONDS + 5)
     spent, requests, idle = process.cpu_seconds() - before, counted(operator, since), len(operator.proxy.requests)
     time.sleep(IDLE_SECONDS)
-    quiet = len(counted(operator, idle)) / IDLE_SECONDS
+    quiet = counted(operator, idle)
     starts = sum(r.method == "POST" and r.path.endswith(f"/{started}") and r.code == 201 for r in requests)
     print(f"  jobs {jobs}, starts {starts}, {seconds:.0f} s, load {os.getloadavg()[0]:.0f}")
-    print(f"  when finished: {quiet:.2f} requests a second, {len(world.items(played.children))} children left")
+    left = len(world.items(played.children))
+    print(f"  when finished: {len(quiet) / IDLE_SECONDS:.2f} requests a second, {left} children left")
+    show(quiet, max(len(quiet), 1))
     print(f"  MB resident: {memory:.0f} before, {peak:.0f} at most, {process.resident_mb():.0f} after")
     show(requests, starts)
     return Cost(
@@ -172,7 +174,7 @@ def measure(world: World, operator: Operator, played: Played, jobs: int, started
 
 
 def show(requests: list[Any], starts: int) -> None:
-    """Each kind of request, for one start."""
+    """Each kind of request, for one start, or as its share of all."""
     kinds = Counter(f"{r.method} {'/'.join(p for p in r.path.split('/')[-3:] if p.isalpha())}" for r in requests)
     for what, count in kinds.most_common(14):
         print(f"  {count / starts:6.2f} {what}")
