@@ -56,8 +56,8 @@ def _seen(means: Means, key: Key, observed: Observed) -> Object | None:
 async def act(means: Means, namespace: str, action: Action, observed: Observed) -> bool:
     """Carry out one action; doing it a second time changes nothing. What the API server answers is known at once.
 
-    Returns whether the next pass sees anything else. It does not where somebody took our labels off what is created: a pass
-    at once would only try again.
+    Returns whether the next pass sees anything to do. It does not where somebody took our labels off what is created: a pass
+    at once would only try again. Nor does it once something is gone that was over.
     """
     match action:
         case Create(body):
@@ -68,9 +68,10 @@ async def act(means: Means, namespace: str, action: Action, observed: Observed) 
             answer = await _apply(means, body, manager, _seen(means, key_of(body), observed))
             means.applied.keep(body, answer)
             _keep(means, answer)
-        case Delete(kind, name, uid):
+        case Delete(kind, name, uid, over):
             await means.cluster.delete(kind, namespace, name, uid)
             (means.own if kind in KINDS else means.children).hide(Key(kind, namespace, name), uid)
+            return not over
         case SuspendJob(name, uid, suspend):
             job = _seen(means, Key("Job", namespace, name), observed)
             if job is None or job["metadata"]["uid"] != uid:

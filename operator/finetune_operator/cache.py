@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from sys import intern
 from typing import Any, NamedTuple
 
-from finetune_operator.meta import Key, Object
-from finetune_operator.names import LABEL_JOB, LABEL_SERVE, label_value
+from finetune_operator.meta import ENDED, Key, Object
+from finetune_operator.names import LABEL_JOB, LABEL_SERVE, LABEL_STEP, label_value
 from finetune_operator.trimmed import text_of, trimmed
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
@@ -120,6 +120,14 @@ class Children(Store):
         keys = self._of.get((namespace, label, labels[label]), {})
         found = (self.get(key) for key in keys if key.kind == kind)
         return tuple(b for b in found if b is not None and labels.items() <= b["metadata"]["labels"].items())
+
+    def is_remains(self, body: Object) -> bool:
+        """Whether this is a step's pod that had ended, of a Job that is gone: what it reported is told, and it does nothing."""
+        metadata = body["metadata"]
+        ended = (body.get("status") or {}).get("phase") in ENDED
+        jobs = {o["name"]: o["uid"] for o in metadata.get("ownerReferences") or () if o["kind"] == "Job"}
+        gone = all(self.uid(Key("Job", metadata["namespace"], name)) != uid for name, uid in jobs.items())
+        return ended and LABEL_STEP in (metadata.get("labels") or {}) and gone
 
     def _added(self, key: Key, body: Object) -> None:
         for place in _places(key, body):

@@ -14,6 +14,7 @@ from finetune_trainer.contract.fields import Report
 
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
+ENDED = ("Succeeded", "Failed")  # phases of a pod that is at no work any more
 API_VERSION = f"{GROUP}/{VERSION}"
 
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.

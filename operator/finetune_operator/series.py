@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from finetune_operator.cache import KINDS, Children, Own
-from finetune_operator.meta import Object
+from finetune_operator.meta import ENDED, Object
 from finetune_operator.names import LABEL_REVISION, LABEL_STEP
 
 MOST = 1000  # objects of each kind that have series
@@ -81,7 +81,7 @@ class Series(Collector):
 
     def _of_pod(self, pod: Object) -> Iterator[Sample]:
         owner = next(iter(self._own.owners(pod)), None)
-        if owner is not None and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+        if owner is not None and (pod.get("status") or {}).get("phase") not in ENDED:
             metadata = pod["metadata"]
             of_what = (metadata["labels"].get(LABEL_STEP, ""), metadata["labels"].get(LABEL_REVISION, ""))
             yield Sample("finetune_pod", (metadata["namespace"], metadata["name"], owner.kind, owner.name, *of_what), 1)

@@ -41,8 +41,8 @@ SHAPES: dict[str, Shape] = {
         },
     },
     "Job": {
-        "spec": {"suspend": ALL, "parallelism": ALL, "completions": ALL},
-        "status": {"startTime": ALL, "succeeded": ALL, "failed": ALL, "conditions": _CONDITIONS},
+        "spec": {"suspend": ALL},
+        "status": {"startTime": ALL, "conditions": _CONDITIONS},
     },
     "Deployment": {
         "spec": ALL,
@@ -66,6 +66,10 @@ SHAPES: dict[str, Shape] = {
     },
     "FineTuneJob": {"spec": ALL, "status": ALL},
 }
+READ = {  # types of the conditions that are read; a Job says first that it will be complete, and then that it is
+    "Pod": ("PodScheduled", "PodReadyToStartContainers", "Ready", "DisruptionTarget"),
+    "Job": ("Complete", "Failed"),
+}
 NOTES = (GROUP, "batch.kubernetes.io/")  # annotations that we read begin so
 
 
@@ -77,6 +81,8 @@ def trimmed(body: Object) -> Object:
     notes = found["metadata"].pop("annotations", None) or {}
     if kept := {k: v for k, v in notes.items() if k.startswith(NOTES)}:
         found["metadata"]["annotations"] = kept
+    if (read := READ.get(body["kind"])) is not None and (told := (found.get("status") or {}).get("conditions")):
+        found["status"]["conditions"] = [condition for condition in told if condition["type"] in read]
     return found
 
 

@@ -125,5 +125,5 @@ class Watches:
         key, uid = key_of(body), body["metadata"]["uid"]
         known = self._children.uid(key) == uid  # what we deleted ourselves is no news
         self._children.drop(key, uid, version)
-        if known:
+        if known and not self._children.is_remains(body):
             self._told("DELETED", body)

@@ -20,10 +20,18 @@ def test_only_a_change_of_what_we_read_is_news() -> None:
     assert children.keep(job(1, status={"active": 1}))
     assert not children.keep(job(2, status={"active": 0, "uncountedTerminatedPods": {}}))
     assert children.version(key_of(job(1))) == 2
-    assert children.keep(job(3, status={"succeeded": 1}))
+    assert children.keep(job(3, status={"startTime": "now"}))
     assert not children.keep(job(2, status={"failed": 1})), "that is old"
     (found,) = children.list("Job", "default", LABELS)
-    assert found["status"] == {"succeeded": 1}
+    assert found["status"] == {"startTime": "now"}
+
+
+def test_that_a_job_will_be_complete_is_no_news_before_it_is() -> None:
+    children, announced = Children(), {"type": "SuccessCriteriaMet", "status": "True"}
+    assert children.keep(job(1, status={"active": 1}))
+    assert children.keep(job(2, status={"active": 0, "conditions": []}))
+    assert not children.keep(job(3, status={"succeeded": 1, "conditions": [announced]}))
+    assert children.keep(job(4, status={"succeeded": 1, "conditions": [announced, {"type": "Complete", "status": "True"}]}))
 
 
 def test_what_was_deleted_does_not_come_back_by_a_late_answer() -> None:

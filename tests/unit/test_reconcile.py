@@ -311,6 +311,15 @@ async def test_the_object_is_read_again_but_for_what_no_edit_could_change(over: 
     assert ("delete Job facts-1" in cluster.writes) == over
 
 
+@pytest.mark.parametrize(("over", "again"), [(True, 30.0), (False, 0.0)])
+async def test_once_something_is_gone_that_was_over_no_pass_at_once_looks_at_that(over: bool, again: float) -> None:
+    cluster = FakeCluster(make_job(), CHILD)
+    delete = Delete("Job", "facts-1", cluster.objects["Job", "default", "facts-1"]["metadata"]["uid"], over=over)
+    outcome = await one_pass(cluster, Scripted(Decision((delete,), STATUS, requeue_after=30)))
+    assert "delete Job facts-1" in cluster.writes
+    assert outcome.requeue_after == again
+
+
 @pytest.mark.parametrize(("kind", "again"), [("ConfigMap", 30.0), ("Job", 0.0)])
 async def test_what_stands_without_our_labels_is_not_made_again_at_once(kind: str, again: float) -> None:
     """A Job is given them back, and so the next pass knows of it; of other kinds we may write to none."""

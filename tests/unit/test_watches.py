@@ -96,6 +96,26 @@ async def test_what_is_listed_then_what_changes_then_what_goes() -> None:
     assert [p["metadata"]["name"] for p in children.list("Pod", "default", LABELS)] == ["a"]
 
 
+def of_job(name: str, version: int, phase: str, job: str) -> Object:
+    """A step's pod."""
+    body = pod(name, version, phase=phase)
+    owner = {"kind": "Job", "name": job, "uid": job}
+    body["metadata"] |= {"labels": LABELS | {"finetune.dev/step": "train"}, "ownerReferences": [owner]}
+    return body
+
+
+async def test_a_pod_that_had_ended_goes_after_its_job_without_a_word() -> None:
+    """Its end was told, and that of its Job: a pass would find nothing new."""
+    children = Children()
+    children.keep({**pod("there", 3), "kind": "Job"})
+    pods = (("done", "Succeeded", "gone"), ("left", "Running", "gone"), ("lost", "Failed", "there"))
+    listed = tuple(of_job(name, 5, phase, job) for name, phase, job in pods)
+    goes = [event("DELETED", of_job(name, 20, phase, job)) for name, phase, job in pods]
+    _, told, children = await follow([(listed, "10")], [goes], children)
+    assert told == ["ADDED done", "ADDED left", "ADDED lost", "DELETED left", "DELETED lost"]
+    assert children.keys("Pod") == []
+
+
 async def test_a_version_too_old_lists_anew_and_finds_what_went_in_between() -> None:
     for too_old in ([TOO_OLD], [Gone("410")]):
         lists = [((pod("a", 5), pod("b", 6)), "10"), ((pod("b", 6),), "60")]

@@ -22,8 +22,9 @@ def overdue(case: Case, seconds: float) -> tuple[Attempt, ...]:
 
 
 def next_removal(case: Case, told: FineTuneJobStatus, seconds: float) -> float | None:
-    """Seconds until the next one's time is over, once the status that is `told` is written."""
-    return min((max(left, SOON) for _, left in _ended(case, told, seconds)), default=None)
+    """Seconds until the next one's time is over, once the status that is `told` is written and what is overdue is gone."""
+    goes = overdue(case, seconds)
+    return min((max(left, SOON) for attempt, left in _ended(case, told, seconds) if attempt not in goes), default=None)
 
 
 def _ended(case: Case, told: FineTuneJobStatus, seconds: float) -> Iterator[tuple[Attempt, float]]:

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune_operator.decision import Observed
-from finetune_operator.meta import Object, seconds_since, stamp
+from finetune_operator.meta import ENDED, Object, seconds_since, stamp
 from finetune_operator.names import ANNOTATION_SUSPENDED, LABEL_ATTEMPT, LABEL_QUEUE, LABEL_RUN, LABEL_STEP, STEP_CONTAINER
 from finetune_trainer.contract.exits import CONSEQUENCES
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -30,7 +30,6 @@ LOST_SECONDS = 60  # behind the end of a deleted pod's grace: no kubelet has con
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A container that waits for these is on its normal way; anything else is worth showing.
 LATEST = 4e9  # seconds since the epoch: the year 2096
-ENDED = ("Succeeded", "Failed")
 USUAL_WAITING = frozenset({OperatorReason.ContainerCreating, "PodInitializing", ""})
 
 

@@ -50,6 +50,14 @@ def test_where_nothing_else_happens_the_pass_that_removes_the_next_job_is_asked_
     assert 0 < (story.decide().requeue_after or 0) < 86_400
 
 
+def test_the_pass_that_removes_the_last_ones_asks_for_no_other() -> None:
+    story = story_of(86_400)
+    story.to_the_end()
+    story.minute += 2 * 1440
+    assert [a.kind for a in story.decide().actions if isinstance(a, Delete)] == ["Job"] * len(story.space.jobs)
+    assert story.decide().requeue_after is None
+
+
 @pytest.mark.parametrize(("seconds", "goes"), [(900, True), (901, False)])
 def test_a_job_goes_with_the_last_second_of_its_time(seconds: float, goes: bool) -> None:
     story = story_of(seconds)
