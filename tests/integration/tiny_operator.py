@@ -29,7 +29,7 @@ class OneJob:
 
     def decide(self, own: Own, observed: Observed, settings: Settings, now: datetime) -> Decision:
         jobs = [j for j in observed.children["Job"] if j["metadata"]["name"] == f"{own.metadata.name}-1"]
-        done = bool(jobs and jobs[0].get("status", {}).get("succeeded"))
+        done = any(c["type"] == "Complete" for job in jobs for c in job.get("status", {}).get("conditions", ()))
         status = self._status(own, done, now)
         if own.status.observed_generation == own.metadata.generation and jobs:
             return Decision((), status, (Event("Succeeded", "The Job succeeded."),) if done else ())
