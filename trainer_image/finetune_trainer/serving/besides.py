@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
-import aiohttp
 from aiohttp import hdrs, web
+
+from finetune_trainer.serving.near import Found
 
 SHOWN = 200  # characters of what was asked for
 INVALID, NOT_FOUND = "invalid_request_error", "NotFoundError"  # types of errors
@@ -37,7 +38,7 @@ class Besides:
         """Status and body that the caller gets in place of these."""
         return status, body
 
-    async def pieces(self, found: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def pieces(self, found: Found) -> AsyncIterator[bytes]:
         """An answer as it comes in."""
         async for piece in found.content.iter_any():
             yield piece

@@ -20,14 +20,14 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from finetune_trainer.contract.manners import Manners
@@ -37,17 +37,12 @@ from finetune_trainer.serving.fitted import facts
 from finetune_trainer.serving.kept import HEADER, Cache, Whole
 from finetune_trainer.serving.lacking import Lacking
 from finetune_trainer.serving.named import LARGEST_BODY, METRICS, Adapters
+from finetune_trainer.serving.near import CONNECT_SECONDS, Found, Near, others
 from finetune_trainer.serving.one_model import OneModel
 
 QUIET_SECONDS = 5.0  # until every node knows that the pod takes no more requests
 STEP_SECONDS = 0.1
-CONNECT_SECONDS = 5.0
 END_SECONDS = 1.0  # for what is still answered when the time is over
-# Of one connection, and none of the next one's (RFC 9110, 7.6.1); a body that is awaited has been asked for by then.
-OF_A_CONNECTION = frozenset(
-    {"connection", "expect", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer"}
-    | {"transfer-encoding", "upgrade"}
-)
 LENGTH = (hdrs.CONTENT_LENGTH,)
 AS_THEY_ARE = (hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT)  # a client would add its own
 
@@ -66,6 +61,11 @@ class Front:
     is_draining: bool = False
     running: int = 0
     came: float = 0.0  # when something was asked last, on the monotonic clock
+    _near: Near = field(init=False)
+
+    def __post_init__(self) -> None:
+        url = URL(self.engine)
+        self._near = Near(url.host or "", url.port or 80)
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """The engine's answer to one request, piece by piece as it comes in."""
@@ -118,20 +118,12 @@ class Front:
         """The engine's answer. Raises ClientConnectorError, or ConnectionTimeoutError, where no engine took the request."""
         response: web.StreamResponse | None = None
         try:
-            async with self.session.request(
-                request.method,
-                URL(self.engine + self.besides.leads_to(request), encoded=True),
-                headers=_others(request.headers, but=self._not_passed(request, body)),
-                data=body if body is not None else request.content if request.body_exists else None,
-                allow_redirects=False,
-            ) as found:
+            async with self._found(request, body) as found:
                 if self._adds_metrics(request):
-                    return web.Response(
-                        status=found.status, body=await found.read(), headers=_others(found.headers, but=LENGTH)
-                    )
+                    return web.Response(status=found.status, body=await found.read(), headers=others(found.headers, but=LENGTH))
                 if self.besides.holds(request.path, found.status):
                     return self._told(*self.besides.told(found.status, await found.read()), found.headers)
-                response = web.StreamResponse(status=found.status, reason=found.reason, headers=_others(found.headers))
+                response = web.StreamResponse(status=found.status, reason=found.reason, headers=others(found.headers))
                 if whole is not None:
                     response.headers[HEADER] = "miss"
                 await self._begin(response, request)
@@ -154,6 +146,13 @@ class Front:
                 request.transport.close()
             return response
 
+    def _found(self, request: web.Request, body: bytes | None) -> AbstractAsyncContextManager[Found]:
+        path, headers = self.besides.leads_to(request), others(request.headers, but=self._not_passed(request, body))
+        if body is not None or not request.body_exists:
+            return self._near.asked(request.method, path, headers, body)
+        url = URL(self.engine + path, encoded=True)
+        return self.session.request(request.method, url, headers=headers, data=request.content, allow_redirects=False)
+
     def _adds_metrics(self, request: web.Request) -> bool:
         return self.cache is not None and request.path == METRICS
 
@@ -164,8 +163,8 @@ class Front:
         return [hdrs.HOST, *(() if body is None else LENGTH), *((hdrs.ACCEPT_ENCODING,) if self._adds_metrics(request) else ())]
 
     def _told(self, status: int, body: bytes, headers: CIMultiDictProxy[str]) -> web.Response:
-        others = _others(headers, but=(hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE))
-        response = web.Response(status=status, body=body, headers=others, content_type="application/json")
+        passed = others(headers, but=(hdrs.CONTENT_LENGTH, hdrs.CONTENT_TYPE))
+        response = web.Response(status=status, body=body, headers=passed, content_type="application/json")
         self._closing(response)
         return response
 
@@ -192,13 +191,6 @@ class Front:
             if not self.running and now - max(begun, self.came) >= quiet:
                 return
             await asyncio.sleep(STEP_SECONDS)
-
-
-def _others(headers: CIMultiDictProxy[str], but: Collection[str] = ()) -> CIMultiDict[str]:
-    """The headers that are not of a connection alone; `but` are left out as well."""
-    left_out = OF_A_CONNECTION | {name.strip().lower() for name in headers.get(hdrs.CONNECTION, "").split(",")}
-    left_out |= {name.lower() for name in but}
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in left_out)
 
 
 @asynccontextmanager

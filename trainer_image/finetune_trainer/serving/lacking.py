@@ -27,6 +27,7 @@ from finetune_trainer.contract.manners import HEALTH, Lacks
 from finetune_trainer.serving.besides import ERROR_EVENT, INVALID, Ask, brings, error, keyless, not_served, refusal
 from finetune_trainer.serving.fitted import CHAT, Facts, fitted, shortened, wrongs
 from finetune_trainer.serving.named import METRICS, MODELS
+from finetune_trainer.serving.near import Found
 from finetune_trainer.serving.one_model import OneModel, read
 from finetune_trainer.serving.tallied import Tally
 
@@ -105,7 +106,7 @@ class Lacking(OneModel):
         kind = INVALID if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
         return status, json.dumps(error(status, message, kind)).encode()
 
-    async def pieces(self, found: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    async def pieces(self, found: Found) -> AsyncIterator[bytes]:
         if found.content_type != STREAM:
             async for piece in super().pieces(found):
                 yield piece
