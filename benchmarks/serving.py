@@ -5,8 +5,8 @@ how much sooner an adapter answers than a pod that is started anew.
     PYTHONPATH=operator:trainer_image:. python benchmarks/serving.py BARE URL MODEL    two addresses of one model, as they are
 
 Streams are asked of both by turns, so that what else the machine does falls on both. Ratios of medians: tokens/s at least 0.98,
-time to the first token at most 1.05. On the cluster the bare engine is the pod's own port behind its front. An adapter is there
-once it answers by its name, after it was checked and tried; vLLM is a real one, on CPUs.
+time to the first token at most 1.05; prompts are of a line, and of a page. On the cluster the bare engine is the pod's own port
+behind its front. An adapter is there once it answers by its name, after it was checked and tried; vLLM is a real one, on CPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from demo.follow import is_true
 from demo.installation import QUICKSTART_IMAGES, install_locally, namespace
@@ -36,6 +35,7 @@ from finetune_operator.modelserve.pod import BEHIND
 
 SPACE, NAME, REDIS_PORT = "benchmark-serving", "measured", 16380
 ROUNDS, TOKENS, CALM_SECONDS = 40, 128, 30.0
+LINE, PAGE = 1, 24  # sentences of a prompt; a page has about 300 tokens
 TIMEOUT_SECONDS = 300.0
 
 
@@ -47,10 +47,10 @@ class Stream:
     rate: float
 
 
-def streamed(url: str, model: str, number: int, **more: Any) -> Stream:
+def streamed(url: str, model: str, number: int, sentences: int) -> Stream:
     """Ask for one of TOKENS tokens; the prompts differ, so that no prefix is known from before."""
-    messages = [{"role": "user", "content": f"{number}: tell me all that you know."}]
-    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": True, **more}
+    messages = [{"role": "user", "content": f"{number}:" + sentences * " tell me all that you know, please."}]
+    body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0, "stream": True}
     sent = json.dumps({"ignore_eos": True, **body}).encode()
     request = urllib.request.Request(f"{url}/v1/chat/completions", sent, {"Content-Type": "application/json"})
     begun, times = time.perf_counter(), list[float]()
@@ -61,13 +61,13 @@ def streamed(url: str, model: str, number: int, **more: Any) -> Stream:
     return Stream(times[0] - begun, (len(times) - 1) / (times[-1] - times[0]))
 
 
-def against(bare: str, url: str, model: str, rounds: int = ROUNDS) -> dict[str, float]:
-    """Medians of both, and their ratios; a first round warms both."""
+def against(bare: str, url: str, model: str, sentences: int = LINE, rounds: int = ROUNDS) -> dict[str, float]:
+    """Medians of both, and their ratios, for prompts of so many sentences; a first round warms both."""
     found: dict[str, list[Stream]] = {bare: [], url: []}
     for number in range(rounds + 1):
         order = (bare, url) if number % 2 else (url, bare)
         for place, at in enumerate(order):
-            answer = streamed(at, model, 2 * number + place)
+            answer = streamed(at, model, 2 * number + place, sentences)
             if number:
                 found[at].append(answer)
     (first, rate), (first_through, rate_through) = (
@@ -148,6 +148,7 @@ def on_the_cluster(folder: Path) -> dict[str, dict[str, float]]:
     with redis_server.started(folder, NODE_ADDRESS, REDIS_PORT) as redis:
         with serves.live(space, NAME, engine=serves.context(512)):
             found["against the bare engine"] = against(*addresses(space), NAME)
+            found["prompts of a page"] = against(*addresses(space), NAME, PAGE)
             found["promotion"] = promotion(space, serves.context(640))
         space.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "redis"}, "stringData": {"url": redis.url}})
         with serves.live(space, "kept", engine=serves.context(512), responseCache={"secretRef": {"name": "redis"}}):
@@ -166,7 +167,7 @@ def addresses(space: Space) -> tuple[str, str]:
 def main() -> None:
     if len(sys.argv) == 4:
         bare, url, model = sys.argv[1:]
-        print(json.dumps(against(bare, url, model), indent=1))
+        print(json.dumps({f"{n} sentences": against(bare, url, model, n) for n in (LINE, PAGE)}, indent=1))
         return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(on_the_cluster(Path(folder)), indent=1))
