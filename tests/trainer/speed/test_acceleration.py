@@ -25,7 +25,7 @@ from finetune_trainer.contract.training import Method
 from finetune_trainer.model.compute import Compute
 from finetune_trainer.model.loading import load_base
 from finetune_trainer.speed import acceleration
-from finetune_trainer.speed.acceleration import _line, fused_layers
+from finetune_trainer.speed.acceleration import _adapters_alone_train, _line, fused_layers
 from finetune_trainer.speed.fixed_lines import Line
 from finetune_trainer.speed.fused_lora import fuse, projection
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
@@ -91,8 +91,9 @@ def qwen_with_biases() -> Any:
     ],
     ids=["dense", "biases", "NF4", "NF4, scales not rounded", "FP4", "FP4, scales not rounded"],
 )
-def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any) -> None:
-    network = adapted(make())
+@pytest.mark.parametrize("rank", [4, 16], ids=["products apart", "in SwiGLU's sweep"])
+def test_fused_lora_gives_the_loss_and_gradients_of_peft(make: Any, rank: int) -> None:
+    network = adapted(make(), r=rank)
     loss, gradients = loss_and_gradients(network)
     assert fuse(network) == 14  # seven linear layers in each of two blocks
 
@@ -110,17 +111,18 @@ def noted(kept: list[torch.Tensor], saved: torch.Tensor) -> torch.Tensor:
     return saved
 
 
+@pytest.mark.parametrize(("rank", "product"), [(4, "aten::addmm_"), (16, "aten::mm")], ids=["apart", "in SwiGLU's sweep"])
 @pytest.mark.parametrize("make", [llama, lambda: in_4_bits(llama(), "nf4", nested=True)], ids=["dense", "NF4"])
-def test_mlps_that_keep_nothing_have_the_same_gradients_and_two_products_more(make: Any) -> None:
+def test_mlps_that_keep_nothing_have_the_same_gradients_and_two_products_more(make: Any, rank: int, product: str) -> None:
     found = []
     for keep in (None, 3, 1, 0):
-        network = adapted(make())
+        network = adapted(make(), r=rank)
         fuse(network, keep=keep)
         kept: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(partial(noted, kept), lambda t: t), Count() as count:
             _, gradients = loss_and_gradients(network)
         wide = [t for t in kept if t.shape == (IDS.numel(), SHAPE["intermediate_size"])]
-        found.append((gradients, len(wide), count.calls["aten::addmm_"]))
+        found.append((gradients, len(wide), count.calls[product]))
     (plain, *_), *others = found
     assert [kept for _, kept, _ in found] == [4, 4, 2, 0]
     assert [again - found[0][2] for *_, again in found] == [0, 0, 2, 4]
@@ -239,10 +241,12 @@ def test_no_line_where_layers_are_not_recorded(tmp_path: Path) -> None:
 
 def test_layers_are_recorded_only_where_all_that_is_trained_of_them_is_fused() -> None:
     network = adapted(llama())
-    assert [*fused_layers(network, 14)] == [*network.get_base_model().model.layers]
+    layers = fused_layers(network, 14)
+    assert layers == [*network.get_base_model().model.layers]
     assert fused_layers(network, 13) == []
+    assert _adapters_alone_train(layers)
     network.get_base_model().model.layers[1].input_layernorm.weight.requires_grad_(True)
-    assert fused_layers(network, 14) == []
+    assert not _adapters_alone_train(layers)
 
 
 @pytest.mark.parametrize(

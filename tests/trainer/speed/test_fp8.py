@@ -25,7 +25,7 @@ from finetune_trainer.failures import StepFailed
 from finetune_trainer.model.compute import Compute, check_fp8
 from finetune_trainer.model.outline import outline
 from finetune_trainer.speed import acceleration, fp8, fused_lora
-from finetune_trainer.speed.fused_lora import LoraGatedMLP, LoraLinears, fuse
+from finetune_trainer.speed.fused_lora import LoraGatedMLPApart, LoraLinears, fuse
 from finetune_trainer.speed.projections import Projection, in_fp8
 from finetune_trainer.speed.swiglu import swiglu_backward
 from finetune_trainer.training.trainable import _check_adapters
@@ -111,7 +111,7 @@ def test_an_mlp_is_that_of_rounded_factors() -> None:
     both = as_it_is_to_be(x, (gate, up))
     (wanted,) = as_it_is_to_be(functional.silu(both[0]) * both[1], (down,))
     trained = (*in_fp8(plain[:2]), *in_fp8(plain[2:]))
-    found = LoraGatedMLP.apply(x, trained, True, *fused_lora._adapters(plain))  # type: ignore[no-untyped-call]
+    found = LoraGatedMLPApart.apply(x, trained, True, *fused_lora._adapters(plain))  # type: ignore[no-untyped-call]
     assert apart(found, wanted) < 1e-3
     for one, other in zip(gradients(found, x, plain), gradients(wanted, x, plain), strict=True):
         assert apart(one, other) < 1e-3, "of what is rounded a little otherwise another number becomes"

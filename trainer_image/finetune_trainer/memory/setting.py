@@ -10,6 +10,8 @@ from finetune_trainer.contract.objectives import Objective
 from finetune_trainer.contract.training import Method, Recomputing, Training
 
 Code = Literal["PyTorch", "Liger", "Fused", "Dropout", "DoRA", "DoRADropout"]
+# On the fused path, if each has an adapter: what all linear layers of a decoder's layer are called where it can be fused.
+LINEAR = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 RECORDED_TOKENS = 6144  # of a micro-batch: with more, the GPU has enough to do while Python starts its kernels
 
 
@@ -34,7 +36,9 @@ def layer_code(training: Training, strategy: Strategy, on_gpu: bool) -> Code:
         return "DoRADropout" if training.lora.dropout > 0 else "DoRA"
     if training.lora.dropout > 0:
         return "Dropout"
-    return "Liger" if training.quantization.bits == 8 else "Fused"  # whose path knows no 8-bit weights
+    adapted = {name.rpartition(".")[2] for name in training.lora.targets}
+    whole = adapted == {"all-linear"} or adapted >= LINEAR
+    return "Fused" if whole and training.quantization.bits != 8 else "Liger"  # fused layers know no 8-bit weights
 
 
 def records_layers(training: Training, setting: Setting, *, on_gpu: bool) -> bool:

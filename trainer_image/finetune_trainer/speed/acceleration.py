@@ -18,6 +18,7 @@ from finetune_trainer.contract.run import RunConfig
 from finetune_trainer.contract.training import Method
 from finetune_trainer.memory.setting import Setting, layer_code, records_layers
 from finetune_trainer.speed.activations import keep_products
+from finetune_trainer.speed.add_norm import join
 from finetune_trainer.speed.casts import copy_once
 from finetune_trainer.speed.fixed_lines import Line
 from finetune_trainer.speed.recorded_layers import CudaGraphs, RecordedLayers
@@ -50,7 +51,8 @@ def accelerate(
     """
     selective, strategy = fit.gradient_checkpointing == "Selective", fit.strategy or Strategy.DDP
     fused = _fused(network, compute, run, fit)
-    if selective and fused and fused == OF_A_LAYER * len(_layers(network)):
+    layers = fused_layers(network, fused)
+    if selective and layers:
         selective = asked.gradient_checkpointing = False
     elif selective and _taken_for_fused(run, compute, strategy):
         print("whole layers are computed again: not all are fused, and products take more than was estimated", flush=True)
@@ -62,8 +64,12 @@ def accelerate(
             copy_once(network)
         # Where products are kept as they come, Liger may not rotate: it does so in place.
         _liger(network, swiglu=not fused, rope=not selective)
-    line, layers = _line(folder, run, fit, compute), fused_layers(network, fused)
-    return RecordedLayers(layers, line, CudaGraphs()) if line is not None and layers else None
+    if not layers or not _adapters_alone_train(layers):
+        return None
+    if strategy is not Strategy.FSDP and not asked.gradient_checkpointing:
+        join(layers)
+    line = _line(folder, run, fit, compute)
+    return None if line is None else RecordedLayers(layers, line, CudaGraphs())
 
 
 def _taken_for_fused(run: RunConfig, compute: Compute, strategy: Strategy) -> bool:
@@ -107,12 +113,14 @@ def _layers(network: Any) -> list[nn.Module]:
 
 
 def fused_layers(network: Any, fused: int) -> list[nn.Module]:
-    """The decoder's layers, if `fused` linear layers are all that they have, and nothing else in them is trained."""
+    """The decoder's layers, if `fused` linear layers are all that they have."""
     layers = _layers(network) if fused else []
-    if fused != OF_A_LAYER * len(layers):
-        return []
-    others = (name for layer in layers for name, weight in layer.named_parameters() if weight.requires_grad)
-    return [] if any("lora_A" not in name and "lora_B" not in name for name in others) else layers
+    return layers if fused == OF_A_LAYER * len(layers) else []
+
+
+def _adapters_alone_train(layers: list[nn.Module]) -> bool:
+    trained = (name for layer in layers for name, weight in layer.named_parameters() if weight.requires_grad)
+    return all("lora_A" in name or "lora_B" in name for name in trained)
 
 
 def _liger(network: Any, *, swiglu: bool, rope: bool) -> None:

@@ -11,15 +11,25 @@ docs/training-speed.md for what it gains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
-from finetune_trainer.speed import fp8, projections
-from finetune_trainer.speed.projections import Projection, adapter_grads, down, input_grad, outputs, ups
+from finetune_trainer.speed import fp8, gated, projections
+from finetune_trainer.speed.projections import (
+    Projection,
+    adapter_grads,
+    down,
+    down_side_by_side,
+    frozen_outputs,
+    input_grad,
+    outputs,
+    scaled,
+    ups,
+)
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
 
 
@@ -48,8 +58,43 @@ class LoraLinears(torch.autograd.Function):
 
 
 class LoraGatedMLP(torch.autograd.Function):
-    """down(silu(gate(x)) * up(x)) with three adapters. Keeps x, and gate(x) and up(x) where `keeps` asks for it; what is not
-    kept is made again."""
+    """down(silu(gate(x)) * up(x)) with three adapters of one rank, by gated.py. Keeps x, and where `keeps` asks for it what the
+    frozen layers make of it, gate and up; what is not kept is made again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], keeps: bool, *adapters: Tensor) -> Tensor:
+        inner, last = adapted[:2], adapted[2:]
+        xa = down_side_by_side(x, adapters[0:4:2])
+        gate, up = frozen_outputs(x, inner)
+        hidden, ha = gated.forward(gate, up, xa, _wide(adapted, adapters))
+        ctx.adapted = adapted
+        ctx.save_for_backward(x, *adapters, xa, ha, *((gate, up) if keeps else ()))
+        return outputs(hidden, last, (ha,), adapters[5:6])[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, *rest = ctx.saved_tensors
+        adapters, (xa, ha) = rest[:6], rest[6:8]
+        inner, last = ctx.adapted[:2], ctx.adapted[2:]
+        gate, up = rest[8:] or frozen_outputs(x, inner)
+        grad = grad.contiguous()
+        over = ups((grad,), last, adapters[5:6])
+        dhidden = grad @ last[0].weight(grad.dtype)
+        *wide, low, db_gate, db_up, da_last = gated.backward(gate, up, dhidden, xa, over, _wide(ctx.adapted, adapters))
+        dx = input_grad(wide, low, inner, adapters[0:4:2]) if ctx.needs_input_grad[0] else None
+        da_gate, da_up = (low.t() @ x).chunk(2)
+        db_last = scaled(grad.t(), ha, last[0].scale)
+        found = (da_gate, db_gate, da_up, db_up, da_last, db_last)
+        return (dx, None, None, *(d.to(one.dtype) for d, one in zip(found, adapters, strict=True)))
+
+
+def _wide(adapted: tuple[Projection, ...], adapters: Sequence[Tensor]) -> gated.Adapters:
+    return gated.Adapters((adapters[1], adapters[3]), (adapted[0].scale, adapted[1].scale), adapters[4])
+
+
+class LoraGatedMLPApart(torch.autograd.Function):
+    """The same where adapters' products are passes of their own: with products in FP8, and with other ranks. Keeps gate(x) and
+    up(x) themselves."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], keeps: bool, *adapters: Tensor) -> Tensor:
@@ -159,18 +204,26 @@ def _adapters(adapted: tuple[Projection, ...]) -> list[Tensor]:
     return [t for p in adapted for t in p.adapter()]
 
 
+def _mlp_of(adapted: tuple[Projection, ...]) -> Any:
+    """The function that computes an MLP of these projections, by what the kernels in gated.py take."""
+    ranks = {p.lora_a.shape[0] for p in adapted}
+    together = len(ranks) == 1 and ranks <= gated.FASTER_WITH and all(p.frozen is None for p in adapted)
+    return LoraGatedMLP if together else LoraGatedMLPApart
+
+
 def _adapting(layer: Any) -> bool:
     return not (layer.disable_adapters or layer.merged)
 
 
 def _fuse_mlp(mlp: Any, judged: tuple[Projection, ...], trained: tuple[Projection, ...], *, keeps: bool) -> None:
     plain = mlp.forward
+    by_training = {True: (_mlp_of(trained), trained), False: (_mlp_of(judged), judged)}
 
     def forward(x: Tensor) -> Tensor:
         if not _adapting(mlp.gate_proj):
             return plain(x)  # type: ignore[no-any-return]
-        adapted = trained if mlp.training else judged
-        out: Tensor = LoraGatedMLP.apply(x.reshape(-1, x.shape[-1]), adapted, keeps, *_adapters(adapted))  # type: ignore[no-untyped-call]
+        function, adapted = by_training[mlp.training]
+        out: Tensor = function.apply(x.reshape(-1, x.shape[-1]), adapted, keeps, *_adapters(adapted))
         return out.view(*x.shape[:-1], -1)
 
     mlp.forward = forward

@@ -62,8 +62,18 @@ def down(x: Tensor, a: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """x Aᵀ for several A in one pass over x: (tokens, r) each."""
     if len(a) == 1:
         return (x @ a[0].to(x.dtype).t(),)
-    stacked = x @ torch.cat([m.to(x.dtype) for m in a]).t()
-    return tuple(t.contiguous() for t in stacked.split([m.shape[0] for m in a], dim=1))
+    return tuple(t.contiguous() for t in down_side_by_side(x, a).split([m.shape[0] for m in a], dim=1))
+
+
+def down_side_by_side(x: Tensor, a: Sequence[Tensor]) -> Tensor:
+    """The same as one tensor: (tokens, the sum of their r)."""
+    return x @ torch.cat([m.to(x.dtype) for m in a]).t()
+
+
+def frozen_outputs(x: Tensor, projections: Sequence[Projection]) -> tuple[Tensor, ...]:
+    """y of each projection without its adapter, (tokens, out)."""
+    biases = (None if p.bias is None else p.bias.to(x.dtype) for p in projections)
+    return tuple(nn.functional.linear(x, p.weight(x.dtype), bias) for p, bias in zip(projections, biases, strict=True))
 
 
 def outputs(
@@ -79,7 +89,7 @@ def outputs(
 def _project(x: Tensor, p: Projection, xa: Tensor, b: Tensor) -> Tensor:
     """The adapter's product first: what it writes the large one reads while it multiplies, and no pass is for it alone."""
     b = b.to(x.dtype)
-    out = _scaled(xa, b.t(), p.scale) if p.bias is None else torch.addmm(p.bias.to(x.dtype), xa, b.t(), alpha=p.scale)
+    out = scaled(xa, b.t(), p.scale) if p.bias is None else torch.addmm(p.bias.to(x.dtype), xa, b.t(), alpha=p.scale)
     return out.addmm_(x, p.weight(x.dtype).t())
 
 
@@ -92,7 +102,7 @@ def _project_in_fp8(rows: fp8.Rows, p: Projection, xa: Tensor, b: Tensor) -> Ten
 
 def ups(grads: Sequence[Tensor], projections: Sequence[Projection], b: Sequence[Tensor]) -> Tensor:
     """s dy B of each projection side by side: (tokens, the sum of their r)."""
-    found = [_scaled(grad, m.to(grad.dtype), p.scale) for grad, p, m in zip(grads, projections, b, strict=True)]
+    found = [scaled(grad, m.to(grad.dtype), p.scale) for grad, p, m in zip(grads, projections, b, strict=True)]
     return torch.cat(found, dim=1) if len(found) > 1 else found[0]
 
 
@@ -119,10 +129,10 @@ def adapter_grads(
     da = (up.t() @ x).split([p.lora_a.shape[0] for p in projections])
     found: list[Tensor] = []
     for grad, one, p, a_grad in zip(grads, xa, projections, da, strict=True):
-        found += [a_grad.to(p.lora_a.dtype), _scaled(grad.t(), one, p.scale).to(p.lora_b.dtype)]
+        found += [a_grad.to(p.lora_a.dtype), scaled(grad.t(), one, p.scale).to(p.lora_b.dtype)]
     return found
 
 
-def _scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
+def scaled(left: Tensor, right: Tensor, scale: float) -> Tensor:
     """scale · left right, as one product."""
     return torch.addmm(left.new_empty(()), left, right, beta=0, alpha=scale)
