@@ -146,8 +146,10 @@ def measure(world: World, operator: Operator, played: Played, jobs: int, started
     since, begin = len(operator.proxy.requests), time.monotonic()
     simulation = Simulation(world, played, jobs)
     simulation.start()
-    peak = memory
-    while succeeded(world, played.objects) < jobs:
+    peak, ends = memory, -1
+    # All jobs in one list take the API server seconds: it is asked only once no child has ended for a moment.
+    while len(simulation.ends) != ends or succeeded(world, played.objects) < jobs:
+        ends = len(simulation.ends)
         time.sleep(3)
         assert operator.process.poll() is None, f"the operator died: {operator.log[-2000:]}"
         peak = max(peak, process.resident_mb())
