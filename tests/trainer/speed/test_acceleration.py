@@ -217,14 +217,19 @@ def test_the_loop_with_fused_lora_learns_as_plain_trl_does(tmp_path: Path) -> No
     assert ours == pytest.approx(plain, rel=1e-3)
 
 
+def run_on_a_gpu(training: dict[str, Any]) -> RunConfig:
+    return RunConfig.model_validate(
+        {"namespace": "n", "name": "j", "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
+        | {"store": {"uri": "pvc://c/s"}, "devices": {"gpus": 1}, "training": training}
+    )
+
+
 def lined(tmp_path: Path, config: Any, dtype: torch.dtype = torch.bfloat16, **settings: Any) -> Line | None:
     """The line that a model of this configuration is trained on."""
     config.save_pretrained(tmp_path)
     training = {"packing": True, "maxLength": 512, "globalBatchSize": 4} | settings
-    fields = {"training": training, "devices": {"gpus": 1}, "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
-    run = RunConfig.model_validate({"namespace": "n", "name": "j", "store": {"uri": "pvc://c/s"}} | fields)
     fit = FitFacts(predicted_bytes=1, micro_batch_size=2, gradient_checkpointing="Off")
-    return _line(tmp_path, run, fit, Compute("cuda", dtype))
+    return _line(tmp_path, run_on_a_gpu(training), fit, Compute("cuda", dtype))
 
 
 def test_a_line_is_as_long_as_the_micro_batch_s_full_rows(tmp_path: Path) -> None:
@@ -274,10 +279,7 @@ def test_selective_checkpointing_is_the_fused_layers_own(
     monkeypatch.setattr(acceleration, "keep_products", lambda _, rank: told.append(rank))
     told: list[Any] = []
     network, asked = adapted(llama(), **lora), SimpleNamespace(gradient_checkpointing=True)
-    run = RunConfig.model_validate(
-        {"namespace": "n", "name": "j", "model": {"uri": "pvc://c/m"}, "dataset": {"uri": "pvc://c/d"}}
-        | {"store": {"uri": "pvc://c/s"}, "devices": {"gpus": 1}, "training": fields}
-    )
+    run = run_on_a_gpu(fields)
     fit = FitFacts(predicted_bytes=1, micro_batch_size=1, gradient_checkpointing="Selective", kept_layers=kept)
 
     acceleration.accelerate(network, asked, Compute("cuda", torch.bfloat16), run, fit, tmp_path)

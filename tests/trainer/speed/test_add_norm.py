@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import triton
-from tests.trainer.speed.test_acceleration import SHAPE, adapted, llama, loss_and_gradients
+from tests.trainer.speed.test_acceleration import SHAPE, adapted, llama, loss_and_gradients, run_on_a_gpu
 from torch import Tensor, nn
 from transformers import GemmaConfig, GemmaForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from finetune_trainer.speed import add_norm
+from finetune_trainer.contract.reports import FitFacts
+from finetune_trainer.model.compute import Compute
+from finetune_trainer.speed import acceleration, add_norm
 from finetune_trainer.speed.add_norm import AddNorm, join
 
 
@@ -55,6 +60,17 @@ def test_a_layer_that_is_asked_by_itself_norms_its_own_input() -> None:
     assert join([first, second])
     first(torch.randn(1, 16, 64), position_embeddings=angles)
     torch.testing.assert_close(second(hidden, position_embeddings=angles), wanted)
+
+
+def test_llama_s_own_layers_add_and_norm_at_once_beside_liger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Liger puts a norm of its own in the place of the class that layers' norms are held against."""
+    for name in ("LlamaRMSNorm", "apply_rotary_pos_emb"):
+        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))  # as it was, afterwards
+    network = adapted(llama())
+    fit = FitFacts(predicted_bytes=1, micro_batch_size=8, gradient_checkpointing="Off")
+    asked = SimpleNamespace(gradient_checkpointing=False)
+    acceleration.accelerate(network, asked, Compute("cuda", torch.bfloat16), run_on_a_gpu({}), fit, tmp_path)
+    assert all("forward" in vars(layer) for layer in network.get_base_model().model.layers)
 
 
 def gemma() -> Any:

@@ -59,16 +59,15 @@ def accelerate(
         selective = False
     if selective:
         keep_products(network, 0 if run.training.method is Method.FULL else run.training.lora.rank)
+    frozen = bool(layers) and _adapters_alone_train(layers)
+    if frozen and strategy is not Strategy.FSDP and not asked.gradient_checkpointing:
+        join(layers)  # before Liger puts its own norm where Llama's was, which layers' norms are compared with
     if compute.device == "cuda" and strategy is not Strategy.ZERO3:
         if run.training.method is Method.FULL:
             copy_once(network)
         # Where products are kept as they come, Liger may not rotate: it does so in place.
         _liger(network, swiglu=not fused, rope=not selective)
-    if not layers or not _adapters_alone_train(layers):
-        return None
-    if strategy is not Strategy.FSDP and not asked.gradient_checkpointing:
-        join(layers)
-    line = _line(folder, run, fit, compute)
+    line = _line(folder, run, fit, compute) if frozen else None
     return None if line is None else RecordedLayers(layers, line, CudaGraphs())
 
 
