@@ -93,8 +93,8 @@ def _wide(adapted: tuple[Projection, ...], adapters: Sequence[Tensor]) -> gated.
 
 
 class LoraGatedMLPApart(torch.autograd.Function):
-    """The same where adapters' products are passes of their own: with products in FP8, and with other ranks. Keeps gate(x) and
-    up(x) themselves."""
+    """The same where adapters' products are passes of their own: with products in FP8, with other ranks, in float32 on GPUs.
+    Keeps gate(x) and up(x) themselves."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, adapted: tuple[Projection, ...], keeps: bool, *adapters: Tensor) -> Tensor:
@@ -223,6 +223,7 @@ def _fuse_mlp(mlp: Any, judged: tuple[Projection, ...], trained: tuple[Projectio
         if not _adapting(mlp.gate_proj):
             return plain(x)  # type: ignore[no-any-return]
         function, adapted = by_training[mlp.training]
+        function = function if gated.takes(x) else LoraGatedMLPApart
         out: Tensor = function.apply(x.reshape(-1, x.shape[-1]), adapted, keeps, *_adapters(adapted))
         return out.view(*x.shape[:-1], -1)
 

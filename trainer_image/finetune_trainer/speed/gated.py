@@ -50,6 +50,12 @@ class Adapters:
     a: Tensor
 
 
+def takes(x: Tensor) -> bool:
+    """Whether an MLP of these hidden states is computed here. Float32 on a GPU is not: tiles take twice the shared memory, more
+    than an Ada has, and tensor cores would round to TF32 what torch's own products do not."""
+    return not _on_gpu(x) or x.element_size() == 2
+
+
 def forward(gate: Tensor, up: Tensor, xa: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """(hidden, hidden Aᵀ) of the frozen products gate and up, (tokens, width); `xa` is x Aᵀ of both, (tokens, 2 rank)."""
     if not _on_gpu(gate):
