@@ -52,7 +52,7 @@ def test_no_right_is_broad() -> None:
     granted = {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
     assert not any("*" in (r, v) for r, v in granted)
     assert {v for r, v in granted if r == "secrets"} == {"get"}, "secrets are read by name and never listed"
-    assert {v for r, v in granted if r == "pods"} == {"list", "watch"}
+    assert {v for r, v in granted if r == "pods"} == {"list", "watch", "patch"}, "pods are annotated, and never made or deleted"
     assert not {r for r, _ in granted} & {"roles", "rolebindings", "customresourcedefinitions", "nodes", "namespaces"}
 
 
