@@ -55,7 +55,9 @@ def test_two_pods_train_and_one_failure_ends_both(world: World, operators: Calla
 
     operators(*PROGRAM, FINETUNE_NAMESPACE=space).start()
     with FakeNode(world.api, space, ending):
-        wait_until("it succeeds", lambda: "True" in [c["status"] for c in conditions(world, path) if c["type"] == "Succeeded"], 240)
+        wait_until(
+            "it succeeds", lambda: "True" in [c["status"] for c in conditions(world, path) if c["type"] == "Succeeded"], 240
+        )
     status = (world.get(path) or {})["status"]
     train = next(s for s in status["steps"] if s["name"] == "train")
     assert (train["attempt"], train["retries"], status["lastFailure"]["reason"]) == (2, 1, "LostRank")
