@@ -96,7 +96,8 @@ class FakeCluster:
             raise NotFound(name)
         if have["metadata"]["uid"] != uid:
             raise Conflict("the uid in the precondition is another's")
-        return self._store({**have, "metadata": {**have["metadata"], "annotations": dict(notes)}})
+        metadata = have["metadata"]
+        return self._store({**have, "metadata": {**metadata, "annotations": {**metadata.get("annotations", {}), **notes}}})
 
     async def replace_status(self, read: Object, status: dict[str, Any]) -> Object:
         self._write("status", read)

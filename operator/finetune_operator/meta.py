@@ -43,6 +43,11 @@ _SUFFIX = (
 )
 
 
+def goes_on(pod: Object) -> bool:
+    """Whether a pod is neither at its end nor on its way there."""
+    return "deletionTimestamp" not in pod["metadata"] and (pod.get("status") or {}).get("phase") not in ENDED
+
+
 def quantity_value(quantity: str) -> Decimal:
     """Number that a quantity such as 500m, 2 or 24Gi stands for (bytes, cores)."""
     digits = quantity.rstrip("EPTGMKkim")

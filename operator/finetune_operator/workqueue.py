@@ -119,20 +119,19 @@ class WorkQueue(Generic[K]):
             due = heapq.heappop(self._heap)[2]
             del self._due[due]
             self.add(due)
-        key = next((k for rank in self._ranks() for k in self._ready[rank] if k not in self._busy), None)
+        ready, key = next(((r, k) for r in self._ranked() for k in r if k not in self._busy), ({}, None))
         if key is not None:
             self._handed_out += 1
             self._due.pop(key, None)  # the pass that begins says when the next one is due
             self._busy[key] = self._clock()
-            since = next(ready.pop(key) for ready in self._ready.values() if key in ready)
-            metrics.QUEUE_WAITS.observe(self._busy[key] - since)
+            metrics.QUEUE_WAITS.observe(self._busy[key] - ready.pop(key))
         metrics.QUEUE_DEPTH.set(sum(map(len, self._ready.values())))
         return key
 
-    def _ranks(self) -> list[Rank]:
-        """In the order in which they are looked at for the next key."""
+    def _ranked(self) -> list[dict[K, float]]:
+        """Those that are ready, rank by rank in the order in which they are looked at for the next key."""
         first = {TURN // 2 - 1: Rank.NEW, TURN - 1: Rank.ROUTINE}.get(self._handed_out % TURN, Rank.WORK)
-        return sorted(Rank, key=lambda rank: (rank is not first, rank))
+        return [self._ready[rank] for rank in sorted(Rank, key=lambda rank: (rank is not first, rank))]
 
     def _until_due(self) -> float | None:
         when = self._next_due()

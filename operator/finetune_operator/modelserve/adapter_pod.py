@@ -13,7 +13,7 @@ from finetune_operator.api.adapters import Lora
 from finetune_operator.api.modelserve import ModelServe
 from finetune_operator.api.served_model import ResolvedModel
 from finetune_operator.decision import NotePod
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, goes_on
 from finetune_operator.modelserve.engines.engine import MODEL
 from finetune_operator.names import ANNOTATION_TOLD, object_name, volume_name
 from finetune_operator.settings import Settings
@@ -83,9 +83,9 @@ def untold(pods: Iterable[Object], version: str) -> Iterator[NotePod]:
     is changed, and otherwise within a minute or so.
     """
     for pod in pods:
-        meta, phase = pod["metadata"], (pod.get("status") or {}).get("phase")
-        is_over = "deletionTimestamp" in meta or phase in ("Failed", "Succeeded")
-        if "spec" in pod and has_room(pod) and not is_over and (meta.get("annotations") or {}).get(ANNOTATION_TOLD) != version:
+        meta = pod["metadata"]
+        is_told = (meta.get("annotations") or {}).get(ANNOTATION_TOLD) == version
+        if "spec" in pod and has_room(pod) and goes_on(pod) and not is_told:
             yield NotePod(meta["name"], meta["uid"], {ANNOTATION_TOLD: version})
 
 

@@ -107,11 +107,11 @@ def wanted_by(steps: tuple[Step, ...]) -> WantedAdapters:
     return WantedAdapters(version=short_hash(*(adapter.model_dump_json() for adapter in wanted)), adapters=wanted)
 
 
-def config_map(steps: tuple[Step, ...], metadata: Object) -> Object:
+def config_map(steps: tuple[Step, ...], wanted: WantedAdapters, metadata: Object) -> Object:
     """What pods read."""
     record = {step.adapter.name: step.status.live for step in steps if step.status.live is not None}
     notes = {ANNOTATION_ADAPTERS: _RECORD.dump_json(record, by_alias=True).decode()}
-    data = wanted_by(steps).model_dump(mode="json", by_alias=True)
+    data = wanted.model_dump(mode="json", by_alias=True)
     body: Object = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {**metadata, "annotations": notes}}
     return body | {"data": {WANTED: json.dumps(data, indent=1)}}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, goes_on
 from finetune_operator.names import ANNOTATION_MODEL_DIGEST, ANNOTATION_MODEL_URI, LABEL_REVISION
 from finetune_trainer.contract.reasons.operator import OperatorReason
 from finetune_trainer.contract.reports import Failure, Termination
@@ -99,9 +99,7 @@ def deployed(body: Object, pods: tuple[Object, ...]) -> Deployed:
         pods=tuple(
             _pod(p)
             for p in pods
-            if p["metadata"].get("labels", {}).get(LABEL_REVISION) == revision
-            and "deletionTimestamp" not in p["metadata"]
-            and (p.get("status") or {}).get("phase") not in ("Failed", "Succeeded")  # evicted ones are replaced
+            if p["metadata"].get("labels", {}).get(LABEL_REVISION) == revision and goes_on(p)  # evicted ones are replaced
         ),
     )
 

@@ -130,8 +130,9 @@ def _of_adapters(
     """What pods read comes before them, and before the gates that wait for it. A gate's Job goes once its verdict is told."""
     serve, live, model = case.serve, rollout.live, case.resolution.model
     if serve.spec.lora is not None:
-        yield Apply(adapters.config_map(steps, objects.owned(serve, config_map_name(serve), {})))
-        yield from untold(observed.children.get("Pod", ()), adapters.wanted_by(steps).version)
+        wanted = adapters.wanted_by(steps)
+        yield Apply(adapters.config_map(steps, wanted, objects.owned(serve, config_map_name(serve), {})))
+        yield from untold(observed.children.get("Pod", ()), wanted.version)
     if live is not None and any(adapters.is_asking(step.status) for step in steps):
         yield Apply(adapter_gate.each_pod(serve, live.name))
     for step in steps:

@@ -119,7 +119,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(triton.language, "sum", triton.jit(triton.language.sum.fn))  # made when it was imported, for GPUs
     module = importlib.import_module("finetune_trainer.speed.add_norm_triton")
     importlib.reload(module)
-    monkeypatch.setattr(add_norm, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(add_norm, "on_gpu", lambda _: True)
     yield
     monkeypatch.undo()
     importlib.reload(module)

@@ -150,7 +150,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Any:
     modules = [importlib.import_module(f"finetune_trainer.speed.{name}_triton") for name in ("fp8", "nf4")]
     for module in modules:
         importlib.reload(module)
-    monkeypatch.setattr(fp8, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(fp8, "on_gpu", lambda _: True)
     monkeypatch.setattr(fp8, "E4M3", torch.float32)  # the interpreter itself rounds wrongly to FP8: 127 becomes 64
     monkeypatch.setattr(fp8, "BLOCK", 64)
     monkeypatch.setattr(fp8, "TILE", 32)
@@ -199,7 +199,7 @@ def test_kernels_expand_a_weight_either_way_round(shape: tuple[int, int], monkey
     turned = torch.zeros(shape[1], 16 + shape[0])
     found.expand_turned(turned, 16)
     expanded = found.expanded()
-    monkeypatch.setattr(fp8, "_on_gpu", lambda _: False)
+    monkeypatch.setattr(fp8, "on_gpu", lambda _: False)
     plain = found.expanded()
     torch.testing.assert_close(expanded, plain, rtol=1e-6, atol=0)
     torch.testing.assert_close(turned[:, 16:], plain.t(), rtol=1e-6, atol=0)

@@ -60,7 +60,7 @@ def test_an_mlp_in_float32_on_a_gpu_has_its_products_apart(monkeypatch: pytest.M
     network = adapted(llama(), r=16)
     wanted, _ = loss_and_gradients(network)
     fuse(network)
-    monkeypatch.setattr(gated, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(gated, "on_gpu", lambda _: True)
     for kernels in ("forward", "backward"):
         monkeypatch.setattr(gated, kernels, None)
     assert loss_and_gradients(network)[0] == pytest.approx(wanted, rel=1e-6)
@@ -73,7 +73,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(triton.language, name, triton.jit(getattr(triton.language, name).fn))
     module = importlib.import_module("finetune_trainer.speed.gated_triton")
     importlib.reload(module)
-    monkeypatch.setattr(gated, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(gated, "on_gpu", lambda _: True)
     monkeypatch.setattr(gated, "FORWARD", gated.Tiles(16, 16, 4, 2, turns=2))
     monkeypatch.setattr(gated, "BACKWARD", gated.Tiles(16, 16, 4, 2, turns=3))
     yield

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune_trainer.speed.kernels import on_gpu
+
 WARPS = 8
 
 
@@ -37,7 +39,7 @@ class AddNorm(torch.autograd.Function):
 
 def forward(x: Tensor, more: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
     """The sum, its norm, and what the norm multiplied by: float32, one for each token."""
-    if not _on_gpu(x):
+    if not on_gpu(x):
         both = x + more
         scale = torch.rsqrt(both.float().pow(2).mean(-1, keepdim=True) + epsilon)
         return both, weight * (both.float() * scale).to(x.dtype), scale
@@ -51,7 +53,7 @@ def forward(x: Tensor, more: Tensor, weight: Tensor, epsilon: float) -> tuple[Te
 
 def backward(given: Tensor, of_sum: Tensor, both: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """The gradient of either summand, by those of the norm's answer and of the sum."""
-    if not _on_gpu(both):
+    if not on_gpu(both):
         normed, through = both.float() * scale, given.float() * weight.float()
         through = (through - normed * (through * normed).mean(-1, keepdim=True)) * scale
         return (through + of_sum.float()).to(both.dtype)
@@ -115,8 +117,3 @@ def _same(module: nn.Module, known: type[nn.Module]) -> bool:
 def _block(width: int) -> int:
     """The power of two that holds a row."""
     return 1 << (width - 1).bit_length()
-
-
-def _on_gpu(x: Tensor) -> bool:
-    """Whether Triton's kernels are taken, which compute the same as plain torch does elsewhere."""
-    return x.is_cuda

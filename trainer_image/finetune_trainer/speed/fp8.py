@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from finetune_trainer.speed import swiglu as plain_swiglu
+from finetune_trainer.speed.kernels import on_gpu
 
 E4M3, LARGEST = torch.float8_e4m3fn, 448.0
 MULTIPLE = 16  # of which a product's widths must be
@@ -49,7 +50,7 @@ class Frozen:
 
     def expanded(self) -> Tensor:
         """(out, in) in FP8."""
-        if not _on_gpu(self.packed):
+        if not on_gpu(self.packed):
             both = torch.stack((self.packed >> 4, self.packed & 15), dim=-1).flatten()
             return (self.code[both.long()].view(-1, self.block) * self.absmax[:, None]).view(self.shape).to(E4M3)
         from finetune_trainer.speed import nf4_triton  # Triton is there on CUDA machines only
@@ -62,7 +63,7 @@ class Frozen:
     def expand_turned(self, out: Tensor, at: int) -> None:
         """Write (in, out) in FP8 into these columns of `out`, from column `at` on."""
         rows, columns = self.shape
-        if not _on_gpu(out):
+        if not on_gpu(out):
             out[:, at : at + rows] = self.expanded().t()
             return
         from finetune_trainer.speed import fp8_triton
@@ -118,7 +119,7 @@ def _multiplied(x: Rows, weight: Tensor, scales: Tensor) -> Tensor:
 
 def by_rows(*parts: Tensor) -> Rows:
     """Up to three matrices of as many rows, side by side."""
-    if not _on_gpu(parts[0]):
+    if not on_gpu(parts[0]):
         return _plain(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
     from finetune_trainer.speed import fp8_triton
 
@@ -132,7 +133,7 @@ def by_rows(*parts: Tensor) -> Rows:
 
 def swiglu(gate: Tensor, up: Tensor) -> tuple[Tensor, Rows]:
     """silu(gate) * up, and the same in FP8."""
-    if not _on_gpu(gate):
+    if not on_gpu(gate):
         hidden = plain_swiglu.swiglu(gate, up)
         return hidden, _plain(hidden)
     from finetune_trainer.speed import fp8_triton
@@ -145,7 +146,7 @@ def swiglu(gate: Tensor, up: Tensor) -> tuple[Tensor, Rows]:
 
 def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Rows]:
     """(silu(gate) * up, d gate, d up) for the gradient of the product, which may be overwritten, and both gradients in FP8."""
-    if not _on_gpu(gate):
+    if not on_gpu(gate):
         hidden, dgate, dup = plain_swiglu.swiglu_backward(gate, up, grad)
         return hidden, dgate, dup, by_rows(dgate, dup)
     from finetune_trainer.speed import fp8_triton
@@ -154,11 +155,6 @@ def swiglu_backward(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     given = (gate, up, grad, hidden, dgate, made.values, made.scales, gate.shape[1])
     fp8_triton.swiglu_backward[(len(gate),)](*given, BLOCK=BLOCK, num_warps=GATED_WARPS)
     return hidden, dgate, grad, made
-
-
-def _on_gpu(x: Tensor) -> bool:
-    """Whether Triton's kernels are taken, which compute the same as plain torch does elsewhere."""
-    return x.is_cuda
 
 
 def _plain(x: Tensor) -> Rows:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune_trainer.speed.kernels import on_gpu
 from finetune_trainer.speed.swiglu import swiglu, swiglu_backward
 
 FASTER_WITH = frozenset({16})  # ranks; with 8 and with 32 products apart are faster on an H200 (benchmarks/h100.md)
@@ -53,12 +54,12 @@ class Adapters:
 def takes(x: Tensor) -> bool:
     """Whether an MLP of these hidden states is computed here. Float32 on a GPU is not: tiles take twice the shared memory, more
     than an Ada has, and tensor cores would round to TF32 what torch's own products do not."""
-    return not _on_gpu(x) or x.element_size() == 2
+    return not on_gpu(x) or x.element_size() == 2
 
 
 def forward(gate: Tensor, up: Tensor, xa: Tensor, adapters: Adapters) -> tuple[Tensor, Tensor]:
     """(hidden, hidden Aᵀ) of the frozen products gate and up, (tokens, width); `xa` is x Aᵀ of both, (tokens, 2 rank)."""
-    if not _on_gpu(gate):
+    if not on_gpu(gate):
         hidden = swiglu(*_adapted(gate, up, xa, adapters))
         return hidden, hidden @ adapters.a.to(hidden.dtype).t()
     from finetune_trainer.speed import gated_triton  # Triton is there on CUDA machines only
@@ -76,7 +77,7 @@ def backward(gate: Tensor, up: Tensor, grad: Tensor, xa: Tensor, over: Tensor, a
 
     `grad` is the gradient of hidden without the last adapter's part, which is `over` A, and may be overwritten.
     """
-    if not _on_gpu(gate):
+    if not on_gpu(gate):
         return _plain_backward(gate, up, grad, xa, over, adapters)
     from finetune_trainer.speed import gated_triton
 
@@ -107,8 +108,3 @@ def _plain_backward(gate: Tensor, up: Tensor, grad: Tensor, xa: Tensor, over: Te
 def _sizes(gate: Tensor, adapters: Adapters) -> tuple[int, int, int]:
     """Tokens, width and rank."""
     return gate.shape[0], gate.shape[1], adapters.a.shape[0]
-
-
-def _on_gpu(x: Tensor) -> bool:
-    """Whether Triton's kernels are taken, which compute the same as plain torch does elsewhere."""
-    return x.is_cuda
