@@ -174,6 +174,8 @@ class _Parts:
 
     def controller_manager(self) -> Process:
         pki = self.authority.directory
+        # Nothing here makes volumes: each 15 s an event about every claim that waits would be most of a large test's load.
+        claims = [] if self.endpoint.for_pods else ["--pvclaimbinder-sync-period=1h"]
         return self._process(
             "kube-controller-manager",
             [
@@ -185,6 +187,7 @@ class _Parts:
                 "--use-service-account-credentials=true",
                 "--kube-api-qps=200",  # the default of 20 is less than two of a test's Jobs a second
                 "--kube-api-burst=400",
+                *claims,
             ],
         )
 
