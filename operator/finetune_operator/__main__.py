@@ -89,7 +89,7 @@ async def lead(
     own, children = Own(), Children()
     _measure(own, children, queue, settings)
     controller = Controller(kinds, cluster, queue, progress, own, children, settings, traces=traces)
-    events = handlers.Events(queue.add, lambda key: queue.add_after(key, BURST_SECONDS), own, progress)
+    events = handlers.Events(queue.add, lambda key, rank: queue.add_after(key, BURST_SECONDS, rank), own, children, progress)
     watches = Watches(cluster, settings.namespace, children, events.child)
     # Kopf cancels, when it ends, what was started after it: so these come first.
     others = [_vital(elector.hold(), stop) for elector in electors]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from sys import intern
 from typing import Any, NamedTuple
 
-from finetune_operator.meta import ENDED, Key, Object
+from finetune_operator.meta import ENDED, Key, Object, has_ended
 from finetune_operator.names import LABEL_JOB, LABEL_SERVE, LABEL_STEP, label_value
 from finetune_operator.trimmed import text_of, trimmed
 from finetune_trainer.contract.reasons.operator import OperatorReason
@@ -123,11 +123,19 @@ class Children(Store):
 
     def is_remains(self, body: Object) -> bool:
         """Whether this is a step's pod that had ended, of a Job that is gone: what it reported is told, and it does nothing."""
-        metadata = body["metadata"]
-        ended = (body.get("status") or {}).get("phase") in ENDED
-        jobs = {o["name"]: o["uid"] for o in metadata.get("ownerReferences") or () if o["kind"] == "Job"}
-        gone = all(self.uid(Key("Job", metadata["namespace"], name)) != uid for name, uid in jobs.items())
-        return ended and LABEL_STEP in (metadata.get("labels") or {}) and gone
+        return _is_of_step(body) and (body.get("status") or {}).get("phase") in ENDED and self._job_of(body) is None
+
+    def is_of_step_at_work(self, body: Object) -> bool:
+        """Whether this is a step's Job that has not ended, or a pod of one, and stays: what becomes of it its Job tells."""
+        job = body if body["kind"] == "Job" else self._job_of(body)
+        stays = "deletionTimestamp" not in body["metadata"]
+        return _is_of_step(body) and stays and job is not None and not has_ended(job)
+
+    def _job_of(self, pod: Object) -> Object | None:
+        """The Job that controls this pod, as far as it is known."""
+        owner = next((o for o in pod["metadata"].get("ownerReferences") or () if o["kind"] == "Job"), None)
+        job = owner and self.get(Key("Job", pod["metadata"]["namespace"], owner["name"]))
+        return job if owner and job and job["metadata"]["uid"] == owner["uid"] else None
 
     def _added(self, key: Key, body: Object) -> None:
         for place in _places(key, body):
@@ -139,6 +147,10 @@ class Children(Store):
             keys.pop(key, None)
             if not keys:
                 self._of.pop(place, None)
+
+
+def _is_of_step(body: Object) -> bool:
+    return LABEL_STEP in (body["metadata"].get("labels") or {})
 
 
 def _places(key: Key, body: Object) -> list[tuple[str, str, str]]:

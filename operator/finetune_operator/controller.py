@@ -120,9 +120,11 @@ class Controller:
 
     def _passed(self, key: Key, outcome: Outcome, begin: float) -> None:
         self.queue.forget(key)
-        if outcome.requeue_after is not None:
-            self.queue.add_after(key, outcome.requeue_after)
-        result = "success" if outcome.requeue_after is None else "requeue_after"
+        again = {Rank.WORK: outcome.requeue_after, Rank.PROGRESS: outcome.look_after}
+        for rank, seconds in again.items():
+            if seconds is not None:
+                self.queue.add_after(key, seconds, rank)
+        result = "success" if set(again.values()) == {None} else "requeue_after"
         metrics.RECONCILES.labels(key.kind, result).inc()
         line = log.info if outcome.writes else log.debug
         line(
@@ -154,7 +156,7 @@ class Controller:
         """Wake the owners of pods that have something new to tell, for ever."""
         while True:
             for key in await self.progress.read_all():
-                self.queue.add(key)
+                self.queue.add(key, Rank.PROGRESS)
             await self.sleep(self.settings.progress_seconds)
 
     async def resync(self) -> None:

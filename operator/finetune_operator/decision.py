@@ -160,6 +160,7 @@ class Decision:
     status: dict[str, Any] = field(default_factory=dict)  # whole, in the API's camelCase
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds; None waits for the next event
+    tidy_after: float | None = None  # seconds after which something is to be removed, where there is time for that
     intent: bool = False  # the status names what the actions are about to start, and so is written before them
 
 

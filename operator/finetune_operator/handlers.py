@@ -15,7 +15,7 @@ from typing import Any
 
 import kopf
 
-from finetune_operator.cache import Own, is_new, key_of
+from finetune_operator.cache import Children, Own, is_new, key_of
 from finetune_operator.cluster import PAGE
 from finetune_operator.meta import GROUP, VERSION, Key, Object
 from finetune_operator.names import LABEL_STEP
@@ -27,7 +27,6 @@ OURS = ((GROUP, VERSION, "finetunejobs"), (GROUP, VERSION, "modelserves"))
 LONGEST_BACKOFF_SECONDS = 30
 IDLE_SECONDS = 0.1  # for which Kopf keeps an object whole, and a task for it, after an event that came and was handled
 Wake = Callable[[Key, Rank], None]
-Soon = Callable[[Key], None]
 
 
 class Events:
@@ -36,10 +35,11 @@ class Events:
     `soon` wakes a moment later: the events of a pod that starts, or ends with its Job, come in bursts.
     """
 
-    def __init__(self, wake: Wake, soon: Soon, own: Own, progress: ProgressReader) -> None:
+    def __init__(self, wake: Wake, soon: Wake, own: Own, children: Children, progress: ProgressReader) -> None:
         self._wake = wake
         self._soon = soon
         self._own = own
+        self._children = children
         self._progress = progress
 
     def ours(self, kind: str | None, body: Object) -> None:
@@ -56,8 +56,9 @@ class Events:
     def child(self, kind: str, body: Object) -> None:
         """Something that belongs to one of ours came, changed or went."""
         metadata = body["metadata"]
+        rank = Rank.PROGRESS if kind != "DELETED" and self._children.is_of_step_at_work(body) else Rank.WORK
         for owner in self._own.owners(body):
-            self._soon(owner)
+            self._soon(owner, rank)
             if body["kind"] == "Pod" and LABEL_STEP in (metadata.get("labels") or {}):
                 if kind != "DELETED" and (body.get("status") or {}).get("phase") == "Running":
                     self._progress.watch(metadata["namespace"], metadata["name"], owner)

@@ -15,6 +15,7 @@ from finetune_trainer.contract.fields import Report
 GROUP = "finetune.dev"
 VERSION = "v1alpha1"
 ENDED = ("Succeeded", "Failed")  # phases of a pod that is at no work any more
+ENDS = ("Complete", "Failed")  # conditions of a Job that has ended; it says first that it will, and then that it has
 API_VERSION = f"{GROUP}/{VERSION}"
 
 # YAML gives 4 as well as "4Gi"; the API server keeps both as they are written.
@@ -46,6 +47,11 @@ _SUFFIX = (
 def goes_on(pod: Object) -> bool:
     """Whether a pod is neither at its end nor on its way there."""
     return "deletionTimestamp" not in pod["metadata"] and (pod.get("status") or {}).get("phase") not in ENDED
+
+
+def has_ended(job: Object) -> bool:
+    """Whether a batch Job is over, well or not."""
+    return any(c["type"] in ENDS and c["status"] == "True" for c in (job.get("status") or {}).get("conditions") or ())
 
 
 def quantity_value(quantity: str) -> Decimal:

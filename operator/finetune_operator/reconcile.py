@@ -66,6 +66,7 @@ class Outcome:
     generation: int = 0
     writes: int = 0
     requeue_after: float | None = None  # seconds
+    look_after: float | None = None  # seconds; such a pass may wait for a time at which there is less to do
 
 
 async def reconcile(key: Key, kind: Kind, means: Means, now: datetime) -> Outcome:
@@ -103,7 +104,8 @@ class _Pass:
             await self._tell(problems.stalled(self.body, str(error), self.now), event)
             return Outcome("stalled", generation, self.writes)
         result = "changed" if self.writes else "unchanged"
-        return Outcome(result, generation, self.writes, 0.0 if self.acted else decision.requeue_after)
+        look_after = 0.0 if self.acted else decision.tidy_after  # what it caused is seen by the next pass
+        return Outcome(result, generation, self.writes, decision.requeue_after, look_after)
 
     async def _decide_and_act(self) -> Decision:
         decision = Decision(status=self.body.get("status", {}))

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from finetune_operator.decoding import UNREADABLE
-from finetune_operator.meta import GROUP, Object
+from finetune_operator.meta import ENDS, GROUP, Object
 from finetune_trainer.contract.served_adapters import WANTED
 
 LARGEST = 262144  # characters of one trimmed object; ours have some thousand
@@ -66,9 +66,9 @@ SHAPES: dict[str, Shape] = {
     },
     "FineTuneJob": {"spec": ALL, "status": ALL},
 }
-READ = {  # types of the conditions that are read; a Job says first that it will be complete, and then that it is
+READ = {  # types of the conditions that are read
     "Pod": ("PodScheduled", "PodReadyToStartContainers", "Ready", "DisruptionTarget"),
-    "Job": ("Complete", "Failed"),
+    "Job": ENDS,
 }
 NOTES = (GROUP, "batch.kubernetes.io/")  # annotations that we read begin so
 

@@ -1,7 +1,8 @@
 """Keys that wait for a pass: each once, never two passes of one key at a time, slower after failures.
 
-What is at work goes before what is new, and that before what is only looked at again: a thousand jobs that come at once begin
-one after the other instead of waiting for each other at each of their steps. None waits for ever: see TURN.
+What is at work goes before what is new: a thousand jobs that come at once begin one after the other instead of waiting for each
+other at each of their steps. That something goes on is told after that, where there is time, and what is only looked at again
+comes last. None waits for ever: see TURN.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_DELAY = 0.5  # seconds after the first failure; doubled by each further one
 LONGEST_DELAY = 300.0
-TURN = 16  # of so many keys, one is new and one is looked at again, where such wait, however much is at work
+TURN = 16  # of so many keys, one of each rank is handed out, where such wait, however much is at work
 
 
 class Rank(IntEnum):
@@ -29,7 +30,8 @@ class Rank(IntEnum):
 
     WORK = 0  # something happened to what is at work
     NEW = 1  # no pass has told of it yet
-    ROUTINE = 2  # nothing is known to have happened
+    PROGRESS = 2  # what is at work goes on: the next pass may as well tell of it
+    ROUTINE = 3  # nothing is known to have happened
 
 
 class ShutDown(Exception):
@@ -47,8 +49,8 @@ class WorkQueue(Generic[K]):
         self._jitter = jitter
         self._ready = {rank: dict[K, float]() for rank in Rank}  # since when, in the order in which they came
         self._handed_out = 0
-        self._due: dict[K, float] = {}
-        self._heap: list[tuple[float, int, K]] = []  # of _due, and of what was due before it was asked for otherwise
+        self._due: dict[tuple[K, Rank], float] = {}
+        self._heap: list[tuple[float, int, tuple[K, Rank]]] = []  # of _due, and what was due before it was asked for otherwise
         self._order = itertools.count()
         self._busy: dict[K, float] = {}  # since when
         self._failures: dict[K, int] = {}
@@ -65,13 +67,13 @@ class WorkQueue(Generic[K]):
             self._ready[rank][key] = self._ready[before].pop(key)
         self._wake()
 
-    def add_after(self, key: K, seconds: float) -> None:
-        """Hand the key out after so many seconds, unless it is handed out earlier. The earliest time wins."""
-        if key not in self._ready[Rank.WORK]:
-            when = self._clock() + seconds
-            if when < self._due.get(key, float("inf")):
-                self._due[key] = when
-                heapq.heappush(self._heap, (when, next(self._order), key))
+    def add_after(self, key: K, seconds: float, rank: Rank = Rank.WORK) -> None:
+        """Add the key after so many seconds, unless it is handed out earlier. Of two times for one rank the earlier counts."""
+        if not any(key in self._ready[first] for first in Rank if first <= rank):
+            when, due = self._clock() + seconds, (key, rank)
+            if when < self._due.get(due, float("inf")):
+                self._due[due] = when
+                heapq.heappush(self._heap, (when, next(self._order), due))
                 self._wake()
 
     def add_failed(self, key: K, at_least: float = 0.0) -> float:
@@ -118,11 +120,12 @@ class WorkQueue(Generic[K]):
         while (when := self._next_due()) is not None and when <= self._clock():
             due = heapq.heappop(self._heap)[2]
             del self._due[due]
-            self.add(due)
+            self.add(*due)
         ready, key = next(((r, k) for r in self._ranked() for k in r if k not in self._busy), ({}, None))
         if key is not None:
             self._handed_out += 1
-            self._due.pop(key, None)  # the pass that begins says when the next one is due
+            for rank in Rank:
+                self._due.pop((key, rank), None)  # the pass that begins says when the next one is due
             self._busy[key] = self._clock()
             metrics.QUEUE_WAITS.observe(self._busy[key] - ready.pop(key))
         metrics.QUEUE_DEPTH.set(sum(map(len, self._ready.values())))
@@ -130,7 +133,8 @@ class WorkQueue(Generic[K]):
 
     def _ranked(self) -> list[dict[K, float]]:
         """Those that are ready, rank by rank in the order in which they are looked at for the next key."""
-        first = {TURN // 2 - 1: Rank.NEW, TURN - 1: Rank.ROUTINE}.get(self._handed_out % TURN, Rank.WORK)
+        turns = {TURN // 4: Rank.NEW, TURN // 2: Rank.PROGRESS, TURN - 1: Rank.ROUTINE}
+        first = turns.get(self._handed_out % TURN, Rank.WORK)
         return [self._ready[rank] for rank in sorted(Rank, key=lambda rank: (rank is not first, rank))]
 
     def _until_due(self) -> float | None:

@@ -20,7 +20,7 @@ from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.progress_reader import ProgressReader
 from finetune_operator.reconcile import Kind
 from finetune_operator.settings import Settings
-from finetune_operator.workqueue import ShutDown, WorkQueue
+from finetune_operator.workqueue import Rank, ShutDown, WorkQueue
 
 KEY = Key("FineTuneJob", "default", "facts")
 JOB: Object = {
@@ -109,6 +109,19 @@ async def test_a_pass_comes_back_when_it_asked_for_it() -> None:
     setup.queue.add(KEY)
     await setup.work_off(9.9, 10)
     assert setup.cluster.objects[KEY]["status"]["stage"] == "two"
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [({"requeue_after": 10}, "facts"), ({"tidy_after": 10}, "new"), ({"requeue_after": 10, "tidy_after": 5}, "facts")],
+)
+async def test_what_is_only_to_be_removed_waits_behind_what_is_new(asked: dict[str, Any], first: str) -> None:
+    setup = Setup(Decision(status={"stage": "one"}, **asked))
+    setup.queue.add(KEY)
+    await setup.work_off()
+    setup.queue.add(KEY._replace(name="new"), Rank.NEW)
+    setup.now = 10
+    assert (await setup.queue.get()).name == first
 
 
 @pytest.mark.parametrize("error", [Unavailable("no answer"), KeyError("a policy's own fault")])

@@ -8,7 +8,7 @@ from typing import Any
 import kopf
 from tests.fake_cluster import FakeCluster
 
-from finetune_operator.cache import Own
+from finetune_operator.cache import Children, Own
 from finetune_operator.handlers import Backoffs, Events, kopf_settings, registry
 from finetune_operator.meta import Key, Object
 from finetune_operator.names import label_value
@@ -25,9 +25,10 @@ class Woken:
     def __init__(self) -> None:
         self.keys: list[Key] = []
         self.own = Own()
+        self.children = Children()
         self.progress = ProgressReader(FakeCluster())
         self.ranks: dict[Key, Rank] = {}
-        self.events = Events(self._wake, self.keys.append, self.own, self.progress)
+        self.events = Events(self._wake, self._wake, self.own, self.children, self.progress)
 
     def _wake(self, key: Key, rank: Rank) -> None:
         self.keys.append(key)
@@ -100,6 +101,37 @@ def test_children_wake_their_owner_by_label_or_by_controller() -> None:
     assert woken.take() == {SERVE}
     woken.events.child("ADDED", make("Pod", "x", metadata={"ownerReferences": [owner | {"kind": "ReplicaSet"}]}))
     assert woken.take() == set()
+
+
+def test_that_a_step_goes_on_is_told_where_there_is_time_and_that_it_is_over_at_once() -> None:
+    labels = {"finetune.dev/job": "facts", "finetune.dev/step": "train"}
+    owner = {"kind": "Job", "name": "facts-1", "uid": "facts-1"}
+
+    def rank(kind: str, body: Object) -> Rank:
+        woken.children.keep(body)
+        woken.events.child(kind, body)
+        return woken.ranks[JOB]
+
+    def job(*conditions: str, **metadata: Any) -> Object:
+        listed = [{"type": c, "status": "True"} for c in conditions]
+        return make("Job", "facts-1", metadata={"labels": labels, **metadata}, status={"conditions": listed})
+
+    def pod(phase: str, **metadata: Any) -> Object:
+        return make("Pod", "p", metadata={"labels": labels, "ownerReferences": [owner], **metadata}, status={"phase": phase})
+
+    woken = Woken()
+    assert rank("ADDED", pod("Pending")) == Rank.WORK, "nothing is known of its Job"
+    assert rank("ADDED", job()) == Rank.PROGRESS
+    assert rank("MODIFIED", job("Suspended", "SuccessCriteriaMet")) == Rank.PROGRESS, "it says next that it is complete"
+    assert rank("MODIFIED", pod("Running")) == Rank.PROGRESS
+    assert rank("MODIFIED", pod("Failed")) == Rank.PROGRESS, "its Job says next that it failed"
+    assert rank("MODIFIED", pod("Running", deletionTimestamp="now")) == Rank.WORK
+    assert rank("DELETED", pod("Running")) == Rank.WORK
+    for end in ("Complete", "Failed"):
+        assert rank("MODIFIED", job(end)) == Rank.WORK
+        assert rank("MODIFIED", pod("Succeeded")) == Rank.WORK, "what it reported was waited for"
+    assert rank("MODIFIED", job(deletionTimestamp="now")) == Rank.WORK
+    assert rank("MODIFIED", make("Deployment", "bot-1", metadata={"labels": {"finetune.dev/job": "facts"}})) == Rank.WORK
 
 
 def test_a_name_too_long_for_a_label_is_found_again() -> None:

@@ -22,7 +22,7 @@ from finetune_operator.decoding import decode_objects
 from finetune_operator.handlers import Events
 from finetune_operator.meta import Key, Object
 from finetune_operator.progress_reader import ProgressReader
-from finetune_operator.workqueue import WorkQueue
+from finetune_operator.workqueue import Rank, WorkQueue
 
 JOBS = 200
 MOST_BYTES = 11_000  # of each
@@ -39,7 +39,10 @@ class Keeps:
         self.queue: WorkQueue[Key] = WorkQueue()
         self.cluster = Cluster(cast(ApiServer, self), lambda: None, "us")
         self.progress = ProgressReader(FakeCluster())
-        self.events = Events(self.queue.add, lambda key: self.queue.add_after(key, 30), self.own, self.progress)
+        self.events = Events(self.queue.add, self._later, self.own, self.children, self.progress)
+
+    def _later(self, key: Key, rank: Rank) -> None:
+        self.queue.add_after(key, 30, rank)
 
     async def json(self, request: Request) -> Any:
         """The API server's answer to what is asked by name: a claim."""

@@ -51,7 +51,7 @@ class Operator:
         self.queue = EndsWhenEmpty(clock=lambda: 0.0)
         self.progress = ProgressReader(self.cluster)
         own, self.children = self.cluster.caches()
-        self.events = Events(self.queue.add, self.queue.add, own, self.progress)
+        self.events = Events(self.queue.add, self.queue.add, own, self.children, self.progress)
         parts = (self.cluster, self.queue, self.progress, own, self.children, Settings(), lambda: NOW)
         kinds = {"FineTuneJob": Kind(FineTuneJob, self.policy)}
         self.controller = Controller(kinds, *parts)  # type: ignore[arg-type]

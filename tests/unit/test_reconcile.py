@@ -80,7 +80,7 @@ async def test_actions_then_status_then_events() -> None:
     cluster = FakeCluster(make_job())
     outcome = await one_pass(cluster, Scripted(Decision((Create(CHILD),), STATUS, (TOLD,), requeue_after=30)))
     assert cluster.writes == ["create Job facts-1", "status FineTuneJob facts", "event FineTuneJob facts"]
-    assert outcome == Outcome("changed", generation=1, writes=2, requeue_after=0), "what it caused is looked at at once"
+    assert outcome == Outcome("changed", 1, writes=2, requeue_after=30, look_after=0), "what it caused is looked at at once"
     assert cluster.objects[KEY]["status"] == STATUS
     told = await one_pass(cluster, Scripted(Decision(status=STATUS | {"stage": "Merging"}, requeue_after=30)))
     assert told == Outcome("changed", generation=1, writes=1, requeue_after=30), "a status causes nothing more"
@@ -315,9 +315,9 @@ async def test_the_object_is_read_again_but_for_what_no_edit_could_change(over: 
 async def test_once_something_is_gone_that_was_over_no_pass_at_once_looks_at_that(over: bool, again: float) -> None:
     cluster = FakeCluster(make_job(), CHILD)
     delete = Delete("Job", "facts-1", cluster.objects["Job", "default", "facts-1"]["metadata"]["uid"], over=over)
-    outcome = await one_pass(cluster, Scripted(Decision((delete,), STATUS, requeue_after=30)))
+    outcome = await one_pass(cluster, Scripted(Decision((delete,), STATUS, tidy_after=30)))
     assert "delete Job facts-1" in cluster.writes
-    assert outcome.requeue_after == again
+    assert outcome.look_after == again
 
 
 @pytest.mark.parametrize(("kind", "again"), [("ConfigMap", 30.0), ("Job", 0.0)])
@@ -327,8 +327,8 @@ async def test_what_stands_without_our_labels_is_not_made_again_at_once(kind: st
     own, children = cluster.caches()
     await cluster.create({**child, "metadata": {**child["metadata"], "labels": {}}})
     means = Means(cluster, own, children, Applied(), lambda _: {}, Settings())  # type: ignore[arg-type]
-    policy = Scripted(Decision((Create(child),), STATUS, requeue_after=30))
-    assert (await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)).requeue_after == again
+    policy = Scripted(Decision((Create(child),), STATUS, tidy_after=30))
+    assert (await reconcile(KEY, Kind(FineTuneJob, policy), means, NOW)).look_after == again
     assert bool(children.list(kind, "default", LABELS)) == (kind == "Job")
 
 

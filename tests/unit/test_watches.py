@@ -104,15 +104,21 @@ def of_job(name: str, version: int, phase: str, job: str) -> Object:
     return body
 
 
+def being_deleted(body: Object) -> Object:
+    return body | {"metadata": body["metadata"] | {"deletionTimestamp": "2026-11-30T12:00:00Z"}}
+
+
 async def test_a_pod_that_had_ended_goes_after_its_job_without_a_word() -> None:
     """Its end was told, and that of its Job: a pass would find nothing new."""
     children = Children()
     children.keep({**pod("there", 3), "kind": "Job"})
     pods = (("done", "Succeeded", "gone"), ("left", "Running", "gone"), ("lost", "Failed", "there"))
     listed = tuple(of_job(name, 5, phase, job) for name, phase, job in pods)
-    goes = [event("DELETED", of_job(name, 20, phase, job)) for name, phase, job in pods]
-    _, told, children = await follow([(listed, "10")], [goes], children)
-    assert told == ["ADDED done", "ADDED left", "ADDED lost", "DELETED left", "DELETED lost"]
+    goes = [event("MODIFIED", being_deleted(of_job(name, 20, phase, job))) for name, phase, job in pods]
+    gone = [event("DELETED", of_job(name, 30, phase, job)) for name, phase, job in pods]
+    _, told, children = await follow([(listed, "10")], [goes, gone], children)
+    others = [f"{change} {name}" for change in ("MODIFIED", "DELETED") for name in ("left", "lost")]
+    assert told == ["ADDED done", "ADDED left", "ADDED lost", *others]
     assert children.keys("Pod") == []
 
 

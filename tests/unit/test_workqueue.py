@@ -149,13 +149,14 @@ async def hand_out(queue: WorkQueue[str], count: int) -> list[str]:
     return keys
 
 
-async def test_what_is_at_work_goes_before_what_is_new_and_that_before_routine(queue: WorkQueue[str], time: Time) -> None:
+async def test_a_key_waits_behind_those_of_the_ranks_before_its_own(queue: WorkQueue[str], time: Time) -> None:
     queue.add("finished", Rank.ROUTINE)
+    queue.add("runs", Rank.PROGRESS)
     queue.add("new", Rank.NEW)
     queue.add_after("waits", 5)
-    queue.add("runs")
+    queue.add("has-ended")
     time.now += 5
-    assert await hand_out(queue, 4) == ["runs", "waits", "new", "finished"]
+    assert await hand_out(queue, 5) == ["has-ended", "waits", "new", "runs", "finished"]
 
 
 async def test_a_key_goes_by_the_first_of_its_ranks_and_comes_once(queue: WorkQueue[str], time: Time) -> None:
@@ -173,6 +174,23 @@ async def test_a_key_goes_by_the_first_of_its_ranks_and_comes_once(queue: WorkQu
     assert await empty(queue)
 
 
+async def test_what_is_due_by_two_ranks_comes_at_the_time_of_each_unless_a_pass_has_begun(
+    queue: WorkQueue[str], time: Time
+) -> None:
+    queue.add_after("a", 30)
+    queue.add_after("a", 0.2, Rank.PROGRESS)
+    queue.add("b", Rank.NEW)
+    time.now += 0.2
+    assert await hand_out(queue, 2) == ["b", "a"], "that a look is due later makes it no more urgent now"
+    time.now += 100
+    assert await empty(queue), "the pass decided anew when to come back"
+    queue.add_after("a", 0.2, Rank.PROGRESS)
+    queue.add_after("a", 0.3)
+    queue.add("b", Rank.NEW)
+    time.now += 0.3
+    assert await hand_out(queue, 2) == ["a", "b"], "what came while it waited to tell of progress is work"
+
+
 async def test_a_resync_does_not_take_the_place_of_a_pass_that_is_due(queue: WorkQueue[str], time: Time) -> None:
     queue.add("a", Rank.ROUTINE)
     queue.add_after("b", 0.2)
@@ -186,7 +204,7 @@ async def test_a_resync_does_not_take_the_place_of_a_pass_that_is_due(queue: Wor
 async def test_however_much_is_at_work_the_others_have_their_turns(queue: WorkQueue[str]) -> None:
     for number in range(TURN):
         queue.add(f"work-{number}")
-        queue.add(f"new-{number}", Rank.NEW)
-        queue.add(f"routine-{number}", Rank.ROUTINE)
+        for rank in (Rank.NEW, Rank.PROGRESS, Rank.ROUTINE):
+            queue.add(f"{rank.name}-{number}", rank)
     found = await hand_out(queue, TURN)
-    assert [name for name in found if not name.startswith("work")] == ["new-0", "routine-0"]
+    assert [name for name in found if not name.startswith("work")] == ["NEW-0", "PROGRESS-0", "ROUTINE-0"]

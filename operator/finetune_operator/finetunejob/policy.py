@@ -78,13 +78,13 @@ def decide(job: FineTuneJob, observed: Observed, settings: Settings, now: dateti
         outlook.requeue_after,
         seconds_left(job, told, world, now),
         budget.seconds_left(limit, told, now),
-        next_removal(case, told, settings.ended_seconds),
     )
     return Decision(
         actions=tuple(_actions(case, outlook, observed, settings)),
         status=rendered(told),
         events=events(job.status, told),
         requeue_after=min((seconds for seconds in looks if seconds is not None), default=None),
+        tidy_after=next_removal(case, told, settings.ended_seconds),
         intent=outlook.start is not None and not _is_named(job.status, told, outlook.start),
     )
 
