@@ -1,8 +1,10 @@
 """What the operator costs: requests, writes and CPU time for each Job that it starts, memory for 1,000 FineTuneJobs, silence.
 
-    PYTHONPATH=operator:trainer_image:. python benchmarks/operator_scale.py [--jobs 1000] [--finished 0] [--beside] [--code DIR]
+    PYTHONPATH=operator:trainer_image:. python benchmarks/operator_scale.py [--jobs 1000] [--ends N] [--finished 0] [--beside]
+        [--code DIR]
 
 A real API server, with its Job controller and scheduler; pods are simulated: they run for a second and report success.
+--ends ends the measurement once so many steps have ended: ten thousand jobs would take more than an hour.
 --finished restores so many FineTuneJobs that have succeeded before the operator starts. --beside measures Kubeflow's
 training-operator after it, with PyTorchJobs of one pod, and prints ratios. --code is the folder `operator` of another checkout.
 """
@@ -10,6 +12,7 @@ training-operator after it, with PyTorchJobs of one pod, and prints ratios. --co
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 import time
@@ -137,8 +140,10 @@ def lateness(requests: list[Any], objects: str, ends: list[tuple[str, float]]) -
     return found[len(found) // 2], found[min(len(found) - 1, len(found) * 99 // 100)]
 
 
-def measure(world: World, operator: Operator, played: Played, jobs: int, started: str) -> Cost:
-    """What the operator costs while so many jobs run to their end; `started` are the plural names of what it starts."""
+def measure(world: World, operator: Operator, played: Played, jobs: int, started: str, most: int | None = None) -> Cost:
+    """What the operator costs while so many jobs run to their end, or until so many of what it starts, whose plural name is
+    `started`, have ended.
+    """
     time.sleep(CALM_SECONDS)
     assert operator.process is not None
     process = Process(operator.process.pid)
@@ -146,23 +151,21 @@ def measure(world: World, operator: Operator, played: Played, jobs: int, started
     since, begin = len(operator.proxy.requests), time.monotonic()
     simulation = Simulation(world, played, jobs)
     simulation.start()
-    peak, ends = memory, -1
+    peak, ends, enough = memory, -1, most or math.inf
     # All jobs in one list take the API server seconds: it is asked only once no child has ended for a moment.
-    while len(simulation.ends) != ends or succeeded(world, played.objects) < jobs:
+    while len(simulation.ends) < enough and (len(simulation.ends) != ends or succeeded(world, played.objects) < jobs):
         ends = len(simulation.ends)
         time.sleep(3)
         assert operator.process.poll() is None, f"the operator died: {operator.log[-2000:]}"
         peak = max(peak, process.resident_mb())
     seconds = time.monotonic() - begin
-    time.sleep(ENDED_SECONDS + 5)
-    spent, requests, idle = process.cpu_seconds() - before, counted(operator, since), len(operator.proxy.requests)
-    time.sleep(IDLE_SECONDS)
-    quiet = counted(operator, idle)
+    if most is None:
+        time.sleep(ENDED_SECONDS + 5)
+    spent, requests = process.cpu_seconds() - before, counted(operator, since)
     starts = sum(r.method == "POST" and r.path.endswith(f"/{started}") and r.code == 201 for r in requests)
     print(f"  jobs {jobs}, starts {starts}, {seconds:.0f} s, load {os.getloadavg()[0]:.0f}")
-    left = len(world.items(played.children))
-    print(f"  when finished: {len(quiet) / IDLE_SECONDS:.2f} requests a second, {left} children left")
-    show(quiet, max(len(quiet), 1))
+    if most is None:
+        show_idle(world, operator, played)
     print(f"  MB resident: {memory:.0f} before, {peak:.0f} at most, {process.resident_mb():.0f} after")
     show(requests, starts)
     return Cost(
@@ -173,6 +176,16 @@ def measure(world: World, operator: Operator, played: Played, jobs: int, started
         late_ms=lateness(requests, played.objects, simulation.ends),
         grown_mb=1000 * (peak - memory) / jobs,
     )
+
+
+def show_idle(world: World, operator: Operator, played: Played) -> None:
+    """What is asked for, and is left, when all is finished."""
+    idle = len(operator.proxy.requests)
+    time.sleep(IDLE_SECONDS)
+    quiet = counted(operator, idle)
+    left = len(world.items(played.children))
+    print(f"  when finished: {len(quiet) / IDLE_SECONDS:.2f} requests a second, {left} children left")
+    show(quiet, max(len(quiet), 1))
 
 
 def show(requests: list[Any], starts: int) -> None:
@@ -210,6 +223,7 @@ def started(world: World, code: Path, done: int) -> Operator:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--ends", type=int)
     parser.add_argument("--finished", type=int, default=0)
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("--code", type=Path, default=ROOT / "operator")
@@ -219,7 +233,7 @@ def main() -> None:
         finished.restore(world, asked.finished, SPEC)
         operator = started(world, asked.code, asked.finished)
         try:
-            cost = measure(world, operator, ours(), asked.jobs, "jobs")
+            cost = measure(world, operator, ours(), asked.jobs, "jobs", asked.ends)
         finally:
             (Path(tempfile.gettempdir()) / "operator-scale.log").write_text(operator.log)
             operator.close()
