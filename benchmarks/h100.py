@@ -154,6 +154,8 @@ def rate(lines: list[dict[str, Any]]) -> dict[str, Any]:
     rate since; a document's first token carries no loss."""
     start = lines[0]["time"]
     first, last = next(line for line in lines if line["step"] >= RECORDING), lines[-1]
+    if first is last:
+        raise SystemExit("the second half of the steps told of itself but once: give it more STEPS")
     tokens = [line["tokensPerSecond"] * (line["time"] - start) for line in (first, last)]
     with_loss = 1 - ROWS / sum(lengths())
     return {"tokens_per_second": round(with_loss * (tokens[1] - tokens[0]) / (last["time"] - first["time"]))}
