@@ -20,7 +20,8 @@ from finetune_operator.names import FIELD_MANAGER
 from finetune_operator.settings import Settings
 from finetune_trainer.contract.reasons.operator import OperatorReason
 
-SHORTEST_LOOK_AGAIN, LONGEST_LOOK_AGAIN = 15.0, 300.0
+SHORTEST_LOOK_AGAIN, LONGEST_LOOK_AGAIN = 2.0, 300.0
+TOGETHER_SECONDS = 15.0  # in which all that is applied together has come, in whatever order
 
 
 @dataclass(frozen=True)
@@ -172,12 +173,23 @@ def pause_after(failures: int) -> float:
 def look_again(conditions: Iterable[Condition], now: datetime) -> float:
     """Seconds until what sends no event (a claim or Secret that is missing) is looked at again.
 
-    A quarter of the time that the object has waited so far, 15 s to 5 min: quick for the person who is at it, and
+    A quarter of the time that the object has waited so far, 2 s to 5 min: quick for the person who is at it, and
     little work for many objects that nobody mends.
     """
+    return min(LONGEST_LOOK_AGAIN, max(SHORTEST_LOOK_AGAIN, waited(conditions, now) / 4))
+
+
+def waited(conditions: Iterable[Condition], now: datetime) -> float:
+    """Seconds for which the object has been at what it is at."""
     since = [c.last_transition_time for c in conditions if c.type in ("Stalled", "Reconciling") and c.last_transition_time]
-    waited = seconds_since(max(since), now) if since else 0.0
-    return min(LONGEST_LOOK_AGAIN, max(SHORTEST_LOOK_AGAIN, waited / 4))
+    return seconds_since(max(since), now) if since else 0.0
+
+
+def may_yet_come(conditions: Iterable[Condition], now: datetime) -> bool:
+    """Whether what the spec names and is not there may be a part of what is being applied: nobody need look yet."""
+    conditions = tuple(conditions)
+    is_stalled = any((c.type, c.status) == ("Stalled", "True") for c in conditions)
+    return not is_stalled and waited(conditions, now) < TOGETHER_SECONDS
 
 
 Own_contra = TypeVar("Own_contra", bound=BaseModel, contravariant=True)

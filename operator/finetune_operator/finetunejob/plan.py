@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from finetune_operator.api.finetunejob_status import DONE, StepState
-from finetune_operator.decision import Ref, look_again
+from finetune_operator.decision import NOT_FOUND, Ref, look_again, may_yet_come
 from finetune_operator.finetunejob import gates, handover
 from finetune_operator.finetunejob.at_work import at_work
 from finetune_operator.finetunejob.beside import pause_left
@@ -112,8 +112,10 @@ def _next_step(case: Case) -> Outlook | None:
         return None
     record, doing = step_record(case.status, step.name), DOING[step.stage]
     if missing := first_missing(case.wanted, case.named):
-        again = look_again(case.job.status.conditions, case.now)
-        return Outlook(Standing.STALLED, "Waiting", missing.reason, missing.message, requeue_after=again)
+        known = case.job.status.conditions
+        comes = missing.reason in NOT_FOUND.values() and may_yet_come(known, case.now)
+        standing = Standing.WORKING if comes else Standing.STALLED
+        return Outlook(standing, "Waiting", missing.reason, missing.message, requeue_after=look_again(known, case.now))
     if case.world.live_pods:
         names = ", ".join(p.name for p in case.world.live_pods)
         message = f"{step.name} starts when the pod before it has ended: {names}"

@@ -180,7 +180,17 @@ def test_missing(spec: dict[str, Any], ref: Ref, found: Any, reason: str, messag
     stalled = next(c for c in story.job["status"]["conditions"] if c["type"] == "Stalled")
     assert message in stalled["message"]
     assert story.events == [reason], "a person is told, and once"
-    assert 15 <= (story.decide().requeue_after or 0) <= 300  # it may appear without an event
+    assert 2 <= (story.decide().requeue_after or 0) <= 300  # it may appear without an event
+
+
+def test_what_is_applied_after_the_job_that_names_it_stalls_nothing() -> None:
+    story = Story(make_job(dataset={"uri": "configmap://island/train.jsonl"}))
+    story.one_pass()
+    (waits,) = (c for c in story.job["status"]["conditions"] if c["type"] == "Reconciling")
+    assert (waits["status"], waits["reason"], story.events) == ("True", "ConfigMapNotFound", [])
+    assert story.decide().requeue_after == 2
+    story.space.named[Ref("ConfigMap", "island")] = {"metadata": {"name": "island"}, "data": {"train.jsonl": "{}"}}
+    assert "job prepare" in story.one_pass()
 
 
 def test_what_stays_missing_is_looked_at_less_and_less_often() -> None:
@@ -190,7 +200,7 @@ def test_what_stays_missing_is_looked_at_less_and_less_often() -> None:
     for minutes in (0, 4, 60):
         story.minute += minutes
         waits.append(story.decide().requeue_after)
-    assert waits == [15, 60, 300]
+    assert waits == [2, 60, 300]
 
 
 def test_a_secret_that_may_be_read_by_name_only_is_taken_as_it_is() -> None:

@@ -414,6 +414,8 @@ def test_an_event_tells_what_started_as_what_had_succeeded_and_how_it_ended() ->
     assert story.decide().status["stage"] == "Succeeded"
     story = Story(make_job(model={"uri": "pvc://models/llama"}))
     story.space.named[Ref("PersistentVolumeClaim", "models")] = None
+    story.one_pass()
+    story.minute += 1  # until now it might have come
     (stalled,) = story.decide().events
     assert (stalled.reason, stalled.warning) == ("ClaimNotFound", True)
 
