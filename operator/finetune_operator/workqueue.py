@@ -22,7 +22,7 @@ K = TypeVar("K", bound=Hashable)
 
 FIRST_DELAY = 0.5  # seconds after the first failure; doubled by each further one
 LONGEST_DELAY = 300.0
-TURN = 16  # of so many keys, one of each rank is handed out, where such wait, however much is at work
+TURN = 16  # of so many keys at least one is of each rank, where such wait, however much is at work
 
 
 class Rank(IntEnum):
