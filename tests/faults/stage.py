@@ -160,6 +160,8 @@ class Stage:
     async def _run(self, pod: Object) -> None:
         if await self.befalls[pod["metadata"]["namespace"]](pod):
             return
+        while is_of_step(pod) and self.run_json(pod) is None:  # a kubelet, too, waits for what a pod mounts
+            await lasts(0.1)
         if self.endings[pod["metadata"]["namespace"]](pod) is None:
             await self.say(pod, running(pod))
         await self.say(pod, ended(pod, *await self.ending(pod)))
@@ -181,16 +183,20 @@ class Stage:
 
     def report(self, pod: Object) -> Report:
         """What a good trainer reports, by the run that its pod mounts; a gate's answers are good, too."""
-        labels, space = pod["metadata"]["labels"], pod["metadata"]["namespace"]
-        if LABEL_STEP not in labels:
+        if not is_of_step(pod):
             return 0, Termination().model_dump_json()
-        mounted = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
-        maps = [body for name in mounted if (body := self.get(space, "ConfigMap", name))]
-        run = RunConfig.model_validate_json(next(m["data"]["run.json"] for m in maps if "run.json" in m["data"]))
-        done = tuple(step for step in sorted(self.done[space]) if labels[LABEL_STEP] == PREPARE)
+        step, said = pod["metadata"]["labels"][LABEL_STEP], self.run_json(pod)
+        assert said is not None
+        done = tuple(sorted(self.done[pod["metadata"]["namespace"]])) if step == PREPARE else ()
         self.commit(pod)
-        said = Termination(result=make_result(run, labels[LABEL_STEP], done=done))
-        return 0, said.model_dump_json(by_alias=True, exclude_none=True)
+        result = make_result(RunConfig.model_validate_json(said), step, done=done)
+        return 0, Termination(result=result).model_dump_json(by_alias=True, exclude_none=True)
+
+    def run_json(self, pod: Object) -> str | None:
+        """The configuration of the run that a step's pod mounts, once a watch has told of it."""
+        mounted = [v["configMap"]["name"] for v in pod["spec"]["volumes"] if "configMap" in v]
+        maps = [body for name in mounted if (body := self.get(pod["metadata"]["namespace"], "ConfigMap", name))]
+        return next((m["data"]["run.json"] for m in maps if "run.json" in m["data"]), None)
 
     def commit(self, pod: Object) -> None:
         """A step's pod has done its work: the store has its output, whether the report of it arrives or not."""
@@ -202,6 +208,10 @@ def _shown(task: asyncio.Task[None]) -> None:
     """Shows what a pod's player died of; the case fails by itself, as its pod does nothing."""
     if not task.cancelled() and (error := task.exception()) is not None:
         print(f"a pod's player ended: {error!r}", flush=True)
+
+
+def is_of_step(pod: Object) -> bool:
+    return LABEL_STEP in pod["metadata"]["labels"]
 
 
 def is_engine(pod: Object) -> bool:
