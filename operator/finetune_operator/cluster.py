@@ -15,7 +15,7 @@ from finetune_operator.apiserver import TIMEOUT_SECONDS, ApiServer, Request
 from finetune_operator.claims import CLAIM, claim_modes
 from finetune_operator.decision import Event, Ref
 from finetune_operator.decoding import decode_objects
-from finetune_operator.errors import Conflict, NotFound
+from finetune_operator.errors import NotFound
 from finetune_operator.kueue import LOCAL_QUEUE
 from finetune_operator.meta import API_VERSION, Key, Object
 from finetune_operator.names import CONTROLLER, FIELD_MANAGER, STEP_CONTAINER
@@ -185,9 +185,9 @@ class Cluster:
         return await self._api.json(Request("PUT", path, query, body))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
-        """Delete just this object, what it owns in the background. Gone, or another by now, is fine.
+        """Delete just this object, what it owns in the background. Gone is fine.
 
-        Raises Conflict where it is there still: the API server answers with that, too, where somebody writes to it meanwhile.
+        Raises Conflict where it is another by now, of which a watch tells, or where somebody writes to it meanwhile.
         """
         self._fence()
         body = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
@@ -195,10 +195,6 @@ class Cluster:
             await self._api.json(Request("DELETE", RESOURCES[kind].path(namespace, name), body=body))
         except NotFound:
             return
-        except Conflict:
-            found = await self.get(kind, namespace, name)
-            if found is not None and found["metadata"]["uid"] == uid:
-                raise
 
     async def post_event(self, regarding: Object, event: Event) -> None:
         """An events.k8s.io/v1 Event that `kubectl describe` shows."""

@@ -13,7 +13,7 @@ ELSEWHERE = {
     "finetunejobs/finalizers update": "asked by the API server's own admission, where owner references block a deletion",
     "modelserves/finalizers update": "likewise",
     "pods/log get": "the sweep answers it, as no kubelet is there",
-    "jobs get": "what a create or a deletion finds there, or no watch told of: where a fault strikes just that write",
+    "jobs get": "what a create finds there, or no watch told of: where a fault strikes just that write",
     "controllerrevisions get": "what a create finds there: where a fault strikes just that write",
     "configmaps patch": "spec.lora: tests/integration/test_adapters.py",
     "pods patch": "likewise",

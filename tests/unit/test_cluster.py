@@ -1,4 +1,4 @@
-"""What an answer to a deletion means, gone, another of the same name, or there still; and lists, which come in pages."""
+"""What an answer to a deletion means, lists, which come in pages, notes on pods, and what is remembered of claims."""
 
 from __future__ import annotations
 
@@ -15,32 +15,28 @@ from finetune_operator.meta import Key
 
 
 class Answers:
-    """An API server that answers each deletion with a conflict, and has an object of this uid under the name, or none."""
+    """An API server that answers each deletion so, and nothing else: few kinds may be read by name."""
 
-    def __init__(self, uid: str | None) -> None:
-        self.uid = uid
+    def __init__(self, answer: Exception) -> None:
+        self.answer = answer
 
     async def json(self, request: Request) -> Any:
-        if request.method == "DELETE":
-            raise Conflict("Operation cannot be fulfilled on jobs.batch: the object has been modified")
-        if self.uid is None:
-            raise NotFound("jobs.batch not found")
-        return {"metadata": {"name": "facts-train-1", "uid": self.uid}}
+        assert request.method == "DELETE"
+        raise self.answer
 
 
-async def delete(uid: str | None) -> None:
-    cluster = Cluster(cast(ApiServer, Answers(uid)), lambda: None, "us")
-    await cluster.delete("Job", "default", "facts-train-1", "u1")
+async def delete(answer: Exception) -> None:
+    cluster = Cluster(cast(ApiServer, Answers(answer)), lambda: None, "us")
+    await cluster.delete("Deployment", "default", "bot-1", "u1")
 
 
-@pytest.mark.parametrize("there", [None, "u2"])
-async def test_what_is_gone_or_another_by_now_needs_no_deletion(there: str | None) -> None:
-    await delete(there)
+async def test_what_is_gone_needs_no_deletion() -> None:
+    await delete(NotFound("deployments.apps not found"))
 
 
-async def test_what_is_there_still_is_to_be_deleted_again() -> None:
+async def test_what_may_be_there_still_is_looked_at_again() -> None:
     with pytest.raises(Conflict):
-        await delete("u1")
+        await delete(Conflict("Operation cannot be fulfilled on deployments.apps: the object has been modified"))
 
 
 class Pages:
