@@ -8,7 +8,7 @@ what a decision causes is seen in the next pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -185,9 +185,8 @@ def waited(conditions: Iterable[Condition], now: datetime) -> float:
     return seconds_since(max(since), now) if since else 0.0
 
 
-def may_yet_come(conditions: Iterable[Condition], now: datetime) -> bool:
+def may_yet_come(conditions: Sequence[Condition], now: datetime) -> bool:
     """Whether what the spec names and is not there may be a part of what is being applied: nobody need look yet."""
-    conditions = tuple(conditions)
     is_stalled = any((c.type, c.status) == ("Stalled", "True") for c in conditions)
     return not is_stalled and waited(conditions, now) < TOGETHER_SECONDS
 

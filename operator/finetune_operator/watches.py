@@ -114,7 +114,8 @@ class Watches:
 
     def _keep(self, kind: str, change: str, body: Object) -> None:
         try:
-            before = self._children.get(key_of(body))
+            # Few are: only of these is what was kept before looked at, which takes decoding it.
+            before = self._children.get(key_of(body)) if self._children.is_remains(body) else None
             if self._children.keep(body) and not (before and self._children.is_remains(before)):
                 self._told(change, body)
         except Exception:  # one object that we can't make sense of must not hide the others

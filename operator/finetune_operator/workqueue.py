@@ -59,7 +59,7 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K, rank: Rank = Rank.WORK) -> None:
         """Hand the key out as soon as a worker asks and its rank is at its turn. Of two ranks the first counts."""
-        before = next((r for r in Rank if key in self._ready[r]), None)
+        before = self._rank_of(key)
         if before is None:
             metrics.QUEUE_ADDS.inc()
             self._ready[rank][key] = self._clock()
@@ -69,7 +69,7 @@ class WorkQueue(Generic[K]):
 
     def add_after(self, key: K, seconds: float, rank: Rank = Rank.WORK) -> None:
         """Add the key after so many seconds, unless it is handed out earlier. Of two times for one rank the earlier counts."""
-        if not any(key in self._ready[first] for first in Rank if first <= rank):
+        if (before := self._rank_of(key)) is None or rank < before:
             when, due = self._clock() + seconds, (key, rank)
             if when < self._due.get(due, float("inf")):
                 self._due[due] = when
@@ -115,6 +115,10 @@ class WorkQueue(Generic[K]):
         """Give out nothing more; passes that run may end."""
         self._closed = True
         self._wake()
+
+    def _rank_of(self, key: K) -> Rank | None:
+        """The rank by which a key is ready; None where it is not."""
+        return next((rank for rank in Rank if key in self._ready[rank]), None)
 
     def _next(self) -> K | None:
         while (when := self._next_due()) is not None and when <= self._clock():

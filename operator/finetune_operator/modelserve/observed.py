@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune_operator.api.modelserve import ModelServe, RouteStatus
 from finetune_operator.decision import Observed, Ref
-from finetune_operator.meta import Object
+from finetune_operator.meta import Object, has_ended
 from finetune_operator.modelserve import history, route
 from finetune_operator.modelserve.deployed import Deployed, deployed, report, revision_of
 from finetune_operator.modelserve.history import History
@@ -138,9 +138,9 @@ def _owner(child: Object) -> str:
 
 def _gate(job: Object, pods: tuple[Object, ...]) -> Gate:
     name = job["metadata"]["name"]
-    ended = {c["type"]: c for c in (job.get("status") or {}).get("conditions") or [] if c.get("status") == "True"}
-    if "Complete" not in ended and "Failed" not in ended:
+    if not has_ended(job):
         return Gate(name, Verdict.RUNNING)
+    ended = {c["type"]: c for c in job["status"]["conditions"] if c["status"] == "True"}
     of_job = [p for p in pods if any(o["uid"] == job["metadata"]["uid"] for o in p["metadata"].get("ownerReferences") or [])]
     ends = [_ended(p) for p in of_job if LABEL_GATE in p["metadata"].get("labels", {})]
     reports = [report(end) for end in ends]
